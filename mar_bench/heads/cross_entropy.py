@@ -1,0 +1,48 @@
+"""Cross-entropy head: a linear classifier over the codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mar_bench.noise import NoiseSource
+from mar_bench.spec import CrossEntropyHead, Discrete, SamplingSpec
+
+
+class CrossEntropy(nn.Module):
+    """Mean cross-entropy, no label smoothing; guidance acts on the logits. Temperature divides the logits."""
+
+    def __init__(self, spec: CrossEntropyHead, space: Discrete, dim: int):
+        super().__init__()
+        self.classifier = nn.Linear(dim, space.vocab_size)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, torch.Tensor]:
+        return {}
+
+    def loss(self, z: torch.Tensor, target: torch.Tensor, drawn: dict[str, torch.Tensor]) -> torch.Tensor:
+        """z (B, n, E), codes (B, n) -> negative log-likelihood (B, n) in nats."""
+        return F.cross_entropy(self.classifier(z).transpose(1, 2).float(), target, reduction="none")
+
+    def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> torch.Tensor:
+        """One uniform number a token, (B, n)."""
+        return noise.uniform("sample", step, (n,))
+
+    def sample(
+        self,
+        z: torch.Tensor,
+        drawn: torch.Tensor,
+        sampling: SamplingSpec,
+        guidance_scale: float = 1.0,
+        z_uncond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Codes (B, n) by inverting the distribution function at ``drawn``; no top-k."""
+        logits = self.classifier(z).float()
+        if z_uncond is not None:
+            uncond = self.classifier(z_uncond).float()
+            logits = uncond + guidance_scale * (logits - uncond)
+        cumulative = (logits / sampling.temperature).softmax(-1).cumsum(-1)
+        threshold = drawn[..., None] * cumulative[..., -1:]
+        return (cumulative <= threshold).sum(-1).clamp(max=cumulative.shape[-1] - 1)

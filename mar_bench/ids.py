@@ -1,0 +1,180 @@
+"""Content addresses: one id a stage, the hash of all that determines the stage's output, and of nothing else.
+
+Canonical JSON leaves out fields at their default, so a field that is added later keeps old ids. When a change
+of code alters a stage's output, its number in REVISIONS is raised by hand; the golden tests notice when it
+was forgotten.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from mar_bench.config import Experiment
+from mar_bench.errors import UserError
+from mar_bench.spec import RunSpec, SamplingSpec
+
+REVISIONS = {
+    "tokenizer": 1,
+    "latents": 1,
+    "extractor": 1,
+    "train": 1,
+    "sample": 1,
+    "evaluate": 1,
+    "reconstruction": 1,
+    "speed": 1,
+}
+TASKS = ("generation", "reconstruction", "speed")
+
+
+def canonical(value: Any) -> Any:
+    """Plain containers that determine ``value``: defaults and unhashed fields left out, ``kind`` kept."""
+    if is_dataclass(value):
+        out = {}
+        for f in fields(value):
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            item = getattr(value, f.name)
+            if not f.metadata.get("unhashed") and (f.name == "kind" or default is MISSING or item != default):
+                out[f.name] = canonical(item)
+        return out
+    if isinstance(value, (tuple, list)):
+        return [canonical(v) for v in value]
+    return value
+
+
+def stage_id(stage: str, **inputs: Any) -> str:
+    """12 hex digits of the SHA-256 of the stage's name, revision and inputs."""
+    content = {"stage": stage, **{k: canonical(v) for k, v in inputs.items() if v is not None}}
+    if REVISIONS[stage] != 1:
+        content["revision"] = REVISIONS[stage]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def stage_ids(spec: RunSpec) -> dict[str, str]:
+    """The ids of every stage that leads to a generation record, and of the record itself (``eval_id``)."""
+    tokenizer_id = stage_id(
+        "tokenizer", tokenizer=spec.tokenizer, data=spec.data if spec.tokenizer.trained else None
+    )
+    latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data)
+    train_id = stage_id("train", latents_id=latents_id, model=spec.model, train=spec.train)
+    extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data)
+    sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
+    eval_id = stage_id("evaluate", sample_id=sample_id, extractor_id=extractor_id, is_splits=spec.metrics.is_splits)
+    return {
+        "tokenizer_id": tokenizer_id,
+        "latents_id": latents_id,
+        "train_id": train_id,
+        "extractor_id": extractor_id,
+        "sample_id": sample_id,
+        "eval_id": eval_id,
+    }
+
+
+def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
+    return replace(
+        spec, train=replace(spec.train, seed=train_seed), sampling=replace(spec.sampling, seed=sampling_seed)
+    )
+
+
+def _speed_inputs(spec: RunSpec) -> dict:
+    """What decides how long an image takes: never the weights, the seeds or how many images were asked for."""
+    defaults = SamplingSpec()
+    sampling = replace(
+        spec.sampling,
+        num_images=defaults.num_images,
+        batch_size=defaults.batch_size,
+        weights=defaults.weights,
+        temperature=defaults.temperature,
+        guidance_scale=1.0 if spec.sampling.guidance_scale == 1 else 2.0,
+        guidance_schedule=defaults.guidance_schedule,
+        seed=0,
+    )
+    return {
+        "tokenizer": spec.tokenizer,
+        "data": spec.data,
+        "model": spec.model,
+        "sampling": sampling,
+        "speed": spec.speed,
+        "precision": spec.train.precision,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record to be: a task on a resolved spec.
+
+    ``id`` addresses the record; ``cell_id`` is the same for all seeds (and, for speed, all devices), so a
+    table finds the records of a cell by it."""
+
+    task: str
+    row: str
+    spec: RunSpec
+    ids: dict[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.ids["eval_id"]
+
+    @property
+    def cell_id(self) -> str:
+        return self.ids["cell_id"]
+
+
+def generation_run(row: str, spec: RunSpec) -> Run:
+    ids = stage_ids(spec)
+    return Run("generation", row, spec, {**ids, "cell_id": stage_ids(with_seeds(spec, 0, 0))["eval_id"]})
+
+
+def reconstruction_run(row: str, spec: RunSpec) -> Run:
+    """The tokenizer alone: the floor under every generator that uses it."""
+    ids = stage_ids(spec)
+    kept = {k: ids[k] for k in ("tokenizer_id", "extractor_id")}
+    eval_id = stage_id("reconstruction", **kept, data=spec.data, is_splits=spec.metrics.is_splits)
+    return Run("reconstruction", row, spec, {**kept, "eval_id": eval_id, "cell_id": eval_id})
+
+
+def speed_run(row: str, spec: RunSpec, device: str) -> Run:
+    """Seconds per image on ``device`` (its name) with the spec's number of threads."""
+    ids = stage_ids(spec)
+    kept = {k: ids[k] for k in ("tokenizer_id", "latents_id", "train_id")}
+    inputs = _speed_inputs(spec)
+    return Run(
+        "speed",
+        row,
+        spec,
+        {
+            **kept,
+            "eval_id": stage_id("speed", **inputs, device=device, threads=spec.compute.threads),
+            "cell_id": stage_id("speed", **inputs),
+        },
+    )
+
+
+def plan_runs(
+    experiment: Experiment,
+    seeds: list[int] | None = None,
+    sampling_seeds: list[int] | None = None,
+    only: str | None = None,
+    device: str = "cpu",
+) -> list[Run]:
+    """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
+
+    ``only`` is a shell pattern on row names. Raises UserError where it matches none."""
+    rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
+    if not rows:
+        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+    runs: dict[str, Run] = {}
+    speed: dict[str, Run] = {}
+    for row, spec in rows.items():
+        for seed in [spec.train.seed] if seeds is None else seeds:
+            for sampling_seed in [spec.sampling.seed] if sampling_seeds is None else sampling_seeds:
+                seeded = with_seeds(spec, seed, sampling_seed)
+                run = generation_run(row, seeded)
+                runs.setdefault(run.id, run)
+                for other in (reconstruction_run(row, seeded), speed_run(row, seeded, device)):
+                    speed.setdefault(other.id, other)
+    return [*runs.values(), *sorted(speed.values(), key=lambda r: TASKS.index(r.task))]

@@ -1,0 +1,179 @@
+"""From runs to jobs: which stages a set of runs needs, which of them are done, where their output lies.
+
+Nothing here imports torch, so planning and a second ``run`` that has nothing to do take no time."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mar_bench.config import as_tree
+from mar_bench.errors import UserError
+from mar_bench.ids import Run
+from mar_bench.provenance import provenance
+from mar_bench.records import Record, atomic_write, read_record, write_record
+from mar_bench.spec import RunSpec, num_tokens
+
+MARKER = "stage.json"
+RECORDED = ("generation", "reconstruction", "speed")
+
+
+@dataclass(frozen=True)
+class Places:
+    """``runs``: check-points, latents, samples, logs (large, ignored by git); ``records``: the results."""
+
+    runs: Path
+    records: Path
+
+    def folder(self, kind: str, stage_id: str) -> Path:
+        return self.runs / kind / stage_id
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to execute: its id, a run that needs it, the jobs before it and its cost in arbitrary units."""
+
+    kind: str
+    id: str
+    run: Run
+    needs: tuple[str, ...]
+    cost: float
+
+    @property
+    def title(self) -> str:
+        """What the user sees: the stage and the row it was first needed for."""
+        spec = self.run.spec
+        if self.kind in ("tokenizer", "latents"):
+            return f"{self.kind} {spec.tokenizer.kind}"
+        if self.kind == "extractor":
+            return f"extractor {spec.metrics.extractor.name}"
+        if self.kind == "reconstruction":
+            return f"reconstruction {spec.tokenizer.kind}"
+        row = self.run.row.rsplit("/", 1)[0] if self.kind == "train" else self.run.row
+        seeds = f" seed {spec.train.seed}" if self.kind != "speed" else ""
+        return f"{self.kind} {row}{seeds}" + (f".{spec.sampling.seed}" if spec.sampling.seed else "")
+
+
+def default_places(runs: str | None, records: str | None) -> Places:
+    """Options, else the environment, else ./runs, and results/records in a checkout or ./records elsewhere."""
+    runs = runs or os.environ.get("MAR_BENCH_RUNS") or "runs"
+    records = records or os.environ.get("MAR_BENCH_RECORDS")
+    if not records:
+        records = "results/records" if Path("results/records").is_dir() else "records"
+    return Places(Path(runs), Path(records))
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether a stage's marker is there and every file it lists has the size it had."""
+    try:
+        files = json.loads((folder / MARKER).read_text())["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def mark_done(folder: Path, seconds: float) -> None:
+    """Written last, so that its presence means that the stage is complete."""
+    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith("."))
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
+    atomic_write(folder / MARKER, json.dumps({"files": files, "seconds": round(seconds, 2)}, indent=1) + "\n")
+
+
+def jobs_for(runs: list[Run], places: Places) -> list[Job]:
+    """The jobs that runs still need, in an order that respects their dependencies, each id once."""
+    jobs: dict[str, Job] = {}
+    sound: dict[str, bool] = {}
+
+    def need(kind: str, stage_id: str, run: Run, *before: str) -> None:
+        if stage_id not in sound:
+            sound[stage_id] = is_sound(places.folder(kind, stage_id))
+        if stage_id not in jobs and not sound[stage_id]:
+            needs = tuple(b for b in before if not sound[b])
+            jobs[stage_id] = Job(kind, stage_id, run, needs, cost(kind, run.spec))
+
+    for run in sorted(runs, key=lambda r: r.task == "speed"):
+        ids = run.ids
+        if is_sound(places.folder(run.task, run.id)):
+            continue
+        need("tokenizer", ids["tokenizer_id"], run)
+        if run.task != "speed":
+            need("extractor", ids["extractor_id"], run)
+        if run.task != "reconstruction":
+            need("latents", ids["latents_id"], run, ids["tokenizer_id"])
+            need("train", ids["train_id"], run, ids["latents_id"])
+        before = [ids[k] for k in ("tokenizer_id", "extractor_id", "train_id") if k in ids]
+        need(run.task, run.id, run, *before)
+    return list(jobs.values())
+
+
+def cost(kind: str, spec: RunSpec) -> float:
+    """About the seconds a stage takes on one CPU core: weights of the progress bar, not a promise."""
+    tokenizer, extractor, sampling = spec.tokenizer, spec.metrics.extractor, spec.sampling
+    length = num_tokens(spec.space)
+    pixels = spec.data.image_size**2 * spec.data.channels / 1024
+    backbone, head = spec.model.backbone, spec.model.head
+    depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
+    forward = 1e-4 * length / 16 * (backbone.dim / 64) ** 1.5 * depth / 4
+    if kind in ("tokenizer", "extractor"):
+        part = tokenizer if kind == "tokenizer" else extractor
+        if not part.trained:
+            return 1.0
+        return 5e-5 * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5 * (5 if kind == "tokenizer" else 2) / 5
+    if kind == "train":
+        work = forward * 4 + (3e-4 * length / 16 * head.draws_per_token / 4 * head.width / 96 if head.denoises else 1e-4)
+        return spec.train.steps * (0.012 + work * spec.train.batch_size)
+    fold = 2 if sampling.guidance_scale != 1 else 1
+    an_image = fold * forward * (sampling.num_ar_steps if backbone.attention == "bidirectional" else 3)
+    if head.denoises:
+        an_image += fold * 1.3e-6 * length * sampling.num_diffusion_steps * head.width / 96 * head.depth
+    if kind == "generation":
+        return 1.0 + sampling.num_images * an_image
+    if kind == "speed":
+        return 1.0 + spec.speed.batch_size * (spec.speed.repeats + 1) * an_image
+    return 1.0
+
+
+def preflight(runs: list[Run]) -> None:
+    """What only the machine can tell, before any work starts: files that the user must provide.
+
+    Raises UserError naming the key."""
+    for run in runs:
+        spec = run.spec
+        if spec.data.kind == "imagefolder":
+            root = spec.data.root
+            if root is None or not Path(root).is_dir():
+                raise UserError(
+                    f"the images of '{spec.data.name}' are yours to provide: set data.root to a folder with "
+                    f"train/<class>/* and val/<class>/* (found {root or 'none'})"
+                )
+        for key, part in (("tokenizer", spec.tokenizer), ("metrics.extractor", spec.metrics.extractor)):
+            if not part.trained and (part.weights is None or not Path(part.weights).is_file()):
+                raise UserError(
+                    f"{key} '{part.name}' needs its published weights: set {key}.weights to a local file "
+                    f"(found {part.weights or 'none'})"
+                )
+
+
+def publish(runs: list[Run], places: Places) -> None:
+    """Copy records that are done in ``runs`` and are not among the results yet."""
+    for run in runs:
+        source = places.folder(run.task, run.id) / "record.json"
+        target = places.records / f"{run.id}.json"
+        if is_sound(source.parent) and not (target.is_file() and read_record(target).status == "done"):
+            write_record(places.records, read_record(source))
+
+
+def record_failure(run: Run, places: Places, error: str, seconds: float) -> None:
+    """A failure is a record too; it never replaces a result."""
+    spec = run.spec
+    record = Record(
+        task=run.task,
+        status="failed",
+        ids=run.ids,
+        spec=as_tree(spec),
+        provenance=provenance(spec.compute.device, spec.compute.threads, seconds),
+        error=error,
+    )
+    write_record(places.records, record)

@@ -1,0 +1,73 @@
+"""All randomness, as a function of (seed, index, step).
+
+Every number comes from a counter-based generator (Philox) keyed by the seed and the purpose, with the image's
+index and the step in the counter: nothing depends on how images are batched, sharded or spread over devices,
+and a resumed run replays exactly. Numbers are drawn on the CPU in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+SHARED = 2**63  # the index of draws that all images of a step have in common
+
+
+def philox(seed: int, purpose: str, index: int, step: int) -> np.random.Generator:
+    """An independent generator for each (seed, purpose, index, step)."""
+    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    # the lowest counter words count within the stream; index and step sit above them, so streams never meet
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, salt], counter=[0, 0, step, index]))
+
+
+class NoiseSource:
+    """Noise for a batch of images, given by their global indices (in training: their slots in the batch).
+
+    Tests supply their own source by overriding ``normal`` and ``uniform``."""
+
+    def __init__(self, seed: int, indices: Sequence[int]):
+        self.seed, self.indices = seed, list(indices)
+
+    def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Standard normal (B, *shape) float32."""
+        return self._stack(
+            philox(self.seed, purpose, i, step).standard_normal(shape, dtype=np.float32) for i in self.indices
+        )
+
+    def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Uniform on [0, 1) (B, *shape) float32."""
+        return self._stack(philox(self.seed, purpose, i, step).random(shape, dtype=np.float32) for i in self.indices)
+
+    def integers(self, purpose: str, step: int, high: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Integers in [0, high) (B, *shape) int64."""
+        return self._stack(philox(self.seed, purpose, i, step).integers(high, size=shape) for i in self.indices)
+
+    def shared(self, purpose: str, step: int) -> float:
+        """One uniform number for the whole global batch."""
+        return float(philox(self.seed, purpose, SHARED, step).random())
+
+    @staticmethod
+    def _stack(arrays) -> torch.Tensor:
+        return torch.from_numpy(np.stack(list(arrays)))
+
+
+def epoch_indices(seed: int, step: int, slots: Sequence[int], batch_size: int, size: int) -> np.ndarray:
+    """Which images of a data set of ``size`` fill the slots of a training step: a new permutation each epoch."""
+    positions = step * batch_size + np.asarray(slots, dtype=np.int64)
+    epochs = positions // size
+    permutations = {e: philox(seed, "epoch", SHARED, int(e)).permutation(size) for e in np.unique(epochs)}
+    return np.array([permutations[e][p % size] for e, p in zip(epochs, positions)])
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str, device: torch.device | None = None) -> Iterator[None]:
+    """Torch's own generators seeded inside the block and put back after it, for what draws from them
+    unasked: module initialisation, dropout, codebook initialisation."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.random.manual_seed(int(philox(seed, purpose, SHARED, 0).integers(2**63)))
+        yield

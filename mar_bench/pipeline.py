@@ -1,0 +1,236 @@
+"""The stages: tokenizer -> latents -> train -> sample -> metrics -> record. Each is idempotent and locked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mar_bench import locks
+from mar_bench.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
+from mar_bench.config import as_tree
+from mar_bench.data import DataSet, apply_view, load_data, to_unit, views
+from mar_bench.evaluate import evaluate_generation, evaluate_reconstruction, sample_images
+from mar_bench.ids import Run
+from mar_bench.jobs import Job, Places, is_sound, mark_done
+from mar_bench.latents import build_latents, load_latents
+from mar_bench.metrics import Classifier, FeatureSpace, inception_weights
+from mar_bench.model import ARGenerator
+from mar_bench.noise import NoiseSource, epoch_indices, seeded
+from mar_bench.provenance import device_name, provenance
+from mar_bench.records import Record, write_record
+from mar_bench.records import atomic_write as atomic_write_file
+from mar_bench.schedules import learning_rate
+from mar_bench.spec import RunSpec, num_tokens
+from mar_bench.timing import measure_speed
+from mar_bench.tokenizers.base import Tokenizer
+from mar_bench.train import Progress, fit, train_generator
+
+SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
+
+
+def execute(job: Job, places: Places, progress: Progress, waiting: Callable[[str], None] = lambda why: None) -> None:
+    """Do a job unless its output is there; two processes never do the same one twice.
+
+    A speed measurement has the machine to itself: it waits for other work of mar_bench and holds it up."""
+    run, folder = job.run, places.folder(job.kind, job.id)
+    torch.set_num_threads(run.spec.compute.threads)
+    with (
+        locks.machine(job.kind != "speed", lambda: waiting("waiting for other work on this machine")),
+        locks.held(places.runs / "locks" / f"{job.id}.lock", waiting=lambda: waiting("another process does it")),
+    ):
+        if is_sound(folder):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        STAGES[job.kind](run, places, folder, progress)
+        mark_done(folder, time.perf_counter() - begin)
+
+
+# --- training stages ------------------------------------------------------------------------------------
+
+
+def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    spec, tokenizer = run.spec.tokenizer, build_tokenizer(run.spec)
+    if not spec.trained:
+        return  # its weights are a file of the user's; nothing to make
+    data, length = load_data(run.spec.data), num_tokens(tokenizer.space)
+    dim = spec.latent_dim if tokenizer.stochastic else 1
+    device = pick_device(run.spec.compute.device)
+    tokenizer.to(device)
+    batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
+
+    def loss_at(step: int) -> torch.Tensor:
+        images, _, noise = batches(step)
+        return tokenizer.training_loss(to_unit(images).to(device), noise.normal("latent", step, (length, dim)).to(device))
+
+    _fit_part(tokenizer, loss_at, spec, run.spec, folder, progress)
+    tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
+    save_file(tokenizer.state_dict(), folder / "tokenizer.safetensors")
+
+
+def train_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    spec = run.spec.metrics.extractor
+    if not spec.trained:
+        inception_weights(spec)
+        return
+    data = load_data(run.spec.data)
+    device = pick_device(run.spec.compute.device)
+    with seeded(spec.seed, "extractor-init"):
+        classifier = Classifier(spec, run.spec.data).to(device)
+    batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
+
+    def loss_at(step: int) -> torch.Tensor:
+        images, labels, _ = batches(step)
+        return torch.nn.functional.cross_entropy(classifier(images.to(device))[1], labels.to(device))
+
+    _fit_part(classifier, loss_at, spec, run.spec, folder, progress)
+    save_file(classifier.state_dict(), folder / "extractor.safetensors")
+
+
+def _image_batches(run_spec: RunSpec, data: DataSet, seed: int, batch_size: int):
+    """step -> (uint8 images, labels, noise): every image under a view drawn for it."""
+    every_view, slots = views(run_spec.data), range(batch_size)
+    noise = NoiseSource(seed, slots)
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, NoiseSource]:
+        indices = epoch_indices(seed, step, slots, batch_size, len(data.train))
+        images = data.train.get(indices)
+        chosen = noise.integers("view", step, len(every_view), ())
+        for i, view in enumerate(every_view):
+            members = chosen == i
+            if i and members.any():
+                images[members] = apply_view(images[members], view)
+        return images, data.train.labels[torch.from_numpy(indices)], noise
+
+    return batch
+
+
+def _fit_part(module, loss_at, spec, run_spec: RunSpec, folder: Path, progress: Progress) -> None:
+    """A tokenizer's or an extractor's training: AdamW, short warm-up, cosine to zero."""
+    fit(
+        module,
+        loss_at,
+        steps=spec.steps,
+        lr_at=lambda s: learning_rate("cosine", spec.lr, s, max(1, spec.steps // 20), spec.steps),
+        seed=spec.seed,
+        folder=folder,
+        progress=progress,
+        checkpoint_every=run_spec.compute.checkpoint_every,
+        grad_clip=1.0,
+    )
+
+
+def make_latents(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    device = pick_device(run.spec.compute.device)
+    tokenizer = load_tokenizer(run, places, device)
+    build_latents(run.spec.data, load_data(run.spec.data), tokenizer, folder, device, progress)
+
+
+def train(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    import json
+
+    latents = load_latents(places.folder("latents", run.ids["latents_id"]), TOKENIZERS[run.spec.tokenizer.kind])
+    summary = train_generator(run.spec, latents, folder, progress)
+    atomic_write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+# --- loading what stages made ---------------------------------------------------------------------------
+
+
+def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
+    tokenizer = build_tokenizer(run.spec)
+    if run.spec.tokenizer.trained:
+        weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / "tokenizer.safetensors"
+        tokenizer.load_state_dict(load_file(weights))
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def load_generator(run: Run, places: Places, device: torch.device) -> ARGenerator:
+    """The trained generator with the weights (EMA or raw) that the sampling spec asks for."""
+    folder = places.folder("train", run.ids["train_id"])
+    model = build_generator(run.spec)
+    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
+    spec = run.spec.metrics.extractor
+    trained = places.folder("extractor", run.ids["extractor_id"]) / "extractor.safetensors"
+    weights = trained if spec.trained else inception_weights(spec)
+    return FeatureSpace(spec, run.spec.data, weights, device)
+
+
+# --- measuring stages: each ends in a record ------------------------------------------------------------
+
+
+def measure_generation(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    import json
+
+    begin = time.perf_counter()
+    device = pick_device(run.spec.compute.device)
+    tokenizer, model = load_tokenizer(run, places, device), load_generator(run, places, device)
+    samples = places.folder("samples", run.ids["sample_id"])
+    images = sample_images(run.spec, model, tokenizer, samples, device, progress)
+    space = load_extractor(run, places, device)
+    metrics, protocol = evaluate_generation(run, images, load_data(run.spec.data), space, folder)
+    training = json.loads((places.folder("train", run.ids["train_id"]) / "summary.json").read_text())
+    parameters = training.pop("parameters")
+    _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters, training=training)
+
+
+def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    begin = time.perf_counter()
+    device = pick_device(run.spec.compute.device)
+    tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
+    metrics, protocol = evaluate_reconstruction(run, tokenizer, load_data(run.spec.data), space, device, progress)
+    parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
+    _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters)
+
+
+def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    begin = time.perf_counter()
+    compute, device = run.spec.compute, pick_device(run.spec.compute.device)
+    model, tokenizer = load_generator(run, places, device), load_tokenizer(run, places, device)
+    metrics = measure_speed(run.spec, model, tokenizer, device, progress)
+    protocol = {
+        "device": device_name(compute.device),
+        "threads": compute.threads,
+        "dtype": "float32",
+        "batch_size": run.spec.speed.batch_size,
+        "repeats": run.spec.speed.repeats,
+        "includes": "sampling and decoding, no image writing",
+        "kv_cache": run.spec.model.backbone.attention == "causal",
+    }
+    _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=count_parameters(model))
+
+
+def _record(run: Run, places: Places, folder: Path, begin: float, **measured) -> None:
+    """Write the record beside the stage's output and publish it."""
+    compute = run.spec.compute
+    seconds = time.perf_counter() - begin
+    record = Record(
+        task=run.task,
+        status="done",
+        ids=run.ids,
+        spec=as_tree(run.spec),
+        provenance=provenance(compute.device, compute.threads, seconds),
+        **measured,
+    )
+    path = write_record(folder, record)
+    path.replace(folder / "record.json")
+    write_record(places.records, record)
+
+
+STAGES = {
+    "tokenizer": train_tokenizer,
+    "latents": make_latents,
+    "extractor": train_extractor,
+    "train": train,
+    "generation": measure_generation,
+    "reconstruction": measure_reconstruction,
+    "speed": measure_seconds,
+}

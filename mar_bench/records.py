@@ -1,0 +1,100 @@
+"""Records: one immutable JSON of measurements each, written whole or not at all.
+
+A record knows its spec, ids and provenance; it does not know which tables will show it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mar_bench.errors import UserError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run measured.
+
+    ``metrics`` holds numbers only, named ``<metric>_<extractor>`` where an extractor is involved;
+    ``protocol`` says how they were measured (extractor and its sha256, sample counts, reference)."""
+
+    task: str
+    status: str  # done | failed
+    ids: dict[str, str]
+    spec: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def id(self) -> str:
+        return self.ids["eval_id"]
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write to a temporary name beside ``path`` and rename: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """``folder/<eval_id>.json``. A failure never overwrites a result."""
+    path = folder / f"{record.id}.json"
+    if record.status == "failed" and path.is_file() and read_record(path).status == "done":
+        return path
+    atomic_write(path, json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Raises UserError where the file is not a record this version reads."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: broken record ({error}); delete it or restore it from version control") from None
+    known = {f.name for f in fields(Record)}
+    ids = content.get("ids") if isinstance(content, dict) else None
+    if not isinstance(ids, dict) or "eval_id" not in ids or not {"task", "status", "spec"} <= set(content):
+        raise UserError(f"{path}: not a record (task, status, ids.eval_id and spec are needed); move it elsewhere")
+    if content.get("schema_version", 0) > SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema_version {content['schema_version']} is newer than this mar_bench reads "
+            f"({SCHEMA_VERSION}); update mar_bench"
+        )
+    return Record(**{k: v for k, v in content.items() if k in known})
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """All records of a folder by id; an absent folder holds none."""
+    records = (read_record(path) for path in sorted(folder.glob("*.json")))
+    return {record.id: record for record in records}
+
+
+def metric_name(metric: str, extractor: dict[str, Any]) -> str:
+    """The name of a metric in a record: ``fd`` -> ``fid`` for the 2015 Inception network, ``fd_<name>`` else.
+
+    ``extractor`` is the ``metrics.extractor`` block of a resolved spec; a suffix as in ``fd:heldout`` (the
+    distance to the held-out images) goes to the end."""
+    base, _, suffix = metric.partition(":")
+    if extractor["kind"] == "inception":
+        name = {"fd": "fid"}.get(base, base)
+    else:
+        name = f"{base}_{extractor['name']}"
+    return f"{name}_{suffix}" if suffix else name

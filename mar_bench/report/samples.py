@@ -1,0 +1,87 @@
+"""Sheets of generated images: a panel per row of an experiment, arranged as its table is."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from mar_bench.config import Experiment
+from mar_bench.errors import UserError, did_you_mean
+from mar_bench.records import atomic_write
+from mar_bench.report.wording import axis_labels, describe, lines_and_columns, row_at, scale_title
+
+COLUMNS, ROWS = 10, 5  # images of a panel, at most
+GAP = 1  # white pixels between images
+DARK = 64  # images whose median grey is below this are drawn inverted
+TITLE_CHARACTERS = 52
+PANEL_INCHES = 3.3
+DPI = 200
+
+
+def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Path) -> Path:
+    """Write one PNG with a panel per row key of ``images`` and return its path.
+
+    ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten classes a
+    column of a panel is a class; with more, a panel shows the first images, each of another class. Grey images
+    on a dark ground (handwritten digits) are drawn inverted, all of a sheet alike. Rows of the table without any
+    images are left out. Raises UserError where there is nothing to draw or a row is unknown."""
+    for row, batch in images.items():
+        if row not in experiment.rows:
+            raise UserError(f"no row '{row}' in {experiment.id}, {did_you_mean(row, experiment.rows)}")
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3):
+            raise ValueError(f"{row}: images are uint8 (N, 1 or 3, H, W), found {batch.dtype} {batch.shape}")
+    images = {row: batch for row, batch in images.items() if len(batch)}
+    if not images:
+        raise UserError(
+            f"no images of {experiment.id} at scale {experiment.scale}; "
+            f"`mar-bench run {experiment.id} --scale {experiment.scale}` draws them"
+        )
+    inverted = all(batch.shape[1] == 1 and np.median(batch) < DARK for batch in images.values())
+    panels = {
+        row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()
+    }
+    with rc_context({"font.size": 7}):
+        content = io.BytesIO()
+        _draw(experiment, panels).savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    atomic_write(path, content.getvalue())
+    return path
+
+
+def panel(images: np.ndarray, num_classes: int, inverted: bool = False) -> np.ndarray:
+    """uint8 (N, C, H, W) -> one float image (h, w, 3) in [0, 1]: classes side by side, white between."""
+    columns = min(num_classes, COLUMNS, len(images))
+    rows = min(ROWS, -(-len(images) // columns))
+    _, channels, height, width = images.shape
+    sheet = np.ones((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3))
+    for i, image in enumerate(images[: rows * columns]):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        pixels = np.moveaxis(image, 0, -1) / 255.0  # (H, W, C)
+        sheet[top : top + height, left : left + width] = 1 - pixels if inverted else pixels
+    return sheet
+
+
+def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
+    lines, columns = lines_and_columns(experiment)
+    lines = [line for line in lines if any(row_at(experiment, line, c) in panels for c in columns)]
+    columns = [c for c in columns if any(row_at(experiment, line, c) in panels for line in lines)]
+    tallest = max(sheet.shape[0] / sheet.shape[1] for sheet in panels.values())
+    size = PANEL_INCHES * len(columns), (PANEL_INCHES * tallest + 0.38) * len(lines) + 0.3
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(lines), len(columns), squeeze=False)
+    for i, line in enumerate(lines):
+        for j, column in enumerate(columns):
+            ax, row = grid[i][j], row_at(experiment, line, column)
+            ax.set_axis_off()
+            if row in panels:
+                ax.imshow(panels[row], interpolation="nearest")
+                title = describe(axis_labels(experiment, row, experiment.labels))
+                ax.set_title(textwrap.fill(title, TITLE_CHARACTERS), loc="left", fontsize=7, pad=3)
+            else:
+                ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
+    figure.suptitle(f"{experiment.title}, {scale_title(experiment)}", fontsize=8, x=0.01, ha="left")
+    return figure

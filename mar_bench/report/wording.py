@@ -1,0 +1,150 @@
+"""How numbers, metrics and rows are written. A distance is called FID with the 2015 Inception features only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+from tabulate import tabulate
+
+from mar_bench.config import Experiment
+from mar_bench.records import metric_name
+from mar_bench.report.cells import extractor_block
+from mar_bench.spec import RunSpec
+
+MISSING, FAILED = "–", "FAILED"
+PAPER_SAMPLES = 50_000
+PAPER_NAMES = {"fd": "FID", "is": "IS"}  # with the 2015 Inception features, as in the paper
+OUR_NAMES = {"fd": "FD", "is": "IS"}  # with any other extractor, whose name follows
+
+
+def number(value: float | None, like: float | None = None) -> str:
+    """Two decimals, one from 100 on, two digits below 0.1; ``like`` lends its decimals, so that mean and sd match."""
+    if value is None or math.isnan(value):
+        return MISSING
+    size = abs(value if like is None else like)
+    if size >= 100:
+        return f"{value:.1f}"
+    if size >= 0.1 or size == 0:
+        return f"{value:.2f}"
+    return f"{value:.{1 - math.floor(math.log10(size))}f}"
+
+
+def plus_minus(value: float, sd: float | None) -> str:
+    return number(value) if sd is None else f"{number(value)} ± {number(sd, like=value)}"
+
+
+def paper_number(metric: str, value: float | None) -> str:
+    """A published value with as many decimals as the paper gives."""
+    if value is None:
+        return MISSING
+    return {"fd": f"{value:.2f}", "is": f"{value:.1f}"}.get(metric, f"{value:g}")
+
+
+def percent(value: float | None, signed: bool = True) -> str:
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{value:+.1f} %" if signed else f"{value:g} %"
+
+
+def thousands(count: int) -> str:
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
+
+
+def metric_key(experiment: Experiment, metric: str) -> str:
+    """The record's own name of a metric; several joined by a slash where the rows' extractors differ."""
+    return "/".join(_unique(metric_name(metric, extractor_block(s)) for s in experiment.rows.values()))
+
+
+def metric_title(experiment: Experiment, metric: str) -> str:
+    """A metric as headings write it: ``FD mnist5k``, ``held-out FD mnist5k``, ``IS``, ``FID-5k``."""
+    return " / ".join(_unique(_title(spec, metric) for spec in experiment.rows.values()))
+
+
+def _title(spec: RunSpec, metric: str) -> str:
+    base, _, suffix = metric.partition(":")
+    prefix = {"": "", "heldout": "held-out "}.get(suffix, f"{suffix} ")
+    extractor = spec.metrics.extractor
+    if extractor.kind != "inception":
+        return f"{prefix}{OUR_NAMES.get(base, base)} {extractor.name}"
+    count = spec.sampling.num_images
+    samples = "" if count == PAPER_SAMPLES or base != "fd" else f"-{thousands(count)}"
+    return f"{prefix}{PAPER_NAMES.get(base, base)}{samples}"
+
+
+def scale_title(experiment: Experiment) -> str:
+    """The scale and, where it is so, that its numbers are not comparable with the paper's."""
+    inception = all(spec.metrics.extractor.kind == "inception" for spec in experiment.rows.values())
+    if experiment.scale == "paper" and inception:
+        return "paper scale"
+    return f"{experiment.scale} scale, not comparable with the paper's FID"
+
+
+def describe(labels: dict[str, str]) -> str:
+    """Labels in one line; a value without letters takes its name along: ``AR, raster, tokens per step 1``."""
+    return ", ".join(v if any(c.isalpha() for c in v) else f"{k} {v}" for k, v in labels.items())
+
+
+def axis_labels(experiment: Experiment, row: str, axes: Iterable[str]) -> dict[str, str]:
+    """What the table prints for a row's bundles on ``axes``: label name -> value."""
+    bundles = experiment.bundles(row)
+    return {k: str(v) for axis in axes for k, v in experiment.labels[axis][bundles[axis]].items()}
+
+
+def row_axes(experiment: Experiment) -> list[str]:
+    """The axes that run down the table: those of layout.rows and any that the layout does not place."""
+    rows, columns = experiment.layout.get("rows", []), column_axes(experiment)
+    return [*rows, *(a for a in experiment.labels if a not in rows and a not in columns)]
+
+
+def column_axes(experiment: Experiment) -> list[str]:
+    return list(experiment.layout.get("columns", []))
+
+
+def lines_and_columns(experiment: Experiment) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """The table's grid: bundles of each line and of each column, outer axis first."""
+    labels = experiment.labels
+    lines = list(itertools.product(*(labels[a] for a in row_axes(experiment))))
+    return lines, list(itertools.product(*(labels[a] for a in column_axes(experiment))))
+
+
+def row_at(experiment: Experiment, line: tuple[str, ...], column: tuple[str, ...]) -> str:
+    """The row of the experiment at a place of the table's grid."""
+    bundles = dict(zip([*row_axes(experiment), *column_axes(experiment)], [*line, *column]))
+    return "/".join(bundles[axis] for axis in experiment.labels)
+
+
+def by_axes(experiment: Experiment, value_of: Callable[[RunSpec], str]) -> str:
+    """A knob's value in all rows, said with as few axes as determine it: ``25 (diff), none (ce)``.
+
+    A value that never changes stands alone."""
+    axes = list(experiment.labels)
+    for size in range(len(axes) + 1):
+        for chosen in itertools.combinations(axes, size):
+            groups: dict[str, set[str]] = {}
+            for row, spec in experiment.rows.items():
+                bundles = experiment.bundles(row)
+                groups.setdefault("/".join(bundles[a] for a in chosen), set()).add(value_of(spec))
+            if all(len(values) == 1 for values in groups.values()):
+                return _grouped({name: values.pop() for name, values in groups.items()})
+    raise AssertionError("all axes together determine a row")
+
+
+def _grouped(values: dict[str, str]) -> str:
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(value, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{value} ({', '.join(group)})" for value, group in names.items())
+
+
+def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
+    """A GitHub table; texts are printed as they are."""
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [heading, *lines]]
+    return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)
+
+
+def _unique(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

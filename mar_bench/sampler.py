@@ -1,0 +1,65 @@
+"""The generation loop: order, steps, guidance, head sampling. It has no parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+from mar_bench.model import ARGenerator
+from mar_bench.noise import NoiseSource
+from mar_bench.orders import draw_order
+from mar_bench.schedules import guidance_scale, tokens_per_step
+from mar_bench.spec import Discrete, SamplingSpec, TokenSpace
+
+
+def no_clock(part: str) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext()
+
+
+@torch.inference_mode()
+def generate(
+    model: ARGenerator,
+    labels: torch.Tensor,
+    sampling: SamplingSpec,
+    noise: NoiseSource,
+    clock: Callable[[str], contextlib.AbstractContextManager] = no_clock,
+) -> torch.Tensor:
+    """Draw tokens (B, L[, D]) for labels (B,), on the labels' device.
+
+    Each AR step draws the next set of tokens of the order (paper, equation 5). Under guidance the batch is
+    doubled, the second half without class (label -1). ``clock(part)`` times "backbone" and "head"."""
+    device, batch, length = labels.device, labels.shape[0], model.length
+    order = draw_order(sampling.order or model.order, noise, 0, length).to(device)
+    guided = sampling.guidance_scale != 1
+    fold = 2 if guided else 1
+    all_labels = torch.cat([labels, torch.full_like(labels, -1)]) if guided else labels
+    all_orders = order.repeat(fold, 1)
+    cache = model.backbone.new_cache()
+    drawn: list[torch.Tensor] = []
+    known = 0
+    for step, n in enumerate(tokens_per_step(length, sampling.num_ar_steps or length)):
+        with clock("backbone"):
+            so_far = torch.cat(drawn, dim=1) if drawn else _nothing(model.space, batch, device)
+            so_far = so_far.repeat(fold, *(1,) * (so_far.dim() - 1))
+            z = model.backbone.predict(so_far, all_labels, all_orders, n, cache)
+        with clock("head"):
+            scale = guidance_scale(sampling.guidance_schedule, sampling.guidance_scale, length, length - known - n)
+            head_noise = model.head.draw_sampling(noise, step, n, sampling).to(device)
+            z, z_uncond = z.chunk(2) if guided else (z, None)
+            drawn.append(model.head.sample(z, head_noise, sampling, scale, z_uncond))
+        known += n
+    tokens = torch.cat(drawn, dim=1)
+    return torch.empty_like(tokens).scatter_(1, _like(order, tokens), tokens)
+
+
+def _nothing(space: TokenSpace, batch: int, device: torch.device) -> torch.Tensor:
+    """No tokens yet: (B, 0) codes or (B, 0, D) vectors."""
+    if isinstance(space, Discrete):
+        return torch.empty(batch, 0, dtype=torch.int64, device=device)
+    return torch.empty(batch, 0, space.dim, device=device)
+
+
+def _like(order: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return order if tokens.dim() == 2 else order[..., None].expand_as(tokens)

