@@ -6,22 +6,22 @@ the bundles of a row, ``key=value`` from the command line. A block whose ``kind`
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
 import os
 import re
-import types
-import typing
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any
 
+from mar_bench.checks import finish
 from mar_bench.errors import UserError, did_you_mean
-from mar_bench.spec import RunSpec, num_tokens
+from mar_bench.parse import KeyPathError, as_tree, parse  # noqa: F401
+from mar_bench.spec import RunSpec
 
 SCALES = ("smoke", "tiny", "desk", "paper")
 EXPERIMENT_KEYS = ("id", "title", "source", "base", "run", "parts", "axes", "layout", "paper", "orderings", "scales")
-LAYOUT_KEYS = ("rows", "columns", "metrics", "show")
+LAYOUT_KEYS = ("rows", "columns", "metrics")
 RUN_KEYS = tuple(f.name for f in fields(RunSpec))
 
 
@@ -39,6 +39,19 @@ def experiments_dir() -> Path:
 
 def experiment_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(experiments_dir().glob("*.yaml"))}
+
+
+def scales() -> list[str]:
+    """The scale overlays that there are, the usual ones first, from small to large."""
+    found = {path.stem for path in (experiments_dir() / "scale").glob("*.yaml")}
+    return sorted(found, key=lambda s: (SCALES.index(s) if s in SCALES else len(SCALES), s))
+
+
+def experiment_summary(file: Path) -> dict[str, Any]:
+    """An experiment's id, title and number of rows, without resolving it."""
+    tree = load_yaml(file)
+    rows = math.prod(len(bundles) for bundles in (tree.get("axes") or {}).values())
+    return {"id": tree.get("id", file.stem), "title": tree.get("title", ""), "rows": rows}
 
 
 def find_experiment(name: str) -> Path:
@@ -116,78 +129,6 @@ def _one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()
 
 
-# --- strict parsing -------------------------------------------------------------------------------------
-
-
-class _KeyError(Exception):
-    """A bad key or value inside a tree: its dotted path and what is wrong, before the file is known."""
-
-    def __init__(self, path: str, message: str):
-        super().__init__(message)
-        self.path, self.message = path, message
-
-
-def parse(expected: Any, value: Any, path: str = "") -> Any:
-    """``value`` as an instance of the type ``expected``: dataclass, union of kinds, Literal, tuple or scalar."""
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        members = [a for a in args if a is not type(None)]
-        if all(is_dataclass(m) for m in members):
-            return parse(_kind_of(members, value, path), value, path)
-        return parse(members[0], value, path)
-    if is_dataclass(expected):
-        return _parse_dataclass(expected, value, path)
-    if origin is Literal:
-        if value not in args:
-            raise _KeyError(path, f"'{value}' is not one of {', '.join(map(str, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(args):
-            raise _KeyError(path, f"expected a list of {len(args)} values, found {value!r}")
-        return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
-    return _parse_scalar(expected, value, path)
-
-
-def _parse_scalar(expected: type, value: Any, path: str) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is int and number and float(value).is_integer():
-        return int(value)
-    if expected is float and number and value == value and abs(value) != float("inf"):
-        return float(value)
-    if expected in (bool, str) and type(value) is expected:
-        return value
-    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    raise _KeyError(path, f"expected {names[expected]}, found {value!r}")
-
-
-def _kind_of(members: list[type], value: Any, path: str) -> type:
-    kinds = {m.kind: m for m in members}
-    if not isinstance(value, dict):
-        raise _KeyError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}")
-    kind = value.get("kind")
-    if kind not in kinds:
-        raise _KeyError(f"{path}.kind", f"unknown kind '{kind}', {did_you_mean(kind, kinds)}")
-    return kinds[kind]
-
-
-def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
-    if not isinstance(value, dict):
-        raise _KeyError(path, f"expected a block of keys, found {value!r}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: hints[f.name] for f in fields(cls)}
-    for key in value:
-        if key not in known:
-            where = f" of kind '{cls.kind}'" if hasattr(cls, "kind") else ""
-            raise _KeyError(_join(path, key), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
-    return cls(**{key: parse(known[key], v, _join(path, key)) for key, v in value.items()})
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
 # --- experiments ----------------------------------------------------------------------------------------
 
 
@@ -248,8 +189,9 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
             spec_tree = overlay(spec_tree, axes[axis][bundle].get("set") or {})
         try:
             spec = finish(parse(RunSpec, overlay(spec_tree, command_line)))
-        except _KeyError as error:
-            raise UserError(f"{_blame(error.path, files, overrides)}: row '{row}': {error.path}: {error.message}") from None
+        except KeyPathError as error:
+            where = _blame(error.path, files, overrides)
+            raise UserError(f"{where}: row '{row}': {error.path}: {error.message}") from None
         except UserError as error:
             raise UserError(f"{file}: row '{row}' at scale {scale}: {error}") from None
         rows[row] = spec
@@ -296,119 +238,3 @@ def _blame(path: str, files: list[Path], overrides) -> str:
             if re.search(rf"(^|[\s{{,.'\"])({re.escape(key)})['\"]?\s*:", line.split(" #")[0]):
                 return f"{file}:{number}"
     return str(files[0])
-
-
-# --- normal form and cross-field checks -----------------------------------------------------------------
-
-
-def finish(spec: RunSpec) -> RunSpec:
-    """Fill what follows from other fields, drop knobs that the row's parts do not have, and check.
-
-    So two rows that draw the same images have the same spec and the same ids."""
-    length, sampling, model = num_tokens(spec.space), spec.sampling, spec.model
-    if model.head.denoises and sampling.num_diffusion_steps is None:
-        raise UserError(f"sampling.num_diffusion_steps is null but the {model.head.kind} head denoises; give a number")
-    spec = replace(
-        spec,
-        sampling=replace(
-            sampling,
-            order=sampling.order or model.order,
-            num_ar_steps=length if sampling.num_ar_steps is None else sampling.num_ar_steps,
-            num_diffusion_steps=sampling.num_diffusion_steps if model.head.denoises else None,
-            clamp_x0=sampling.clamp_x0 if model.head.denoises else None,
-            guidance_schedule="linear" if sampling.guidance_scale == 1 else sampling.guidance_schedule,
-        ),
-    )
-    check(spec)
-    return spec
-
-
-def check(spec: RunSpec) -> None:
-    """Cross-field rules. Raises UserError with the way out."""
-    data, tokenizer, model, train, sampling = spec.data, spec.tokenizer, spec.model, spec.train, spec.sampling
-    backbone, head = model.backbone, model.head
-    stride = tokenizer.stride
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(message)
-
-    need(
-        stride > 0 and stride & (stride - 1) == 0 and data.image_size % stride == 0,
-        f"tokenizer.stride {stride} must be a power of two that divides data.image_size {data.image_size}",
-    )
-    length = num_tokens(spec.space)
-    need(
-        isinstance(spec.space, head.space),
-        f"head '{head.kind}' needs {head.space.__name__.lower()} tokens but tokenizer '{tokenizer.kind}' gives "
-        f"{type(spec.space).__name__.lower()} ones; take another head or another tokenizer",
-    )
-    steps = sampling.num_ar_steps
-    need(
-        1 <= steps <= length,
-        f"sampling.num_ar_steps {steps} must lie between 1 and the {length} tokens of an image (null: one token a step)",
-    )
-    need(
-        backbone.attention != "causal" or steps == length,
-        f"causal attention draws one token a step: sampling.num_ar_steps {steps} is fewer than the {length} tokens; "
-        "set it to null or take the masked backbone",
-    )
-    need(
-        backbone.attention != "causal" or sampling.order == model.order,
-        f"a causal backbone trained in {model.order} order cannot be sampled in {sampling.order} order; "
-        "leave sampling.order null",
-    )
-    need(
-        sampling.guidance_scale == 1 or 0 < train.label_dropout < 1,
-        f"guidance (sampling.guidance_scale {sampling.guidance_scale}) needs a model trained both with and without "
-        f"class: train.label_dropout {train.label_dropout} must lie strictly between 0 and 1, or turn guidance off (1)",
-    )
-    need(backbone.dim % backbone.num_heads == 0, f"model.backbone.dim {backbone.dim} is not a multiple of num_heads")
-    if head.denoises:
-        need(
-            1 <= sampling.num_diffusion_steps <= head.num_train_timesteps,
-            f"sampling.num_diffusion_steps {sampling.num_diffusion_steps} must lie between 1 and "
-            f"model.head.num_train_timesteps {head.num_train_timesteps}",
-        )
-    if hasattr(backbone, "masking"):
-        masking = backbone.masking
-        need(
-            0 <= masking.low <= masking.high <= 1 and masking.high > 0,
-            f"model.backbone.masking: 0 <= low {masking.low} <= high {masking.high} <= 1 must hold",
-        )
-        if masking.kind == "truncated_normal":
-            need(masking.std > 0, f"model.backbone.masking.std {masking.std} must be above 0")
-    need(0 <= train.label_dropout <= 1, f"train.label_dropout {train.label_dropout} must lie between 0 and 1")
-    need(0 <= train.ema_decay < 1, f"train.ema_decay {train.ema_decay} must lie in [0, 1)")
-    need(sampling.temperature > 0, f"sampling.temperature {sampling.temperature} must be above 0")
-    need(
-        sampling.clamp_x0 is None or sampling.clamp_x0 > 0,
-        f"sampling.clamp_x0 {sampling.clamp_x0} must be above 0 (null: no clamp)",
-    )
-    need(sampling.num_images >= 2, f"sampling.num_images {sampling.num_images}: a distance needs at least 2 images")
-    need(0 <= backbone.dropout < 1, f"model.backbone.dropout {backbone.dropout} must lie in [0, 1)")
-    need(getattr(data, "heldout", 2) >= 2, f"data.heldout {getattr(data, 'heldout', 0)} must be at least 2")
-    for path, value in _positive(spec):
-        need(value > 0, f"{path} {value} must be above 0")
-
-
-_POSITIVE = {
-    "steps", "batch_size", "lr", "width", "dim", "depth", "encoder_depth", "decoder_depth", "num_heads", "latent_dim",
-    "vocab_size", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps", "repeats",
-    "threads", "checkpoint_every", "is_splits", "image_size", "channels", "num_classes", "mlp_ratio", "grad_clip",
-    "scale", "init_std",
-}  # fmt: skip
-
-
-def _positive(block: Any, path: str = ""):
-    for f in fields(block):
-        value = getattr(block, f.name)
-        if is_dataclass(value):
-            yield from _positive(value, _join(path, f.name))
-        elif f.name in _POSITIVE:
-            yield _join(path, f.name), value
-
-
-def as_tree(block: Any) -> dict:
-    """A spec as plain containers, every field written out."""
-    return dataclasses.asdict(block)

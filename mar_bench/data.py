@@ -14,6 +14,7 @@ from mar_bench.errors import UserError
 from mar_bench.noise import SHARED, philox
 from mar_bench.spec import DataSpec, DigitsData, ImageFolderData, MnistData
 
+BATCH = 250  # images encoded or measured together
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -131,6 +132,11 @@ def _split(pixels: np.ndarray, labels: np.ndarray, heldout: int) -> DataSet:
     by_rank = shuffled[np.argsort(rank[shuffled], kind="stable")]
     kept, rest = np.sort(by_rank[:heldout]), np.sort(by_rank[heldout:])
     return DataSet(ArrayImages(pixels[rest], labels[rest]), ArrayImages(pixels[kept], labels[kept]))
+
+
+def batches(count: int, size: int = BATCH) -> list[range]:
+    """Consecutive indices in batches of ``size``; the last may be smaller."""
+    return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mar_bench.data import DataSet, to_uint8, to_unit
+from mar_bench.data import ArrayImages, DataSet, FolderImages, batches, to_uint8, to_unit
 from mar_bench.ids import Run
-from mar_bench.latents import BATCH
+from mar_bench.jobs import PREVIEW
 from mar_bench.metrics import (
     FeatureSpace,
     accuracy,
@@ -23,118 +25,166 @@ from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource
 from mar_bench.records import metric_name
 from mar_bench.sampler import generate
-from mar_bench.spec import RunSpec
+from mar_bench.spec import RunSpec, SamplingSpec
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.train import Progress
 
-PREVIEW = 100  # decoded images kept for the sample grids
+PREVIEW_IMAGES = 100  # decoded images kept for the sample grids
+
+Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 
 
-def sample_images(
-    spec: RunSpec, model: ARGenerator, tokenizer: Tokenizer, folder: Path, device: torch.device, progress: Progress
-) -> torch.Tensor:
-    """Decoded uint8 images (N, C, H, W); image i has class i mod C.
+# --- sampling -------------------------------------------------------------------------------------------
 
-    Batches hold consecutive indices and their tokens are kept in ``folder``: what is there is not drawn again."""
-    sampling, classes = spec.sampling, spec.data.num_classes
-    folder.mkdir(parents=True, exist_ok=True)
-    images = []
-    for begin in range(0, sampling.num_images, sampling.batch_size):
-        progress(begin, sampling.num_images)
-        indices = range(begin, min(begin + sampling.batch_size, sampling.num_images))
-        path = folder / f"tokens-{begin:06d}.safetensors"
-        tokens = _kept_tokens(path, len(indices))
-        if tokens is None:
-            labels = torch.tensor([i % classes for i in indices], device=device)
-            tokens = generate(model, labels, sampling, NoiseSource(sampling.seed, indices)).cpu()
+
+def draw_samples(spec: RunSpec, model: ARGenerator, folder: Path, device: torch.device, progress: Progress) -> None:
+    """Write the tokens of every image into ``folder``, one file a batch; image i has class i mod C.
+
+    A batch whose file is there is not drawn again."""
+    sampling = spec.sampling
+    for indices in batches(sampling.num_images, sampling.batch_size):
+        progress(indices.start, sampling.num_images)
+        path = _samples_file(folder, indices)
+        if not _is_whole(path, len(indices)):
+            labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
+            tokens = generate(model, labels, sampling, NoiseSource(sampling.seed, indices))
             temporary = path.with_suffix(".tmp")
-            save_file({"tokens": tokens.contiguous()}, temporary)
+            save_file({"tokens": tokens.cpu().contiguous()}, temporary)
             temporary.replace(path)
-        images.append(decode(tokenizer, tokens, device))
-    return torch.cat(images)
 
 
-def _kept_tokens(path: Path, rows: int) -> torch.Tensor | None:
+def _samples_file(folder: Path, indices: range) -> Path:
+    return folder / f"tokens-{indices.start:06d}.safetensors"
+
+
+def _is_whole(path: Path, rows: int) -> bool:
     try:
-        tokens = load_file(path)["tokens"]
-    except Exception:  # absent, cut short or not safetensors at all: draw again
-        return None
-    return tokens if len(tokens) == rows else None
+        return len(load_file(path)["tokens"]) == rows
+    except (OSError, SafetensorError, KeyError):
+        return False
 
 
 @torch.inference_mode()
-def decode(tokenizer: Tokenizer, tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Tokens (B, L[, D]) -> uint8 images (B, C, H, W) on the CPU."""
-    return to_uint8(tokenizer.decode(tokens.to(device))).cpu()
+def decoded_samples(
+    sampling: SamplingSpec, tokenizer: Tokenizer, folder: Path, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """uint8 images (B, C, H, W) on the CPU, batch by batch, of tokens drawn before."""
+    for indices in batches(sampling.num_images, sampling.batch_size):
+        tokens = load_file(_samples_file(folder, indices))["tokens"]
+        yield to_uint8(tokenizer.decode(tokens.to(device))).cpu()
+
+
+# --- measuring ------------------------------------------------------------------------------------------
+
+
+def reference_statistics(data: DataSet, space: FeatureSpace, progress: Progress) -> dict[str, np.ndarray]:
+    """Statistics of the real images, keys ``train.mu``, ``heldout.sigma``, ...: computed once an extractor."""
+    out = {}
+    for split, images in (("train", data.train), ("heldout", data.heldout)):
+        found = statistics(torch.cat([space.extract(b)[0] for b in _batches_of(images, progress)]))
+        out |= {f"{split}.{name}": value for name, value in found.items()}
+    return out
+
+
+def _batches_of(images: ArrayImages | FolderImages, progress: Progress) -> Iterator[torch.Tensor]:
+    for indices in batches(len(images)):
+        progress(indices.start, len(images))
+        yield images.get(indices)
+
+
+def split_statistics(references: dict[str, np.ndarray], split: str) -> Statistics:
+    return {name: references[f"{split}.{name}"] for name in ("mu", "sigma", "count")}
 
 
 def evaluate_generation(
-    run: Run, images: torch.Tensor, data: DataSet, space: FeatureSpace, folder: Path
+    run: Run, images: Iterator[torch.Tensor], references: dict[str, np.ndarray], space: FeatureSpace, folder: Path
 ) -> tuple[dict[str, float], dict]:
     """Metrics and protocol of a ``generation`` record; keeps statistics and a preview in ``folder``."""
-    spec = run.spec
-    labels = torch.arange(len(images)) % spec.data.num_classes
-    features, logits = space.extract(images)
+    preview: list[torch.Tensor] = []
+
+    def kept() -> Iterator[torch.Tensor]:
+        for batch in images:
+            preview.append(batch[: PREVIEW_IMAGES - sum(map(len, preview))])
+            yield batch
+
+    features, logits = _features(kept(), space)
+    labels = torch.arange(len(logits)) % run.spec.data.num_classes
     generated = statistics(features)
     np.savez(folder / "statistics.npz", **generated)
-    np.save(folder / "preview.npy", images[:PREVIEW].numpy())
-    metrics = _distances(spec, generated, logits, labels, data, space)
-    return metrics, _protocol(run, space, len(images), len(data.train), len(data.heldout))
+    np.save(folder / PREVIEW, torch.cat(preview).numpy())
+    metrics = {
+        **_distances(run.spec, generated, references),
+        **_scores(run.spec, logits, labels),
+    }
+    return metrics, _protocol(run, space, generated, references)
 
 
 @torch.inference_mode()
 def evaluate_reconstruction(
-    run: Run, tokenizer: Tokenizer, data: DataSet, space: FeatureSpace, device: torch.device, progress: Progress
+    run: Run,
+    tokenizer: Tokenizer,
+    data: DataSet,
+    references: dict[str, np.ndarray],
+    space: FeatureSpace,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[dict[str, float], dict]:
     """Metrics of the tokenizer alone on the held-out images, and of those images themselves ("real")."""
-    originals, reconstructed = [], []
-    for begin in range(0, len(data.heldout), BATCH):
-        progress(begin, len(data.heldout))
-        images = data.heldout.get(range(begin, min(begin + BATCH, len(data.heldout))))
-        originals.append(images)
-        reconstructed.append(decode(tokenizer, tokenizer.encode(to_unit(images).to(device)), device))
-    original, images = torch.cat(originals), torch.cat(reconstructed)
-    features, logits = space.extract(images)
-    metrics = _distances(run.spec, statistics(features), logits, data.heldout.labels, data, space)
-    real = _distances(run.spec, statistics(space.extract(original)[0]), None, None, data, space)
-    extractor = _extractor_block(run)
-    metrics[metric_name("fd:real", extractor)] = real[metric_name("fd", extractor)]
-    metrics["psnr"] = psnr(images, original)
-    return metrics, _protocol(run, space, len(images), len(data.train), len(data.heldout))
+    signal_to_noise: list[torch.Tensor] = []
+
+    def reconstructed() -> Iterator[torch.Tensor]:
+        for original in _batches_of(data.heldout, progress):
+            images = to_uint8(tokenizer.decode(tokenizer.encode(to_unit(original).to(device)))).cpu()
+            signal_to_noise.append(psnr(images, original))
+            yield images
+
+    features, logits = _features(reconstructed(), space)
+    found = statistics(features)
+    extractor = _extractor_block(run.spec)
+    real = frechet_distance(split_statistics(references, "heldout"), split_statistics(references, "train"))
+    metrics = {
+        **_distances(run.spec, found, references),
+        **_scores(run.spec, logits, data.heldout.labels),
+        metric_name("fd:real", extractor): real,
+        "psnr": torch.cat(signal_to_noise).mean().item(),
+    }
+    return metrics, _protocol(run, space, found, references)
 
 
-def _extractor_block(run_or_spec) -> dict:
-    spec = getattr(run_or_spec, "spec", run_or_spec)
+def _features(images: Iterator[torch.Tensor], space: FeatureSpace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (N, F) and logits (N, classes) of batches of images."""
+    features, logits = zip(*(space.extract(batch) for batch in images))
+    return torch.cat(features), torch.cat(logits)
+
+
+def _extractor_block(spec: RunSpec) -> dict[str, str]:
     return {"kind": spec.metrics.extractor.kind, "name": spec.metrics.extractor.name}
 
 
-def _distances(
-    spec: RunSpec,
-    generated: dict[str, np.ndarray],
-    logits: torch.Tensor | None,
-    labels: torch.Tensor | None,
-    data: DataSet,
-    space: FeatureSpace,
-) -> dict[str, float]:
-    """Distances to the training and to the held-out images; score and accuracy where logits are given."""
+def _distances(spec: RunSpec, found: Statistics, references: dict[str, np.ndarray]) -> dict[str, float]:
+    """Distances to the training and to the held-out images."""
     extractor = _extractor_block(spec)
-    metrics = {}
-    for suffix, images in (("", data.train), (":heldout", data.heldout)):
-        reference = statistics(space.extract(images.get(range(len(images))))[0])
-        metrics[metric_name(f"fd{suffix}", extractor)] = frechet_distance(generated, reference)
-    if logits is not None:
-        metrics[metric_name("is", extractor)] = inception_style_score(logits, spec.metrics.is_splits)
-        if spec.metrics.extractor.kind == "classifier":
-            metrics[metric_name("accuracy", extractor)] = accuracy(logits, labels)
-    return metrics
-
-
-def _protocol(run: Run, space: FeatureSpace, images: int, reference: int, heldout: int) -> dict:
     return {
-        "extractor": {**_extractor_block(run), "id": run.ids["extractor_id"], "sha256": space.sha256},
-        "num_generated": images,
-        "num_reference": reference,
-        "num_heldout": heldout,
+        metric_name(metric, extractor): frechet_distance(found, split_statistics(references, split))
+        for metric, split in (("fd", "train"), ("fd:heldout", "heldout"))
+    }
+
+
+def _scores(spec: RunSpec, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """What the extractor's own classes say: the score, and the accuracy where they are the data's."""
+    extractor = _extractor_block(spec)
+    scores = {metric_name("is", extractor): inception_style_score(logits, spec.metrics.is_splits)}
+    if spec.metrics.extractor.kind == "classifier":
+        scores[metric_name("accuracy", extractor)] = accuracy(logits, labels)
+    return scores
+
+
+def _protocol(run: Run, space: FeatureSpace, found: Statistics, references: dict[str, np.ndarray]) -> dict:
+    return {
+        "extractor": {**_extractor_block(run.spec), "id": run.ids["extractor_id"], "sha256": space.sha256},
+        "num_generated": int(found["count"]),
+        "num_reference": int(references["train.count"]),
+        "num_heldout": int(references["heldout.count"]),
         "label_mode": "balanced",
         "dtype": "float32",
     }

@@ -8,15 +8,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mar_bench.config import as_tree
 from mar_bench.errors import UserError
 from mar_bench.ids import Run
+from mar_bench.parse import as_tree
 from mar_bench.provenance import provenance
 from mar_bench.records import Record, atomic_write, read_record, write_record
-from mar_bench.spec import RunSpec, num_tokens
+from mar_bench.spec import ExtractorSpec, RunSpec, TokenizerSpec, num_tokens
 
 MARKER = "stage.json"
+PREVIEW = "preview.npy"  # of a generation run: its first images, decoded
 RECORDED = ("generation", "reconstruction", "speed")
 
 
@@ -82,7 +84,7 @@ def mark_done(folder: Path, seconds: float) -> None:
 
 
 def jobs_for(runs: list[Run], places: Places) -> list[Job]:
-    """The jobs that runs still need, in an order that respects their dependencies, each id once."""
+    """The jobs that runs still need, each id once and behind all that it needs."""
     jobs: dict[str, Job] = {}
     sound: dict[str, bool] = {}
 
@@ -103,36 +105,45 @@ def jobs_for(runs: list[Run], places: Places) -> list[Job]:
         if run.task != "reconstruction":
             need("latents", ids["latents_id"], run, ids["tokenizer_id"])
             need("train", ids["train_id"], run, ids["latents_id"])
-        before = [ids[k] for k in ("tokenizer_id", "extractor_id", "train_id") if k in ids]
+        if run.task == "generation":
+            need("sample", ids["sample_id"], run, ids["train_id"])
+        needs = ("tokenizer_id", "extractor_id", "sample_id" if run.task == "generation" else "train_id")
+        before = [ids[k] for k in needs if k in ids]
         need(run.task, run.id, run, *before)
     return list(jobs.values())
 
 
 def cost(kind: str, spec: RunSpec) -> float:
-    """About the seconds a stage takes on one CPU core: weights of the progress bar, not a promise."""
-    tokenizer, extractor, sampling = spec.tokenizer, spec.metrics.extractor, spec.sampling
+    """About the seconds a stage takes on one CPU core: weights of the time left, not a promise."""
+    sampling, backbone, head = spec.sampling, spec.model.backbone, spec.model.head
     length = num_tokens(spec.space)
-    pixels = spec.data.image_size**2 * spec.data.channels / 1024
-    backbone, head = spec.model.backbone, spec.model.head
     depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
+    # measured on tiny's sizes and scaled from there
     forward = 1e-4 * length / 16 * (backbone.dim / 64) ** 1.5 * depth / 4
-    if kind in ("tokenizer", "extractor"):
-        part = tokenizer if kind == "tokenizer" else extractor
-        if not part.trained:
-            return 1.0
-        return 5e-5 * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5 * (5 if kind == "tokenizer" else 2) / 5
+    denoise = 1.3e-6 * length * head.width / 96 * head.depth if head.denoises else 0.0
+    if kind == "tokenizer":
+        return _convolutional(spec.tokenizer, spec, 5e-5)
+    if kind == "extractor":
+        return _convolutional(spec.metrics.extractor, spec, 3e-5)
     if kind == "train":
-        work = forward * 4 + (3e-4 * length / 16 * head.draws_per_token / 4 * head.width / 96 if head.denoises else 1e-4)
-        return spec.train.steps * (0.012 + work * spec.train.batch_size)
-    fold = 2 if sampling.guidance_scale != 1 else 1
-    an_image = fold * forward * (sampling.num_ar_steps if backbone.attention == "bidirectional" else 3)
-    if head.denoises:
-        an_image += fold * 1.3e-6 * length * sampling.num_diffusion_steps * head.width / 96 * head.depth
-    if kind == "generation":
-        return 1.0 + sampling.num_images * an_image
+        draws = 2.5 * denoise * head.draws_per_token if head.denoises else 0.0
+        return spec.train.steps * (0.006 + (3 * forward + draws) * spec.train.batch_size)
+    # with a kv-cache all steps together cost about three passes over the image
+    passes = sampling.num_ar_steps if backbone.attention == "bidirectional" else 3
+    image = passes * forward + (sampling.num_diffusion_steps or 0) * denoise
+    image *= 1 if sampling.guidance_scale == 1 else 2
+    if kind == "sample":
+        return sampling.num_images * image
     if kind == "speed":
-        return 1.0 + spec.speed.batch_size * (spec.speed.repeats + 1) * an_image
+        return spec.speed.repeats * (spec.speed.batch_size + 10) * image
     return 1.0
+
+
+def _convolutional(part: TokenizerSpec | ExtractorSpec, spec: RunSpec, factor: float) -> float:
+    if not part.trained:
+        return 1.0
+    pixels = spec.data.image_size**2 * spec.data.channels / 1024
+    return 1.0 + factor * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
 
 
 def preflight(runs: list[Run]) -> None:
@@ -154,6 +165,20 @@ def preflight(runs: list[Run]) -> None:
                     f"{key} '{part.name}' needs its published weights: set {key}.weights to a local file "
                     f"(found {part.weights or 'none'})"
                 )
+
+
+def status(run: Run, places: Places, records: dict[str, Record]) -> str:
+    """``done``, ``failed`` or ``missing``; a record among the results is enough to be done."""
+    recorded = records[run.id].status if run.id in records else "missing"
+    return "done" if is_sound(places.folder(run.task, run.id)) else recorded
+
+
+def previews(runs: dict[str, Run], places: Places) -> dict[str, Any]:
+    """Decoded images of rows, uint8 (N, C, H, W), as far as their runs are here."""
+    import numpy as np
+
+    folders = {row: places.folder(run.task, run.id) for row, run in runs.items()}
+    return {row: np.load(folder / PREVIEW) for row, folder in folders.items() if is_sound(folder)}
 
 
 def publish(runs: list[Run], places: Places) -> None:

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from mar_bench.data import DataSet, apply_view, to_unit, views
+from mar_bench.data import DataSet, apply_view, batches, to_unit, views
 from mar_bench.noise import NoiseSource
 from mar_bench.spec import DataSpec
 from mar_bench.tokenizers.base import Tokenizer
-
-BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ class Latents:
 def encode_all(tokenizer: Tokenizer, images, view, device: torch.device, progress) -> dict[str, torch.Tensor]:
     """``stored`` tensors of every image under one view, on the CPU."""
     parts = []
-    for begin in range(0, len(images), BATCH):
-        progress(begin, len(images))
-        batch = to_unit(apply_view(images.get(range(begin, min(begin + BATCH, len(images)))), view))
+    for indices in batches(len(images)):
+        progress(indices.start, len(images))
+        batch = to_unit(apply_view(images.get(indices), view))
         parts.append({k: v.cpu() for k, v in tokenizer.stored(batch.to(device)).items()})
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 

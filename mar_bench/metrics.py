@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.registry import register_feature_extractor
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from mar_bench.errors import UserError
@@ -99,7 +99,8 @@ class FeatureSpace:
 
             self.layers = (FEATURES, LOGITS)
             name = f"{spec.name}-{self.sha256[:12]}"
-            register_feature_extractor(name, classifier_for_fidelity(spec, data, load_file(weights)))
+            if name not in FEATURE_EXTRACTORS_REGISTRY:
+                register_feature_extractor(name, classifier_for_fidelity(spec, data, load_file(weights)))
             self.extractor = create_feature_extractor(name, list(self.layers), cuda=self.cuda, verbose=False)
 
     def extract(self, images: torch.Tensor, batch_size: int = 250) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,9 +124,9 @@ def inception_weights(spec: InceptionExtractor) -> Path:
 
 
 def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
-    """Mean (F,) and covariance (F, F) in float64."""
+    """Mean ``mu`` (F,) and covariance ``sigma`` (F, F) in float64, and how many images they are of."""
     values = features.double().numpy()
-    return {"mu": values.mean(0), "sigma": np.cov(values, rowvar=False)}
+    return {"mu": values.mean(0), "sigma": np.cov(values, rowvar=False), "count": np.array(len(values))}
 
 
 def frechet_distance(generated: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
@@ -143,7 +144,7 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
-def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over uint8 images."""
+def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each of the uint8 images, (N,)."""
     mse = (images.float() - reference.float()).square().flatten(1).mean(1)
-    return (10 * torch.log10(255**2 / mse.clamp(min=1e-10))).mean().item()
+    return 10 * torch.log10(255**2 / mse.clamp(min=1e-10))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,9 +20,12 @@ SHARED = 2**63  # the index of draws that all images of a step have in common
 
 def philox(seed: int, purpose: str, index: int, step: int) -> np.random.Generator:
     """An independent generator for each (seed, purpose, index, step)."""
-    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     # the lowest counter words count within the stream; index and step sit above them, so streams never meet
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, salt], counter=[0, 0, step, index]))
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, _salt(purpose)], counter=[0, 0, step, index]))
+
+
+def _salt(purpose: str) -> int:
+    return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
 
 
 class NoiseSource:
@@ -59,8 +63,12 @@ def epoch_indices(seed: int, step: int, slots: Sequence[int], batch_size: int, s
     """Which images of a data set of ``size`` fill the slots of a training step: a new permutation each epoch."""
     positions = step * batch_size + np.asarray(slots, dtype=np.int64)
     epochs = positions // size
-    permutations = {e: philox(seed, "epoch", SHARED, int(e)).permutation(size) for e in np.unique(epochs)}
-    return np.array([permutations[e][p % size] for e, p in zip(epochs, positions)])
+    return np.array([_permutation(seed, int(e), size)[p % size] for e, p in zip(epochs, positions)])
+
+
+@lru_cache(maxsize=2)  # a batch may lie across two epochs
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return philox(seed, "epoch", SHARED, epoch).permutation(size)
 
 
 @contextlib.contextmanager

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from mar_bench import locks
 from mar_bench.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
-from mar_bench.config import as_tree
 from mar_bench.data import DataSet, apply_view, load_data, to_unit, views
-from mar_bench.evaluate import evaluate_generation, evaluate_reconstruction, sample_images
+from mar_bench.evaluate import (
+    decoded_samples,
+    draw_samples,
+    evaluate_generation,
+    evaluate_reconstruction,
+    reference_statistics,
+)
 from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, mark_done
 from mar_bench.latents import build_latents, load_latents
 from mar_bench.metrics import Classifier, FeatureSpace, inception_weights
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
+from mar_bench.parse import as_tree
 from mar_bench.provenance import device_name, provenance
-from mar_bench.records import Record, write_record
-from mar_bench.records import atomic_write as atomic_write_file
+from mar_bench.records import Record, atomic_write, write_record
 from mar_bench.schedules import learning_rate
 from mar_bench.spec import RunSpec, num_tokens
 from mar_bench.timing import measure_speed
@@ -30,12 +37,14 @@ from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.train import Progress, fit, train_generator
 
 SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
+REFERENCE, SUMMARY = "reference.npz", "summary.json"
 
 
 def execute(job: Job, places: Places, progress: Progress, waiting: Callable[[str], None] = lambda why: None) -> None:
     """Do a job unless its output is there; two processes never do the same one twice.
 
-    A speed measurement has the machine to itself: it waits for other work of mar_bench and holds it up."""
+    A speed measurement has the machine to itself: it waits for other work of mar_bench and holds it up.
+    ``progress`` and ``waiting`` are called all along and may raise to stop; what was done by then is kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
     with (
@@ -65,20 +74,25 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
 
     def loss_at(step: int) -> torch.Tensor:
         images, _, noise = batches(step)
-        return tokenizer.training_loss(to_unit(images).to(device), noise.normal("latent", step, (length, dim)).to(device))
+        latent_noise = noise.normal("latent", step, (length, dim))
+        return tokenizer.training_loss(to_unit(images).to(device), latent_noise.to(device))
 
     _fit_part(tokenizer, loss_at, spec, run.spec, folder, progress)
     tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
     save_file(tokenizer.state_dict(), folder / "tokenizer.safetensors")
 
 
-def train_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    """Train the extractor if it is one of ours, and measure the real images with it."""
+    data, device = load_data(run.spec.data), pick_device(run.spec.compute.device)
+    if run.spec.metrics.extractor.trained:
+        train_extractor(run, data, folder, device, progress)
+    space = load_extractor(run, places, device)
+    np.savez(folder / REFERENCE, **reference_statistics(data, space, progress))
+
+
+def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device, progress: Progress) -> None:
     spec = run.spec.metrics.extractor
-    if not spec.trained:
-        inception_weights(spec)
-        return
-    data = load_data(run.spec.data)
-    device = pick_device(run.spec.compute.device)
     with seeded(spec.seed, "extractor-init"):
         classifier = Classifier(spec, run.spec.data).to(device)
     batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
@@ -131,11 +145,14 @@ def make_latents(run: Run, places: Places, folder: Path, progress: Progress) -> 
 
 
 def train(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    import json
-
     latents = load_latents(places.folder("latents", run.ids["latents_id"]), TOKENIZERS[run.spec.tokenizer.kind])
     summary = train_generator(run.spec, latents, folder, progress)
-    atomic_write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def sample(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    device = pick_device(run.spec.compute.device)
+    draw_samples(run.spec, load_generator(run, places, device), folder, device, progress)
 
 
 # --- loading what stages made ---------------------------------------------------------------------------
@@ -164,20 +181,23 @@ def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpa
     return FeatureSpace(spec, run.spec.data, weights, device)
 
 
+def load_references(run: Run, places: Places) -> dict[str, np.ndarray]:
+    with np.load(places.folder("extractor", run.ids["extractor_id"]) / REFERENCE) as stored:
+        return dict(stored)
+
+
 # --- measuring stages: each ends in a record ------------------------------------------------------------
 
 
 def measure_generation(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    import json
-
     begin = time.perf_counter()
     device = pick_device(run.spec.compute.device)
-    tokenizer, model = load_tokenizer(run, places, device), load_generator(run, places, device)
-    samples = places.folder("samples", run.ids["sample_id"])
-    images = sample_images(run.spec, model, tokenizer, samples, device, progress)
-    space = load_extractor(run, places, device)
-    metrics, protocol = evaluate_generation(run, images, load_data(run.spec.data), space, folder)
-    training = json.loads((places.folder("train", run.ids["train_id"]) / "summary.json").read_text())
+    tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
+    images = decoded_samples(
+        run.spec.sampling, tokenizer, places.folder("sample", run.ids["sample_id"]), device
+    )
+    metrics, protocol = evaluate_generation(run, images, load_references(run, places), space, folder)
+    training = json.loads((places.folder("train", run.ids["train_id"]) / SUMMARY).read_text())
     parameters = training.pop("parameters")
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters, training=training)
 
@@ -186,7 +206,8 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     begin = time.perf_counter()
     device = pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    metrics, protocol = evaluate_reconstruction(run, tokenizer, load_data(run.spec.data), space, device, progress)
+    data, references = load_data(run.spec.data), load_references(run, places)
+    metrics, protocol = evaluate_reconstruction(run, tokenizer, data, references, space, device, progress)
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters)
 
@@ -228,8 +249,9 @@ def _record(run: Run, places: Places, folder: Path, begin: float, **measured) ->
 STAGES = {
     "tokenizer": train_tokenizer,
     "latents": make_latents,
-    "extractor": train_extractor,
+    "extractor": prepare_extractor,
     "train": train,
+    "sample": sample,
     "generation": measure_generation,
     "reconstruction": measure_reconstruction,
     "speed": measure_seconds,

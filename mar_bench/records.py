@@ -93,8 +93,5 @@ def metric_name(metric: str, extractor: dict[str, Any]) -> str:
     ``extractor`` is the ``metrics.extractor`` block of a resolved spec; a suffix as in ``fd:heldout`` (the
     distance to the held-out images) goes to the end."""
     base, _, suffix = metric.partition(":")
-    if extractor["kind"] == "inception":
-        name = {"fd": "fid"}.get(base, base)
-    else:
-        name = f"{base}_{extractor['name']}"
+    name = {"fd": "fid"}.get(base, base) if extractor["kind"] == "inception" else f"{base}_{extractor['name']}"
     return f"{name}_{suffix}" if suffix else name

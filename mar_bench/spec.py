@@ -8,7 +8,7 @@ Class variables state what a kind is, for checks that must not build it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Union
+from typing import ClassVar, Literal
 
 
 def unhashed(default):
@@ -35,7 +35,7 @@ class Continuous:
     grid: tuple[int, int]
 
 
-TokenSpace = Union[Discrete, Continuous]
+TokenSpace = Discrete | Continuous
 
 
 def num_tokens(space: TokenSpace) -> int:
@@ -85,7 +85,7 @@ class DigitsData:
     shift: int = 0
 
 
-DataSpec = Union[ImageFolderData, MnistData, DigitsData]
+DataSpec = ImageFolderData | MnistData | DigitsData
 
 # --- tokenizers -----------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class LDMVQTokenizer:
     code_dim: int = 8
 
 
-TokenizerSpec = Union[KLTokenizer, VQTokenizer, LDMKLTokenizer, LDMVQTokenizer]
+TokenizerSpec = KLTokenizer | VQTokenizer | LDMKLTokenizer | LDMVQTokenizer
 
 
 def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
@@ -184,7 +184,7 @@ class UniformMasking:
     high: float = 1.0
 
 
-MaskingSpec = Union[TruncatedNormalMasking, UniformMasking]
+MaskingSpec = TruncatedNormalMasking | UniformMasking
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class CausalBackbone:
     init_std: float = 0.02
 
 
-BackboneSpec = Union[MaskedBackbone, CausalBackbone]
+BackboneSpec = MaskedBackbone | CausalBackbone
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class DiffusionHead:
     draws_per_token: int = 4  # timesteps drawn for each token in a training step
 
 
-HeadSpec = Union[CrossEntropyHead, DiffusionHead]
+HeadSpec = CrossEntropyHead | DiffusionHead
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ class InceptionExtractor:
     weights: str | None = unhashed(None)
 
 
-ExtractorSpec = Union[ClassifierExtractor, InceptionExtractor]
+ExtractorSpec = ClassifierExtractor | InceptionExtractor
 
 
 @dataclass(frozen=True)

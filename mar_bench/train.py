@@ -51,6 +51,7 @@ def fit(
         lr=lr_at(0),
         betas=betas,
         weight_decay=0.0,
+        fused=True,
     )
     device = next(module.parameters()).device
     checkpoint, log = folder / "checkpoint.pt", folder / "metrics.jsonl"
@@ -149,7 +150,8 @@ def train_generator(spec: RunSpec, latents: Latents, folder: Path, progress: Pro
     save_file(model.state_dict(), folder / "raw.safetensors")
     save_file(ema.module.state_dict(), folder / "ema.safetensors")
     losses = {
-        f"loss_{split}": split_loss(ema.module, latents, split == "heldout", train.seed) for split in ("train", "heldout")
+        "loss_train": split_loss(ema.module, latents, False, train.seed),
+        "loss_heldout": split_loss(ema.module, latents, True, train.seed),
     }
     last = json.loads(_lines(folder / "metrics.jsonl")[-1])
     return {**losses, "steps": train.steps, "seconds": last["seconds"], "parameters": count_parameters(model)}

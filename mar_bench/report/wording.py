@@ -1,4 +1,4 @@
-"""How numbers, metrics and rows are written. A distance is called FID with the 2015 Inception features only."""
+"""How numbers, metrics and rows are written. Only with the 2015 Inception features is a distance called FID."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUR_NAMES = {"fd": "FD", "is": "IS"}  # with any other extractor, whose name fol
 
 
 def number(value: float | None, like: float | None = None) -> str:
-    """Two decimals, one from 100 on, two digits below 0.1; ``like`` lends its decimals, so that mean and sd match."""
+    """Two decimals, one from 100 on, two digits below 0.1; ``like`` lends its decimals: mean and sd match."""
     if value is None or math.isnan(value):
         return MISSING
     size = abs(value if like is None else like)
@@ -62,12 +62,23 @@ def metric_title(experiment: Experiment, metric: str) -> str:
     return " / ".join(_unique(_title(spec, metric) for spec in experiment.rows.values()))
 
 
-def _title(spec: RunSpec, metric: str) -> str:
+def metric_short(experiment: Experiment, metric: str) -> str:
+    """The same without the extractor's name, for narrow columns: ``FD``, ``held-out FD``, ``IS``, ``FID-5k``."""
+    return " / ".join(_unique(_title(spec, metric, named=False) for spec in experiment.rows.values()))
+
+
+def extractors(experiment: Experiment) -> list[str]:
+    """The names of the rows' extractors that are not the 2015 Inception network."""
+    blocks = [spec.metrics.extractor for spec in experiment.rows.values()]
+    return _unique(block.name for block in blocks if block.kind != "inception")
+
+
+def _title(spec: RunSpec, metric: str, named: bool = True) -> str:
     base, _, suffix = metric.partition(":")
     prefix = {"": "", "heldout": "held-out "}.get(suffix, f"{suffix} ")
     extractor = spec.metrics.extractor
     if extractor.kind != "inception":
-        return f"{prefix}{OUR_NAMES.get(base, base)} {extractor.name}"
+        return f"{prefix}{OUR_NAMES.get(base, base)}{f' {extractor.name}' if named else ''}"
     count = spec.sampling.num_images
     samples = "" if count == PAPER_SAMPLES or base != "fd" else f"-{thousands(count)}"
     return f"{prefix}{PAPER_NAMES.get(base, base)}{samples}"
@@ -75,8 +86,7 @@ def _title(spec: RunSpec, metric: str) -> str:
 
 def scale_title(experiment: Experiment) -> str:
     """The scale and, where it is so, that its numbers are not comparable with the paper's."""
-    inception = all(spec.metrics.extractor.kind == "inception" for spec in experiment.rows.values())
-    if experiment.scale == "paper" and inception:
+    if experiment.scale == "paper" and not extractors(experiment):
         return "paper scale"
     return f"{experiment.scale} scale, not comparable with the paper's FID"
 

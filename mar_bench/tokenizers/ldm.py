@@ -27,7 +27,8 @@ def _load(module: nn.Module, spec: LDMKLTokenizer | LDMVQTokenizer) -> nn.Module
     try:
         module.load_state_dict(load_file(spec.weights), strict=True)
     except RuntimeError as error:
-        raise UserError(f"{spec.weights}: not the weights of {spec.name}: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{spec.weights}: not the weights of {spec.name}: {reason}") from None
     return module.eval().requires_grad_(False)
 
 

@@ -1,0 +1,341 @@
+"""The verbs. No hyper-parameter has a flag: everything in a spec is overridden as key=value."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mar_bench.errors import UserError, did_you_mean
+
+app = typer.Typer(
+    help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Scale = Annotated[str, typer.Option(help="An overlay in experiments/scale: smoke, tiny, desk or paper.")]
+Seeds = Annotated[str, typer.Option(help="Training seeds of the generators, as in 0,1,2. Default: the spec's.")]
+SamplingSeeds = Annotated[
+    str, typer.Option(help="Sampling seeds: other images from the same weights. Default: the spec's.")
+]
+Only = Annotated[str, typer.Option(help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")]
+Runs = Annotated[
+    str, typer.Option(help="Folder of check-points, latents and samples.", envvar="MAR_BENCH_RUNS", show_default="runs")
+]
+Records = Annotated[
+    str,
+    typer.Option(
+        help="Folder of records, the results.",
+        envvar="MAR_BENCH_RECORDS",
+        show_default="results/records in a checkout, else records",
+    ),
+]
+Reports = Annotated[
+    str,
+    typer.Option(
+        help="Folder of tables and figures: <reports>/<scale>/<experiment>.*", envvar="MAR_BENCH_REPORTS",
+    ),
+]  # fmt: skip
+ExperimentName = Annotated[str, typer.Argument(help="An experiment's name (see list) or a YAML file.")]
+Overrides = Annotated[
+    list[str], typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the spec, as in train.steps=100.")
+]
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """The experiments and the scales that they run at."""
+    from mar_bench.config import experiment_files, experiment_summary, scales
+    from mar_bench.console import console_table
+
+    lines = [[s["id"], s["title"], str(s["rows"])] for s in map(experiment_summary, experiment_files().values())]
+    print(console_table(["experiment", "title", "evaluations"], lines))
+    print(f"scales: {', '.join(scales())}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT[/ROW]", help="As in table1 or table1/mar/diff/guided.")],
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """An experiment's rows; or a row's whole resolved spec, its ids and the paper's cell."""
+    from mar_bench.config import load_experiment
+    from mar_bench.console import console_table, to_yaml
+    from mar_bench.ids import generation_run, reconstruction_run, speed_run
+    from mar_bench.jobs import status
+    from mar_bench.parse import as_tree
+    from mar_bench.provenance import device_name
+
+    experiment_name, row = _split_row(name)
+    experiment = load_experiment(experiment_name, scale, overrides or ())
+    places, found = _results(runs, records)
+    if row is None:
+        print(f"{experiment.id}: {experiment.title}, {scale} scale\n{experiment.source}\n")
+        lines = []
+        for row, spec in experiment.rows.items():
+            run = generation_run(row, spec)
+            lines.append([row, run.ids["train_id"], run.id, status(run, places, found), _paper_cell(experiment, row)])
+        print(console_table(["row", "train_id", "eval_id", "status", "paper"], lines))
+        return
+    if row not in experiment.rows:
+        raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
+    spec = experiment.rows[row]
+    run = generation_run(row, spec)
+    others = reconstruction_run(row, spec), speed_run(row, spec, device_name(spec.compute.device))
+    print(f"# {experiment.id}/{row}, {scale} scale: {status(run, places, found)}")
+    print(f"# paper: {_paper_cell(experiment, row) or 'no such cell'}")
+    print(to_yaml({"ids": {**run.ids, **{f"{r.task}_id": r.id for r in others}}, "spec": as_tree(spec)}))
+
+
+@app.command()
+def plan(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    seeds: Seeds = None,
+    sampling_seeds: SamplingSeeds = None,
+    only: Only = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """What a run would do: evaluations, trainings and what they share, what is done, missing or failed."""
+    from mar_bench.planning import make_plan, plan_text
+
+    places, found = _results(runs, records)
+    _, planned = _planned([name], scale, overrides, seeds, sampling_seeds, only)
+    content = make_plan(name, scale, planned, places, found)
+    print(json.dumps(content, indent=1) if as_json else plan_text(content))
+
+
+@app.command()
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPERIMENT... [KEY=VALUE]...", help="Names or YAML files, then overrides."),
+    ],
+    scale: Scale = "tiny",
+    jobs: Annotated[
+        int, typer.Option(help="Processes side by side. Default: cores / threads per process; 1 on a GPU.", min=1)
+    ] = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    sampling_seeds: SamplingSeeds = None,
+    reuse_records: Annotated[
+        bool, typer.Option("--reuse-records", help="Skip what has a record, even where its run is not here.")
+    ] = False,
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Train, sample and measure what is not done yet. Stopped, the same command goes on where it was."""
+    from mar_bench.jobs import jobs_for, preflight, publish
+    from mar_bench.progress import duration, make_report
+
+    places, found = _results(runs, records)
+    names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if not names:
+        raise UserError(f"run needs an experiment before {overrides[0]}; see mar-bench list")
+    _, planned = _planned(names, scale, overrides, seeds, sampling_seeds, only)
+    if reuse_records:
+        planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
+    publish(planned, places)
+    todo = jobs_for(planned, places)
+    if not todo:
+        print(f"nothing to do: all {len(planned)} runs are done; records are in {places.records}")
+        return
+    preflight([job.run for job in todo])
+    from mar_bench.launch import run_jobs
+
+    workers = min(jobs or _default_jobs(todo), len(todo))
+    report = make_report(todo, workers)
+    report.say(
+        f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}, about {duration(report.seconds_left())}; "
+        f"runs in {places.runs}, records in {places.records}"
+    )
+    outcome = run_jobs(todo, places, workers, report)
+    taken = duration(report.elapsed())
+    if outcome.stopped:
+        print(f"stopped after {taken}; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if outcome.failed:
+        print(f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}:", file=sys.stderr)
+        titles = {job.id: job.title for job in todo}
+        for job_id, error in outcome.failed.items():
+            print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
+        print("their records hold the tracebacks; run the same command to try again", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} --scale {scale}")
+
+
+@app.command()
+def table(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    output_format: Annotated[str, typer.Option("--format", help="md or csv.")] = "md",
+    save: Annotated[bool, typer.Option("--save", help="Write both formats into the reports folder as well.")] = False,
+    reports: Reports = "reports",
+    records: Records = None,
+) -> None:
+    """Print the table of an experiment from its records, beside the paper's numbers."""
+    from mar_bench.config import load_experiment
+    from mar_bench.records import atomic_write
+
+    if output_format not in ("md", "csv"):
+        raise UserError(f"--format {output_format}: {did_you_mean(output_format, ('md', 'csv'))}")
+    experiment = load_experiment(name, scale, overrides or ())
+    _, found = _results(None, records)
+    from mar_bench.report.tables import build
+
+    result = build(experiment, found)
+    texts = {"md": result.markdown(), "csv": result.csv()}
+    print(texts[output_format], end="")
+    if save:
+        for ending, text in texts.items():
+            path = Path(reports) / scale / f"{experiment.id}.{ending}"
+            atomic_write(path, text)
+            print(f"wrote {path}", file=sys.stderr)
+
+
+@app.command()
+def plot(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    reports: Reports = "reports",
+    records: Records = None,
+) -> None:
+    """Draw distance against seconds per image (png, pdf and svg) from the records."""
+    from mar_bench.config import load_experiment
+
+    experiment = load_experiment(name, scale, overrides or ())
+    _, found = _results(None, records)
+    from mar_bench.report.plots import speed_accuracy
+
+    for path in speed_accuracy(experiment, found, Path(reports) / scale / experiment.id):
+        print(f"wrote {path}")
+
+
+@app.command()
+def sample(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    seeds: Annotated[str, typer.Option(help="The training seed whose images are drawn.")] = "0",
+    sampling_seeds: Annotated[str, typer.Option(help="The sampling seed whose images are drawn.")] = "0",
+    reports: Reports = "reports",
+    runs: Runs = None,
+) -> None:
+    """Draw a sheet of generated images, a panel per row, from what run has sampled."""
+    from mar_bench.config import load_experiment
+    from mar_bench.ids import generation_run, with_seeds
+    from mar_bench.jobs import default_places, previews
+
+    experiment = load_experiment(name, scale, overrides or ())
+    places = default_places(runs, None)
+    train_seeds, drawn_seeds = _seeds("--seeds", seeds), _seeds("--sampling-seeds", sampling_seeds)
+    if len(train_seeds) != 1 or len(drawn_seeds) != 1:
+        raise UserError("a sheet shows one training seed and one sampling seed")
+    chosen = {r: generation_run(r, with_seeds(s, train_seeds[0], drawn_seeds[0])) for r, s in experiment.rows.items()}
+    images = previews(chosen, places)
+    from mar_bench.report.samples import sample_grid
+
+    path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
+    print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+
+
+# --- what the verbs share -------------------------------------------------------------------------------
+
+
+def _results(runs: str | None, records: str | None):
+    """The two places and what is recorded. Raises UserError for a broken record, before any work."""
+    from mar_bench.jobs import default_places
+    from mar_bench.records import read_records
+
+    places = default_places(runs, records)
+    return places, read_records(places.records)
+
+
+def _planned(names: list[str], scale: str, overrides: list[str] | None, seeds, sampling_seeds, only: str | None):
+    """Experiments and all their runs, each id once."""
+    from mar_bench.config import load_experiment
+    from mar_bench.ids import plan_runs
+    from mar_bench.provenance import device_name
+
+    train_seeds, drawn_seeds = _seeds("--seeds", seeds), _seeds("--sampling-seeds", sampling_seeds)
+    experiments = [load_experiment(name, scale, overrides or ()) for name in names]
+    found = {}
+    for experiment in experiments:
+        device = device_name(next(iter(experiment.rows.values())).compute.device)
+        for planned in plan_runs(experiment, train_seeds, drawn_seeds, only, device):
+            found.setdefault(planned.id, planned)
+    return experiments, list(found.values())
+
+
+def _seeds(option: str, text: str | None) -> list[int] | None:
+    """``0,1,2`` as whole numbers; None where the option was not given."""
+    if text is None:
+        return None
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: expected whole numbers with commas between, as in 0,1,2") from None
+    if min(seeds) < 0:
+        raise UserError(f"{option} {text}: seeds are 0 or more")
+    return list(dict.fromkeys(seeds))
+
+
+def _split_row(name: str) -> tuple[str, str | None]:
+    """``table1/mar/diff/guided`` -> experiment and row; a YAML file's path may hold slashes of its own."""
+    if ".yaml" in name:
+        file, _, row = name.partition(".yaml")
+        return f"{file}.yaml", row.strip("/") or None
+    experiment, _, row = name.partition("/")
+    return experiment, row or None
+
+
+def _paper_cell(experiment, row: str) -> str:
+    from mar_bench.report.wording import PAPER_NAMES, paper_number
+
+    cell = experiment.paper.get(row, {})
+    return ", ".join(f"{PAPER_NAMES.get(metric, metric)} {paper_number(metric, v)}" for metric, v in cell.items())
+
+
+def _default_jobs(jobs) -> int:
+    """One process a core (or for each group of ``threads`` cores); one on a GPU, which they would share."""
+    from mar_bench.provenance import cpu_name, device_name
+
+    compute = jobs[0].run.spec.compute
+    if device_name(compute.device) != cpu_name():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // compute.threads)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
