@@ -79,10 +79,11 @@ class Report:
         running = sum(job.cost * self.share[i] for i, job in self.running.items())
         spent = sum(now - self.begin[i] for i in self.running)
         pace = (PRIOR + self.finished_seconds + spent) / (PRIOR + self.finished_cost + running)
-        left = [job.cost * (1 - self.share.get(job.id, 0.0)) for job in [*self.running.values(), *self.pending]]
-        alone = sum(job.cost for job in self.pending if job.kind == "speed")
-        parallel = max((sum(left) - alone) / self.num_workers, max(left, default=0.0))
-        return pace * (parallel + alone)
+        left = [*self.running.values(), *self.pending]
+        cost = {job.id: job.cost * (1 - self.share.get(job.id, 0.0)) for job in left}
+        alone = sum(cost[job.id] for job in left if job.kind == "speed")
+        others = [cost[job.id] for job in left if job.kind != "speed"]
+        return pace * (alone + max(sum(others) / self.num_workers, max(others, default=0.0)))
 
     def share_done(self) -> float:
         left = sum(job.cost for job in self.pending)

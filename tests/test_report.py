@@ -1,30 +1,22 @@
-"""Tables, orderings, figures and sheets from made-up records of Table 1 at tiny scale."""
+"""Cells, wording and the rule that reports never import torch."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
+import random
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
+from statistics import stdev
 
-import numpy as np
 import pytest
 
-from mar_bench.config import Experiment, as_tree, load_experiment
-from mar_bench.errors import UserError
-from mar_bench.ids import generation_run, reconstruction_run, speed_run, with_seeds
-from mar_bench.records import Record, metric_name
-from mar_bench.report import cells, orderings, plots, samples, tables
-from mar_bench.report.orderings import FAILS, HOLDS, UNDECIDED, paired_effect
+from mar_bench.config import Experiment, load_experiment
+from mar_bench.report import cells, wording
+from tests.made_up import by_id, everything, generation, generations, reconstruction, speed
 
-PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
-EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}
-FLOOR = {"ce": 4.2, "diff": 2.6}  # reconstruction distances of the two tokenizers
-Value = Callable[[str, int, int], float]  # row, training seed, sampling seed -> distance
+ROW = "mar/diff/guided"
+NAN = math.nan
 
 
 @pytest.fixture(scope="module")
@@ -32,86 +24,209 @@ def table1() -> Experiment:
     return load_experiment("table1", "tiny")
 
 
-def base(row: str) -> float:
-    """A distance for each row, all different and above the floors."""
-    variant, loss, guidance = row.split("/")
-    start = {"raster_causal": 6, "random_causal": 12, "random_bidirectional": 13, "mar": 13.5}[variant]
-    return (start - 0.5 * (loss == "diff")) * (0.5 if guidance == "guided" else 1)
+@pytest.fixture(scope="module")
+def paper_scale() -> Experiment:
+    return load_experiment("table1", "paper")
 
 
-def generation(
-    experiment: Experiment, row: str, train_seed: int, sampling_seed: int, fd: float | None, **changes
-) -> Record:
-    """A generation record; a failed one where ``fd`` is None."""
-    run = generation_run(row, with_seeds(experiment.rows[row], train_seed, sampling_seed))
-    if fd is None:
-        error = "ValueError: loss is not finite\n  a second line"
-        return Record("generation", "failed", run.ids, as_tree(run.spec), error=error, provenance=PROVENANCE)
-    block = as_tree(run.spec)["metrics"]["extractor"]
-    values = {"fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "accuracy": 0.9}
-    record = Record(
-        task="generation",
-        status="done",
-        ids=run.ids,
-        spec=as_tree(run.spec),
-        metrics={metric_name(k, block): v for k, v in values.items()},
-        protocol={
-            "num_generated": run.spec.sampling.num_images, "num_reference": 4000, "num_heldout": 1000,
-            "label_mode": "balanced", "dtype": "float32", "extractor": EXTRACTOR,
-        },
-        parameters={"total": 300_000, "backbone": 250_000, "head": 50_000},
-        training={"loss_train": 2.5, "loss_heldout": 2.7, "steps": 4000, "seconds": 100.0},
-        provenance=PROVENANCE,
-    )  # fmt: skip
-    return replace(record, **changes)
-
-
-def reconstruction(experiment: Experiment, row: str) -> Record:
-    run = reconstruction_run(row, experiment.rows[row])
-    block = as_tree(run.spec)["metrics"]["extractor"]
-    floor = FLOOR[experiment.bundles(row)["loss"]]
-    values = {"fd": floor, "fd:heldout": floor - 0.2, "fd:real": 0.45, "is": 9.0, "accuracy": 0.95}
-    metrics = {metric_name(k, block): v for k, v in values.items()}
-    protocol = {"num_generated": 1000, "num_reference": 4000, "extractor": EXTRACTOR}
-    return Record(
-        "reconstruction", "done", run.ids, as_tree(run.spec), {**metrics, "psnr": 18.0}, protocol, provenance=PROVENANCE
+def test_reports_never_import_torch():
+    code = (
+        "import importlib, pkgutil, sys, mar_bench.report as report;"
+        "names = [m.name for m in pkgutil.iter_modules(report.__path__)];"
+        "[importlib.import_module(f'mar_bench.report.{name}') for name in names];"
+        "heavy = 'torch', 'timm', 'submitit', 'mar_bench.model', 'mar_bench.train';"
+        "print(len(names) > 5, [name for name in heavy if name in sys.modules])"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True []\n", done.stderr
 
 
-def speed(experiment: Experiment, row: str, device: str = "Example CPU", factor: float = 1.0) -> Record:
-    run = speed_run(row, experiment.rows[row], device)
-    seconds = factor * 0.001 * run.spec.sampling.num_ar_steps ** 0.5
-    seconds *= 2.5 if "diff" in row else 1
-    seconds *= 1.9 if "/guided" in row else 1
-    seconds *= 1.8 if "bidirectional" in row else 1
-    metrics = {
-        "seconds_per_image": seconds, "seconds_per_image_q25": 0.95 * seconds, "seconds_per_image_q75": 1.1 * seconds,
-        "latency_batch1": 10 * seconds, "share_backbone": 0.5, "share_head": 0.4, "share_decode": 0.1,
-        "peak_memory_mb": 500.0,
-    }  # fmt: skip
-    protocol = {"device": device, "threads": 1, "batch_size": 64, "repeats": 5, "dtype": "float32"}
-    return Record("speed", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE)
+# --- which records belong to a cell ---------------------------------------------------------------------
 
 
-def by_id(*records: Record) -> dict[str, Record]:
-    return {record.id: record for record in records}
+def test_a_cell_takes_every_seed_in_order_and_no_other_row(table1):
+    made = list(generations(table1, seeds=(0, 1, 2), sampling_seeds=(0, 1)).values())
+    random.Random(0).shuffle(made)
+    selection = cells.select(table1, by_id(*made))
+    grid = [(t, s) for t in (0, 1, 2) for s in (0, 1)]
+    for row in table1.rows:
+        assert [cells.seeds(r) for r in selection[row]["generation"]] == grid
+    chosen = [r.id for tasks in selection.values() for r in tasks["generation"]]
+    assert sorted(chosen) == sorted(r.id for r in made)
 
 
-def generations(
-    experiment: Experiment, value: Value | None = None, seeds=(0, 1, 2), sampling_seeds=(0,), rows=None
-) -> dict[str, Record]:
-    """Generation records of every row and seed; by default training seed s adds 0.1 s."""
-    value = value or (lambda row, t, s: base(row) + 0.1 * t)
-    return by_id(
-        *(
-            generation(experiment, row, t, s, value(row, t, s))
-            for row in rows or experiment.rows
-            for t in seeds
-            for s in sampling_seeds
-        )
+def test_the_seeds_of_the_experiment_itself_do_not_matter(table1):
+    seeded = load_experiment("table1", "tiny", ["train.seed=5", "sampling.seed=6"])
+    selection = cells.select(seeded, generations(table1))
+    assert all(len(tasks["generation"]) == 3 for tasks in selection.values())
+
+
+def test_a_cell_takes_the_speed_of_every_device(table1):
+    made = by_id(*(speed(table1, ROW, device) for device in ("one CPU", "two CPU")))
+    selection = cells.select(table1, made)
+    assert {r.protocol["device"] for r in selection[ROW]["speed"]} == {"one CPU", "two CPU"}
+    assert all(not tasks["speed"] for row, tasks in selection.items() if row != ROW)
+
+
+def test_records_of_another_scale_are_not_selected(table1):
+    selection = cells.select(table1, everything(load_experiment("table1", "smoke"), lambda *_: 1.0))
+    assert not any(records for tasks in selection.values() for records in tasks.values())
+
+
+def test_collect_keeps_failures_and_leaves_absent_numbers_empty(table1):
+    made = by_id(
+        generation(table1, ROW, 0, 0, 5.0, metrics={"fd_mnist5k": 5.0}), generation(table1, ROW, 1, 0, None)
     )
+    done, failed = cells.collect(table1, made).to_dict("records")
+    assert (done["row"], done["guidance"], done["fd"], done["num_generated"]) == (ROW, "guided", 5.0, 1000)
+    assert math.isnan(done["is"]) and math.isnan(failed["fd"])
+    assert (failed["status"], failed["train_seed"]) == ("failed", 1)
 
 
-def everything(experiment: Experiment, value: Value | None = None, **kwargs) -> dict[str, Record]:
-    rest = [make(experiment, row) for row in experiment.rows for make in (reconstruction, speed)]
-    return {**generations(experiment, value, **kwargs), **by_id(*rest)}
+def test_floors_and_speeds_are_one_line_a_row(table1):
+    made = everything(table1)
+    floors, speeds = cells.floors(table1, made), cells.speeds(table1, made)
+    assert list(floors["row"]) == list(speeds["row"]) == list(table1.rows)
+    assert cells.floor_of(floors, "mar/ce/guided") == 4.2 and cells.floor_of(floors, ROW) == 2.6
+    assert math.isnan(cells.floor_of(floors, "no such row"))
+    assert set(speeds["setting"]) == {"Example CPU, 1 thread, float32, batch 64"}
+
+
+def test_failed_floors_and_speeds_are_left_out(table1):
+    made = by_id(*(replace(make(table1, ROW), status="failed") for make in (reconstruction, speed)))
+    assert cells.floors(table1, made).empty and cells.speeds(table1, made).empty
+
+
+# --- means over seeds -----------------------------------------------------------------------------------
+
+
+def test_samplings_of_one_training_do_not_pass_for_trainings():
+    found = cells.spread({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0, (1, 1): 6.0})
+    assert (found.mean, found.sd, found.n, found.over) == (3.5, stdev([2, 5]), 2, "training")
+    assert (found.train_seeds, found.sampling_seeds, found.complete) == ((0, 1), (0, 1), True)
+
+
+def test_every_training_weighs_the_same():
+    found = cells.spread({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0})
+    assert found.mean == 3.0 and not found.complete
+
+
+def test_one_training_spreads_over_its_samplings():
+    found = cells.spread({(7, 0): 1.0, (7, 1): 2.0, (7, 2): 6.0})
+    assert (found.mean, found.sd, found.n, found.over) == (3.0, stdev([1, 2, 6]), 3, "sampling")
+    assert (found.train_seeds, found.sampling_seeds) == ((7,), (0, 1, 2))
+
+
+def test_one_run_has_no_deviation():
+    found = cells.spread({(0, 3): 5.0})
+    assert (found.mean, found.sd, found.n, found.over) == (5.0, None, 1, None)
+
+
+def test_missing_numbers_are_left_out():
+    assert cells.spread({(0, 0): 5.0, (1, 0): NAN}) == cells.spread({(0, 0): 5.0})
+    empty = cells.spread({(0, 0): NAN})
+    assert math.isnan(empty.mean) and (empty.sd, empty.n, empty.over) == (None, 0, None)
+
+
+def test_seed_values_leave_out_failures_and_other_rows(table1):
+    made = generations(table1, lambda row, t, s: 10.0 * t + s, sampling_seeds=(0, 1))
+    made = {k: replace(r, status="failed") if cells.seeds(r)[0] == 1 else r for k, r in made.items()}
+    values = cells.seed_values(cells.collect(table1, made), ROW)
+    assert values == {(0, 0): 0.0, (0, 1): 1.0, (2, 0): 20.0, (2, 1): 21.0}
+
+
+# --- words and numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"), (NAN, "–"), (0, "0.00"), (5.414, "5.41"), (-5.414, "-5.41"), (0.1, "0.10"),
+        (62.25, "62.25"), (227.34, "227.3"), (0.0123, "0.012"), (0.00098, "0.00098"),
+    ],
+)  # fmt: skip
+def test_numbers(value, text):
+    assert wording.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (5.414, None, "5.41"), (5.414, 0.118, "5.41 ± 0.12"), (0.0123, 0.00051, "0.012 ± 0.001"),
+        (227.34, 1.26, "227.3 ± 1.3"), (8.4, 0.0, "8.40 ± 0.00"),
+    ],
+)  # fmt: skip
+def test_a_deviation_has_the_decimals_of_its_mean(mean, sd, text):
+    assert wording.plus_minus(mean, sd) == text
+
+
+def test_published_numbers_keep_the_paper_s_decimals():
+    published = {"fd": 3.5, "is": 227.3, "recall": 0.6}
+    assert [wording.paper_number(*cell) for cell in published.items()] == ["3.50", "227.3", "0.6"]
+    assert wording.paper_number("fd", None) == "–"
+
+
+def test_percent_and_thousands():
+    assert [wording.percent(v) for v in (1.26, -0.04, NAN)] == ["+1.3 %", "-0.0 %", "–"]
+    assert wording.percent(10.0, signed=False) == "10 %"
+    assert [wording.thousands(n) for n in (50_000, 1000, 1797, 200, 0)] == ["50k", "1k", "1797", "200", "0"]
+
+
+def test_only_the_inception_network_gives_an_fid(table1, paper_scale):
+    metrics = ("fd", "fd:heldout", "is")
+    ours = ["FD mnist5k", "held-out FD mnist5k", "IS mnist5k"]
+    assert [wording.metric_title(table1, m) for m in metrics] == ours
+    assert [wording.metric_short(table1, m) for m in metrics] == ["FD", "held-out FD", "IS"]
+    assert [wording.metric_title(paper_scale, m) for m in metrics] == ["FID", "held-out FID", "IS"]
+    assert [wording.metric_key(e, "fd:heldout") for e in (table1, paper_scale)] == [
+        "fd_mnist5k_heldout", "fid_heldout",
+    ]  # fmt: skip
+
+
+def test_an_fid_of_fewer_images_says_how_many():
+    few = load_experiment("table1", "paper", ["sampling.num_images=5000"])
+    assert wording.metric_title(few, "fd") == wording.metric_short(few, "fd") == "FID-5k"
+    assert wording.metric_title(few, "is") == "IS"
+
+
+def test_rows_with_different_extractors_are_named_apart(table1, paper_scale):
+    mixed = replace(table1, rows={**table1.rows, ROW: paper_scale.rows[ROW]})
+    assert wording.metric_title(mixed, "fd") == "FD mnist5k / FID"
+    assert wording.extractors(mixed) == ["mnist5k"] and wording.extractors(paper_scale) == []
+
+
+def test_every_scale_but_the_paper_s_says_that_it_does_not_compare(table1, paper_scale):
+    assert wording.scale_title(paper_scale) == "paper scale"
+    assert wording.scale_title(table1) == "tiny scale, not comparable with the paper's FID"
+    other = replace(table1, scale="paper")
+    assert wording.scale_title(other) == "paper scale, not comparable with the paper's FID"
+
+
+def test_a_label_without_letters_takes_its_name_along():
+    labels = {"variant": "AR", "tokens per step": ">1"}
+    assert wording.describe(labels) == "AR, tokens per step >1"
+
+
+def test_the_grid_holds_every_row_once(table1):
+    lines, columns = wording.lines_and_columns(table1)
+    assert columns == [("unguided",), ("guided",)]
+    placed = [wording.row_at(table1, line, column) for line in lines for column in columns]
+    assert sorted(placed) == sorted(table1.rows) and placed[1] == "raster_causal/ce/guided"
+
+
+def test_an_axis_that_the_layout_forgets_runs_down(table1):
+    loose = replace(table1, layout={"columns": ["loss"]})
+    assert wording.row_axes(loose) == ["variant", "guidance"]
+    assert wording.row_at(loose, ("mar", "guided"), ("diff",)) == ROW
+
+
+def test_a_knob_is_told_with_the_axes_that_decide_it(table1):
+    assert wording.by_axes(table1, lambda spec: spec.tokenizer.kind) == "vq (ce), kl (diff)"
+    assert wording.by_axes(table1, lambda spec: str(spec.train.batch_size)) == "32"
+    both = wording.by_axes(table1, lambda spec: f"{spec.model.head.kind} {spec.sampling.guidance_scale:g}")
+    assert "cross_entropy 1 (ce/unguided)" in both and "diffusion 3 (diff/guided)" in both
+
+
+def test_markdown_prints_texts_as_they_are():
+    text = wording.markdown_table(["a|b", "n"], [["1e5", "0.10"]])
+    assert "a\\|b" in text and "1e5" in text and "0.10" in text

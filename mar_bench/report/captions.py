@@ -1,4 +1,4 @@
-"""What a table's reader must know: how it was measured, over which seeds, where it came from, what differs."""
+"""What a table's reader must know: how it was measured, over which seeds, where from, what differs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import pandas as pd
 
 from mar_bench.config import Experiment
 from mar_bench.records import Record
-from mar_bench.report.cells import Selection, Spread
-from mar_bench.report.wording import by_axes, metric_key, metric_title, number
+from mar_bench.report.cells import Selection, Spread, seeds
+from mar_bench.report.wording import (
+    PAPER_NAMES,
+    by_axes,
+    extractors,
+    in_paper,
+    metric_key,
+    metric_short,
+    number,
+)
 from mar_bench.spec import RunSpec
 
 # protocol keys that must agree between the generation records of one table
@@ -22,21 +30,28 @@ def caption(
     experiment: Experiment, selection: Selection, floors: pd.DataFrame, spreads: dict[str, Spread]
 ) -> list[str]:
     """The lines under a table; ``spreads`` is the first metric of every row that has a number."""
-    lines = [
-        _brackets(experiment),
-        _samples(experiment, selection, floors),
-        _seeds(spreads),
-        _knobs(experiment),
-    ]
-    lines += [_real(experiment, floors), _origin(selection)]
+    lines = [_brackets(experiment), _features(experiment), _samples(experiment, selection, floors)]
+    lines += [_real(experiment, floors), _seeds(spreads), _knobs(experiment), _origin(selection)]
     return [line for line in lines if line]
 
 
 def _brackets(experiment: Experiment) -> str:
-    if not experiment.paper:
+    metrics = [m for m in experiment.layout.get("metrics", ["fd"]) if in_paper(experiment, m)]
+    if not metrics:
         return ""
+    names = " and ".join(PAPER_NAMES.get(m, m) for m in metrics)
     where = "" if experiment.scale == "paper" else ", another data set at another scale"
-    return f"In brackets: the paper's number, FID or IS, on ImageNet 256x256{where}. Source: {experiment.source}."
+    return f"In brackets: the paper's {names} on ImageNet 256x256{where}. Source: {experiment.source}."
+
+
+def _features(experiment: Experiment) -> str:
+    """That a number without the 2015 Inception network is neither FID nor IS as the paper has them."""
+    if not (names := extractors(experiment)):
+        return ""
+    return (
+        f"FD and IS: Fréchet distance on the features of {' / '.join(names)} and inception-style score on "
+        "its classes; neither can be set beside the paper's FID and IS."
+    )
 
 
 def _samples(experiment: Experiment, selection: Selection, floors: pd.DataFrame) -> str:
@@ -46,12 +61,12 @@ def _samples(experiment: Experiment, selection: Selection, floors: pd.DataFrame)
     generated, reference, heldout = (
         _counts(done, k) for k in ("num_generated", "num_reference", "num_heldout")
     )
-    title = metric_title(experiment, "fd")
-    text = f"{title}: {generated} generated images against {reference} training images"
-    text += f" (held-out: against {heldout} images never trained on)."
+    text = f"{metric_short(experiment, 'fd')}: {generated} generated images against {reference} training "
+    text += f"images (held-out: against {heldout} images never trained on)."
     if len(floors):
         images = "/".join(dict.fromkeys(f"{n:.0f}" for n in floors["num_images"].dropna())) or "the"
-        text += f" Reconstruction: the row's tokenizer alone on {images} held-out images, against the training images."
+        text += f" Reconstruction: the row's tokenizer alone on {images} held-out images, "
+        text += "against the same training images."
     return text
 
 
@@ -76,16 +91,15 @@ def _seeds(spreads: dict[str, Spread]) -> str:
 
 
 def _design(spread: Spread) -> str:
-    training, sampling = (
-        _list(kind, s) for kind, s in (("training", spread.train_seeds), ("sampling", spread.sampling_seeds))
-    )
+    training, sampling = _list("training", spread.train_seeds), _list("sampling", spread.sampling_seeds)
+    deviation = f"± is the standard deviation over {spread.n}"
+    if spread.over == "training" and len(spread.sampling_seeds) == 1:
+        return f"{deviation} training runs ({training}; {sampling})"
     if spread.over == "training":
-        inner = f", each averaged over its {sampling}" if len(spread.sampling_seeds) > 1 else f" ({sampling})"
-        return f"± is the standard deviation over {spread.n} training runs ({training}){inner}"
+        gaps = "" if spread.complete else ", not all of them for each"
+        return f"{deviation} training runs ({training}), each averaged over its samplings ({sampling}{gaps})"
     if spread.over == "sampling":
-        return (
-            f"± is the standard deviation over {spread.n} samplings ({sampling}) of one training ({training})"
-        )
+        return f"{deviation} samplings ({sampling}) of one training ({training})"
     return f"one run ({training}, {sampling}), no ±"
 
 
@@ -119,7 +133,8 @@ def _real(experiment: Experiment, floors: pd.DataFrame) -> str:
     values = list(dict.fromkeys(number(v) for v in floors["fd_real"].dropna()))
     if not values:
         return ""
-    return f"Real held-out images against the training images: {metric_title(experiment, 'fd')} {' / '.join(values)}."
+    title = metric_short(experiment, "fd")
+    return f"Real held-out images against the training images: {title} {' / '.join(values)}."
 
 
 def _origin(selection: Selection) -> str:
@@ -153,18 +168,18 @@ def _counts(records: dict[str, Record], key: str) -> str:
 def warnings(experiment: Experiment, selection: Selection) -> list[str]:
     """One line for each thing in which the records were not measured alike."""
     lines = []
-    extractors: dict[Any, list[str]] = {}
+    networks: dict[Any, list[str]] = {}
     protocols: dict[str, dict[Any, list[str]]] = {key: {} for key in PROTOCOL}
     for row, tasks in selection.items():
         for record in tasks["generation"] + tasks["reconstruction"]:
             if record.status == "done":
                 sha = (record.protocol.get("extractor") or {}).get("sha256")
-                extractors.setdefault(sha and sha[:10], []).append(row)
+                networks.setdefault(sha and sha[:10], []).append(row)
         for record in tasks["generation"]:
             for key in PROTOCOL:
                 if record.status == "done":
                     protocols[key].setdefault(record.protocol.get(key), []).append(row)
-    for key, values in {"the feature extractor's sha256": extractors, **protocols}.items():
+    for key, values in {"the feature extractor's sha256": networks, **protocols}.items():
         if len(values) > 1:
             said = "; ".join(f"{value} in {_rows(rows)}" for value, rows in values.items())
             lines.append(f"**Warning: not measured alike, do not compare these rows.** {key} is {said}.")
@@ -178,14 +193,13 @@ def _rows(rows: list[str]) -> str:
 
 
 def failures(selection: Selection) -> list[str]:
-    """One line for each failed generation run: row, seeds and the error's first line."""
+    """One line for each failed generation run: row, seeds and the error's first line, as code for GitHub."""
     lines = []
     for row, tasks in selection.items():
         for record in tasks["generation"]:
             if record.status == "failed":
-                error = next(iter((record.error or "").strip().splitlines()), "") or "no error was recorded"
-                train, sampling = record.spec["train"]["seed"], record.spec["sampling"]["seed"]
-                lines.append(
-                    f"{row}, training seed {train}, sampling seed {sampling}: {error[:ERROR_LENGTH]}"
-                )
+                error = next(iter((record.error or "").strip().splitlines()), "no error was recorded")
+                error = error[:ERROR_LENGTH].replace("`", "'")
+                train, sampling = seeds(record)
+                lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error}`")
     return lines

@@ -43,7 +43,7 @@ def extractor_block(spec: RunSpec) -> dict[str, str]:
 
 
 def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
-    """The records of every row by task, ordered by seeds, then by id; a task without records has an empty list."""
+    """The records of every row by task, ordered by seeds, then by id; an empty list where there are none."""
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records.values(), key=lambda r: (*seeds(r), r.id)):
         by_cell[record.task, record.ids.get("cell_id", "")].append(record)
@@ -63,8 +63,8 @@ def seeds(record: Record) -> tuple[int, int]:
 def collect(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
     """One line per generation record, failed ones too.
 
-    Columns: row, one per axis (bundle names), train_seed, sampling_seed, status, error, id, the metrics under
-    their role names (fd, fd_heldout, is, accuracy), loss_train, loss_heldout, num_generated; NaN where absent."""
+    Columns: row, one per axis (bundle names), train_seed, sampling_seed, status, error, id, the metrics by
+    role (fd, fd_heldout, is, accuracy), loss_train, loss_heldout, num_generated; NaN where absent."""
     names = roles(experiment)
     columns = ["row", *experiment.labels, "train_seed", "sampling_seed", "status", "error", "id"]
     columns += [*names, "loss_train", "loss_heldout", "num_generated"]
@@ -91,7 +91,7 @@ def collect(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
 
 
 def floors(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
-    """One line per row whose tokenizer was measured alone: row, fd, fd_heldout, fd_real, psnr, num_images, id."""
+    """One line per row whose tokenizer was measured alone: row, distances, psnr, num_images, id."""
     lines = []
     for row, tasks in select(experiment, records).items():
         for record in tasks["reconstruction"]:
@@ -106,7 +106,7 @@ def floors(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
 
 
 def speeds(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
-    """One line per row and setting (device with its threads, dtype and batch); only numbers of one setting compare.
+    """One line per row and setting (device, threads, dtype, batch); only numbers of one setting compare.
 
     Columns: row, setting, device, threads, dtype, batch_size, repeats, the metrics of a speed record, id."""
     lines = []
@@ -152,7 +152,8 @@ SeedValues = Mapping[tuple[int, int], float]  # (training seed, sampling seed) -
 class Spread:
     """Mean and sample standard deviation of a cell's metric, and what the latter is over.
 
-    ``over`` is "training", "sampling" or None (one run: no ``sd``); ``n`` is how many values ``sd`` is of."""
+    ``over`` is "training", "sampling" or None (one run: no ``sd``); ``n`` is how many values ``sd`` is of;
+    ``complete`` says whether every training has every sampling seed."""
 
     mean: float
     sd: float | None
@@ -160,6 +161,7 @@ class Spread:
     over: str | None
     train_seeds: tuple[int, ...]
     sampling_seeds: tuple[int, ...]
+    complete: bool = True
 
     @property
     def design(self) -> tuple:
@@ -192,7 +194,8 @@ def spread(values: SeedValues) -> Spread:
     else:
         numbers, over = list(kept.values()), None
     sd = stdev(numbers) if over else None
-    return Spread(mean(numbers), sd, len(numbers), over, train_seeds, sampling_seeds)
+    complete = len(kept) == len(train_seeds) * len(sampling_seeds)
+    return Spread(mean(numbers), sd, len(numbers), over, train_seeds, sampling_seeds, complete)
 
 
 def seed_values(cells: pd.DataFrame, row: str, role: str = "fd") -> dict[tuple[int, int], float]:

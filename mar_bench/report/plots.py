@@ -6,13 +6,15 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -33,12 +35,14 @@ from mar_bench.report.wording import (
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 NEUTRAL = "0.35"
+DASHES = (0, (4, 2))
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
     "legend.fontsize": 8,
-    "legend.title_fontsize": 8,
+    "legend.columnspacing": 1.5,
+    "legend.handlelength": 1.6,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "axes.grid": True,
@@ -54,10 +58,13 @@ METADATA = {
     "svg": {"Date": None, "Creator": None},
 }
 DPI = 200
+PANEL_INCHES = (3.1, 2.6)
+MIN_RATIO = 6
+CHARACTER_INCHES = 0.06  # of the legend, on average
 
 
 def speed_accuracy(experiment: Experiment, records: dict[str, Record], stem: Path) -> list[Path]:
-    """Draw distance against seconds per image; write ``stem`` with .png, .pdf and .svg and return their paths.
+    """Draw distance against seconds per image; write ``stem`` with .png, .pdf and .svg; return their paths.
 
     Equal records give equal bytes. Raises UserError where no row has both a distance and a speed."""
     points = _points(experiment, records)
@@ -79,8 +86,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def _points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
-    """One line per row and device that has both numbers: distance with sd, seconds with quartiles, panel, hue,
-    style (the texts of column, colour and marker)."""
+    """One line per row and setting that has both numbers: distance with sd, seconds with quartiles, panel,
+    hue, style (the texts of column, colour and marker)."""
     cells, timed = collect(experiment, records), speeds(experiment, records)
     run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
     if timed.empty:
@@ -115,22 +122,59 @@ def _draw(experiment: Experiment, points: pd.DataFrame, floor_frame: pd.DataFram
     looks = _Looks(experiment)
     settings = sorted(points["setting"].unique())
     panels = [p for p in looks.panels if p in set(points["panel"])]
-    figure = Figure(figsize=(3.1 * len(panels) + 2.3, 2.9 * len(settings) + 0.7), layout="constrained")
-    grid = figure.subplots(len(settings), len(panels), squeeze=False)
-    for (i, setting), (j, panel) in itertools.product(enumerate(settings), enumerate(panels)):
-        ax = grid[i][j]
-        chosen = points[(points["setting"] == setting) & (points["panel"] == panel)]
+    keys = _legend_columns(looks, points, with_floors=floor_frame["row"].isin(points["row"]).any())
+    title = _title(experiment)
+    widest = sum(max(len(handle.get_label()) for handle in column) + 10 for column in keys)
+    widest = max(widest, *(int(1.15 * len(line)) for line in title.splitlines()))
+    width = max(PANEL_INCHES[0] * len(panels), CHARACTER_INCHES * widest)
+    height = (PANEL_INCHES[1] + 0.3) * len(settings) + 0.19 * len(keys[0]) + 0.5
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for setting, part in zip(settings, figure.subfigures(len(settings), 1, squeeze=False)[:, 0]):
+        chosen = points[points["setting"] == setting]
+        _panels(part, experiment, chosen, floor_frame, looks, panels)
+        part.suptitle(textwrap.fill(setting, int(width / CHARACTER_INCHES)), fontsize=8, color=NEUTRAL)
+    sns.despine(fig=figure)
+    _legend(figure, keys)
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def _title(experiment: Experiment) -> str:
+    counts = dict.fromkeys(thousands(spec.sampling.num_images) for spec in experiment.rows.values())
+    images = f"{metric_title(experiment, 'fd')} of {'/'.join(counts)} images"
+    return f"{experiment.title}\n{images}, {scale_title(experiment)}"
+
+
+def _panels(
+    part: SubFigure,
+    experiment: Experiment,
+    points: pd.DataFrame,
+    floor_frame: pd.DataFrame,
+    looks: _Looks,
+    panels: list[str],
+) -> None:
+    """The panels of one setting; they share the axis of seconds."""
+    axes = part.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    labelled = next(panel for panel in panels if panel in set(points["panel"]))
+    for ax, panel in zip(axes, panels):
+        chosen = points[points["panel"] == panel]
+        ax.set_title(panel)
+        if chosen.empty:
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, "no points", ha="center", va="center", color=NEUTRAL, transform=ax.transAxes)
+            continue
         _panel(ax, chosen, looks)
         _floor_lines(ax, experiment, chosen, floor_frame, looks)
-        ax.set_title(panel if i == 0 else "")
-        ax.set_xlabel(f"seconds per image\n{setting}" if i < len(settings) else "")
-        ax.set_ylabel(metric_title(experiment, "fd") if j == 0 else "")
-    sns.despine(fig=figure)
-    _legend(figure, looks, points, with_floors=floor_frame["row"].isin(points["row"]).any())
-    generated = next(iter(experiment.rows.values())).sampling.num_images
-    title = f"{metric_title(experiment, 'fd')} of {thousands(generated)} images, {scale_title(experiment)}"
-    figure.suptitle(f"{experiment.title}\n{title}", fontsize=10, x=0.01, ha="left")
-    return figure
+        ax.set_xlabel("seconds per image")
+        ax.set_ylabel(metric_title(experiment, "fd") if panel == labelled else "")
+    _widen(axes[0])
+
+
+def _widen(ax: Axes) -> None:
+    """At least a factor of MIN_RATIO on the axis of seconds, so that two of its ticks 1, 2, 5 are in view."""
+    low, high = ax.get_xlim()
+    factor = max(1.0, MIN_RATIO * low / high) ** 0.5
+    ax.set_xlim(low / factor, high * factor)
 
 
 class _Looks:
@@ -175,17 +219,20 @@ def _panel(ax: Axes, points: pd.DataFrame, looks: _Looks) -> None:
         palette=looks.colours,
         markers=looks.markers,
         s=45,
-        edgecolor="white",
-        linewidth=0.6,
+        edgecolor="none",
         legend=False,
         zorder=3,
         ax=ax,
     )
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(_decimal))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.12)
+
+
+def _decimal(value: float, _position: int) -> str:
+    return np.format_float_positional(value, precision=6, trim="-")
 
 
 def _floor_lines(
@@ -202,30 +249,32 @@ def _floor_lines(
             values[tokenizer] = floor
     for tokenizer, hues in tokenizers.items():
         colour = looks.colours[next(iter(hues))] if len(hues) == 1 else NEUTRAL
-        ax.axhline(values[tokenizer], color=colour, linestyle=(0, (4, 2)), linewidth=1, zorder=1)
+        ax.axhline(values[tokenizer], color=colour, linestyle=DASHES, linewidth=1, zorder=1)
     ax.set_ylim(bottom=0)  # so that heights compare as distances do
 
 
-def _legend(figure: Figure, looks: _Looks, points: pd.DataFrame, with_floors: bool) -> None:
-    """Outside the panels: colours, markers, floor and what the bars are."""
+def _legend_columns(looks: _Looks, points: pd.DataFrame, with_floors: bool) -> list[list[Line2D]]:
+    """Two columns of equal length: colours, floor and bars on the left, markers on the right."""
 
-    def heading(text: str) -> Line2D:
-        return Line2D([], [], linestyle="none", label=text)
+    def line(text: str, **look) -> Line2D:
+        return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "label": text, **look})
 
     def dot(text: str, marker: str, colour: str) -> Line2D:
-        return Line2D(
-            [], [], linestyle="none", marker=marker, color=colour, markeredgecolor="white", label=text
-        )
+        return line(text, marker=marker, color=colour, markeredgecolor="none")
 
-    handles = [heading(looks.hue_title)]
-    handles += [dot(text, "o", colour) for text, colour in looks.colours.items()]
-    if looks.style_title:
-        handles += [heading(looks.style_title)]
-        handles += [dot(text, marker, NEUTRAL) for text, marker in looks.markers.items()]
-    if with_floors:
-        handles.append(
-            Line2D([], [], color=NEUTRAL, linestyle=(0, (4, 2)), linewidth=1, label="reconstruction alone")
-        )
-    bars = "± sd over seeds; quartiles of the time" if points["sd"].any() else "quartiles of the time"
-    handles.append(heading(f"bars: {bars}"))
-    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    left = [line(looks.hue_title), *(dot(text, "o", colour) for text, colour in looks.colours.items())]
+    right = [line(looks.style_title)] if looks.style_title else []
+    right += [dot(text, marker, NEUTRAL) for text, marker in looks.markers.items()] if right else []
+    bars = "± sd over seeds, quartiles of the time" if points["sd"].any() else "quartiles of the time"
+    more = [line("reconstruction alone", linestyle=DASHES, linewidth=1)] if with_floors else []
+    left += [*more, line(f"bars: {bars}")]
+    longest = max(len(left), len(right))
+    return [column + [line("")] * (longest - len(column)) for column in (left, right) if column]
+
+
+def _legend(figure: Figure, columns: list[list[Line2D]]) -> None:
+    """Below the panels; each column begins with its heading."""
+    handles = [handle for column in columns for handle in column]
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=len(columns), frameon=False)
+    for column in columns:
+        legend.get_texts()[handles.index(column[0])].set_fontweight("bold")

@@ -8,28 +8,38 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mar_bench.config import Experiment
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.records import atomic_write
-from mar_bench.report.wording import axis_labels, describe, lines_and_columns, row_at, scale_title
+from mar_bench.report.wording import (
+    axis_labels,
+    column_axes,
+    describe,
+    lines_and_columns,
+    row_at,
+    row_axes,
+    scale_title,
+)
 
-COLUMNS, ROWS = 10, 5  # images of a panel, at most
+COLUMNS, ROWS = 10, 3  # images of a panel, at most
 GAP = 1  # white pixels between images
 DARK = 64  # images whose median grey is below this are drawn inverted
-TITLE_CHARACTERS = 52
 PANEL_INCHES = 3.3
+CHARACTER_INCHES = 0.06  # of the titles, on average
 DPI = 200
 
 
 def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Path) -> Path:
     """Write one PNG with a panel per row key of ``images`` and return its path.
 
-    ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten classes a
-    column of a panel is a class; with more, a panel shows the first images, each of another class. Grey images
-    on a dark ground (handwritten digits) are drawn inverted, all of a sheet alike. Rows of the table without any
-    images are left out. Raises UserError where there is nothing to draw or a row is unknown."""
+    ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten
+    classes a column of a panel is a class; with more, a panel shows the first images, each of another class.
+    Grey images on a dark ground (handwritten digits) are drawn inverted, all of a sheet alike. Rows of the
+    table without any images are left out. Raises UserError where there is nothing to draw or a row is
+    unknown."""
     for row, batch in images.items():
         if row not in experiment.rows:
             raise UserError(f"no row '{row}' in {experiment.id}, {did_you_mean(row, experiment.rows)}")
@@ -45,7 +55,7 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
     panels = {
         row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()
     }
-    with rc_context({"font.size": 7}):
+    with rc_context({"font.size": 7, "axes.titlesize": 7}):
         content = io.BytesIO()
         _draw(experiment, panels).savefig(content, format="png", dpi=DPI, metadata={"Software": None})
     atomic_write(path, content.getvalue())
@@ -70,18 +80,27 @@ def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
     lines = [line for line in lines if any(row_at(experiment, line, c) in panels for c in columns)]
     columns = [c for c in columns if any(row_at(experiment, line, c) in panels for line in lines)]
     tallest = max(sheet.shape[0] / sheet.shape[1] for sheet in panels.values())
-    size = PANEL_INCHES * len(columns), (PANEL_INCHES * tallest + 0.38) * len(lines) + 0.3
+    size = PANEL_INCHES * len(columns), (PANEL_INCHES * tallest + 0.24) * len(lines) + 0.5
     figure = Figure(figsize=size, layout="constrained")
+    characters = int(size[0] / CHARACTER_INCHES)
     grid = figure.subplots(len(lines), len(columns), squeeze=False)
     for i, line in enumerate(lines):
-        for j, column in enumerate(columns):
-            ax, row = grid[i][j], row_at(experiment, line, column)
-            ax.set_axis_off()
-            if row in panels:
-                ax.imshow(panels[row], interpolation="nearest")
-                title = describe(axis_labels(experiment, row, experiment.labels))
-                ax.set_title(textwrap.fill(title, TITLE_CHARACTERS), loc="left", fontsize=7, pad=3)
-            else:
-                ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
-    figure.suptitle(f"{experiment.title}, {scale_title(experiment)}", fontsize=8, x=0.01, ha="left")
+        rows = [row_at(experiment, line, column) for column in columns]
+        label = textwrap.fill(describe(axis_labels(experiment, rows[0], row_axes(experiment))), characters)
+        grid[i][0].set_title(label, loc="left", pad=3)
+        for ax, row in zip(grid[i], rows):
+            _fill(ax, panels.get(row))
+            if i == 0:  # above the line's label
+                heading = describe(axis_labels(experiment, row, column_axes(experiment)))
+                ax.set_title(heading + "\n" * (1 + label.count("\n")), pad=3)
+    title = textwrap.fill(f"{experiment.title}, {scale_title(experiment)}", characters)
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     return figure
+
+
+def _fill(ax: Axes, sheet: np.ndarray | None) -> None:
+    ax.set_axis_off()
+    if sheet is None:
+        ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
+    else:
+        ax.imshow(sheet)

@@ -27,13 +27,13 @@ from mar_bench.report.orderings import Comparison, compare
 from mar_bench.report.wording import (
     FAILED,
     MISSING,
-    PAPER_NAMES,
     axis_labels,
     column_axes,
     describe,
+    in_paper,
     lines_and_columns,
     markdown_table,
-    metric_title,
+    metric_short,
     number,
     paper_number,
     plus_minus,
@@ -68,7 +68,6 @@ class ResultTable:
     def markdown(self) -> str:
         """Title, table, caption, warnings, failed runs and the orderings."""
         experiment = self.experiment
-        heading, lines = _grid(self)
         role = next(iter(experiment.layout.get("metrics", ["fd"]))).replace(":", "_")
         spreads = {row: self.spread(row, role) for row in experiment.rows}
         spreads = {row: s for row, s in spreads.items() if s.n}
@@ -77,7 +76,8 @@ class ResultTable:
         parts = [
             f"# {experiment.title} ({experiment.id}, {scale_title(experiment)})",
             *captions.warnings(experiment, self.selection),
-            markdown_table(heading, lines),
+            markdown_table(*_published(self)),
+            _beside(self),
             _bullets(notes),
             f"Failed runs ({PARTLY}: the cell's other runs are shown):\n\n{_bullets(failed)}"
             if failed
@@ -110,55 +110,57 @@ def _bullets(lines: list[str]) -> str:
 # --- Markdown -------------------------------------------------------------------------------------------
 
 
-def _grid(table: ResultTable) -> tuple[list[str], list[list[str]]]:
-    """Heading and lines: the paper's columns first, then what the paper does not print."""
+def _published(table: ResultTable) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines of the paper's own columns."""
     experiment = table.experiment
     lines, columns = lines_and_columns(experiment)
     metrics = experiment.layout.get("metrics", ["fd"])
-    beside = [
-        role for role in ("fd_heldout", "accuracy") if table.cells[role].notna().any() and role not in metrics
+    labels = [
+        axis_labels(experiment, row_at(experiment, line, columns[0]), row_axes(experiment)) for line in lines
     ]
-    names = roles(experiment)
-    sample = {line: row_at(experiment, line, columns[0]) for line in lines}
-    labels = {line: axis_labels(experiment, row, row_axes(experiment)) for line, row in sample.items()}
-    label_names = list(dict.fromkeys(name for values in labels.values() for name in values))
-
-    heading = list(label_names)
-    for column in columns:
-        heading += [_heading(experiment, metric, column, published=True) for metric in metrics]
-    heading.append(f"reconstruction {metric_title(experiment, 'fd')}")
-    for role in beside:
-        heading += [_heading(experiment, names[role], column) for column in columns]
-
+    names = list(dict.fromkeys(name for values in labels for name in values))
+    heading = names + [_heading(experiment, m, column, published=True) for column in columns for m in metrics]
     out = []
-    for line in lines:
-        cells = [labels[line].get(name, "") for name in label_names]
+    for line, values in zip(lines, labels):
         rows = [row_at(experiment, line, column) for column in columns]
-        cells += [_cell(table, row, metric) for row in rows for metric in metrics]
-        cells.append(number(floor_of(table.floors, sample[line])))
-        cells += [_ours(table, row, role) for role in beside for row in rows]
-        out.append(cells)
+        cells = [_cell(table, row, metric) for row in rows for metric in metrics]
+        out.append([*(values.get(name, "") for name in names), *cells])
     return heading, out
 
 
+def _beside(table: ResultTable) -> str:
+    """A second table, of what was measured beside the paper's columns; empty where there is nothing."""
+    experiment, names = table.experiment, roles(table.experiment)
+    lines, columns = lines_and_columns(experiment)
+    metrics = experiment.layout.get("metrics", ["fd"])
+    shown = [role for role in ("fd_heldout", "accuracy") if names[role] not in metrics]
+    beside = [role for role in shown if table.cells[role].notna().any()]
+    with_floors = int(table.floors["fd"].notna().any())
+    if not beside and not with_floors:
+        return ""
+    heading = ["row", *[f"reconstruction {metric_short(experiment, 'fd')}"] * with_floors]
+    heading += [_heading(experiment, names[role], column) for role in beside for column in columns]
+    out = []
+    for line in lines:
+        rows = [row_at(experiment, line, column) for column in columns]
+        floors_here = dict.fromkeys(number(floor_of(table.floors, row)) for row in rows)
+        cells = [" / ".join(floors_here)] * with_floors
+        out.append(["/".join(line), *cells, *(_ours(table, row, role) for role in beside for row in rows)])
+    return f"The same rows, beside the paper's columns:\n\n{markdown_table(heading, out)}"
+
+
 def _heading(experiment: Experiment, metric: str, column: tuple[str, ...], published: bool = False) -> str:
-    """``FD mnist5k, without CFG (paper's FID)``; no brackets where the paper has no such number."""
+    """``FD, without CFG (paper)``; no brackets where the paper has no such number."""
     axes = column_axes(experiment)
     labels = {k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()}
-    words = ", ".join(w for w in (metric_title(experiment, metric), describe(labels)) if w)
-    if published and _has_paper(experiment, metric):
-        words += f" (paper's {PAPER_NAMES.get(metric, metric)})"
-    return words
-
-
-def _has_paper(experiment: Experiment, metric: str) -> bool:
-    return any(metric in numbers for numbers in experiment.paper.values())
+    words = ", ".join(w for w in (metric_short(experiment, metric), describe(labels)) if w)
+    return f"{words} (paper)" if published and in_paper(experiment, metric) else words
 
 
 def _cell(table: ResultTable, row: str, metric: str) -> str:
     """Ours and the paper's: ``5.41 ± 0.12 (19.58)``."""
     ours = _ours(table, row, metric.replace(":", "_"))
-    if not _has_paper(table.experiment, metric):
+    if not in_paper(table.experiment, metric):
         return ours
     return f"{ours} ({paper_number(metric, table.experiment.paper.get(row, {}).get(metric))})"
 
@@ -176,15 +178,16 @@ def _ours(table: ResultTable, row: str, role: str) -> str:
 
 
 def _tidy(table: ResultTable) -> pd.DataFrame:
-    """The table's frame. ``seconds_per_image`` is of one setting throughout, which ``speed_setting`` names."""
+    """The table's frame. ``seconds_per_image`` is of one setting throughout, named in ``speed_setting``."""
     experiment, setting = table.experiment, _main_setting(table.speeds)
     lines = []
     for row, spec in experiment.rows.items():
+        timed = table.speeds[(table.speeds["row"] == row) & (table.speeds["setting"] == setting)]
+        seconds = float(timed["seconds_per_image"].iloc[0]) if len(timed) else math.nan
         for role, metric in roles(experiment).items():
             if metric == "accuracy" and extractor_block(spec)["kind"] == "inception":
                 continue  # the 2015 network does not know the data set's classes
             found = table.spread(row, role)
-            speed = table.speeds[(table.speeds["row"] == row) & (table.speeds["setting"] == setting)]
             lines.append(
                 {
                     "experiment": experiment.id,
@@ -199,10 +202,8 @@ def _tidy(table: ResultTable) -> pd.DataFrame:
                     "n_sampling_seeds": len(found.sampling_seeds),
                     "paper": experiment.paper.get(row, {}).get(metric, math.nan),
                     "floor_fd": floor_of(table.floors, row),
-                    "seconds_per_image": float(speed["seconds_per_image"].iloc[0])
-                    if len(speed)
-                    else math.nan,
-                    "speed_setting": setting if len(speed) else None,
+                    "seconds_per_image": seconds,
+                    "speed_setting": setting if len(timed) else None,
                     "records": " ".join(_record_ids(table.cells, row)),
                 }
             )

@@ -1,4 +1,4 @@
-"""How numbers, metrics and rows are written. Only with the 2015 Inception features is a distance called FID."""
+"""How numbers, metrics and rows are written. With the 2015 Inception features alone, a distance is an FID."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def paper_number(metric: str, value: float | None) -> str:
     return {"fd": f"{value:.2f}", "is": f"{value:.1f}"}.get(metric, f"{value:g}")
 
 
+def in_paper(experiment: Experiment, metric: str) -> bool:
+    """Whether the paper gives this number for any row."""
+    return any(metric in numbers for numbers in experiment.paper.values())
+
+
 def percent(value: float | None, signed: bool = True) -> str:
     if value is None or math.isnan(value):
         return MISSING
@@ -63,7 +68,7 @@ def metric_title(experiment: Experiment, metric: str) -> str:
 
 
 def metric_short(experiment: Experiment, metric: str) -> str:
-    """The same without the extractor's name, for narrow columns: ``FD``, ``held-out FD``, ``IS``, ``FID-5k``."""
+    """The same without the extractor's name, for narrow columns: ``FD``, ``held-out FD``, ``FID-5k``."""
     return " / ".join(_unique(_title(spec, metric, named=False) for spec in experiment.rows.values()))
 
 

@@ -1,0 +1,43 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both re-use .venv and may run side by side.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
+MAR := $(BIN)/mar-bench
+
+.PHONY: install demo test lint reference reports clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(LOCK) sh -ec 'test $(INSTALLED) -nt pyproject.toml && exit; \
+		test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+		echo "installing into $(VENV)"; $(BIN)/python -m pip install -q -e ".[test,paper]"; touch $(INSTALLED)'
+
+# Table 1 at tiny scale, training seed 0, in folders of its own: about ten minutes on two cores.
+demo: $(INSTALLED)
+	$(MAR) run table1 --scale tiny --seeds 0 --runs runs/demo --records runs/demo/records
+	$(MAR) table table1 --scale tiny --save --records runs/demo/records --reports runs/demo/reports
+	$(MAR) plot table1 --scale tiny --records runs/demo/records --reports runs/demo/reports
+	$(MAR) sample table1 --scale tiny --runs runs/demo --reports runs/demo/reports
+	@echo "the committed reference with three training seeds: reports/tiny/table1.md"
+
+test: $(INSTALLED) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+# What is committed in results/ and reports/: three training seeds, about half an hour on two cores.
+reference: $(INSTALLED)
+	$(MAR) run table1 --scale tiny --seeds 0,1,2 --records results/records
+	$(MAKE) reports
+
+reports: $(INSTALLED)
+	$(MAR) table table1 --scale tiny --save >/dev/null
+	$(MAR) plot table1 --scale tiny
+	$(MAR) sample table1 --scale tiny
+
+clean:
+	rm -rf $(VENV) runs .setup.lock .pytest_cache .ruff_cache

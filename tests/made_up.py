@@ -1,0 +1,104 @@
+"""Records of Table 1 at tiny scale with made-up numbers, for the tests of what is drawn from records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mar_bench.config import Experiment
+from mar_bench.ids import generation_run, reconstruction_run, speed_run, with_seeds
+from mar_bench.parse import as_tree
+from mar_bench.records import Record, metric_name
+
+PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
+EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}
+FLOOR = {"vq": 4.2, "kl": 2.6}  # reconstruction distances by kind of tokenizer
+Value = Callable[[str, int, int], float]  # row, training seed, sampling seed -> distance
+
+
+def base(row: str) -> float:
+    """A distance for each row, all different and above the floors."""
+    variant, loss, guidance = row.split("/")
+    start = {"raster_causal": 6, "random_causal": 12, "random_bidirectional": 13, "mar": 13.5}[variant]
+    return (start - 0.5 * (loss == "diff")) * (0.5 if guidance == "guided" else 1)
+
+
+def generation(
+    experiment: Experiment, row: str, train_seed: int, sampling_seed: int, fd: float | None, **changes
+) -> Record:
+    """A generation record; a failed one where ``fd`` is None."""
+    run = generation_run(row, with_seeds(experiment.rows[row], train_seed, sampling_seed))
+    if fd is None:
+        error = "ValueError: loss is not finite\n  a second line"
+        return Record("generation", "failed", run.ids, as_tree(run.spec), error=error, provenance=PROVENANCE)
+    block = as_tree(run.spec)["metrics"]["extractor"]
+    values = {"fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "accuracy": 0.9}
+    record = Record(
+        task="generation",
+        status="done",
+        ids=run.ids,
+        spec=as_tree(run.spec),
+        metrics={metric_name(k, block): v for k, v in values.items()},
+        protocol={
+            "num_generated": run.spec.sampling.num_images, "num_reference": 4000, "num_heldout": 1000,
+            "label_mode": "balanced", "dtype": "float32", "extractor": EXTRACTOR,
+        },
+        parameters={"total": 300_000, "backbone": 250_000, "head": 50_000},
+        training={"loss_train": 2.5, "loss_heldout": 2.7, "steps": 4000, "seconds": 100.0},
+        provenance=PROVENANCE,
+    )  # fmt: skip
+    return replace(record, **changes)
+
+
+def reconstruction(experiment: Experiment, row: str) -> Record:
+    run = reconstruction_run(row, experiment.rows[row])
+    block = as_tree(run.spec)["metrics"]["extractor"]
+    floor = FLOOR[run.spec.tokenizer.kind]
+    values = {"fd": floor, "fd:heldout": floor - 0.2, "fd:real": 0.45, "is": 9.0, "accuracy": 0.95}
+    metrics = {metric_name(k, block): v for k, v in values.items()}
+    protocol = {"num_generated": 1000, "num_reference": 4000, "extractor": EXTRACTOR}
+    metrics["psnr"] = 18.0
+    return Record(
+        "reconstruction", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE
+    )
+
+
+def speed(experiment: Experiment, row: str, device: str = "Example CPU", factor: float = 1.0) -> Record:
+    """Twenty times as fast on another device by ``factor=0.05``; quartiles 5 % below and 10 % above."""
+    run = speed_run(row, experiment.rows[row], device)
+    seconds = factor * 0.001 * run.spec.sampling.num_ar_steps ** 0.5
+    seconds *= 2.5 if "diff" in row else 1
+    seconds *= 1.9 if "/guided" in row else 1
+    seconds *= 1.8 if "bidirectional" in row else 1
+    metrics = {
+        "seconds_per_image": seconds,
+        "seconds_per_image_q25": 0.95 * seconds, "seconds_per_image_q75": 1.1 * seconds,
+        "latency_batch1": 10 * seconds, "share_backbone": 0.5, "share_head": 0.4, "share_decode": 0.1,
+        "peak_memory_mb": 500.0,
+    }  # fmt: skip
+    protocol = {"device": device, "threads": 1, "batch_size": 64, "repeats": 5, "dtype": "float32"}
+    return Record("speed", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE)
+
+
+def by_id(*records: Record) -> dict[str, Record]:
+    return {record.id: record for record in records}
+
+
+def generations(
+    experiment: Experiment, value: Value | None = None, seeds=(0, 1, 2), sampling_seeds=(0,), rows=None
+) -> dict[str, Record]:
+    """Generation records of every row and seed; by default training seed s adds 0.1 s."""
+    value = value or (lambda row, t, s: base(row) + 0.1 * t)
+    return by_id(
+        *(
+            generation(experiment, row, t, s, value(row, t, s))
+            for row in rows or experiment.rows
+            for t in seeds
+            for s in sampling_seeds
+        )
+    )
+
+
+def everything(experiment: Experiment, value: Value | None = None, **kwargs) -> dict[str, Record]:
+    rest = [make(experiment, row) for row in experiment.rows for make in (reconstruction, speed)]
+    return {**generations(experiment, value, **kwargs), **by_id(*rest)}
