@@ -46,17 +46,18 @@ def _stage(kind: str, runs: list[Run], places: Places) -> dict[str, int]:
 
 
 def plan_text(plan: dict) -> str:
+    shown = ("train_id", "eval_id")
     lines = [
-        [str(v) for v in (e["row"], e["train_seed"], e["sampling_seed"], e["ids"]["train_id"], e["ids"]["eval_id"], e["status"])]
+        [*(str(e[k]) for k in ("row", "train_seed", "sampling_seed")), *(e["ids"][k] for k in shown), e["status"]]
         for e in plan["runs"]
     ]
     beside = Counter((e["task"], e["status"]) for e in plan["companions"])
     stages = ", ".join(f"{s['needed']} {kind}" for kind, s in plan["stages"].items())
     return "\n".join(
         [
-            console_table(["row", "training seed", "sampling seed", "train_id", "eval_id", "status"], lines),
+            console_table(["row", "training seed", "sampling seed", *shown, "status"], lines),
             f"{plan['evaluations']} evaluations over {plan['trainings']} trainings "
-            f"({plan['evaluations'] - plan['trainings']} share a training with another); different stages: {stages}",
+            f"(sharing saves {plan['evaluations'] - plan['trainings']}); stages: {stages}",
             f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; beside them "
             + ", ".join(f"{n} {task} {state}" for (task, state), n in beside.items()),
             f"jobs to do: {plan['jobs']}",

@@ -55,7 +55,8 @@ def test_list_is_quick_and_leaves_torch_alone():
     assert min(seconds) < 1.5
     code = (
         "import sys; from typer.testing import CliRunner; from mar_bench.cli import app;"
-        "CliRunner().invoke(app, ['list'], catch_exceptions=False); print('torch' in sys.modules, 'pandas' in sys.modules)"
+        "CliRunner().invoke(app, ['list'], catch_exceptions=False);"
+        "print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
 

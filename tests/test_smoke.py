@@ -216,7 +216,8 @@ def test_a_failed_training_fails_its_rows_and_no_others(tmp_path):
     records = measured(tmp_path).values()
     assert {r.status for r in records if r.task == "reconstruction"} == {"done"}
     failed = [r for r in records if r.task == "generation"]
-    assert failed and {r.status for r in failed} == {"failed"} and all("lower the learning rate" in r.error for r in failed)
+    assert failed and {r.status for r in failed} == {"failed"}
+    assert all("lower the learning rate" in r.error for r in failed)
 
 
 def test_two_commands_at_once_share_the_work(tmp_path):
