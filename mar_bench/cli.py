@@ -21,18 +21,30 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-Scale = Annotated[str, typer.Option(help="An overlay in experiments/scale: smoke, tiny, desk or paper.")]
-Seeds = Annotated[str, typer.Option(help="Training seeds of the generators, as in 0,1,2. Default: the spec's.")]
-SamplingSeeds = Annotated[
-    str, typer.Option(help="Sampling seeds: other images from the same weights. Default: the spec's.")
+Scale = Annotated[
+    str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk or paper.")
 ]
-Only = Annotated[str, typer.Option(help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")]
+Seeds = Annotated[str, typer.Option(metavar="0,1,2", help="Training seeds of the generators. Default: the spec's, 0.")]
+SamplingSeeds = Annotated[
+    str,
+    typer.Option(metavar="0,1,2", help="Sampling seeds: other images from the same weights. Default: the spec's, 0."),
+]
+Only = Annotated[
+    str, typer.Option(metavar="PATTERN", help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")
+]
 Runs = Annotated[
-    str, typer.Option(help="Folder of check-points, latents and samples.", envvar="MAR_BENCH_RUNS", show_default="runs")
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of check-points, latents and samples.",
+        envvar="MAR_BENCH_RUNS",
+        show_default="runs",
+    ),
 ]
 Records = Annotated[
     str,
     typer.Option(
+        metavar="DIR",
         help="Folder of records, the results.",
         envvar="MAR_BENCH_RECORDS",
         show_default="results/records in a checkout, else records",
@@ -41,18 +53,20 @@ Records = Annotated[
 Reports = Annotated[
     str,
     typer.Option(
-        help="Folder of tables and figures: <reports>/<scale>/<experiment>.*", envvar="MAR_BENCH_REPORTS",
+        metavar="DIR",
+        help="Folder of tables and figures: <reports>/<scale>/<experiment>.*",
+        envvar="MAR_BENCH_REPORTS",
     ),
-]  # fmt: skip
-ExperimentName = Annotated[str, typer.Argument(help="An experiment's name (see list) or a YAML file.")]
+]
+ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
 Overrides = Annotated[
-    list[str], typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the spec, as in train.steps=100.")
+    list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
 ]
 
 
 @app.command("list")
 def list_experiments() -> None:
-    """The experiments and the scales that they run at."""
+    """List experiments and scales."""
     from mar_bench.config import experiment_files, experiment_summary, scales
     from mar_bench.console import console_table
 
@@ -69,7 +83,9 @@ def show(
     runs: Runs = None,
     records: Records = None,
 ) -> None:
-    """An experiment's rows; or a row's whole resolved spec, its ids and the paper's cell."""
+    """Show an experiment's rows, or one row's resolved spec.
+
+    With a row: everything that determines it, its ids and the paper's cell."""
     from mar_bench.config import load_experiment
     from mar_bench.console import console_table, to_yaml
     from mar_bench.ids import generation_run, reconstruction_run, speed_run
@@ -110,7 +126,9 @@ def plan(
     runs: Runs = None,
     records: Records = None,
 ) -> None:
-    """What a run would do: evaluations, trainings and what they share, what is done, missing or failed."""
+    """Say what a run would do.
+
+    Evaluations, trainings and what they share; what is done, missing or failed."""
     from mar_bench.planning import make_plan, plan_text
 
     places, found = _results(runs, records)
@@ -123,11 +141,14 @@ def plan(
 def run(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="EXPERIMENT... [KEY=VALUE]...", help="Names or YAML files, then overrides."),
+        typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides."),
     ],
     scale: Scale = "tiny",
     jobs: Annotated[
-        int, typer.Option(help="Processes side by side. Default: cores / threads per process; 1 on a GPU.", min=1)
+        int,
+        typer.Option(
+            metavar="N", help="Processes side by side. Default: cores / threads per process; 1 on a GPU.", min=1
+        ),
     ] = None,
     only: Only = None,
     seeds: Seeds = None,
@@ -138,7 +159,9 @@ def run(
     runs: Runs = None,
     records: Records = None,
 ) -> None:
-    """Train, sample and measure what is not done yet. Stopped, the same command goes on where it was."""
+    """Train, sample and measure what is not done yet.
+
+    Stopped, the same command goes on where it was."""
     from mar_bench.jobs import jobs_for, preflight, publish
     from mar_bench.progress import duration, make_report
 
@@ -183,12 +206,12 @@ def table(
     name: ExperimentName,
     overrides: Overrides = None,
     scale: Scale = "tiny",
-    output_format: Annotated[str, typer.Option("--format", help="md or csv.")] = "md",
+    output_format: Annotated[str, typer.Option("--format", metavar="md|csv", help="What to print.")] = "md",
     save: Annotated[bool, typer.Option("--save", help="Write both formats into the reports folder as well.")] = False,
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
-    """Print the table of an experiment from its records, beside the paper's numbers."""
+    """Print a table beside the paper's numbers."""
     from mar_bench.config import load_experiment
     from mar_bench.records import atomic_write
 
@@ -216,7 +239,9 @@ def plot(
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
-    """Draw distance against seconds per image (png, pdf and svg) from the records."""
+    """Draw distance against seconds per image.
+
+    Writes <reports>/<scale>/<experiment>.png, .pdf and .svg."""
     from mar_bench.config import load_experiment
 
     experiment = load_experiment(name, scale, overrides or ())
@@ -232,12 +257,14 @@ def sample(
     name: ExperimentName,
     overrides: Overrides = None,
     scale: Scale = "tiny",
-    seeds: Annotated[str, typer.Option(help="The training seed whose images are drawn.")] = "0",
-    sampling_seeds: Annotated[str, typer.Option(help="The sampling seed whose images are drawn.")] = "0",
+    seeds: Annotated[str, typer.Option(metavar="N", help="The training seed whose images are drawn.")] = "0",
+    sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are drawn.")] = "0",
     reports: Reports = "reports",
     runs: Runs = None,
 ) -> None:
-    """Draw a sheet of generated images, a panel per row, from what run has sampled."""
+    """Draw a sheet of generated images.
+
+    A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config import load_experiment
     from mar_bench.ids import generation_run, with_seeds
     from mar_bench.jobs import default_places, previews
