@@ -1,13 +1,18 @@
-"""What must hold between the fields of a spec, and its normal form."""
+"""What must hold between the fields of a spec, its normal form, and what an experiment must look like."""
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from mar_bench.errors import UserError
-from mar_bench.parse import join
+from mar_bench.errors import UserError, did_you_mean
+from mar_bench.parse import KeyPathError, join, parse
 from mar_bench.spec import RunSpec, num_tokens
+
+Rules = Iterator[tuple[bool, str]]  # what must hold, and what to say where it does not
 
 
 def finish(spec: RunSpec) -> RunSpec:
@@ -37,82 +42,252 @@ def finish(spec: RunSpec) -> RunSpec:
 
 
 def check(spec: RunSpec) -> None:
-    """Cross-field rules. Raises UserError with the way out."""
-    data, tokenizer, model, train, sampling = spec.data, spec.tokenizer, spec.model, spec.train, spec.sampling
-    backbone, head = model.backbone, model.head
+    """Bounds and cross-field rules. Raises UserError with the way out."""
+    for rules in (_bounds, _data, _tokenizer, _model, _training, _sampling, _measuring):
+        for holds, message in rules(spec):
+            if not holds:
+                raise UserError(message)
 
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(message)
 
-    length = num_tokens(spec.space)
-    need(
+_BOUNDS = (
+    ("must be above 0", lambda v: v > 0, {
+        "steps", "batch_size", "lr", "width", "dim", "depth", "encoder_depth", "decoder_depth", "num_heads",
+        "latent_dim", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps",
+        "repeats", "threads", "checkpoint_every", "is_splits", "image_size", "num_classes", "mlp_ratio", "grad_clip",
+        "scale", "init_std", "std", "temperature", "clamp_x0",
+    }),
+    ("must be 0 or more", lambda v: v >= 0, {
+        "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale",
+    }),
+    ("must lie in [0, 1)", lambda v: 0 <= v < 1, {"betas", "ema_decay", "codebook_decay", "dropout"}),
+    ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),
+    ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed"}),
+    ("must be at least 2", lambda v: v >= 2, {"vocab_size", "num_images", "heldout"}),
+)  # fmt: skip
+
+
+def _bounds(block: Any, path: str = "") -> Rules:
+    """The range of each number by its name; None stands for "not used" and has none."""
+    for f in fields(block):
+        value, where = getattr(block, f.name), join(path, f.name)
+        if is_dataclass(value):
+            yield from _bounds(value, where)
+            continue
+        for text, holds, names in _BOUNDS:
+            if f.name in names:
+                for number in value if isinstance(value, tuple) else (value,):
+                    yield number is None or holds(number), f"{where} {number} {text}"
+
+
+_BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # images, and the size whose multiples they can have
+
+
+def _data(spec: RunSpec) -> Rules:
+    data = spec.data
+    yield 0 <= data.shift < data.image_size, f"data.shift {data.shift} must lie between 0 and data.image_size"
+    yield data.channels in (1, 3), f"data.channels {data.channels} must be 1 (grey) or 3 (RGB)"
+    if data.kind not in _BUILT_IN:
+        return
+    images, native = _BUILT_IN[data.kind]
+    yield data.image_size % native == 0, f"data.image_size {data.image_size} must be a multiple of {native}"
+    yield data.channels == 1, f"data.channels {data.channels} must be 1: {data.kind} is grey"
+    yield data.num_classes == 10, f"data.num_classes {data.num_classes} must be 10: {data.kind} has ten digits"
+    left = images - data.heldout
+    yield left >= 2, f"data.heldout {data.heldout} leaves nothing to train on: {data.kind} has {images} images"
+    parts = {"train": spec.train, "tokenizer": spec.tokenizer, "metrics.extractor": spec.metrics.extractor}
+    for path, part in parts.items():
+        size = getattr(part, "batch_size", 0)
+        yield size <= left, f"{path}.batch_size {size} is more than the {left} training images of {data.kind}"
+    splits = spec.metrics.is_splits
+    yield splits <= data.heldout, f"metrics.is_splits {splits} is more than the images held out (data.heldout)"
+
+
+def _tokenizer(spec: RunSpec) -> Rules:
+    tokenizer = spec.tokenizer
+    if not tokenizer.trained:
+        yield tokenizer.stride == 16, f"tokenizer.stride {tokenizer.stride}: '{tokenizer.kind}' has a stride of 16"
+        return
+    factor = 2 if tokenizer.stride <= 2 else 4  # of the width where the norms are
+    yield (
+        factor * tokenizer.width % 8 == 0,
+        f"tokenizer.width {tokenizer.width} must be a multiple of {8 // factor}: its norms have 8 groups",
+    )
+    if hasattr(tokenizer, "vocab_size"):
+        first = tokenizer.batch_size * num_tokens(spec.space)
+        yield (
+            tokenizer.vocab_size <= first,
+            f"tokenizer.vocab_size {tokenizer.vocab_size} is more than the {first} tokens of the first batch, "
+            "on which the codebook starts; lower it or raise tokenizer.batch_size",
+        )
+
+
+def _model(spec: RunSpec) -> Rules:
+    backbone, head, tokenizer = spec.model.backbone, spec.model.head, spec.tokenizer
+    yield (
         isinstance(spec.space, head.space),
         f"head '{head.kind}' needs {head.space.__name__.lower()} tokens but tokenizer '{tokenizer.kind}' gives "
         f"{type(spec.space).__name__.lower()} ones; take another head or another tokenizer",
     )
+    yield (
+        backbone.dim % backbone.num_heads == 0,
+        f"model.backbone.dim {backbone.dim} is not a multiple of num_heads {backbone.num_heads}",
+    )
+    yield (
+        int(backbone.dim * backbone.mlp_ratio) >= 1,
+        f"model.backbone.mlp_ratio {backbone.mlp_ratio} leaves the MLP no unit at dim {backbone.dim}; raise it",
+    )
+    if hasattr(backbone, "masking"):
+        low, high = backbone.masking.low, backbone.masking.high
+        yield (
+            low <= high and high > 0,
+            f"model.backbone.masking: low {low} must not be above high {high}, nor high be 0",
+        )
+
+
+def _training(spec: RunSpec) -> Rules:
+    dropout, scale = spec.train.label_dropout, spec.sampling.guidance_scale
+    yield (
+        scale == 1 or 0 < dropout < 1,
+        f"guidance (sampling.guidance_scale {scale}) needs a model trained both with and without "
+        f"class: train.label_dropout {dropout} must lie strictly between 0 and 1, or turn guidance off (1)",
+    )
+
+
+def _sampling(spec: RunSpec) -> Rules:
+    sampling, model, length = spec.sampling, spec.model, num_tokens(spec.space)
     steps = sampling.num_ar_steps
-    need(
+    yield (
         1 <= steps <= length,
         f"sampling.num_ar_steps {steps} must lie between 1 and the {length} tokens of an image "
         "(null: one token a step)",
     )
-    need(
-        backbone.attention != "causal" or steps == length,
+    causal = model.backbone.attention == "causal"
+    yield (
+        not causal or steps == length,
         f"causal attention draws one token a step: sampling.num_ar_steps {steps} is fewer than the {length} tokens; "
         "set it to null or take the masked backbone",
     )
-    need(
-        backbone.attention != "causal" or sampling.order == model.order,
+    yield (
+        not causal or sampling.order == model.order,
         f"a causal backbone trained in {model.order} order cannot be sampled in {sampling.order} order; "
         "leave sampling.order null",
     )
-    need(
-        sampling.guidance_scale == 1 or 0 < train.label_dropout < 1,
-        f"guidance (sampling.guidance_scale {sampling.guidance_scale}) needs a model trained both with and without "
-        f"class: train.label_dropout {train.label_dropout} must lie strictly between 0 and 1, or turn guidance off (1)",
-    )
-    need(backbone.dim % backbone.num_heads == 0, f"model.backbone.dim {backbone.dim} is not a multiple of num_heads")
-    if head.denoises:
-        need(
-            1 <= sampling.num_diffusion_steps <= head.num_train_timesteps,
+    if model.head.denoises:
+        most = model.head.num_train_timesteps
+        yield (
+            1 <= sampling.num_diffusion_steps <= most,
             f"sampling.num_diffusion_steps {sampling.num_diffusion_steps} must lie between 1 and "
-            f"model.head.num_train_timesteps {head.num_train_timesteps}",
+            f"model.head.num_train_timesteps {most}",
         )
-    if hasattr(backbone, "masking"):
-        masking = backbone.masking
-        need(
-            0 <= masking.low <= masking.high <= 1 and masking.high > 0,
-            f"model.backbone.masking: 0 <= low {masking.low} <= high {masking.high} <= 1 must hold",
-        )
-        if masking.kind == "truncated_normal":
-            need(masking.std > 0, f"model.backbone.masking.std {masking.std} must be above 0")
-    need(0 <= train.label_dropout <= 1, f"train.label_dropout {train.label_dropout} must lie between 0 and 1")
-    need(0 <= train.ema_decay < 1, f"train.ema_decay {train.ema_decay} must lie in [0, 1)")
-    need(sampling.temperature > 0, f"sampling.temperature {sampling.temperature} must be above 0")
-    need(
-        sampling.clamp_x0 is None or sampling.clamp_x0 > 0,
-        f"sampling.clamp_x0 {sampling.clamp_x0} must be above 0 (null: no clamp)",
+
+
+def _measuring(spec: RunSpec) -> Rules:
+    images, splits, name = spec.sampling.num_images, spec.metrics.is_splits, spec.metrics.extractor.name
+    yield splits <= images, f"metrics.is_splits {splits} is more than sampling.num_images {images}; lower it"
+    yield (
+        re.fullmatch(r"[\w-]+", name) is not None,
+        f"metrics.extractor.name '{name}' ends up in the names of metrics: letters, digits, _ and - only",
     )
-    need(sampling.num_images >= 2, f"sampling.num_images {sampling.num_images}: a distance needs at least 2 images")
-    need(0 <= backbone.dropout < 1, f"model.backbone.dropout {backbone.dropout} must lie in [0, 1)")
-    need(getattr(data, "heldout", 2) >= 2, f"data.heldout {getattr(data, 'heldout', 0)} must be at least 2")
-    for path, value in _positive(spec):
-        need(value > 0, f"{path} {value} must be above 0")
+    yield (
+        re.fullmatch(r"auto|cpu|cuda(:\d+)?", spec.compute.device) is not None,
+        f"compute.device '{spec.compute.device}' must be auto, cpu, cuda or cuda:<number>",
+    )
 
 
-_POSITIVE = {
-    "steps", "batch_size", "lr", "width", "dim", "depth", "encoder_depth", "decoder_depth", "num_heads", "latent_dim",
-    "vocab_size", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps", "repeats",
-    "threads", "checkpoint_every", "is_splits", "image_size", "channels", "num_classes", "mlp_ratio", "grad_clip",
-    "scale", "init_std",
-}  # fmt: skip
+# --- experiments ----------------------------------------------------------------------------------------
+
+METRICS = ("fd", "fd:heldout", "is", "accuracy")  # of a generation record; see records.metric_name
+LAYOUT_KEYS = ("rows", "columns", "metrics")
+BUNDLE_KEYS = ("label", "set")
+ORDERING_KEYS = ("claim", "axis", "better", "worse", "costs_at_most")
 
 
-def _positive(block: Any, path: str = ""):
-    for f in fields(block):
-        value = getattr(block, f.name)
-        if is_dataclass(value):
-            yield from _positive(value, join(path, f.name))
-        elif f.name in _POSITIVE:
-            yield join(path, f.name), value
+def check_experiment(tree: dict) -> None:
+    """What an experiment says beside the spec: axes, layout, published cells, orderings.
+
+    Raises KeyPathError with the way out."""
+    for key in ("id", "axes", "layout"):
+        _need(tree.get(key), key, "is missing; an experiment has an id, axes and a layout")
+    name = tree["id"]
+    _need(isinstance(name, str) and re.fullmatch(r"[\w-]+", name), "id", f"'{name}': letters, digits, _ and - only")
+    for key in ("title", "source"):
+        _need(isinstance(tree.get(key) or "", str), key, f"expected a text, found {tree.get(key)!r}")
+    axes = {axis: list(bundles) for axis, bundles in _axes(tree["axes"])}
+    _layout(tree["layout"], axes)
+    _paper(tree.get("paper") or {}, axes)
+    _orderings(tree.get("orderings") or [], axes)
+
+
+def check_block(path: str, value: Any) -> dict:
+    """Raises KeyPathError for anything but a mapping."""
+    _need(isinstance(value, dict), path, f"expected a block of keys, found {value!r}")
+    return value
+
+
+def check_keys(path: str, tree: Any, known: tuple[str, ...]) -> None:
+    """Raises KeyPathError for a key of the block ``tree`` that is not one of ``known``."""
+    for key in check_block(path, tree):
+        _need(key in known, join(path, key), f"unknown key '{key}', {did_you_mean(key, known)}")
+
+
+def _need(holds: Any, path: str, message: str, value: Any = None) -> None:
+    if not holds:
+        raise KeyPathError(path, message, value)
+
+
+def _one_of(path: str, name: Any, known: Any, what: str, where: str = "") -> None:
+    _need(name in list(known), path, f"no {what} '{name}'{where}, {did_you_mean(name, known)}", name)
+
+
+def _axes(axes: Any) -> Iterator[tuple[str, dict]]:
+    for axis, bundles in check_block("axes", axes).items():
+        path = join("axes", axis)
+        _need(isinstance(axis, str), path, "names of axes are texts; put it in quotes")
+        _need(check_block(path, bundles or {}), path, "an axis needs at least one bundle")
+        for name, bundle in bundles.items():
+            where = join(path, name)
+            _need(isinstance(name, str) and "/" not in name, where, "names of bundles are texts without /; quote them")
+            check_keys(where, bundle, BUNDLE_KEYS)
+            for key in BUNDLE_KEYS:
+                check_block(join(where, key), bundle.get(key) or {})
+        yield axis, bundles
+
+
+def _layout(layout: Any, axes: dict[str, list[str]]) -> None:
+    check_keys("layout", layout, LAYOUT_KEYS)
+    for key in LAYOUT_KEYS:
+        _need(isinstance(layout.get(key, []), list), f"layout.{key}", f"expected a list, found {layout.get(key)!r}")
+    placed = [*layout.get("rows", []), *layout.get("columns", [])]
+    for key in ("rows", "columns"):
+        for axis in layout.get(key, []):
+            _one_of(f"layout.{key}", axis, axes, "axis")
+            _need(placed.count(axis) == 1, f"layout.{key}", f"axis '{axis}' is placed twice")
+    metrics = layout.get("metrics", METRICS)
+    _need(metrics, "layout.metrics", f"is empty; {did_you_mean('', METRICS)}")
+    for metric in metrics:
+        _one_of("layout.metrics", metric, METRICS, "metric")
+
+
+def _paper(paper: Any, axes: dict[str, list[str]]) -> None:
+    rows = ["/".join(names) for names in itertools.product(*axes.values())]
+    for row, cell in check_block("paper", paper).items():
+        _one_of("paper", row, rows, "row")
+        for metric, value in check_block(f"paper.{row}", cell).items():
+            path = f"paper.{row}.{metric}"
+            _one_of(path, metric, METRICS, "metric")
+            parse(float, value, path)
+
+
+def _orderings(orderings: Any, axes: dict[str, list[str]]) -> None:
+    _need(isinstance(orderings, list), "orderings", f"expected a list, found {orderings!r}")
+    for i, item in enumerate(orderings):
+        path = f"orderings[{i}]"
+        check_keys(path, item, ORDERING_KEYS)
+        for key in ORDERING_KEYS[:4]:
+            _need(item.get(key), path, f"key '{key}' is missing")
+        _one_of(f"{path}.axis", item["axis"], axes, "axis")
+        for key in ("better", "worse"):
+            _one_of(f"{path}.{key}", item[key], axes[item["axis"]], "bundle", f" on axis '{item['axis']}'")
+        _need(item["better"] != item["worse"], f"{path}.worse", "better and worse are the same bundle")
+        limit = parse(float, item.get("costs_at_most", 0), f"{path}.costs_at_most")
+        _need(limit >= 0, f"{path}.costs_at_most", f"{limit:g} must be 0 or more", item.get("costs_at_most"))

@@ -10,18 +10,19 @@ import itertools
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mar_bench.checks import finish
+from mar_bench.checks import check_block, check_experiment, check_keys, finish
 from mar_bench.errors import UserError, did_you_mean
-from mar_bench.parse import KeyPathError, as_tree, parse  # noqa: F401
+from mar_bench.parse import KeyPathError, join, parse
 from mar_bench.spec import RunSpec
 
 SCALES = ("smoke", "tiny", "desk", "paper")
 EXPERIMENT_KEYS = ("id", "title", "source", "base", "run", "parts", "axes", "layout", "paper", "orderings", "scales")
-LAYOUT_KEYS = ("rows", "columns", "metrics")
+SECTION_KEYS = tuple(key for key in EXPERIMENT_KEYS if key not in ("id", "base", "scales"))
 RUN_KEYS = tuple(f.name for f in fields(RunSpec))
 
 
@@ -99,12 +100,23 @@ def overlay(base: Any, over: Any) -> Any:
 
 def resolve(tree: dict, source: str) -> dict:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
     try:
         return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except InterpolationKeyError as error:
+        missing = re.search(r"'(.*)' not found", str(error))[1]
+        hint = did_you_mean(missing, [p for p, _ in _leaves_and_blocks(tree) if p.count(".") == missing.count(".")])
+        raise UserError(f"{source}: {error.full_key}: there is no '{missing}', {hint}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_one_line(error)}") from None
+
+
+def _leaves_and_blocks(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths of a tree and what is there."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield join(path, key), value
+        yield from _leaves_and_blocks(value, join(path, key))
 
 
 def parse_overrides(pairs: tuple[str, ...] | list[str]) -> dict:
@@ -157,30 +169,9 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
 
     Raises UserError naming the file and the key for anything that is not as it should be."""
     file = find_experiment(name)
-    own = load_yaml(file)
-    _known_keys(file, own, EXPERIMENT_KEYS)
-    files = [file]
-    tree: dict = {}
-    if base := own.get("base"):
-        files.insert(0, _beside(file, "base", base))
-        tree = load_yaml(files[0])
-        _known_keys(files[0], tree, ("run", "parts"))
-    scale_file = _beside(file, "scale", scale)
-    scale_tree = load_yaml(scale_file)
-    _known_keys(scale_file, scale_tree, ("run", "parts"))
-    files.append(scale_file)
-    section = (own.get("scales") or {}).get(scale) or {}
     command_line = parse_overrides(overrides)
-    parts = {"parts": command_line.pop("parts")} if "parts" in command_line else {}
-    for layer in (own, scale_tree, section, parts):
-        tree = overlay(tree, {k: v for k, v in layer.items() if k != "scales"})
-    tree = resolve(tree, str(file))
-
-    for key in ("id", "axes", "layout"):
-        if not tree.get(key):
-            raise UserError(f"{file}: key '{key}' is missing")
+    tree, files = _layered(file, scale, command_line.pop("parts", None))
     axes = tree["axes"]
-    _known_keys(file, tree["layout"], LAYOUT_KEYS)
     rows = {}
     for names in itertools.product(*(axes[a] for a in axes)):
         row = "/".join(names)
@@ -188,53 +179,140 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
         for axis, bundle in zip(axes, names):
             spec_tree = overlay(spec_tree, axes[axis][bundle].get("set") or {})
         try:
-            spec = finish(parse(RunSpec, overlay(spec_tree, command_line)))
+            rows[row] = finish(parse(RunSpec, overlay(spec_tree, command_line)))
         except KeyPathError as error:
-            where = _blame(error.path, files, overrides)
+            where = _blame(error.path, error.value, files, overrides)
             raise UserError(f"{where}: row '{row}': {error.path}: {error.message}") from None
         except UserError as error:
             raise UserError(f"{file}: row '{row}' at scale {scale}: {error}") from None
-        rows[row] = spec
-    paper = tree.get("paper") or {}
-    for row in paper:
-        if row not in rows:
-            raise UserError(f"{file}: paper: no row '{row}', {did_you_mean(row, rows)}")
     return Experiment(
         id=tree["id"],
-        title=tree.get("title", tree["id"]),
-        source=tree.get("source", ""),
+        title=tree.get("title") or tree["id"],
+        source=tree.get("source") or "",
         scale=scale,
         file=file,
         labels={axis: {b: block.get("label") or {axis: b} for b, block in axes[axis].items()} for axis in axes},
         layout=tree["layout"],
-        paper=paper,
+        paper=tree.get("paper") or {},
         orderings=tree.get("orderings") or [],
         rows=rows,
     )
 
 
+def _layered(file: Path, scale: str, parts: Any) -> tuple[dict, list[Path]]:
+    """All layers but the bundles and the run's overrides as one resolved tree, and the files it is made of."""
+    own = load_yaml(file)
+    _known_keys(file, own, EXPERIMENT_KEYS)
+    files = [file]
+    layers = []
+    if base := own.get("base"):
+        files.insert(0, _beside(file, "base", base))
+        layers.append(load_yaml(files[0]))
+        _known_keys(files[0], layers[0], ("run", "parts"))
+    files.append(_beside(file, "scale", scale))
+    scale_tree = load_yaml(files[-1])
+    _known_keys(files[-1], scale_tree, ("run", "parts"))
+    layers += [{k: v for k, v in own.items() if k not in ("base", "scales")}, scale_tree]
+    layers.append(_section(file, own.get("scales") or {}, scale))
+    tree: dict = {}
+    for layer in layers:
+        tree = overlay(tree, {k: v for k, v in layer.items() if v is not None})
+    if parts is not None:
+        _known_parts(tree, parts)
+        tree = overlay(tree, {"parts": parts})
+    tree = resolve(tree, str(file))
+    try:
+        check_experiment(tree)
+    except KeyPathError as error:
+        where = _blame(error.path, error.value, files, ())
+        raise UserError(f"{where}: {error.path}: {error.message}") from None
+    return tree, files
+
+
+def _section(file: Path, sections: Any, scale: str) -> dict:
+    """What the experiment itself changes at a scale."""
+    if not isinstance(sections, dict):
+        raise UserError(f"{file}: scales: expected a block of scales, found {sections!r}")
+    known = _overlays(file, "scale")
+    for name in sections:
+        if name not in known:
+            raise UserError(f"{file}: scales: no scale '{name}', {did_you_mean(name, known)}")
+    section = sections.get(scale) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{file}: scales.{scale}: expected a block of keys, found {section!r}")
+    _known_keys(file, section, SECTION_KEYS)
+    return section
+
+
+def _known_parts(tree: dict, parts: Any) -> None:
+    """An override of a part must be one: inside what a row refers to, the spec's own check says the rest."""
+    known = dict(_leaves_and_blocks(tree))
+    used = set(re.findall(r"\$\{([\w.]+)\}", str(tree)))
+    for path, _ in _leaves_and_blocks({"parts": parts}):
+        inside = any(path.startswith(f"{block}.") for block in used)
+        if path not in known and not inside:
+            folder = path.rpartition(".")[0]
+            siblings = [p for p in known if p.rpartition(".")[0] == folder]
+            raise UserError(f"override '{path}': no such part, {did_you_mean(path, siblings)}")
+
+
+def _overlays(file: Path, folder: str) -> dict[str, Path]:
+    """The files of ``base`` or ``scale`` by name: those beside the experiment before the shipped ones."""
+    roots = (experiments_dir(), file.parent)
+    return {path.stem: path for root in roots for path in sorted((root / folder).glob("*.yaml"))}
+
+
 def _beside(file: Path, folder: str, name: str) -> Path:
-    """``base/NAME.yaml`` or ``scale/NAME.yaml`` beside the experiment, else among the shipped ones."""
-    for root in (file.parent, experiments_dir()):
-        if (root / folder / f"{name}.yaml").is_file():
-            return root / folder / f"{name}.yaml"
-    known = [p.stem for p in (experiments_dir() / folder).glob("*.yaml")]
-    raise UserError(f"{file}: no {folder} overlay '{name}', {did_you_mean(name, known)}")
+    known = _overlays(file, folder)
+    if name not in list(known):
+        raise UserError(f"{file}: no {folder} overlay '{name}', {did_you_mean(name, known)}")
+    return known[name]
 
 
 def _known_keys(file: Path, tree: dict, known: tuple[str, ...]) -> None:
-    for key in tree:
-        if key not in known:
-            raise UserError(f"{_blame(str(key), [file], ())}: unknown key '{key}', {did_you_mean(key, known)}")
+    """Of a layer's keys: that they are known, and that run and parts are blocks."""
+    try:
+        check_keys("", tree, known)
+        for key in ("run", "parts"):
+            check_block(key, tree.get(key) or {})
+    except KeyPathError as error:
+        raise UserError(f"{_blame(error.path, error.value, [file], ())}: {error.path}: {error.message}") from None
 
 
-def _blame(path: str, files: list[Path], overrides) -> str:
-    """Where the last component of a dotted key was written: the command line, file:line, or the files."""
-    key = re.sub(r"\[\d+\]$", "", path).split(".")[-1]
-    if any(o.split("=")[0].split(".")[-1] == key for o in overrides):
-        return "command line"
-    for file in reversed(files):
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            if re.search(rf"(^|[\s{{,.'\"])({re.escape(key)})['\"]?\s*:", line.split(" #")[0]):
-                return f"{file}:{number}"
-    return str(files[0])
+def _blame(path: str, value: Any, files: list[Path], overrides: tuple[str, ...] | list[str]) -> str:
+    """Where a key was written: the command line, ``file:line``, or the experiment's file.
+
+    A key may stand under other names than in the spec (in a part, in a bundle): what counts is first that it
+    has the bad value, then how many of its last names agree, then that the layer is a late one."""
+    path = re.sub(r"\[\d+\]", "", path)
+    names = path.split(".")
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}."):
+            return "command line"
+        if key.startswith("parts.") and (key.split(".")[-1] in names or text == str(value)):
+            return "command line"
+    best, where = (), str(files[-2] if len(files) > 1 else files[0])
+    for layer, file in enumerate(files):
+        for written, text, line in _lines(file):
+            pairs = zip(reversed(names), reversed(written))
+            agree = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            score = (text == str(value), agree, layer)
+            if agree and score > best:
+                best, where = score, f"{file}:{line}"
+    return where
+
+
+def _lines(file: Path) -> Iterator[tuple[list[str], str | None, int]]:
+    """Every key of a YAML file: the names down to it, its value's text (None for a block) and its line."""
+    import yaml
+
+    def walk(node: yaml.Node, above: list[str]) -> Iterator[tuple[list[str], str | None, int]]:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            names = [*above, str(key.value)]
+            yield names, value.value if isinstance(value, yaml.ScalarNode) else None, key.start_mark.line + 1
+            yield from walk(value, names)
+        for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+            yield from walk(item, above)
+
+    yield from walk(yaml.compose(file.read_text()), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +36,18 @@ class FolderImages:
     """Images on disk, one folder a class, read when asked for."""
 
     def __init__(self, folder: Path, image_size: int, channels: int, num_classes: int):
-        classes = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        if len(classes) != num_classes:
+        self.classes = [p.name for p in _visible(folder) if p.is_dir()] if folder.is_dir() else []
+        if len(self.classes) != num_classes:
             raise UserError(
-                f"{folder}: found {len(classes)} class folders but data.num_classes is {num_classes}; "
+                f"{folder}: found {len(self.classes)} class folders but data.num_classes is {num_classes}; "
                 "expected <root>/train/<class>/* and <root>/val/<class>/*"
             )
-        files = [(p, i) for i, c in enumerate(classes) for p in sorted((folder / c).iterdir())]
-        files = [(p, i) for p, i in files if p.suffix.lower() in IMAGE_ENDINGS]
-        self.paths = [p for p, _ in files]
-        self.labels = torch.tensor([i for _, i in files])
+        files = [[p for p in _visible(folder / c) if p.suffix.lower() in IMAGE_ENDINGS] for c in self.classes]
+        for name, found in zip(self.classes, files):
+            if not found:
+                raise UserError(f"{folder / name}: no image in it ({', '.join(sorted(IMAGE_ENDINGS))})")
+        self.paths = [p for found in files for p in found]
+        self.labels = torch.tensor([i for i, found in enumerate(files) for _ in found])
         self.image_size, self.channels = image_size, channels
 
     def __len__(self) -> int:
@@ -56,11 +59,15 @@ class FolderImages:
     def _read(self, path: Path) -> torch.Tensor:
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(centre_crop(image.convert("RGB" if self.channels == 3 else "L"), self.image_size))
-        except OSError as error:
+                pixels = np.array(centre_crop(image.convert("RGB" if self.channels == 3 else "L"), self.image_size))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises them all
             raise UserError(f"{path}: not readable as an image ({error}); remove or replace it") from None
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -81,6 +88,7 @@ class DataSet:
     heldout: ArrayImages | FolderImages
 
 
+@lru_cache(maxsize=1)  # a worker needs the same images for one stage after another
 def load_data(spec: DataSpec) -> DataSet:
     """Raises UserError where the images are not where the spec says."""
     return {"digits": _digits, "mnist5k": _mnist5k, "imagefolder": _imagefolder}[spec.kind](spec)
@@ -105,9 +113,12 @@ def _mnist5k(spec: MnistData) -> DataSet:
 def _imagefolder(spec: ImageFolderData) -> DataSet:
     if spec.root is None:
         raise UserError("data.root is not set: the images of this scale are yours; add data.root=FOLDER")
-    folders = (FolderImages(Path(spec.root) / part, spec.image_size, spec.channels, spec.num_classes)
-               for part in ("train", "val"))  # fmt: skip
-    return DataSet(*folders)
+    folders = [Path(spec.root) / part for part in ("train", "val")]
+    train, heldout = (FolderImages(f, spec.image_size, spec.channels, spec.num_classes) for f in folders)
+    if train.classes != heldout.classes:
+        name = min(set(train.classes) ^ set(heldout.classes))
+        raise UserError(f"{spec.root}: train and val have different classes: '{name}' is in one of them only")
+    return DataSet(train, heldout)
 
 
 def _resized(images: np.ndarray, native: int, size: int) -> np.ndarray:

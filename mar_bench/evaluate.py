@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from mar_bench.data import ArrayImages, DataSet, FolderImages, batches, to_uint8, to_unit
 from mar_bench.ids import Run
-from mar_bench.jobs import PREVIEW
 from mar_bench.metrics import (
     FeatureSpace,
     accuracy,
@@ -23,7 +22,7 @@ from mar_bench.metrics import (
 )
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource
-from mar_bench.records import metric_name
+from mar_bench.records import PREVIEW, metric_name
 from mar_bench.sampler import generate
 from mar_bench.spec import RunSpec, SamplingSpec
 from mar_bench.tokenizers.base import Tokenizer

@@ -35,10 +35,12 @@ def canonical(value: Any) -> Any:
     if is_dataclass(value):
         out = {}
         for f in fields(value):
+            if f.metadata.get("unhashed"):
+                continue
             default = f.default if f.default_factory is MISSING else f.default_factory()
-            item = getattr(value, f.name)
-            if not f.metadata.get("unhashed") and (f.name == "kind" or default is MISSING or item != default):
-                out[f.name] = canonical(item)
+            item = canonical(getattr(value, f.name))
+            if f.name == "kind" or default is MISSING or item != canonical(default):
+                out[f.name] = item
         return out
     if isinstance(value, (tuple, list)):
         return [canonical(v) for v in value]

@@ -14,11 +14,10 @@ from mar_bench.errors import UserError
 from mar_bench.ids import Run
 from mar_bench.parse import as_tree
 from mar_bench.provenance import provenance
-from mar_bench.records import Record, atomic_write, read_record, write_record
+from mar_bench.records import PREVIEW, Record, atomic_write, read_record, write_record
 from mar_bench.spec import ExtractorSpec, RunSpec, TokenizerSpec, num_tokens
 
 MARKER = "stage.json"
-PREVIEW = "preview.npy"  # of a generation run: its first images, decoded
 RECORDED = ("generation", "reconstruction", "speed")
 
 
@@ -72,7 +71,7 @@ def is_sound(folder: Path) -> bool:
     try:
         files = json.loads((folder / MARKER).read_text())["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
 
 
@@ -84,14 +83,19 @@ def mark_done(folder: Path, seconds: float) -> None:
 
 
 def jobs_for(runs: list[Run], places: Places) -> list[Job]:
-    """The jobs that runs still need, each id once and behind all that it needs."""
+    """The jobs that runs still need, each id once and behind all that it needs.
+
+    Latents are of no more use once the training is done: they may be gone."""
     jobs: dict[str, Job] = {}
     sound: dict[str, bool] = {}
 
-    def need(kind: str, stage_id: str, run: Run, *before: str) -> None:
+    def done(kind: str, stage_id: str) -> bool:
         if stage_id not in sound:
             sound[stage_id] = is_sound(places.folder(kind, stage_id))
-        if stage_id not in jobs and not sound[stage_id]:
+        return sound[stage_id]
+
+    def need(kind: str, stage_id: str, run: Run, *before: str) -> None:
+        if stage_id not in jobs and not done(kind, stage_id):
             needs = tuple(b for b in before if not sound[b])
             jobs[stage_id] = Job(kind, stage_id, run, needs, cost(kind, run.spec))
 
@@ -102,14 +106,13 @@ def jobs_for(runs: list[Run], places: Places) -> list[Job]:
         need("tokenizer", ids["tokenizer_id"], run)
         if run.task != "speed":
             need("extractor", ids["extractor_id"], run)
-        if run.task != "reconstruction":
+        if run.task != "reconstruction" and not done("train", ids["train_id"]):
             need("latents", ids["latents_id"], run, ids["tokenizer_id"])
             need("train", ids["train_id"], run, ids["latents_id"])
         if run.task == "generation":
             need("sample", ids["sample_id"], run, ids["train_id"])
-        needs = ("tokenizer_id", "extractor_id", "sample_id" if run.task == "generation" else "train_id")
-        before = [ids[k] for k in needs if k in ids]
-        need(run.task, run.id, run, *before)
+        needs = ("tokenizer_id", "extractor_id", "train_id", "sample_id")
+        need(run.task, run.id, run, *(ids[k] for k in needs if k in ids))
     return list(jobs.values())
 
 
@@ -122,9 +125,9 @@ def cost(kind: str, spec: RunSpec) -> float:
     forward = 1e-4 * length / 16 * (backbone.dim / 64) ** 1.5 * depth / 4
     denoise = 1.3e-6 * length * head.width / 96 * head.depth if head.denoises else 0.0
     if kind == "tokenizer":
-        return _convolutional(spec.tokenizer, spec, 5e-5)
+        return _convolutional(spec.tokenizer, spec, 7e-4)
     if kind == "extractor":
-        return _convolutional(spec.metrics.extractor, spec, 3e-5)
+        return _convolutional(spec.metrics.extractor, spec, 3e-4)
     if kind == "train":
         draws = 2.5 * denoise * head.draws_per_token if head.denoises else 0.0
         return spec.train.steps * (0.006 + (3 * forward + draws) * spec.train.batch_size)
@@ -162,8 +165,8 @@ def preflight(runs: list[Run]) -> None:
         for key, part in (("tokenizer", spec.tokenizer), ("metrics.extractor", spec.metrics.extractor)):
             if not part.trained and (part.weights is None or not Path(part.weights).is_file()):
                 raise UserError(
-                    f"{key} '{part.name}' needs its published weights: set {key}.weights to a local file "
-                    f"(found {part.weights or 'none'})"
+                    f"{key} '{part.name}' needs its published weights: set {key}.weights to a local file, or that of "
+                    f"its part where rows differ (parts.tokenizer.continuous.weights; found {part.weights or 'none'})"
                 )
 
 

@@ -11,8 +11,8 @@ import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -116,9 +116,9 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
     pending = {job.id: job for job in jobs}
     urgency = _urgency(jobs)
     workers: list[Worker] = []
-    with _signals(), report:
+    with Interrupts() as interrupts, report:
         try:
-            while pending or any(w.job for w in workers):
+            while not interrupts.count and (pending or any(w.job for w in workers)):
                 for job in _ready(pending, workers, urgency):
                     idle = next((w for w in workers if w.job is None), None)
                     if idle is None:
@@ -132,10 +132,10 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
                     if not _hear(worker, jobs, pending, places, outcome, report):
                         workers.remove(worker)
                 report.tick(list(pending.values()))
-        except KeyboardInterrupt:
-            outcome.stopped = True
-            report.say("stopping: saving what is under way (press Ctrl-C again to give it up)")
-            _stop(workers)
+            if pending or any(w.job for w in workers):
+                outcome.stopped = True
+                report.say("stopping: saving what is under way (press Ctrl-C again to give it up)")
+                _stop(workers, interrupts)
         finally:
             for worker in workers:
                 worker.pipe.close()
@@ -226,26 +226,23 @@ def _spawn(places: Places) -> Worker:
     return Worker(process, mine)
 
 
-def _stop(workers: list[Worker]) -> None:
+def _stop(workers: list[Worker], interrupts: Interrupts) -> None:
     """Ask busy workers to stop and wait until they have saved; a second Ctrl-C ends them as they are."""
-    try:
-        deadline = time.monotonic() + STOP_SECONDS
-        for worker in workers:
-            if worker.job is not None:
-                worker.pipe.send(STOP)
-        while (busy := [w for w in workers if w.job]) and time.monotonic() < deadline:
-            for pipe in wait([w.pipe for w in busy], timeout=0.5):
-                worker = next(w for w in busy if w.pipe is pipe)
-                try:
-                    if pipe.recv()[0] not in ("progress", "waiting"):
-                        worker.job = None
-                except (EOFError, OSError):
-                    worker.job = None
-    except (KeyboardInterrupt, OSError):
-        pass
+    deadline = time.monotonic() + STOP_SECONDS
     for worker in workers:
-        if worker.job is not None:
-            worker.process.terminate()
+        with suppress(OSError):
+            worker.pipe.send(STOP)
+    while (busy := [w for w in workers if w.job]) and interrupts.count < 2 and time.monotonic() < deadline:
+        for pipe in wait([w.pipe for w in busy], timeout=0.5):
+            worker = next(w for w in busy if w.pipe is pipe)
+            try:
+                saved = pipe.recv()[0] not in ("progress", "waiting")
+            except (EOFError, OSError):
+                saved = True  # dead: there is nothing more to wait for
+            if saved:
+                worker.job = None
+    for worker in busy:
+        worker.process.terminate()
 
 
 def _end(worker: Worker, seconds: float) -> None:
@@ -255,15 +252,19 @@ def _end(worker: Worker, seconds: float) -> None:
         worker.process.join()
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does."""
+class Interrupts:
+    """Counts Ctrl-C and SIGTERM instead of raising, so that no message of a worker is torn in the middle."""
 
-    def interrupt(number, frame) -> None:
-        raise KeyboardInterrupt
+    def __init__(self):
+        self.count = 0
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def __enter__(self) -> Interrupts:
+        self.previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self.count += 1

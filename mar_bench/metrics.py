@@ -126,7 +126,7 @@ def inception_weights(spec: InceptionExtractor) -> Path:
 def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
     """Mean ``mu`` (F,) and covariance ``sigma`` (F, F) in float64, and how many images they are of."""
     values = features.double().numpy()
-    return {"mu": values.mean(0), "sigma": np.cov(values, rowvar=False), "count": np.array(len(values))}
+    return {"mu": values.mean(0), "sigma": np.atleast_2d(np.cov(values, rowvar=False)), "count": np.array(len(values))}
 
 
 def frechet_distance(generated: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from dataclasses import fields, is_dataclass
@@ -14,9 +15,9 @@ from mar_bench.errors import did_you_mean
 class KeyPathError(Exception):
     """A bad key or value inside a tree: its dotted path and what is wrong, before the file is known."""
 
-    def __init__(self, path: str, message: str):
+    def __init__(self, path: str, message: str, value: Any = None):
         super().__init__(message)
-        self.path, self.message = path, message
+        self.path, self.message, self.value = path, message, value
 
 
 def parse(expected: Any, value: Any, path: str = "") -> Any:
@@ -33,40 +34,40 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
         return _parse_dataclass(expected, value, path)
     if origin is Literal:
         if value not in args:
-            raise KeyPathError(path, f"'{value}' is not one of {', '.join(map(str, args))}")
+            raise KeyPathError(path, f"'{value}' is not one of {', '.join(map(str, args))}", value)
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):
-            raise KeyPathError(path, f"expected a list of {len(args)} values, found {value!r}")
+            raise KeyPathError(path, f"expected a list of {len(args)} values, found {value!r}", value)
         return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
     return _parse_scalar(expected, value, path)
 
 
 def _parse_scalar(expected: type, value: Any, path: str) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is int and number and float(value).is_integer():
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if expected is int and number and value == int(value):
         return int(value)
-    if expected is float and number and value == value and abs(value) != float("inf"):
-        return float(value)
+    if expected is float and number:
+        return float(value) + 0.0  # so that -0.0 is 0.0, in ids too
     if expected in (bool, str) and type(value) is expected:
         return value
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    raise KeyPathError(path, f"expected {names[expected]}, found {value!r}")
+    raise KeyPathError(path, f"expected {names[expected]}, found {value!r}", value)
 
 
 def _kind_of(members: list[type], value: Any, path: str) -> type:
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
-        raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}")
+        raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}", value)
     kind = value.get("kind")
-    if kind not in kinds:
-        raise KeyPathError(f"{path}.kind", f"unknown kind '{kind}', {did_you_mean(kind, kinds)}")
+    if kind not in list(kinds):
+        raise KeyPathError(f"{path}.kind", f"unknown kind '{kind}', {did_you_mean(kind, kinds)}", kind)
     return kinds[kind]
 
 
 def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
-        raise KeyPathError(path, f"expected a block of keys, found {value!r}")
+        raise KeyPathError(path, f"expected a block of keys, found {value!r}", value)
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in fields(cls)}
     for key in value:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import mar_bench
+from mar_bench.errors import UserError
 
 LIBRARIES = ("torch", "timm", "torch-fidelity", "vector-quantize-pytorch", "numpy", "scipy")
 
@@ -55,8 +56,10 @@ def device_name(device: str = "auto") -> str:
         return cpu_name()
     import torch
 
-    if device == "auto" and not torch.cuda.is_available():
-        return cpu_name()
+    if not torch.cuda.is_available():
+        if device == "auto":
+            return cpu_name()
+        raise UserError(f"compute.device '{device}': torch finds no GPU here; set compute.device=cpu or auto")
     return torch.cuda.get_device_name(torch.device("cuda" if device == "auto" else device))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from mar_bench.errors import UserError
 
 SCHEMA_VERSION = 1
+PREVIEW = "preview.npy"  # beside a generation record: its first images, decoded
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,22 @@ def read_record(path: Path) -> Record:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: broken record ({error}); delete it or restore it from version control") from None
     known = {f.name for f in fields(Record)}
-    ids = content.get("ids") if isinstance(content, dict) else None
-    if not isinstance(ids, dict) or "eval_id" not in ids or not {"task", "status", "spec"} <= set(content):
+    if not _looks_like_one(content):
         raise UserError(f"{path}: not a record (task, status, ids.eval_id and spec are needed); move it elsewhere")
-    if content.get("schema_version", 0) > SCHEMA_VERSION:
+    version = content.get("schema_version", 0)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema_version {content['schema_version']} is newer than this mar_bench reads "
-            f"({SCHEMA_VERSION}); update mar_bench"
+            f"{path}: schema_version {version} is newer than this mar_bench reads ({SCHEMA_VERSION}); update mar_bench"
         )
     return Record(**{k: v for k, v in content.items() if k in known})
+
+
+def _looks_like_one(content: Any) -> bool:
+    if not (isinstance(content, dict) and {"task", "status", "ids", "spec"} <= set(content)):
+        return False
+    blocks = ("ids", "spec", "metrics", "protocol", "parameters", "training", "provenance")
+    right_types = all(isinstance(content.get(name, {}), dict) for name in blocks)
+    return right_types and "eval_id" in content["ids"] and content["status"] in ("done", "failed")
 
 
 def read_records(folder: Path) -> dict[str, Record]:

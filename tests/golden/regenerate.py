@@ -1,0 +1,104 @@
+"""Numbers that a refactor must reproduce, and the command that writes them anew:
+
+    python -m tests.golden.regenerate
+
+Do that only for a change that is meant to move them, and raise the number of the stage in ids.REVISIONS in
+the same commit where trained weights or samples of users move too. Nothing here goes through an optimiser:
+steps are plain gradient descent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mar_bench.build import build_generator, build_tokenizer
+from mar_bench.noise import NoiseSource, seeded
+from mar_bench.orders import draw_order, gather
+from mar_bench.sampler import generate
+from mar_bench.spec import ARModel, Continuous, DigitsData, KLTokenizer, RunSpec, TrainSpec, VQTokenizer
+from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, sampling_of, shrunk, tokens_in
+
+FILE = Path(__file__).with_name("losses.json")
+BATCH, STEPS, LEARNING_RATE = 8, 6, 0.1
+PARTS = [(b, h) for b in ("masked", "causal") for h in ("diffusion", "cross_entropy")]
+LABELS = torch.tensor([0, 1, 2, 3, 4, -1, 3, 2])
+
+
+def descend(module: nn.Module, loss_at: Callable[[int], torch.Tensor]) -> list[float]:
+    """The loss before each of STEPS steps of gradient descent."""
+    module.train()
+    losses = []
+    for step in range(STEPS):
+        loss = loss_at(step)
+        losses.append(loss.item())
+        for parameter, grad in zip(module.parameters(), torch.autograd.grad(loss, list(module.parameters()))):
+            parameter.data -= LEARNING_RATE * grad
+    return losses
+
+
+def generator_losses(backbone: str, head: str) -> list[float]:
+    tokenizer = shrunk(KLTokenizer if HEAD_SPECS[head].space is Continuous else VQTokenizer)
+    model_spec = ARModel(backbone=shrunk(BACKBONE_SPECS[backbone]), head=shrunk(HEAD_SPECS[head]))
+    spec = RunSpec(
+        data=DigitsData(), tokenizer=tokenizer, model=model_spec, train=TrainSpec(label_dropout=0.3)
+    )
+    model, tokens, labels = build_generator(spec), tokens_in(spec.space, BATCH), LABELS.clamp(min=0)
+    return descend(model, lambda step: model.loss(tokens, labels, NoiseSource(0, range(BATCH)), step).mean())
+
+
+def tokenizer_losses(spec: KLTokenizer | VQTokenizer) -> list[float]:
+    tokenizer = build_tokenizer(RunSpec(data=DigitsData(), tokenizer=spec))
+    images, noise = normal(BATCH, 1, 16, 16).clamp(-1, 1), normal(BATCH, 16, 3, seed=1)
+    with seeded(0, "golden"):  # the codebook starts from draws of torch's own
+        return descend(tokenizer, lambda step: tokenizer.training_loss(images, noise))
+
+
+def losses() -> dict[str, float]:
+    """Ten losses: of every pair of backbone and head the third and the last, of both tokenizers the last.
+
+    Before the third step a diffusion head does not look at z yet (its gates start at zero)."""
+    out = {}
+    for backbone, head in PARTS:
+        every = generator_losses(backbone, head)
+        out |= {f"{backbone}/{head}/{step}": every[step] for step in (2, STEPS - 1)}
+    for spec in (shrunk(KLTokenizer), shrunk(VQTokenizer)):
+        out[f"tokenizer/{spec.kind}/{STEPS - 1}"] = tokenizer_losses(spec)[-1]
+    return out
+
+
+def a_few(values: torch.Tensor) -> list[float]:
+    """Mean, deviation and five values."""
+    flat = values.detach().double().flatten()
+    return [flat.mean().item(), flat.std().item(), *flat[:: flat.numel() // 5][:5].tolist()]
+
+
+def quantities(backbone: str, head: str) -> dict[str, list[float]]:
+    """What is compared with the official arrays too, of a model whose weights are filled from streams."""
+    model, labels = generator_of(backbone, head, side=4), LABELS.clamp(min=0)
+    noise, masked = NoiseSource(0, range(BATCH)), backbone == "masked"
+    order, known = draw_order("random", noise, 0, model.length), 5 if masked else 0
+    tokens, drawn = tokens_in(model.space, BATCH), model.head.draw_training(noise, 0, model.length)
+    out = {}
+    with torch.no_grad():
+        if masked:
+            shown = gather(tokens, order)[:, :known]
+            out["encoder"] = a_few(model.backbone.encode(shown, LABELS, order[:, :known]))
+        out["z"] = a_few(model.backbone(gather(tokens, order), LABELS, order, known))
+        out["loss"] = a_few(model.loss_given(tokens, LABELS, order, known, drawn))
+    sampling = sampling_of(head, guidance_scale=3.0, temperature=0.9, num_ar_steps=6 if masked else None)
+    samples = generate(model, labels, sampling, noise)
+    out["samples"] = a_few(samples) if samples.is_floating_point() else samples[:3].flatten().tolist()
+    return out
+
+
+def golden() -> dict:
+    return {"losses": losses(), **{f"{b}/{h}": quantities(b, h) for b, h in PARTS}}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    FILE.write_text(json.dumps(golden(), indent=1) + "\n")

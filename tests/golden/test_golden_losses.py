@@ -1,0 +1,43 @@
+"""The numbers in losses.json, written by ``python -m tests.golden.regenerate`` (see there when to)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.golden.regenerate import FILE, PARTS, losses, quantities
+
+GOLDEN = json.loads(FILE.read_text())
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, float]:
+    return losses()
+
+
+def test_ten_losses_are_pinned(found):
+    assert len(GOLDEN["losses"]) == 10
+    assert set(found) == set(GOLDEN["losses"])
+
+
+@pytest.mark.parametrize("name", GOLDEN["losses"])
+def test_a_loss_is_what_it_was(name, found):
+    assert found[name] == pytest.approx(GOLDEN["losses"][name], rel=1e-5)
+
+
+def test_losses_repeat_bit_for_bit(found):
+    assert losses() == found
+
+
+@pytest.mark.parametrize(("backbone", "head"), PARTS)
+def test_the_core_computes_what_it_did(backbone, head):
+    found, expected = quantities(backbone, head), GOLDEN[f"{backbone}/{head}"]
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        if name != "samples":
+            assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+        elif isinstance(values[0], int):
+            assert found[name] == values
+        else:  # mean, deviation, values; an untrained head magnifies rounding in what it samples
+            assert found[name] == pytest.approx(values, abs=2e-3 * values[1])
