@@ -28,6 +28,7 @@ test: $(INSTALLED) lint
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 
 # What is committed in results/ and reports/: three training seeds, about half an hour on two cores.
 reference: $(INSTALLED)

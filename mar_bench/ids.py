@@ -58,9 +58,7 @@ def stage_id(stage: str, **inputs: Any) -> str:
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
     """The ids of every stage that leads to a generation record, and of the record itself (``eval_id``)."""
-    tokenizer_id = stage_id(
-        "tokenizer", tokenizer=spec.tokenizer, data=spec.data if spec.tokenizer.trained else None
-    )
+    tokenizer_id = stage_id("tokenizer", tokenizer=spec.tokenizer, data=spec.data if spec.tokenizer.trained else None)
     latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data)
     train_id = stage_id("train", latents_id=latents_id, model=spec.model, train=spec.train)
     extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data)

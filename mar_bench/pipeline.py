@@ -193,9 +193,7 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
     begin = time.perf_counter()
     device = pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    images = decoded_samples(
-        run.spec.sampling, tokenizer, places.folder("sample", run.ids["sample_id"]), device
-    )
+    images = decoded_samples(run.spec.sampling, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
     metrics, protocol = evaluate_generation(run, images, load_references(run, places), space, folder)
     training = json.loads((places.folder("train", run.ids["train_id"]) / SUMMARY).read_text())
     parameters = training.pop("parameters")

@@ -58,15 +58,13 @@ def reconstruction(experiment: Experiment, row: str) -> Record:
     metrics = {metric_name(k, block): v for k, v in values.items()}
     protocol = {"num_generated": 1000, "num_reference": 4000, "extractor": EXTRACTOR}
     metrics["psnr"] = 18.0
-    return Record(
-        "reconstruction", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE
-    )
+    return Record("reconstruction", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE)
 
 
 def speed(experiment: Experiment, row: str, device: str = "Example CPU", factor: float = 1.0) -> Record:
     """Twenty times as fast on another device by ``factor=0.05``; quartiles 5 % below and 10 % above."""
     run = speed_run(row, experiment.rows[row], device)
-    seconds = factor * 0.001 * run.spec.sampling.num_ar_steps ** 0.5
+    seconds = factor * 0.001 * run.spec.sampling.num_ar_steps**0.5
     seconds *= 2.5 if "diff" in row else 1
     seconds *= 1.9 if "/guided" in row else 1
     seconds *= 1.8 if "bidirectional" in row else 1

@@ -74,9 +74,7 @@ def test_records_of_another_scale_are_not_selected(table1):
 
 
 def test_collect_keeps_failures_and_leaves_absent_numbers_empty(table1):
-    made = by_id(
-        generation(table1, ROW, 0, 0, 5.0, metrics={"fd_mnist5k": 5.0}), generation(table1, ROW, 1, 0, None)
-    )
+    made = by_id(generation(table1, ROW, 0, 0, 5.0, metrics={"fd_mnist5k": 5.0}), generation(table1, ROW, 1, 0, None))
     done, failed = cells.collect(table1, made).to_dict("records")
     assert (done["row"], done["guidance"], done["fd"], done["num_generated"]) == (ROW, "guided", 5.0, 1000)
     assert math.isnan(done["is"]) and math.isnan(failed["fd"])

@@ -74,9 +74,7 @@ def test_samplings_are_averaged_inside_a_training():
     effect = paired_effect({(t, s): v - 1 - 0.1 * t for (t, s), v in worse.items()}, worse)
     averaged = paired_effect({(t, 0): 9.5 - 0.1 * t for t in (0, 1, 2)}, {(t, 0): 10.5 for t in (0, 1, 2)})
     assert effect.seeds == 3
-    assert (effect.percent, effect.low, effect.high) == pytest.approx(
-        (averaged.percent, averaged.low, averaged.high)
-    )
+    assert (effect.percent, effect.low, effect.high) == pytest.approx((averaged.percent, averaged.low, averaged.high))
 
 
 def test_rows_without_a_common_seed_do_not_compare():
@@ -85,9 +83,7 @@ def test_rows_without_a_common_seed_do_not_compare():
     assert math.isnan(effect.percent)
 
 
-@pytest.mark.parametrize(
-    ("share", "verdict"), [(0.9, HOLDS), (1.1, FAILS), (0.992, UNDECIDED), (1.008, UNDECIDED)]
-)
+@pytest.mark.parametrize(("share", "verdict"), [(0.9, HOLDS), (1.1, FAILS), (0.992, UNDECIDED), (1.008, UNDECIDED)])
 def test_verdicts_follow_the_numbers_either_way(share, verdict):
     effect = paired_effect(times(share), WORSE)
     assert effect.verdict == verdict and effect.low * effect.high > 0

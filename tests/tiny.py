@@ -62,9 +62,7 @@ def head_of(kind: str, side: int = 3, **changes) -> nn.Module:
 
 def generator_of(backbone: str, head: str, order: str = "random", side: int = 3) -> ARGenerator:
     space = space_of(head, side)
-    return ARGenerator(
-        order, backbone_of(backbone, space), head_of(head, side), space, label_dropout=0.1
-    ).eval()
+    return ARGenerator(order, backbone_of(backbone, space), head_of(head, side), space, label_dropout=0.1).eval()
 
 
 def sampling_of(head: str, **changes) -> SamplingSpec:

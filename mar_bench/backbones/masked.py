@@ -84,8 +84,6 @@ class MaskedEncoderDecoder(nn.Module):
         """z (B, n, E) for order[:, k:k+n], given ``known`` (B, k[, D]) at order[:, :k]; label -1: no class."""
         return self.decode(self.encode(known, labels, order[:, : known.shape[1]]), order, n)
 
-    def forward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, num_known: int
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, num_known: int) -> torch.Tensor:
         """z (B, L - num_known, E) for the unknown positions; ``tokens`` (B, L[, D]) stand in order."""
         return self.predict(tokens[:, :num_known], labels, order, order.shape[1] - num_known)

@@ -58,9 +58,7 @@ def _samples(experiment: Experiment, selection: Selection, floors: pd.DataFrame)
     done = _done(selection, "generation")
     if not done:
         return ""
-    generated, reference, heldout = (
-        _counts(done, k) for k in ("num_generated", "num_reference", "num_heldout")
-    )
+    generated, reference, heldout = (_counts(done, k) for k in ("num_generated", "num_reference", "num_heldout"))
     text = f"{metric_short(experiment, 'fd')}: {generated} generated images against {reference} training "
     text += f"images (held-out: against {heldout} images never trained on)."
     if len(floors):

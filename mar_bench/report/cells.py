@@ -115,9 +115,7 @@ def speeds(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
             if record.status == "done":
                 protocol = {k: record.protocol.get(k) for k in SPEED_PROTOCOL}
                 numbers = {k: _number(record.metrics.get(k)) for k in SPEED_METRICS}
-                lines.append(
-                    {"row": row, "setting": _setting(protocol), **protocol, **numbers, "id": record.id}
-                )
+                lines.append({"row": row, "setting": _setting(protocol), **protocol, **numbers, "id": record.id})
     return pd.DataFrame(lines, columns=["row", "setting", *SPEED_PROTOCOL, *SPEED_METRICS, "id"])
 
 
@@ -134,9 +132,7 @@ def _setting(protocol: dict[str, Any]) -> str:
 
 def _metrics(record: Record, names: dict[str, str]) -> dict[str, float]:
     extractor = record.spec["metrics"]["extractor"]
-    return {
-        role: _number(record.metrics.get(metric_name(metric, extractor))) for role, metric in names.items()
-    }
+    return {role: _number(record.metrics.get(metric_name(metric, extractor))) for role, metric in names.items()}
 
 
 def _number(value: Any) -> float:
@@ -202,8 +198,7 @@ def seed_values(cells: pd.DataFrame, row: str, role: str = "fd") -> dict[tuple[i
     """A cell's values of a metric by (training seed, sampling seed); failed and absent ones left out."""
     chosen = cells[(cells["row"] == row) & (cells["status"] == "done")]
     numbers = {
-        (int(t), int(s)): float(v)
-        for t, s, v in zip(chosen["train_seed"], chosen["sampling_seed"], chosen[role])
+        (int(t), int(s)): float(v) for t, s, v in zip(chosen["train_seed"], chosen["sampling_seed"], chosen[role])
     }
     return {seed: value for seed, value in numbers.items() if not math.isnan(value)}
 

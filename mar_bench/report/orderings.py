@@ -69,9 +69,7 @@ def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparis
         for better, worse in _pairs(experiment, item):
             values = seed_values(cells, better), seed_values(cells, worse)
             ground = floor_of(floor_frame, better), floor_of(floor_frame, worse)
-            tokenizers = {
-                reconstruction_run(r, experiment.rows[r]).ids["tokenizer_id"] for r in (better, worse)
-            }
+            tokenizers = {reconstruction_run(r, experiment.rows[r]).ids["tokenizer_id"] for r in (better, worse)}
             limit = item.get("costs_at_most")
             known = len(tokenizers) == 2 and not any(math.isnan(g) for g in ground)
             shared = [b for axis, b in experiment.bundles(better).items() if axis != item["axis"]]
@@ -100,9 +98,7 @@ def _pairs(experiment: Experiment, item: dict) -> list[tuple[str, str]]:
             raise UserError(f"{experiment.file}: orderings: {item} has no key '{key}'")
     axis = item["axis"]
     if axis not in experiment.labels:
-        raise UserError(
-            f"{experiment.file}: orderings: no axis '{axis}', {did_you_mean(axis, experiment.labels)}"
-        )
+        raise UserError(f"{experiment.file}: orderings: no axis '{axis}', {did_you_mean(axis, experiment.labels)}")
     for name in (item["better"], item["worse"]):
         if name not in experiment.labels[axis]:
             hint = did_you_mean(name, experiment.labels[axis])
@@ -254,9 +250,7 @@ def _tokenizer_sentence(experiment: Experiment, comparisons: list[Comparison]) -
     """What a comparison across tokenizers cannot tell, and what is left of it above the floors."""
     first = comparisons[0]
     better, worse = (_bundle(experiment, first.axis, row) for row in (first.better_row, first.worse_row))
-    confound = (
-        f"The axis '{first.axis}' changes the tokenizer too, so these differences are of both together."
-    )
+    confound = f"The axis '{first.axis}' changes the tokenizer too, so these differences are of both together."
     above = [c.above_floor for c in comparisons if c.above_floor]
     if not above:
         return f"{confound} The tokenizers' own floors were not measured."

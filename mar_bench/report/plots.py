@@ -91,14 +91,10 @@ def _points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
     cells, timed = collect(experiment, records), speeds(experiment, records)
     run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
     if timed.empty:
-        raise UserError(
-            f"no speed records of {experiment.id} at scale {experiment.scale}; {run} measures them"
-        )
+        raise UserError(f"no speed records of {experiment.id} at scale {experiment.scale}; {run} measures them")
     distances = {row: spread(seed_values(cells, row)) for row in experiment.rows}
     if not any(d.n for d in distances.values()):
-        raise UserError(
-            f"no generation records of {experiment.id} at scale {experiment.scale}; {run} makes them"
-        )
+        raise UserError(f"no generation records of {experiment.id} at scale {experiment.scale}; {run} makes them")
     *style_axes, hue_axis = row_axes(experiment) or list(experiment.labels)
     lines = []
     for line in timed.to_dict("records"):

@@ -52,9 +52,7 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
             f"`mar-bench run {experiment.id} --scale {experiment.scale}` draws them"
         )
     inverted = all(batch.shape[1] == 1 and np.median(batch) < DARK for batch in images.values())
-    panels = {
-        row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()
-    }
+    panels = {row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()}
     with rc_context({"font.size": 7, "axes.titlesize": 7}):
         content = io.BytesIO()
         _draw(experiment, panels).savefig(content, format="png", dpi=DPI, metadata={"Software": None})

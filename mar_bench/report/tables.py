@@ -79,9 +79,7 @@ class ResultTable:
             markdown_table(*_published(self)),
             _beside(self),
             _bullets(notes),
-            f"Failed runs ({PARTLY}: the cell's other runs are shown):\n\n{_bullets(failed)}"
-            if failed
-            else "",
+            f"Failed runs ({PARTLY}: the cell's other runs are shown):\n\n{_bullets(failed)}" if failed else "",
             orderings.markdown(experiment, self.comparisons),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -115,9 +113,7 @@ def _published(table: ResultTable) -> tuple[list[str], list[list[str]]]:
     experiment = table.experiment
     lines, columns = lines_and_columns(experiment)
     metrics = experiment.layout.get("metrics", ["fd"])
-    labels = [
-        axis_labels(experiment, row_at(experiment, line, columns[0]), row_axes(experiment)) for line in lines
-    ]
+    labels = [axis_labels(experiment, row_at(experiment, line, columns[0]), row_axes(experiment)) for line in lines]
     names = list(dict.fromkeys(name for values in labels for name in values))
     heading = names + [_heading(experiment, m, column, published=True) for column in columns for m in metrics]
     out = []

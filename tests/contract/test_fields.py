@@ -106,9 +106,7 @@ SMALL_RUN = RunSpec(
     tokenizer=shrunk(KLTokenizer),
     model=ARModel(backbone=shrunk(MaskedBackbone), head=shrunk(DiffusionHead)),
     train=TrainSpec(steps=3, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0.5),
-    sampling=SamplingSpec(
-        num_images=6, batch_size=4, num_ar_steps=3, num_diffusion_steps=4, guidance_scale=2.0
-    ),
+    sampling=SamplingSpec(num_images=6, batch_size=4, num_ar_steps=3, num_diffusion_steps=4, guidance_scale=2.0),
     metrics=MetricsSpec(extractor=shrunk(ClassifierExtractor), is_splits=2),
     speed=SpeedSpec(batch_size=3, repeats=1),
     compute=ComputeSpec(device="cpu"),

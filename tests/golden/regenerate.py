@@ -43,9 +43,7 @@ def descend(module: nn.Module, loss_at: Callable[[int], torch.Tensor]) -> list[f
 def generator_losses(backbone: str, head: str) -> list[float]:
     tokenizer = shrunk(KLTokenizer if HEAD_SPECS[head].space is Continuous else VQTokenizer)
     model_spec = ARModel(backbone=shrunk(BACKBONE_SPECS[backbone]), head=shrunk(HEAD_SPECS[head]))
-    spec = RunSpec(
-        data=DigitsData(), tokenizer=tokenizer, model=model_spec, train=TrainSpec(label_dropout=0.3)
-    )
+    spec = RunSpec(data=DigitsData(), tokenizer=tokenizer, model=model_spec, train=TrainSpec(label_dropout=0.3))
     model, tokens, labels = build_generator(spec), tokens_in(spec.space, BATCH), LABELS.clamp(min=0)
     return descend(model, lambda step: model.loss(tokens, labels, NoiseSource(0, range(BATCH)), step).mean())
 
