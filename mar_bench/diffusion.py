@@ -6,6 +6,7 @@ settings are those of the MAR paper, appendix A. Tables are float64; a network s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -28,7 +29,9 @@ def respaced_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
     """``num_steps`` of the training timesteps, evenly spaced with both ends kept (iDDPM, section 4)."""
     assert 1 <= num_steps <= num_timesteps
     stride = (num_timesteps - 1) / (num_steps - 1) if num_steps > 1 else 1.0
-    return sorted({round(i * stride) for i in range(num_steps)})
+    # added up as the official code does: where a position falls half-way, a product would round elsewhere
+    positions = itertools.accumulate([stride] * (num_steps - 1), initial=0.0)
+    return sorted({round(position) for position in positions})
 
 
 @dataclass(frozen=True)

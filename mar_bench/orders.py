@@ -12,7 +12,7 @@ def draw_order(kind: str, noise: NoiseSource, step: int, length: int) -> torch.T
     if kind == "raster":
         return torch.arange(length).expand(len(noise.indices), length)
     assert kind == "random"
-    return noise.uniform("order", step, (length,)).argsort(dim=1)
+    return noise.uniform("order", step, (length,)).argsort(dim=1, stable=True)
 
 
 def gather(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

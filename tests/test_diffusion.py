@@ -47,18 +47,9 @@ def official_respacing(num_timesteps: int, num_steps: int) -> list[int]:
     return taken
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 8, 10, 25, 50, 64, 100, 200, 250, 500, 1000])
-def test_respacing_is_the_official_one(num_steps):
-    assert respaced_timesteps(1000, num_steps) == official_respacing(1000, num_steps)
-
-
-def test_respacing_differs_from_the_official_one_only_where_a_position_is_half_way():
-    """There the official sum is a rounding error below or above the half."""
-    for num_steps in range(3, 1001):
-        pairs = zip(respaced_timesteps(1000, num_steps), official_respacing(1000, num_steps))
-        for i, (ours, official) in enumerate(pairs):
-            half_way = 2 * (999 * i % (num_steps - 1)) == num_steps - 1
-            assert ours == official or (half_way and abs(ours - official) == 1)
+def test_respacing_is_the_official_one():
+    for num_steps in range(1, 1001):
+        assert respaced_timesteps(1000, num_steps) == official_respacing(1000, num_steps)
 
 
 def test_respacing_keeps_both_ends_and_the_asked_number():
