@@ -67,12 +67,22 @@ Overrides = Annotated[
 @app.command("list")
 def list_experiments() -> None:
     """List experiments and scales."""
-    from mar_bench.config import experiment_files, experiment_summary, scales
+    from mar_bench.config import experiment_files, experiment_summary, experiments_dir, scales
     from mar_bench.console import console_table
 
-    lines = [[s["id"], s["title"], str(s["rows"])] for s in map(experiment_summary, experiment_files().values())]
+    if not (files := experiment_files()):
+        raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
+    lines, broken = [], []
+    for file in files.values():
+        try:
+            summary = experiment_summary(file)
+            lines.append([summary["id"], summary["title"], str(summary["rows"])])
+        except UserError as error:
+            broken.append(str(error))
     print(console_table(["experiment", "title", "evaluations"], lines))
     print(f"scales: {', '.join(scales())}")
+    if broken:
+        raise UserError("; ".join(broken))
 
 
 @app.command()
@@ -132,7 +142,7 @@ def plan(
     from mar_bench.planning import make_plan, plan_text
 
     places, found = _results(runs, records)
-    _, planned = _planned([name], scale, overrides, seeds, sampling_seeds, only)
+    _, planned = _planned([name], scale, _no_seeds(overrides), seeds, sampling_seeds, only)
     content = make_plan(name, scale, planned, places, found)
     print(json.dumps(content, indent=1) if as_json else plan_text(content))
 
@@ -162,22 +172,24 @@ def run(
     """Train, sample and measure what is not done yet.
 
     Stopped, the same command goes on where it was."""
-    from mar_bench.jobs import jobs_for, preflight, publish
+    from mar_bench.jobs import jobs_for, preflight, publish, writable
     from mar_bench.progress import duration, make_report
 
     places, found = _results(runs, records)
     names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     if not names:
         raise UserError(f"run needs an experiment before {overrides[0]}; see mar-bench list")
-    _, planned = _planned(names, scale, overrides, seeds, sampling_seeds, only)
+    _, planned = _planned(names, scale, _no_seeds(overrides), seeds, sampling_seeds, only)
+    wanted = len(planned)
     if reuse_records:
         planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
     publish(planned, places)
     todo = jobs_for(planned, places)
     if not todo:
-        print(f"nothing to do: all {len(planned)} runs are done; records are in {places.records}")
+        print(f"nothing to do: all {wanted} runs are done; records are in {places.records}")
         return
     preflight([job.run for job in todo])
+    writable(places)
     from mar_bench.launch import run_jobs
 
     workers = min(jobs or _default_jobs(todo), len(todo))
@@ -192,13 +204,18 @@ def run(
         print(f"stopped after {taken}; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130)
     if outcome.failed:
-        print(f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}:", file=sys.stderr)
+        given_up = len(todo) - outcome.done - len(outcome.failed)
+        print(
+            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}, {given_up} behind them were not run:",
+            file=sys.stderr,
+        )
         titles = {job.id: job.title for job in todo}
         for job_id, error in outcome.failed.items():
             print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
         print("their records hold the tracebacks; run the same command to try again", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} --scale {scale}")
+    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *overrides]
+    print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} {' '.join(words)}")
 
 
 @app.command()
@@ -217,11 +234,16 @@ def table(
 
     if output_format not in ("md", "csv"):
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, ('md', 'csv'))}")
-    experiment = load_experiment(name, scale, overrides or ())
-    _, found = _results(None, records)
+    experiment = load_experiment(name, scale, _no_seeds(overrides))
+    places, found = _results(None, records)
     from mar_bench.report.tables import build
 
     result = build(experiment, found)
+    if not any(tasks["generation"] for tasks in result.selection.values()):
+        nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
+        if save:
+            raise UserError(nothing)
+        print(f"note: {nothing}", file=sys.stderr)
     texts = {"md": result.markdown(), "csv": result.csv()}
     print(texts[output_format], end="")
     if save:
@@ -244,7 +266,7 @@ def plot(
     Writes <reports>/<scale>/<experiment>.png, .pdf and .svg."""
     from mar_bench.config import load_experiment
 
-    experiment = load_experiment(name, scale, overrides or ())
+    experiment = load_experiment(name, scale, _no_seeds(overrides))
     _, found = _results(None, records)
     from mar_bench.report.plots import speed_accuracy
 
@@ -269,7 +291,7 @@ def sample(
     from mar_bench.ids import generation_run, with_seeds
     from mar_bench.jobs import default_places, previews
 
-    experiment = load_experiment(name, scale, overrides or ())
+    experiment = load_experiment(name, scale, _no_seeds(overrides))
     places = default_places(runs, None)
     train_seeds, drawn_seeds = _seeds("--seeds", seeds), _seeds("--sampling-seeds", sampling_seeds)
     if len(train_seeds) != 1 or len(drawn_seeds) != 1:
@@ -294,20 +316,28 @@ def _results(runs: str | None, records: str | None):
     return places, read_records(places.records)
 
 
-def _planned(names: list[str], scale: str, overrides: list[str] | None, seeds, sampling_seeds, only: str | None):
+def _planned(names: list[str], scale: str, overrides: list[str], seeds, sampling_seeds, only: str | None):
     """Experiments and all their runs, each id once."""
     from mar_bench.config import load_experiment
     from mar_bench.ids import plan_runs
     from mar_bench.provenance import device_name
 
     train_seeds, drawn_seeds = _seeds("--seeds", seeds), _seeds("--sampling-seeds", sampling_seeds)
-    experiments = [load_experiment(name, scale, overrides or ()) for name in names]
+    experiments = [load_experiment(name, scale, overrides) for name in names]
     found = {}
     for experiment in experiments:
         device = device_name(next(iter(experiment.rows.values())).compute.device)
         for planned in plan_runs(experiment, train_seeds, drawn_seeds, only, device):
             found.setdefault(planned.id, planned)
     return experiments, list(found.values())
+
+
+def _no_seeds(overrides: list[str] | None) -> list[str]:
+    """Overrides, without those that would choose a seed beside the options that do."""
+    for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
+        if any(word.partition("=")[0] == key for word in overrides or ()):
+            raise UserError(f"{key} is chosen by {option} of run and plan; a table shows every seed that has records")
+    return overrides or []
 
 
 def _seeds(option: str, text: str | None) -> list[int] | None:
@@ -318,8 +348,8 @@ def _seeds(option: str, text: str | None) -> list[int] | None:
         seeds = [int(word) for word in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: expected whole numbers with commas between, as in 0,1,2") from None
-    if min(seeds) < 0:
-        raise UserError(f"{option} {text}: seeds are 0 or more")
+    if min(seeds) < 0 or max(seeds) >= 2**63:
+        raise UserError(f"{option} {text}: seeds are 0 or more and below 2^63")
     return list(dict.fromkeys(seeds))
 
 

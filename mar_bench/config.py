@@ -51,8 +51,10 @@ def scales() -> list[str]:
 def experiment_summary(file: Path) -> dict[str, Any]:
     """An experiment's id, title and number of rows, without resolving it."""
     tree = load_yaml(file)
-    rows = math.prod(len(bundles) for bundles in (tree.get("axes") or {}).values())
-    return {"id": tree.get("id", file.stem), "title": tree.get("title", ""), "rows": rows}
+    axes = tree.get("axes")
+    bundles = list(axes.values()) if isinstance(axes, dict) else [None]
+    rows = math.prod(map(len, bundles)) if all(isinstance(b, dict) for b in bundles) else 0
+    return {"id": file.stem, "title": str(tree.get("title", "")), "rows": rows}
 
 
 def find_experiment(name: str) -> Path:
@@ -121,6 +123,7 @@ def _leaves_and_blocks(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def parse_overrides(pairs: tuple[str, ...] | list[str]) -> dict:
     """``key=value`` words as a tree; values are read as YAML."""
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -132,9 +135,12 @@ def parse_overrides(pairs: tuple[str, ...] | list[str]) -> dict:
         if top not in (*RUN_KEYS, "parts"):
             raise UserError(f"override '{pair}': unknown key '{top}', {did_you_mean(top, (*RUN_KEYS, 'parts'))}")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)), resolve=False)
-    except (OmegaConfBaseException, ValueError) as error:
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"overrides {' '.join(pairs)}: {_one_line(error)}") from None
+    if not isinstance(tree.get("parts", {}), dict):
+        raise UserError(f"override parts={tree['parts']}: parts are blocks; name one, as in parts.few_steps=4")
+    return tree
 
 
 def _one_line(error: Exception) -> str:
@@ -182,6 +188,8 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
             rows[row] = finish(parse(RunSpec, overlay(spec_tree, command_line)))
         except KeyPathError as error:
             where = _blame(error.path, error.value, files, overrides)
+            if where == "command line" and "of kind" in error.message:
+                error.message += "; where rows differ, override the part that has it (parts.*)"
             raise UserError(f"{where}: row '{row}': {error.path}: {error.message}") from None
         except UserError as error:
             raise UserError(f"{file}: row '{row}' at scale {scale}: {error}") from None

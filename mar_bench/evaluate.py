@@ -22,7 +22,7 @@ from mar_bench.metrics import (
 )
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource
-from mar_bench.records import PREVIEW, metric_name
+from mar_bench.records import PREVIEW, metric_name, replacing
 from mar_bench.sampler import generate
 from mar_bench.spec import RunSpec, SamplingSpec
 from mar_bench.tokenizers.base import Tokenizer
@@ -47,9 +47,8 @@ def draw_samples(spec: RunSpec, model: ARGenerator, folder: Path, device: torch.
         if not _is_whole(path, len(indices)):
             labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
             tokens = generate(model, labels, sampling, NoiseSource(sampling.seed, indices))
-            temporary = path.with_suffix(".tmp")
-            save_file({"tokens": tokens.cpu().contiguous()}, temporary)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                save_file({"tokens": tokens.cpu().contiguous()}, temporary)
 
 
 def _samples_file(folder: Path, indices: range) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,17 @@ def _convolutional(part: TokenizerSpec | ExtractorSpec, spec: RunSpec, factor: f
         return 1.0
     pixels = spec.data.image_size**2 * spec.data.channels / 1024
     return 1.0 + factor * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
+
+
+def writable(places: Places) -> None:
+    """Make both folders. Raises UserError where they cannot be written to, before hours of work."""
+    for option, folder in (("--runs", places.runs), ("--records", places.records)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"{option} {folder}: cannot be written to ({error.strerror}); choose another") from None
 
 
 def preflight(runs: list[Run]) -> None:

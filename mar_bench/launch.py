@@ -202,7 +202,8 @@ def _record_failures(
             lost.add(other.id)
             pending.pop(other.id, None)
             if other.kind in RECORDED:
-                record_failure(other.run, places, error, seconds)
+                with suppress(OSError):  # a full disk: the run's exit says it anyway
+                    record_failure(other.run, places, error, seconds)
 
 
 def _cause(exitcode: int | None) -> str:

@@ -47,6 +47,8 @@ def execute(job: Job, places: Places, progress: Progress, waiting: Callable[[str
     ``progress`` and ``waiting`` are called all along and may raise to stop; what was done by then is kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
+    if (device := pick_device(run.spec.compute.device)).index is not None:
+        torch.cuda.set_device(device)  # torch-fidelity knows the current GPU alone
     with (
         locks.machine(job.kind != "speed", lambda: waiting("waiting for other work on this machine")),
         locks.held(places.runs / "locks" / f"{job.id}.lock", waiting=lambda: waiting("another process does it")),

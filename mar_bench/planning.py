@@ -45,6 +45,12 @@ def _stage(kind: str, runs: list[Run], places: Places) -> dict[str, int]:
     return {"needed": len(ids), "without_reuse": len(runs), "done_here": done}
 
 
+def _known_elsewhere(plan: dict) -> str:
+    if plan["jobs"] and plan["done"]:
+        return " (some of what is done is known by its record alone: run --reuse-records skips that)"
+    return ""
+
+
 def plan_text(plan: dict) -> str:
     shown = ("train_id", "eval_id")
     lines = [
@@ -60,6 +66,6 @@ def plan_text(plan: dict) -> str:
             f"(sharing saves {plan['evaluations'] - plan['trainings']}); stages: {stages}",
             f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; beside them "
             + ", ".join(f"{n} {task} {state}" for (task, state), n in beside.items()),
-            f"jobs to do: {plan['jobs']}",
+            f"jobs to do: {plan['jobs']}" + _known_elsewhere(plan),
         ]
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,17 +44,27 @@ class Record:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name beside ``path`` and rename: readers see the old file or the new one."""
+    """Readers see the old file or the new one, whole."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden temporary file beside ``path`` to write to; on disk and renamed at the end, gone on any error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        yield temporary
+        os.fsync(handle)  # of the file, whoever wrote to it: after a power cut there is no empty new one
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink()
         raise
+    finally:
+        os.close(handle)
 
 
 def write_record(folder: Path, record: Record) -> Path:
@@ -85,14 +97,27 @@ def _looks_like_one(content: Any) -> bool:
     if not (isinstance(content, dict) and {"task", "status", "ids", "spec"} <= set(content)):
         return False
     blocks = ("ids", "spec", "metrics", "protocol", "parameters", "training", "provenance")
-    right_types = all(isinstance(content.get(name, {}), dict) for name in blocks)
-    return right_types and "eval_id" in content["ids"] and content["status"] in ("done", "failed")
+    if not all(isinstance(content.get(name, {}), dict) for name in blocks):
+        return False
+    ids, spec, metrics = content["ids"], content["spec"], content.get("metrics", {})
+    texts = "eval_id" in ids and all(isinstance(i, str) for i in ids.values())
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in metrics.values())
+    seeds = all(isinstance((spec.get(b) or {}).get("seed", 0), int) for b in ("train", "sampling"))
+    extractor = not metrics or ((spec.get("metrics") or {}).get("extractor") or {}).keys() >= {"kind", "name"}
+    return texts and numbers and seeds and extractor and content["status"] in ("done", "failed")
 
 
 def read_records(folder: Path) -> dict[str, Record]:
-    """All records of a folder by id; an absent folder holds none."""
-    records = (read_record(path) for path in sorted(folder.glob("*.json")))
-    return {record.id: record for record in records}
+    """All records of a folder by id; an absent folder holds none.
+
+    Raises UserError for a file that is broken or does not bear its record's id, so that no copy counts twice."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, not a folder of records")
+    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    for path, record in records.items():
+        if path.stem != record.id:
+            raise UserError(f"{path}: holds record {record.id}; rename it to {record.id}.json or move it elsewhere")
+    return {record.id: record for record in records.values()}
 
 
 def metric_name(metric: str, extractor: dict[str, Any]) -> str:

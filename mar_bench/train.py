@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mar_bench.errors import UserError
 from mar_bench.latents import Latents
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
-from mar_bench.records import atomic_write
+from mar_bench.records import atomic_write, replacing
 from mar_bench.schedules import learning_rate
 from mar_bench.spec import RunSpec
 
@@ -57,20 +58,18 @@ def fit(
     checkpoint, log = folder / "checkpoint.pt", folder / "metrics.jsonl"
     parts = {"model": module, "optimiser": optimiser, **({"ema": ema} if ema is not None else {})}
     start, spent = 0, 0.0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if state := _checkpoint(checkpoint):
         for name, part in parts.items():
             part.load_state_dict(state[name])
         start, spent = state["step"], state["seconds"]
-    lines = [line for line in _lines(log) if json.loads(line)["step"] < start]
+    lines = [line for line in _lines(log) if json.loads(line)["step"] < start] if start else []
     began = time.perf_counter() - spent
 
     def save(step: int) -> None:
         atomic_write(log, "".join(f"{line}\n" for line in lines))
-        temporary = checkpoint.with_suffix(".tmp")
         states = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({**states, "step": step, "seconds": time.perf_counter() - began}, temporary)
-        temporary.replace(checkpoint)
+        with replacing(checkpoint) as temporary:
+            torch.save({**states, "step": step, "seconds": time.perf_counter() - began}, temporary)
 
     module.train()
     for step in range(start, steps):
@@ -100,6 +99,19 @@ def fit(
     module.eval()
     atomic_write(log, "".join(f"{line}\n" for line in lines))
     checkpoint.unlink(missing_ok=True)
+
+
+def _checkpoint(path: Path) -> dict | None:
+    """What a check-point holds; None where there is none. A damaged one is put aside: the training starts anew."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a cut or altered file fails in many ways
+        aside = path.with_name(f".damaged-{path.name}")
+        path.replace(aside)
+        warnings.warn(f"{path} is damaged ({type(error).__name__}), put aside as {aside.name}", stacklevel=2)
+        return None
 
 
 def _lines(path: Path) -> list[str]:

@@ -123,6 +123,11 @@ def test_show_prints_rows_then_a_row(places):
         (("plan", "table1", "model.head.kind=gmm"), ("gmm", "cross_entropy")),
         (("plan", "table1", "model.head.kind=diffusion"), ("needs continuous tokens", "'vq'")),
         (("show", "table1/mar/dif/guided"), ("did you mean 'mar/diff/guided'",)),
+        (("plan", "table1", "train.steps=[1"), ("overrides train.steps=[1",)),
+        (("plan", "table1", "parts=3"), ("parts are blocks",)),
+        (("plan", "table1", "model.head.width=64"), ("'cross_entropy'", "override the part that has it")),
+        (("table", "table1", "train.seed=1"), ("--seeds",)),
+        (("plan", "table1", "--seeds", "9223372036854775808"), ("2^63",)),
         (("table", "table1", "--format", "cvs"), ("did you mean 'csv'",)),
         (("run", "train.steps=3"), ("needs an experiment",)),
         (("run", "table1", "--scale", "paper"), ("data.root",)),
@@ -156,3 +161,35 @@ def test_views_without_records_say_how_to_make_them(places, tmp_path):
     assert "mar-bench run table1 --scale tiny" in mistake("plot", "table1", *places[2:], "--reports", str(tmp_path))
     assert "mar-bench run table1 --scale tiny" in mistake("sample", "table1", *places[:2], "--reports", str(tmp_path))
     assert "–" in call("table", "table1", *places[2:])
+
+
+def test_nothing_is_saved_over_a_report_without_records(places, tmp_path):
+    message = mistake("table", "table1", "--save", *places[2:], "--reports", str(tmp_path / "reports"))
+    assert "no records of table1" in message and not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("option", ("--runs", "--records"))
+def test_a_folder_that_cannot_be_written_to_is_found_out_first(option, tmp_path):
+    (tmp_path / "file").write_text("")
+    folders = {"--runs": str(tmp_path / "runs"), "--records": str(tmp_path / "records")}
+    folders[option] = str(tmp_path / "file/below")
+    words = [w for pair in folders.items() for w in pair]
+    message = mistake("run", "table1", "--scale", "smoke", *words)
+    assert option in message and "cannot be written to" in message
+
+
+def test_list_survives_a_broken_file(tmp_path, monkeypatch):
+    (tmp_path / "good.yaml").write_text("title: Good\naxes: {a: {b: {}, c: {}}}\n")
+    (tmp_path / "odd.yaml").write_text("axes: [1]\n")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    monkeypatch.setenv("MAR_BENCH_EXPERIMENTS", str(tmp_path))
+    result = CliRunner().invoke(app, ["list"])
+    assert "Good" in result.output and "odd" in result.output and "bad.yaml" in str(result.exception)
+    monkeypatch.setenv("MAR_BENCH_EXPERIMENTS", str(tmp_path / "nowhere"))
+    assert "no experiments in" in mistake("list")
+
+
+def test_the_committed_report_is_that_of_the_committed_records():
+    root = Path(__file__).parents[1]
+    text = call("table", "table1", "--scale", "tiny", "--records", str(root / "results/records"))
+    assert text == (root / "reports/tiny/table1.md").read_text()

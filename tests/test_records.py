@@ -24,7 +24,7 @@ DONE = Record(
     task="generation",
     status="done",
     ids={"eval_id": "0123456789ab", "cell_id": "ba9876543210"},
-    spec={"train": {"betas": [0.9, 0.95]}},
+    spec={"train": {"betas": [0.9, 0.95]}, "metrics": {"extractor": {"kind": "classifier", "name": "digits"}}},
     metrics={"fd_digits": 3.25},
     protocol={"num_generated": 200},
     parameters={"total": 7},
@@ -179,3 +179,33 @@ def test_old_records_still_load(tmp_path):
 )
 def test_only_the_inception_network_gives_an_fid(metric, kind, name, expected):
     assert metric_name(metric, {"kind": kind, "name": name}) == expected
+
+
+def test_a_copy_under_another_name_does_not_count(tmp_path):
+    path = write_record(tmp_path, DONE)
+    (tmp_path / "old.json").write_text(path.read_text())
+    with pytest.raises(UserError, match=f"old.json: holds record {DONE.id}; rename it"):
+        read_records(tmp_path)
+
+
+def test_a_file_is_no_folder_of_records(tmp_path):
+    file = tmp_path / "records"
+    file.write_text("")
+    with pytest.raises(UserError, match="a file, not a folder"):
+        read_records(file)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("metrics", "fd"), "abc"), (("ids", "eval_id"), 5), (("spec",), {}), (("spec", "train", "seed"), "a")],
+)
+def test_a_record_with_values_of_another_type_is_none(path, value, tmp_path):
+    written = write_record(tmp_path, DONE)
+    content = json.loads(written.read_text())
+    block = content
+    for name in path[:-1]:
+        block = block[name]
+    block[path[-1]] = value
+    written.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="not a record"):
+        read_records(tmp_path)

@@ -312,3 +312,21 @@ def test_dropout_follows_seed_and_step(tmp_path):
         simple(tmp_path, module, loss_at, seed=seed)
         assert torch.equal(torch.random.get_rng_state(), state), "outside nothing is seeded"
     assert len({tuple(t.tolist()) for seen in drawn.values() for t in seen.values()}) == 12
+
+
+def test_a_damaged_check_point_is_put_aside(tmp_path):
+    spec = spec_of(ROWS[0])
+    latents = latents_of(spec)
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    whole.mkdir()
+    damaged.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    with pytest.raises(Stop):
+        train_generator(spec, latents, damaged, stop_at(3))
+    content = (damaged / "checkpoint.pt").read_bytes()
+    (damaged / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    (damaged / "metrics.jsonl").write_text('{"step": 0, "lo')
+    with pytest.warns(UserWarning, match="damaged"):
+        train_generator(spec, latents, damaged, go_on)
+    assert_same_bits(whole, damaged, "raw.safetensors", "ema.safetensors")
+    assert (damaged / ".damaged-checkpoint.pt").is_file()

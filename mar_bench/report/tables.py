@@ -142,7 +142,7 @@ def _beside(table: ResultTable) -> str:
         floors_here = dict.fromkeys(number(floor_of(table.floors, row)) for row in rows)
         cells = [" / ".join(floors_here)] * with_floors
         out.append(["/".join(line), *cells, *(_ours(table, row, role) for role in beside for row in rows)])
-    return f"The same rows, beside the paper's columns:\n\n{markdown_table(heading, out)}"
+    return f"The same rows, beside the columns above:\n\n{markdown_table(heading, out)}"
 
 
 def _heading(experiment: Experiment, metric: str, column: tuple[str, ...], published: bool = False) -> str:

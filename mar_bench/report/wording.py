@@ -157,7 +157,7 @@ def _grouped(values: dict[str, str]) -> str:
 
 def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
     """A GitHub table; texts are printed as they are."""
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [heading, *lines]]
+    escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in line] for line in [heading, *lines]]
     return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)
 
 

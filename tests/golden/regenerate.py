@@ -3,24 +3,43 @@
     python -m tests.golden.regenerate
 
 Do that only for a change that is meant to move them, and raise the number of the stage in ids.REVISIONS in
-the same commit where trained weights or samples of users move too. Nothing here goes through an optimiser:
+the same commit where trained weights or samples of users move too. Losses do not go through an optimiser:
 steps are plain gradient descent."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mar_bench.build import build_generator, build_tokenizer
+from mar_bench.data import load_data, to_uint8
+from mar_bench.evaluate import evaluate_generation, reference_statistics
+from mar_bench.ids import generation_run
+from mar_bench.jobs import Places
+from mar_bench.metrics import Classifier, FeatureSpace
 from mar_bench.noise import NoiseSource, seeded
 from mar_bench.orders import draw_order, gather
+from mar_bench.pipeline import STAGES
 from mar_bench.sampler import generate
-from mar_bench.spec import ARModel, Continuous, DigitsData, KLTokenizer, RunSpec, TrainSpec, VQTokenizer
-from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, sampling_of, shrunk, tokens_in
+from mar_bench.spec import (
+    ARModel,
+    ClassifierExtractor,
+    Continuous,
+    DigitsData,
+    KLTokenizer,
+    MetricsSpec,
+    RunSpec,
+    SamplingSpec,
+    TrainSpec,
+    VQTokenizer,
+)
+from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, sampling_of, scrambled, shrunk, tokens_in
 
 FILE = Path(__file__).with_name("losses.json")
 BATCH, STEPS, LEARNING_RATE = 8, 6, 0.1
@@ -93,8 +112,31 @@ def quantities(backbone: str, head: str) -> dict[str, list[float]]:
     return out
 
 
+def measures() -> dict[str, float]:
+    """Metrics of fixed images on an extractor with fixed weights, and the scale that a tokenizer fits."""
+    spec = RunSpec(
+        data=DigitsData(),
+        tokenizer=shrunk(KLTokenizer),
+        sampling=SamplingSpec(num_images=40),
+        metrics=MetricsSpec(extractor=shrunk(ClassifierExtractor), is_splits=2),
+    )
+    run = generation_run("row", spec)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = scrambled(Classifier(spec.metrics.extractor, spec.data)).state_dict()
+        # a quarter: with weights this wild the classifier is sure of everything, and its score has no logarithm
+        save_file({k: v / 4 for k, v in weights.items()}, folder / "weights.safetensors")
+        space = FeatureSpace(spec.metrics.extractor, spec.data, folder / "weights.safetensors", torch.device("cpu"))
+        references = reference_statistics(load_data(spec.data), space, lambda step, total: None)
+        images = to_uint8(normal(40, 1, 16, 16, seed=3))
+        metrics, _ = evaluate_generation(run, iter([images[:25], images[25:]]), references, space, folder)
+        STAGES["tokenizer"](run, Places(folder, folder), folder, lambda step, total: None)
+        trained = load_file(folder / "tokenizer.safetensors")
+    return {**metrics, **{f"{n}.{i}": v for n in ("shift", "scale") for i, v in enumerate(trained[n].tolist())}}
+
+
 def golden() -> dict:
-    return {"losses": losses(), **{f"{b}/{h}": quantities(b, h) for b, h in PARTS}}
+    return {"losses": losses(), "measures": measures(), **{f"{b}/{h}": quantities(b, h) for b, h in PARTS}}
 
 
 if __name__ == "__main__":

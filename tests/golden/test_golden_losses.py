@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.golden.regenerate import FILE, PARTS, losses, quantities
+from tests.golden.regenerate import FILE, PARTS, losses, measures, quantities
 
 GOLDEN = json.loads(FILE.read_text())
 
@@ -28,6 +28,10 @@ def test_a_loss_is_what_it_was(name, found):
 
 def test_losses_repeat_bit_for_bit(found):
     assert losses() == found
+
+
+def test_metrics_and_scales_are_what_they_were():
+    assert measures() == pytest.approx(GOLDEN["measures"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("backbone", "head"), PARTS)
