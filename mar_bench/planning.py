@@ -15,7 +15,8 @@ SHARED_STAGES = ("tokenizer", "latents", "extractor", "train", "sample")
 def make_plan(name: str, scale: str, runs: list[Run], places: Places, records: dict[str, Record]) -> dict:
     """A JSON object. ``done``, ``missing`` and ``failed`` count evaluations, the entries of ``runs``;
     ``companions`` are the reconstruction and speed records that the table shows beside them, and ``stages``
-    says for each kind of stage how many different ones are needed, for how many evaluations, and how many are done.
+    says for each kind of stage how many different ones are needed, for how many evaluations, and how many are done;
+    ``recorded_only`` are done by a record whose run is not in ``places.runs``.
     """
 
     def entry(run: Run) -> dict:
@@ -32,6 +33,10 @@ def make_plan(name: str, scale: str, runs: list[Run], places: Places, records: d
         "sweep": 0,
         "trainings": len({run.ids["train_id"] for run in evaluations}),
         **{state: counts[state] for state in ("done", "missing", "failed")},
+        "recorded_only": sum(
+            e["status"] == "done" and not is_sound(places.folder(run.task, run.id))
+            for e, run in zip(entries, evaluations)
+        ),
         "jobs": len(jobs_for(runs, places)),
         "stages": {kind: _stage(kind, evaluations, places) for kind in SHARED_STAGES},
         "runs": entries,
@@ -45,12 +50,6 @@ def _stage(kind: str, runs: list[Run], places: Places) -> dict[str, int]:
     return {"needed": len(ids), "without_reuse": len(runs), "done_here": done}
 
 
-def _known_elsewhere(plan: dict) -> str:
-    if plan["jobs"] and plan["done"]:
-        return " (some of what is done is known by its record alone: run --reuse-records skips that)"
-    return ""
-
-
 def plan_text(plan: dict) -> str:
     shown = ("train_id", "eval_id")
     lines = [
@@ -58,6 +57,7 @@ def plan_text(plan: dict) -> str:
         for e in plan["runs"]
     ]
     beside = Counter((e["task"], e["status"]) for e in plan["companions"])
+    elsewhere = f" ({plan['recorded_only']} done by their records alone: run --reuse-records skips them)"
     stages = ", ".join(f"{s['needed']} {kind}" for kind, s in plan["stages"].items())
     return "\n".join(
         [
@@ -66,6 +66,6 @@ def plan_text(plan: dict) -> str:
             f"(sharing saves {plan['evaluations'] - plan['trainings']}); stages: {stages}",
             f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; beside them "
             + ", ".join(f"{n} {task} {state}" for (task, state), n in beside.items()),
-            f"jobs to do: {plan['jobs']}" + _known_elsewhere(plan),
+            f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else ""),
         ]
     )

@@ -143,7 +143,9 @@ def test_records_are_published_again_where_they_are_missing(finished, tmp_path):
 
 def test_reuse_records_skips_what_others_measured(finished, tmp_path):
     text = call(tmp_path, "run", "--reuse-records", "--records", str(finished / "records"))
-    assert "nothing to do" in text and not (tmp_path / "runs").exists()
+    assert "nothing to do: all 34 runs" in text and not (tmp_path / "runs").exists()
+    plan = json.loads(call(tmp_path, "plan", "--json", "--records", str(finished / "records")))
+    assert (plan["done"], plan["recorded_only"], plan["jobs"]) == (16, 16, 61)
 
 
 @pytest.fixture(scope="module")
