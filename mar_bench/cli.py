@@ -32,32 +32,19 @@ SamplingSeeds = Annotated[
 Only = Annotated[
     str, typer.Option(metavar="PATTERN", help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")
 ]
-Runs = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of check-points, latents and samples.",
-        envvar="MAR_BENCH_RUNS",
-        show_default="runs",
-    ),
-]
+
+
+def _folder(name: str, help_text: str, default: str | None = None):
+    """A folder as an option and as an environment variable; ``default`` is what the help says."""
+    shown = default or True
+    return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=shown)
+
+
+Runs = Annotated[str, _folder("RUNS", "Folder of check-points, latents and samples.", "runs")]
 Records = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of records, the results.",
-        envvar="MAR_BENCH_RECORDS",
-        show_default="results/records in a checkout, else records",
-    ),
+    str, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
 ]
-Reports = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of tables and figures: <reports>/<scale>/<experiment>.*",
-        envvar="MAR_BENCH_REPORTS",
-    ),
-]
+Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
 Overrides = Annotated[
     list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")

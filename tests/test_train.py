@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mar_bench import train
 from mar_bench.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.config import load_experiment
 from mar_bench.errors import UserError
@@ -157,6 +158,19 @@ def test_training_follows_its_seed(tmp_path):
         train_generator(spec, latents_of(spec), tmp_path / name, go_on)
         found.append((tmp_path / name / "raw.safetensors").read_bytes())
     assert found[0] == found[1] != found[2]
+
+
+def test_the_seed_is_that_of_the_noise_too(tmp_path, monkeypatch):
+    """From equal first weights, other seeds draw other images, steps and masks."""
+    first = spec_of(ROWS[0], "train.seed=0")
+    monkeypatch.setattr(train, "build_generator", lambda spec: build_generator(first))
+    found = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        spec = spec_of(ROWS[0], f"train.seed={seed}")
+        train_generator(spec, latents_of(first), tmp_path / str(seed), go_on)
+        found.append((tmp_path / str(seed) / "raw.safetensors").read_bytes())
+    assert found[0] != found[1]
 
 
 # --- what is learnt and written -------------------------------------------------------------------------
