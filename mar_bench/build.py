@@ -13,19 +13,30 @@ from mar_bench.model import ARGenerator
 from mar_bench.noise import seeded
 from mar_bench.spec import RunSpec
 from mar_bench.tokenizers.base import Tokenizer
+from mar_bench.tokenizers.grouped import Grouped
 from mar_bench.tokenizers.kl import KLAutoencoder
-from mar_bench.tokenizers.ldm import LDMKLAutoencoder, LDMVQAutoencoder
+from mar_bench.tokenizers.pixel import Pixels
+from mar_bench.tokenizers.published import ConsistencyDecoder, KLAutoencoder8, KLAutoencoder16, VQAutoencoder16
 from mar_bench.tokenizers.vq import VQAutoencoder
 
-TOKENIZERS = {"kl": KLAutoencoder, "vq": VQAutoencoder, "ldm_kl": LDMKLAutoencoder, "ldm_vq": LDMVQAutoencoder}
+TOKENIZERS = {
+    "kl": KLAutoencoder,
+    "vq": VQAutoencoder,
+    "ldm_kl": KLAutoencoder16,
+    "ldm_vq": VQAutoencoder16,
+    "sd_kl": KLAutoencoder8,
+    "consistency": ConsistencyDecoder,
+    "pixel": Pixels,
+}
 BACKBONES = {"masked": MaskedEncoderDecoder, "causal": CausalDecoder}
 HEADS = {"cross_entropy": CrossEntropy, "diffusion": Diffusion}
 
 
 def build_tokenizer(spec: RunSpec) -> Tokenizer:
-    """The tokenizer as it is before training, or with its published weights."""
+    """The tokenizer as it is before training, or with its published weights; in a wrapper where it is grouped."""
     with seeded(getattr(spec.tokenizer, "seed", 0), "tokenizer-init"):
-        return TOKENIZERS[spec.tokenizer.kind](spec.tokenizer, spec.data)
+        tokenizer = TOKENIZERS[spec.tokenizer.kind](spec.tokenizer, spec.data)
+    return tokenizer if spec.tokenizer.group == 1 else Grouped(tokenizer, spec.tokenizer.group)
 
 
 def build_generator(spec: RunSpec) -> ARGenerator:

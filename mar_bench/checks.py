@@ -10,7 +10,7 @@ from typing import Any
 
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, join, parse
-from mar_bench.spec import RunSpec, num_tokens
+from mar_bench.spec import Continuous, RunSpec, latent_space, num_tokens
 
 Rules = Iterator[tuple[bool, str]]  # what must hold, and what to say where it does not
 
@@ -23,6 +23,8 @@ def finish(spec: RunSpec) -> RunSpec:
     stride, size = spec.tokenizer.stride, spec.data.image_size
     if not (stride > 0 and stride & (stride - 1) == 0 and size > 0 and size % stride == 0):
         raise UserError(f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
+    if spec.tokenizer.group < 1:
+        raise UserError(f"tokenizer.group {spec.tokenizer.group} must be above 0")
     length, sampling, model = num_tokens(spec.space), spec.sampling, spec.model
     if model.head.denoises and sampling.num_diffusion_steps is None:
         raise UserError(f"sampling.num_diffusion_steps is null but the {model.head.kind} head denoises; give a number")
@@ -54,14 +56,15 @@ _BOUNDS = (
         "steps", "batch_size", "lr", "width", "dim", "depth", "encoder_depth", "decoder_depth", "num_heads",
         "latent_dim", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps",
         "repeats", "threads", "checkpoint_every", "is_splits", "image_size", "num_classes", "mlp_ratio", "grad_clip",
-        "scale", "init_std", "std", "temperature", "clamp_x0",
+        "scale", "init_std", "std", "temperature", "clamp_x0", "shard_images", "micro_batch",
+        "max_skipped_steps",
     }),
     ("must be 0 or more", lambda v: v >= 0, {
         "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale",
     }),
     ("must lie in [0, 1)", lambda v: 0 <= v < 1, {"betas", "ema_decay", "codebook_decay", "dropout"}),
     ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),
-    ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed"}),
+    ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed", "decode_seed"}),
     ("must be at least 2", lambda v: v >= 2, {"vocab_size", "num_images", "heldout"}),
 )  # fmt: skip
 
@@ -103,9 +106,22 @@ def _data(spec: RunSpec) -> Rules:
 
 
 def _tokenizer(spec: RunSpec) -> Rules:
-    tokenizer = spec.tokenizer
+    tokenizer, group = spec.tokenizer, spec.tokenizer.group
+    latents = latent_space(tokenizer, spec.data)
+    yield (
+        group == 1 or isinstance(latents, Continuous),
+        f"tokenizer.group {group}: codes are not grouped; set it to 1, or output to latents",
+    )
+    yield (
+        latents.grid[0] % group == 0,
+        f"tokenizer.group {group} does not divide the {latents.grid[0]} x {latents.grid[0]} latents of an image",
+    )
     if not tokenizer.trained:
-        yield tokenizer.stride == 16, f"tokenizer.stride {tokenizer.stride}: '{tokenizer.kind}' has a stride of 16"
+        if hasattr(tokenizer, "weights"):
+            channels = spec.data.channels
+            yield channels == 3, f"data.channels {channels} must be 3: '{tokenizer.kind}' is for RGB images"
+        if tokenizer.kind.startswith("ldm_"):
+            yield tokenizer.stride == 16, f"tokenizer.stride {tokenizer.stride}: '{tokenizer.kind}' has a stride of 16"
         return
     factor = 2 if tokenizer.stride <= 2 else 4  # of the width where the norms are
     yield (
@@ -113,7 +129,7 @@ def _tokenizer(spec: RunSpec) -> Rules:
         f"tokenizer.width {tokenizer.width} must be a multiple of {8 // factor}: its norms have 8 groups",
     )
     if hasattr(tokenizer, "vocab_size"):
-        first = tokenizer.batch_size * num_tokens(spec.space)
+        first = tokenizer.batch_size * num_tokens(latents)
         yield (
             tokenizer.vocab_size <= first,
             f"tokenizer.vocab_size {tokenizer.vocab_size} is more than the {first} tokens of the first batch, "
@@ -150,6 +166,10 @@ def _training(spec: RunSpec) -> Rules:
         scale == 1 or 0 < dropout < 1,
         f"guidance (sampling.guidance_scale {scale}) needs a model trained both with and without "
         f"class: train.label_dropout {dropout} must lie strictly between 0 and 1, or turn guidance off (1)",
+    )
+    yield (
+        spec.train.published is None or spec.sampling.weights == "ema",
+        f"sampling.weights {spec.sampling.weights}: of published weights there is one kind; leave it at ema",
     )
 
 

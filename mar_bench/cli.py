@@ -45,6 +45,7 @@ Records = Annotated[
     str, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
 ]
 Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
+Weights = Annotated[str, _folder("WEIGHTS", "Folder of public files.")]
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
 Overrides = Annotated[
     list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
@@ -167,25 +168,33 @@ def run(
     if not names:
         raise UserError(f"run needs an experiment before {overrides[0]}; see mar-bench list")
     _, planned = _planned(names, scale, _no_seeds(overrides), seeds, sampling_seeds, only)
+    world = _world()
     wanted = len(planned)
     if reuse_records:
         planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
     publish(planned, places)
     todo = jobs_for(planned, places)
+    if world:
+        todo = world.agreed(todo)
     if not todo:
         print(f"nothing to do: all {wanted} runs are done; records are in {places.records}")
         return
     preflight([job.run for job in todo])
     writable(places)
-    from mar_bench.launch import run_jobs
-
-    workers = min(jobs or _default_jobs(todo), len(todo))
-    report = make_report(todo, workers)
+    workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
+    report = make_report(todo, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
-        f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}, about {duration(report.seconds_left())}; "
-        f"runs in {places.runs}, records in {places.records}"
+        f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
+        f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
-    outcome = run_jobs(todo, places, workers, report)
+    if world:
+        from mar_bench.together import run_together
+
+        outcome = run_together(todo, places, world, report)
+    else:
+        from mar_bench.launch import run_jobs
+
+        outcome = run_jobs(todo, places, workers, report)
     taken = duration(report.elapsed())
     if outcome.stopped:
         print(f"stopped after {taken}; the same command goes on from here", file=sys.stderr)
@@ -202,7 +211,8 @@ def run(
         print("their records hold the tracebacks; run the same command to try again", file=sys.stderr)
         raise typer.Exit(1)
     words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *overrides]
-    print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} {' '.join(words)}")
+    if world is None or world.first:
+        print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} {' '.join(words)}")
 
 
 @app.command()
@@ -291,6 +301,123 @@ def sample(
     print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
 
 
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a public file. Default: list them.")] = None,
+    weights: Weights = "weights",
+) -> None:
+    """Get a public file that the paper's scale needs.
+
+    Downloads it where its address is known, records its SHA-256 and compares it from then on."""
+    from mar_bench.console import console_table
+    from mar_bench.fetch import fetch, listing
+
+    folder = Path(weights)
+    if name is not None:
+        print(fetch(name, folder))
+        return
+    print(console_table(["name", "what", "MB", "address", "here"], listing(folder)))
+    print(f"folder: {folder}; the addresses are unverified; `mar-bench fetch NAME` gets a file or says how to")
+
+
+@app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="mar, kl16, vq16, kl8 or consistency.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published check-point, or diffusers' folder.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Of a mar: the weights, not their moving average.")] = False,
+) -> None:
+    """Convert published weights into our names.
+
+    Every tensor must fit, and nothing in SOURCE is executed."""
+    from mar_bench.convert import convert
+
+    manifest = convert(kind, Path(source), Path(target), raw)
+    counts = f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters of {manifest['weights']}"
+    print(f"wrote {target}: {counts}, {len(manifest['left_out'])} left out; sha256 {manifest['target']['sha256']}")
+    if kind == "mar":
+        print(f"next: mar-bench run with train.published=NAME train.weights={target}; NAME stands for it in ids")
+    else:
+        print(f"next: tokenizer.weights={target}, or that of a part, as in parts.tokenizer.continuous.weights={target}")
+
+
+@app.command()
+def rehearse(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "paper",
+    only: Only = None,
+    images: Annotated[
+        str, typer.Option(metavar="DIR", help="Any folder of pictures. Default: scikit-learn's two photographs.")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Images of a training step.", min=1)] = 2,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="The GPU whose hours are estimated.")] = "H100",
+    count_only: Annotated[
+        bool, typer.Option("--count-only", help="Count parameters and FLOPs, train nothing.")
+    ] = False,
+    save: Annotated[bool, typer.Option("--save", help="Write the table into the reports folder as well.")] = False,
+    reports: Reports = "reports",
+    runs: Runs = None,
+) -> None:
+    """Try every training of an experiment at its true size.
+
+    A few real steps each, one after another, on the CPU: check-point, resume, one guided sample, memory and
+    FLOPs, and the GPU hours of the whole. Before a cluster is burnt."""
+    import fnmatch
+    from dataclasses import asdict
+
+    from mar_bench.config import load_experiment
+    from mar_bench.jobs import default_places, writable
+    from mar_bench.provenance import provenance
+    from mar_bench.records import atomic_write
+    from mar_bench.report.rehearsal import GPUS, markdown, title_of
+
+    if gpu not in GPUS:
+        raise UserError(f"--gpu {gpu}: {did_you_mean(gpu, GPUS)}")
+    if images is not None and not Path(images).is_dir():
+        raise UserError(f"--images {images}: no such folder")
+    experiment = load_experiment(name, scale, overrides or ())
+    rows = {row: spec for row, spec in experiment.rows.items() if only is None or fnmatch.fnmatch(row, only)}
+    if not rows:
+        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+    places = default_places(runs, None)
+    if not count_only:
+        writable(places)
+    from mar_bench import rehearse as rehearsal
+
+    threads, found = _cores(), []
+    for item in rehearsal.count(rows):
+        title = title_of(item.rows)
+        if not count_only:
+            print(f"{title}: {item.parameters['total'] / 1e6:.0f}M parameters", file=sys.stderr, flush=True)
+            spec = rows[item.rows[0]]
+            folder = Path(images) if images else None
+            item = rehearsal.rehearse(item, spec, folder, places.runs, batch, threads)
+            went = (
+                f"FAILED: {item.error}"
+                if item.error
+                else f"{item.seconds / 60:.1f} min, {item.peak_bytes / 1e9:.1f} GB"
+            )
+            print(f"{title}: {went}", file=sys.stderr, flush=True)
+        found.append(asdict(item))
+    if not found:
+        raise UserError(f"{experiment.file}: nothing is trained in these rows")
+    origin = provenance("cpu", threads, sum(item["seconds"] for item in found))
+    how = (
+        f"Images: {'pictures of a folder' if images else 'the photographs of scikit-learn'}; tokenizers have random "
+        f"weights where none were given. {origin['device']}, {threads} threads, torch {origin['versions']['torch']}."
+    )
+    text = markdown(f"{experiment.id}: rehearsal at {scale} scale", found, rows, gpu, how)
+    print(text, end="")
+    if save:
+        target = Path(reports) / scale / f"{experiment.id}-rehearsal"
+        atomic_write(target.with_suffix(".md"), text)
+        atomic_write(target.with_suffix(".json"), json.dumps({"provenance": origin, "found": found}, indent=1) + "\n")
+        print(f"wrote {target}.md and .json", file=sys.stderr)
+    if any(item["error"] or item["resumed_equal"] is False for item in found):
+        raise typer.Exit(1)
+
+
 # --- what the verbs share -------------------------------------------------------------------------------
 
 
@@ -356,6 +483,19 @@ def _paper_cell(experiment, row: str) -> str:
     return ", ".join(f"{PAPER_NAMES.get(metric, metric)} {paper_number(metric, v)}" for metric, v in cell.items())
 
 
+def _world():
+    """Meet the processes that torchrun or srun started beside this one; None for one alone."""
+    if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return None  # without a look at torch
+    from mar_bench.distributed import join, world_of
+
+    world = world_of()
+    if world.size == 1:
+        return None
+    join(world)
+    return world
+
+
 def _default_jobs(jobs) -> int:
     """One process a core (or for each group of ``threads`` cores); one on a GPU, which they would share."""
     from mar_bench.provenance import cpu_name, device_name
@@ -363,8 +503,12 @@ def _default_jobs(jobs) -> int:
     compute = jobs[0].run.spec.compute
     if device_name(compute.device) != cpu_name():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // compute.threads)
+    return max(1, _cores() // compute.threads)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:

@@ -180,7 +180,7 @@ def sample(
     x = noise[0]
     for i, step in enumerate(reversed(range(num_steps)), start=1):
         t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-        timestep = torch.full_like(t, int(tables.timesteps[step]))
+        timestep = tables.timesteps[t]
         eps, raw = denoise(x, timestep).chunk(2, dim=-1)
         x0 = predict_x0(tables, x, t, eps)
         if clamp_x0 is not None:

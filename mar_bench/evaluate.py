@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mar_bench.data import ArrayImages, DataSet, FolderImages, batches, to_uint8, to_unit
+from mar_bench.distributed import ALONE, World
+from mar_bench.errors import UserError
 from mar_bench.ids import Run
 from mar_bench.metrics import (
     FeatureSpace,
@@ -36,17 +38,30 @@ Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 # --- sampling -------------------------------------------------------------------------------------------
 
 
-def draw_samples(spec: RunSpec, model: ARGenerator, folder: Path, device: torch.device, progress: Progress) -> None:
+def draw_samples(
+    spec: RunSpec,
+    model: ARGenerator,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    world: World = ALONE,
+) -> None:
     """Write the tokens of every image into ``folder``, one file a batch; image i has class i mod C.
 
-    A batch whose file is there is not drawn again."""
+    A batch whose file is there is not drawn again; several processes take turns in batches.
+    Raises UserError where a token is not finite: such images would come out black."""
     sampling = spec.sampling
-    for indices in batches(sampling.num_images, sampling.batch_size):
+    for indices in batches(sampling.num_images, sampling.batch_size)[world.rank :: world.size]:
         progress(indices.start, sampling.num_images)
         path = _samples_file(folder, indices)
         if not _is_whole(path, len(indices)):
             labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
             tokens = generate(model, labels, sampling, NoiseSource(sampling.seed, indices))
+            if not tokens.isfinite().all():
+                raise UserError(
+                    f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the head is undertrained; "
+                    "set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
+                )
             with replacing(path) as temporary:
                 save_file({"tokens": tokens.cpu().contiguous()}, temporary)
 
@@ -69,7 +84,7 @@ def decoded_samples(
     """uint8 images (B, C, H, W) on the CPU, batch by batch, of tokens drawn before."""
     for indices in batches(sampling.num_images, sampling.batch_size):
         tokens = load_file(_samples_file(folder, indices))["tokens"]
-        yield to_uint8(tokenizer.decode(tokens.to(device))).cpu()
+        yield to_uint8(tokenizer.decode(tokens.to(device), NoiseSource(sampling.seed, indices))).cpu()
 
 
 # --- measuring ------------------------------------------------------------------------------------------
@@ -131,8 +146,11 @@ def evaluate_reconstruction(
     signal_to_noise: list[torch.Tensor] = []
 
     def reconstructed() -> Iterator[torch.Tensor]:
-        for original in _batches_of(data.heldout, progress):
-            images = to_uint8(tokenizer.decode(tokenizer.encode(to_unit(original).to(device)))).cpu()
+        for indices in batches(len(data.heldout)):
+            progress(indices.start, len(data.heldout))
+            original = data.heldout.get(indices)
+            tokens = tokenizer.encode(to_unit(original).to(device))
+            images = to_uint8(tokenizer.decode(tokens, NoiseSource(0, indices))).cpu()
             signal_to_noise.append(psnr(images, original))
             yield images
 

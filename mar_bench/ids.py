@@ -15,7 +15,7 @@ from typing import Any
 
 from mar_bench.config import Experiment
 from mar_bench.errors import UserError
-from mar_bench.spec import RunSpec, SamplingSpec
+from mar_bench.spec import RunSpec, SamplingSpec, TokenizerSpec, measures_scale
 
 REVISIONS = {
     "tokenizer": 1,
@@ -58,8 +58,11 @@ def stage_id(stage: str, **inputs: Any) -> str:
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
     """The ids of every stage that leads to a generation record, and of the record itself (``eval_id``)."""
-    tokenizer_id = stage_id("tokenizer", tokenizer=spec.tokenizer, data=spec.data if spec.tokenizer.trained else None)
-    latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data)
+    tokenizer, view = _tokenizer_and_view(spec.tokenizer)
+    fitted = tokenizer.trained or measures_scale(spec.tokenizer)
+    tokenizer_id = stage_id("tokenizer", tokenizer=tokenizer, data=spec.data if fitted else None)
+    kept = canonical(spec.latents) or None
+    latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data, view=view, latents=kept)
     train_id = stage_id("train", latents_id=latents_id, model=spec.model, train=spec.train)
     extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data)
     sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
@@ -72,6 +75,13 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
         "sample_id": sample_id,
         "eval_id": eval_id,
     }
+
+
+def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict | None]:
+    """A tokenizer with its view fields at their default, and those that are not, None where there are none."""
+    views = {f.name: f.default for f in fields(tokenizer) if f.metadata.get("view")}
+    chosen = {name: getattr(tokenizer, name) for name, default in views.items() if getattr(tokenizer, name) != default}
+    return replace(tokenizer, **views), chosen or None
 
 
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,10 @@ def jobs_for(runs: list[Run], places: Places) -> list[Job]:
         if run.task != "speed":
             need("extractor", ids["extractor_id"], run)
         if run.task != "reconstruction" and not done("train", ids["train_id"]):
-            need("latents", ids["latents_id"], run, ids["tokenizer_id"])
-            need("train", ids["train_id"], run, ids["latents_id"])
+            learns = run.spec.train.published is None
+            if learns:
+                need("latents", ids["latents_id"], run, ids["tokenizer_id"])
+            need("train", ids["train_id"], run, *[ids["latents_id"]] * learns)
         if run.task == "generation":
             need("sample", ids["sample_id"], run, ids["train_id"])
         needs = ("tokenizer_id", "extractor_id", "train_id", "sample_id")
@@ -129,7 +132,7 @@ def cost(kind: str, spec: RunSpec) -> float:
         return _convolutional(spec.tokenizer, spec, 7e-4)
     if kind == "extractor":
         return _convolutional(spec.metrics.extractor, spec, 3e-4)
-    if kind == "train":
+    if kind == "train" and spec.train.published is None:
         draws = 2.5 * denoise * head.draws_per_token if head.denoises else 0.0
         return spec.train.steps * (0.006 + (3 * forward + draws) * spec.train.batch_size)
     # with a kv-cache all steps together cost about three passes over the image
@@ -175,11 +178,21 @@ def preflight(runs: list[Run]) -> None:
                     f"train/<class>/* and val/<class>/* (found {root or 'none'})"
                 )
         for key, part in (("tokenizer", spec.tokenizer), ("metrics.extractor", spec.metrics.extractor)):
-            if not part.trained and (part.weights is None or not Path(part.weights).is_file()):
+            if hasattr(part, "weights") and (part.weights is None or not Path(part.weights).is_file()):
                 raise UserError(
                     f"{key} '{part.name}' needs its published weights: set {key}.weights to a local file, or that of "
-                    f"its part where rows differ (parts.tokenizer.continuous.weights; found {part.weights or 'none'})"
+                    f"its part where rows differ (parts.tokenizer.continuous.weights; found {part.weights or 'none'}); "
+                    "mar-bench fetch lists the files and says where they are, mar-bench convert makes them ours"
                 )
+        cache = getattr(spec.tokenizer, "official_cache", None)
+        if cache is not None and not Path(cache).is_dir():
+            raise UserError(f"tokenizer.official_cache {cache}: no such folder; it holds <class>/<image>.npz")
+        train = spec.train
+        if train.published is not None and (train.weights is None or not Path(train.weights).is_file()):
+            raise UserError(
+                f"train.published is '{train.published}': set train.weights to the file that mar-bench convert wrote "
+                f"(found {train.weights or 'none'})"
+            )
 
 
 def status(run: Run, places: Places, records: dict[str, Record]) -> str:
@@ -203,6 +216,18 @@ def publish(runs: list[Run], places: Places) -> None:
         target = places.records / f"{run.id}.json"
         if is_sound(source.parent) and not (target.is_file() and read_record(target).status == "done"):
             write_record(places.records, read_record(source))
+
+
+def give_up(job: Job, jobs: list[Job], error: str, seconds: float, places: Places) -> set[str]:
+    """The ids of a failed job and of all jobs that need it; the records among them say why."""
+    lost = {job.id}
+    for other in jobs:  # jobs stand behind what they need
+        if other.id in lost or lost & set(other.needs):
+            lost.add(other.id)
+            if other.kind in RECORDED:
+                with suppress(OSError):  # a full disk: the run's exit says it anyway
+                    record_failure(other.run, places, error, seconds)
+    return lost
 
 
 def record_failure(run: Run, places: Places, error: str, seconds: float) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 from mar_bench.errors import UserError
-from mar_bench.jobs import RECORDED, Job, Places, record_failure
+from mar_bench.jobs import Job, Places, give_up
 from mar_bench.progress import Report
 
 STOP = "stop"
@@ -188,22 +188,9 @@ def _hear(
         elif event == "failed" and job is not None:
             report.failed(job, content[0])
             outcome.failed[job.id] = content[0]
-            _record_failures(job, content[0], time.monotonic() - worker.since, jobs, pending, places)
+            for lost in give_up(job, jobs, content[0], time.monotonic() - worker.since, places):
+                pending.pop(lost, None)
     return worker.process.is_alive() or event in ("progress", "waiting", "done")
-
-
-def _record_failures(
-    job: Job, error: str, seconds: float, jobs: list[Job], pending: dict[str, Job], places: Places
-) -> None:
-    """Give up everything that needed the job; its records say why."""
-    lost = {job.id}
-    for other in jobs:  # jobs stand behind what they need
-        if other.id in lost or lost & set(other.needs):
-            lost.add(other.id)
-            pending.pop(other.id, None)
-            if other.kind in RECORDED:
-                with suppress(OSError):  # a full disk: the run's exit says it anyway
-                    record_failure(other.run, places, error, seconds)
 
 
 def _cause(exitcode: int | None) -> str:

@@ -4,7 +4,6 @@ Only the 2015 Inception network's Frechet distance is called FID (records.metric
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from mar_bench.errors import UserError
+from mar_bench.records import sha256_of
 from mar_bench.spec import ClassifierExtractor, DataSpec, ExtractorSpec, InceptionExtractor
 
 FEATURES, LOGITS = "features", "logits"
@@ -88,7 +88,7 @@ class FeatureSpace:
     def __init__(self, spec: ExtractorSpec, data: DataSpec, weights: Path, device: torch.device):
         """``weights``: the classifier's safetensors file, or Inception's published weights file."""
         self.spec, self.cuda = spec, device.type == "cuda"
-        self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.sha256 = sha256_of(weights)
         if isinstance(spec, InceptionExtractor):
             self.layers = ("2048", "logits_unbiased")
             self.extractor = create_feature_extractor(

@@ -1,4 +1,4 @@
-"""Parameter names of the official checkpoints (LTH14/mar) in our own words."""
+"""Parameter names of published checkpoints in our own words: MAR's (LTH14/mar), latent diffusion's, diffusers'."""
 
 from __future__ import annotations
 
@@ -27,12 +27,80 @@ _RULES = [
     (rf"diffloss\.net\.final_layer\.linear\.{_WB}", r"head.net.output.\1"),
 ]
 
+_NET = r"(encoder|decoder)"
+_CONV = r"(norm[12]|conv[12])"  # of a residual block
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# latent diffusion -> diffusers, decoder stages already counted from the other end
+_LDM_RULES = [
+    (rf"{_NET}\.conv_(in|out)\.{_WB}", r"\1.conv_\2.\3"),
+    (rf"{_NET}\.norm_out\.{_WB}", r"\1.conv_norm_out.\2"),
+    (rf"((?:post_)?quant_conv\.{_WB}|quantize\.embedding\.weight)", r"\1"),
+    (rf"{_NET}\.mid\.block_1\.{_CONV}\.{_WB}", r"\1.mid_block.resnets.0.\2.\3"),
+    (rf"{_NET}\.mid\.block_2\.{_CONV}\.{_WB}", r"\1.mid_block.resnets.1.\2.\3"),
+    (rf"{_NET}\.(down|up)\.(\d+)\.block\.(\d+)\.{_CONV}\.{_WB}", r"\1.\2_blocks.\3.resnets.\4.\5.\6"),
+    (rf"{_NET}\.(down|up)\.(\d+)\.block\.(\d+)\.nin_shortcut\.{_WB}", r"\1.\2_blocks.\3.resnets.\4.conv_shortcut.\5"),
+    (rf"{_NET}\.(down|up)\.(\d+)\.(down|up)sample\.conv\.{_WB}", r"\1.\2_blocks.\3.\4samplers.0.conv.\5"),
+]  # fmt: skip
+for _theirs, _ours in _ATTENTION.items():
+    _LDM_RULES += [
+        (rf"{_NET}\.mid\.attn_1\.{_theirs}\.{_WB}", rf"\1.mid_block.attentions.0.{_ours}.\2"),
+        (rf"{_NET}\.(down|up)\.(\d+)\.attn\.(\d+)\.{_theirs}\.{_WB}", rf"\1.\2_blocks.\3.attentions.\4.{_ours}.\5"),
+    ]  # fmt: skip
+
 
 def our_name(official: str) -> str:
     """The name in ``ARGenerator(masked, diffusion).state_dict()`` of a tensor of an official checkpoint.
 
     One to one, shapes are the same. Raises KeyError for a name that no official model has."""
-    for pattern, ours in _RULES:
+    return _renamed(official, _RULES)
+
+
+def ldm_name(official: str, stages: int) -> str:
+    """The name in diffusers of a tensor of latent diffusion's autoencoders, which have ``stages`` resolutions.
+
+    One to one; the 1x1 convolutions of attention become linear layers, all other shapes are the same. Decoder stages
+    are counted from the full resolution there and from the latent here. Raises KeyError for any other name."""
+    if stage := re.match(r"decoder\.up\.(\d+)\.", official):
+        official = f"decoder.up.{stages - 1 - int(stage[1])}.{official[stage.end() :]}"  # no rule knows a negative one
+    return _renamed(official, _LDM_RULES)
+
+
+def diffusers_name(official: str) -> str:
+    """The name in today's diffusers of a tensor of its older files, which call attention layers otherwise."""
+    match = re.fullmatch(rf"(.+\.attentions\.\d+)\.({'|'.join(_DEPRECATED)})\.{_WB}", official)
+    return f"{match[1]}.{_DEPRECATED[match[2]]}.{match[3]}" if match else official
+
+
+def _renamed(official: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, ours in rules:
         if match := re.fullmatch(pattern, official):
             return match.expand(ours)
     raise KeyError(official)
+
+
+_SHAPES_OF = {  # what a shape says about a MAR: field -> tensor and axis
+    "dim": ("backbone.mask_token", 2),
+    "num_tokens": ("backbone.head_positions", 1),
+    "num_classes": ("backbone.class_embedding.embedding.weight", 0),
+    "token_dim": ("head.net.input.weight", 1),
+    "head_width": ("head.net.input.weight", 0),
+}
+_BLOCKS_OF = {
+    "encoder_depth": r"backbone\.encoder_blocks\.(\d+)\.",
+    "decoder_depth": r"backbone\.decoder_blocks\.(\d+)\.",
+    "head_depth": r"head\.net\.blocks\.(\d+)\.",
+}
+
+
+def mar_architecture(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | float]:
+    """The sizes of a masked MAR with a diffusion head, from the shapes of its tensors in our names.
+
+    Attention heads leave no trace in them. Raises KeyError where a tensor is not there, IndexError or ZeroDivisionError
+    where its shape cannot be."""
+    sizes: dict[str, int | float] = {field: shapes[name][axis] for field, (name, axis) in _SHAPES_OF.items()}
+    for field, pattern in _BLOCKS_OF.items():
+        sizes[field] = len({m[1] for name in shapes if (m := re.match(pattern, name))})
+    sizes["num_class_tokens"] = shapes["backbone.encoder_positions"][1] - sizes["num_tokens"]
+    sizes["mlp_ratio"] = shapes["backbone.encoder_blocks.0.mlp.fc1.weight"][0] / sizes["dim"]
+    return sizes

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mar_bench import locks
 from mar_bench.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
 from mar_bench.data import DataSet, apply_view, load_data, to_unit, views
+from mar_bench.distributed import ALONE, World
+from mar_bench.errors import UserError
 from mar_bench.evaluate import (
     decoded_samples,
     draw_samples,
@@ -23,70 +28,94 @@ from mar_bench.evaluate import (
 )
 from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, mark_done
-from mar_bench.latents import build_latents, load_latents
+from mar_bench.latents import encoded, finish_latents, imported, load_latents, manifest_of, write_shards
 from mar_bench.metrics import Classifier, FeatureSpace, inception_weights
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
 from mar_bench.parse import as_tree
 from mar_bench.provenance import device_name, provenance
-from mar_bench.records import Record, atomic_write, write_record
+from mar_bench.records import Record, atomic_write, sha256_of, write_record
 from mar_bench.schedules import learning_rate
-from mar_bench.spec import RunSpec, num_tokens
+from mar_bench.spec import RunSpec, measures_scale, num_tokens
 from mar_bench.timing import measure_speed
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.train import Progress, fit, train_generator
 
 SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
-REFERENCE, SUMMARY = "reference.npz", "summary.json"
+REFERENCE, SUMMARY, FITTED = "reference.npz", "summary.json", "tokenizer.safetensors"
+IMAGES = "images"  # folder of runs: which of the user's image files are readable
 
 
-def execute(job: Job, places: Places, progress: Progress, waiting: Callable[[str], None] = lambda why: None) -> None:
+def execute(
+    job: Job,
+    places: Places,
+    progress: Progress,
+    waiting: Callable[[str], None] = lambda why: None,
+    world: World = ALONE,
+) -> None:
     """Do a job unless its output is there; two processes never do the same one twice.
+
+    Of the processes of a ``world`` all call it: they share the stages that can be, the first one does the others.
 
     A speed measurement has the machine to itself: it waits for other work of mar_bench and holds it up.
     ``progress`` and ``waiting`` are called all along and may raise to stop; what was done by then is kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
-    if (device := pick_device(run.spec.compute.device)).index is not None:
+    if world.size == 1 and (device := pick_device(run.spec.compute.device)).index is not None:
         torch.cuda.set_device(device)  # torch-fidelity knows the current GPU alone
-    with (
-        locks.machine(job.kind != "speed", lambda: waiting("waiting for other work on this machine")),
-        locks.held(places.runs / "locks" / f"{job.id}.lock", waiting=lambda: waiting("another process does it")),
-    ):
-        if is_sound(folder):
+    with contextlib.ExitStack() as held:
+        if world.first:
+            others, same = "waiting for other work on this machine", "another process does it"
+            held.enter_context(locks.machine(job.kind != "speed", lambda: waiting(others)))
+            lock = places.runs / "locks" / f"{job.id}.lock"
+            held.enter_context(locks.held(lock, waiting=lambda: waiting(same)))
+        if world.agreed(is_sound(folder)):
             return
         folder.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
-        STAGES[job.kind](run, places, folder, progress)
-        mark_done(folder, time.perf_counter() - begin)
+        if job.kind in SHARED:
+            STAGES[job.kind](run, places, folder, progress, world)
+        elif world.first:
+            STAGES[job.kind](run, places, folder, progress)
+        world.wait()
+        if world.first:
+            mark_done(folder, time.perf_counter() - begin)
+        world.wait()
 
 
 # --- training stages ------------------------------------------------------------------------------------
 
 
 def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    spec, tokenizer = run.spec.tokenizer, build_tokenizer(run.spec)
-    if not spec.trained:
-        return  # its weights are a file of the user's; nothing to make
-    data, length = load_data(run.spec.data), num_tokens(tokenizer.space)
-    dim = spec.latent_dim if tokenizer.stochastic else 1
-    device = pick_device(run.spec.compute.device)
-    tokenizer.to(device)
+    """Train a tokenizer of ours; of a published one, whose weights are a file, measure the scale if it is to be."""
+    spec, device = run.spec.tokenizer, pick_device(run.spec.compute.device)
+    if not (spec.trained or measures_scale(spec)):
+        return
+    tokenizer = build_tokenizer(replace(run.spec, tokenizer=replace(spec, group=1))).to(device)
+    data = load_data(run.spec.data, places.runs / IMAGES, progress)
+    if spec.trained:
+        _train_tokenizer(tokenizer, run, data, folder, progress)
+    tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
+    save_file(tokenizer.fitted_state(), folder / FITTED)
+
+
+def _train_tokenizer(tokenizer: Tokenizer, run: Run, data: DataSet, folder: Path, progress: Progress) -> None:
+    spec, device = run.spec.tokenizer, pick_device(run.spec.compute.device)
+    length, dim = num_tokens(tokenizer.space), spec.latent_dim if tokenizer.stochastic else 1
     batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
 
-    def loss_at(step: int) -> torch.Tensor:
+    def losses_at(step: int) -> Iterator[torch.Tensor]:
         images, _, noise = batches(step)
         latent_noise = noise.normal("latent", step, (length, dim))
-        return tokenizer.training_loss(to_unit(images).to(device), latent_noise.to(device))
+        yield tokenizer.training_loss(to_unit(images).to(device), latent_noise.to(device))
 
-    _fit_part(tokenizer, loss_at, spec, run.spec, folder, progress)
-    tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
-    save_file(tokenizer.state_dict(), folder / "tokenizer.safetensors")
+    _fit_part(tokenizer, losses_at, spec, run.spec, folder, progress)
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     """Train the extractor if it is one of ours, and measure the real images with it."""
-    data, device = load_data(run.spec.data), pick_device(run.spec.compute.device)
+    device = pick_device(run.spec.compute.device)
+    data = load_data(run.spec.data, places.runs / IMAGES, progress)
     if run.spec.metrics.extractor.trained:
         train_extractor(run, data, folder, device, progress)
     space = load_extractor(run, places, device)
@@ -99,11 +128,11 @@ def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device,
         classifier = Classifier(spec, run.spec.data).to(device)
     batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
 
-    def loss_at(step: int) -> torch.Tensor:
+    def losses_at(step: int) -> Iterator[torch.Tensor]:
         images, labels, _ = batches(step)
-        return torch.nn.functional.cross_entropy(classifier(images.to(device))[1], labels.to(device))
+        yield torch.nn.functional.cross_entropy(classifier(images.to(device))[1], labels.to(device))
 
-    _fit_part(classifier, loss_at, spec, run.spec, folder, progress)
+    _fit_part(classifier, losses_at, spec, run.spec, folder, progress)
     save_file(classifier.state_dict(), folder / "extractor.safetensors")
 
 
@@ -125,11 +154,11 @@ def _image_batches(run_spec: RunSpec, data: DataSet, seed: int, batch_size: int)
     return batch
 
 
-def _fit_part(module, loss_at, spec, run_spec: RunSpec, folder: Path, progress: Progress) -> None:
+def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress: Progress) -> None:
     """A tokenizer's or an extractor's training: AdamW, short warm-up, cosine to zero."""
     fit(
         module,
-        loss_at,
+        losses_at,
         steps=spec.steps,
         lr_at=lambda s: learning_rate("cosine", spec.lr, s, max(1, spec.steps // 20), spec.steps),
         seed=spec.seed,
@@ -140,21 +169,52 @@ def _fit_part(module, loss_at, spec, run_spec: RunSpec, folder: Path, progress: 
     )
 
 
-def make_latents(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    device = pick_device(run.spec.compute.device)
+def make_latents(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
+    """Encode all images, or import the official code's cache if the tokenizer's spec names one."""
+    spec, device = run.spec, pick_device(run.spec.compute.device)
     tokenizer = load_tokenizer(run, places, device)
-    build_latents(run.spec.data, load_data(run.spec.data), tokenizer, folder, device, progress)
+    if getattr(spec.tokenizer, "official_cache", None) is not None:
+        sources = imported(spec, tokenizer, device, places.runs / IMAGES, progress)
+    else:
+        sources = encoded(spec, load_data(spec.data, places.runs / IMAGES, progress), tokenizer, device)
+    manifest = manifest_of(spec, sources, tokenizer, tokenizer_file(run, places))
+    write_shards(sources, manifest, folder, progress, world.rank, world.size)
+    world.wait()
+    if world.first:
+        finish_latents(manifest, folder)
 
 
-def train(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+def train(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
+    """Train the generator, or take the published weights that the spec names."""
+    if run.spec.train.published is not None:
+        if world.first:
+            take_published(run.spec, folder)
+        return
     latents = load_latents(places.folder("latents", run.ids["latents_id"]), TOKENIZERS[run.spec.tokenizer.kind])
-    summary = train_generator(run.spec, latents, folder, progress)
+    summary = train_generator(run.spec, latents, folder, progress, world)
+    if summary is not None:
+        atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def take_published(spec: RunSpec, folder: Path) -> None:
+    """A converted check-point as the training's result. Raises UserError where it does not fit the spec."""
+    weights = Path(spec.train.weights)
+    with torch.device("meta"):
+        model = build_generator(spec)
+    try:
+        # their own memory, not the file's: what is written next may be the file itself
+        model.load_state_dict(load_file(weights), strict=True, assign=True)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{weights}: not the weights of '{spec.train.published}' as specified: {reason}") from None
+    save_file(model.state_dict(), folder / "ema.safetensors")
+    summary = {"published": spec.train.published, "sha256": sha256_of(weights), "parameters": count_parameters(model)}
     atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
-def sample(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+def sample(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
     device = pick_device(run.spec.compute.device)
-    draw_samples(run.spec, load_generator(run, places, device), folder, device, progress)
+    draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, world)
 
 
 # --- loading what stages made ---------------------------------------------------------------------------
@@ -162,10 +222,23 @@ def sample(run: Run, places: Places, folder: Path, progress: Progress) -> None:
 
 def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
     tokenizer = build_tokenizer(run.spec)
-    if run.spec.tokenizer.trained:
-        weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / "tokenizer.safetensors"
-        tokenizer.load_state_dict(load_file(weights))
+    if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
+        weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / FITTED
+        try:
+            tokenizer.load_fitted(load_file(weights))
+        except RuntimeError:  # names or shapes that this version does not know
+            raise UserError(
+                f"{weights}: made by another version of mar_bench; delete its folder and run again"
+            ) from None
     return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def tokenizer_file(run: Run, places: Places) -> Path | None:
+    """The tokenizer's weights; None for one without."""
+    spec = run.spec.tokenizer
+    if spec.trained:
+        return places.folder("tokenizer", run.ids["tokenizer_id"]) / FITTED
+    return Path(spec.weights) if hasattr(spec, "weights") else None
 
 
 def load_generator(run: Run, places: Places, device: torch.device) -> ARGenerator:
@@ -197,6 +270,7 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
     images = decoded_samples(run.spec.sampling, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
     metrics, protocol = evaluate_generation(run, images, load_references(run, places), space, folder)
+    protocol["tokenizer"] = _about_tokenizer(run, places)
     training = json.loads((places.folder("train", run.ids["train_id"]) / SUMMARY).read_text())
     parameters = training.pop("parameters")
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters, training=training)
@@ -206,8 +280,10 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     begin = time.perf_counter()
     device = pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    data, references = load_data(run.spec.data), load_references(run, places)
+    data = load_data(run.spec.data, places.runs / IMAGES, progress)
+    references = load_references(run, places)
     metrics, protocol = evaluate_reconstruction(run, tokenizer, data, references, space, device, progress)
+    protocol["tokenizer"] = _about_tokenizer(run, places)
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters)
 
@@ -229,6 +305,12 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=count_parameters(model))
 
 
+def _about_tokenizer(run: Run, places: Places) -> dict[str, str | None]:
+    spec, file = run.spec.tokenizer, tokenizer_file(run, places)
+    sha256 = None if file is None else sha256_of(file)
+    return {"kind": spec.kind, "name": getattr(spec, "name", None), "sha256": sha256}
+
+
 def _record(run: Run, places: Places, folder: Path, begin: float, **measured) -> None:
     """Write the record beside the stage's output and publish it."""
     compute = run.spec.compute
@@ -246,6 +328,7 @@ def _record(run: Run, places: Places, folder: Path, begin: float, **measured) ->
     write_record(places.records, record)
 
 
+SHARED = ("latents", "train", "sample")  # stages that several processes do together
 STAGES = {
     "tokenizer": train_tokenizer,
     "latents": make_latents,

@@ -101,6 +101,13 @@ class Report:
         return
 
 
+class NoReport(Report):
+    """For a process beside the one that reports."""
+
+    def say(self, text: str) -> None:
+        return
+
+
 class LogReport(Report):
     """A line for each job that ends, and the state of the work now and then."""
 
@@ -179,7 +186,9 @@ class TerminalReport(Report):
         self.bars.update(self.whole, completed=self.share_done(), note=left)
 
 
-def make_report(jobs: list[Job], num_workers: int) -> Report:
+def make_report(jobs: list[Job], num_workers: int, quiet: bool = False) -> Report:
+    if quiet:
+        return NoReport(jobs, num_workers)
     console = Console()
     if console.is_terminal:
         return TerminalReport(jobs, num_workers, console)

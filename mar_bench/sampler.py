@@ -25,11 +25,13 @@ def generate(
     sampling: SamplingSpec,
     noise: NoiseSource,
     clock: Callable[[str], contextlib.AbstractContextManager] = no_clock,
+    limit: int | None = None,
 ) -> torch.Tensor:
     """Draw tokens (B, L[, D]) for labels (B,), on the labels' device.
 
     Each AR step draws the next set of tokens of the order (paper, equation 5). Under guidance the batch is
-    doubled, the second half without class (label -1). ``clock(part)`` times "backbone" and "head"."""
+    doubled, the second half without class (label -1). ``clock(part)`` times "backbone" and "head".
+    With ``limit`` it stops after that many AR steps; tokens that are not drawn are 0."""
     device, batch, length = labels.device, labels.shape[0], model.length
     order = draw_order(sampling.order or model.order, noise, 0, length).to(device)
     guided = sampling.guidance_scale != 1
@@ -39,7 +41,7 @@ def generate(
     cache = model.backbone.new_cache()
     drawn: list[torch.Tensor] = []
     known = 0
-    for step, n in enumerate(tokens_per_step(length, sampling.num_ar_steps or length)):
+    for step, n in enumerate(tokens_per_step(length, sampling.num_ar_steps or length)[:limit]):
         with clock("backbone"):
             so_far = torch.cat(drawn, dim=1) if drawn else _nothing(model.space, batch, device)
             so_far = so_far.repeat(fold, *(1,) * (so_far.dim() - 1))
@@ -51,7 +53,7 @@ def generate(
             drawn.append(model.head.sample(z, head_noise, sampling, scale, z_uncond))
         known += n
     tokens = torch.cat(drawn, dim=1)
-    return torch.empty_like(tokens).scatter_(1, _like(order, tokens), tokens)
+    return tokens.new_zeros(batch, length, *tokens.shape[2:]).scatter_(1, _like(order[:, :known], tokens), tokens)
 
 
 def _nothing(space: TokenSpace, batch: int, device: torch.device) -> torch.Tensor:

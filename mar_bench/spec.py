@@ -1,6 +1,7 @@
 """Everything that YAML can say, as frozen dataclasses. Defaults are the paper's default MAR-L on ImageNet 256.
 
 A field marked ``unhashed`` never enters an id: it says where or how fast a run happens, not what comes out.
+One marked ``view`` enters from the latents on: how a tokenizer's output is made into tokens, not what it is.
 Where a block has kinds, the union of their dataclasses is the field's type and ``kind`` chooses among them.
 Class variables state what a kind is, for checks that must not build it.
 """
@@ -14,6 +15,11 @@ from typing import ClassVar, Literal
 def unhashed(default):
     """A field that does not determine the output: paths, threads, devices, check-pointing."""
     return field(default=default, metadata={"unhashed": True})
+
+
+def view(default):
+    """A field of a tokenizer that its weights and its reconstructions do not depend on."""
+    return field(default=default, metadata={"view": True})
 
 
 # --- token spaces ---------------------------------------------------------------------------------------
@@ -57,6 +63,7 @@ class ImageFolderData:
     num_classes: int = 1000
     flip: bool = True  # every image is seen as it is and mirrored
     shift: int = 0  # views moved by up to this many pixels each way
+    skip_bad: bool = False  # leave out files that cannot be read, instead of stopping at the first
 
 
 @dataclass(frozen=True)
@@ -104,11 +111,12 @@ class KLTokenizer:
     batch_size: int = 64
     lr: float = 2e-3
     seed: int = 0
+    group: int = view(1)  # this many latents square make a token
 
 
 @dataclass(frozen=True)
 class VQTokenizer:
-    """The same autoencoder with a vector-quantised bottleneck (codes)."""
+    """The same autoencoder with a vector-quantised bottleneck: codes, or the latents before they are quantised."""
 
     trained: ClassVar[bool] = True
     kind: Literal["vq"] = "vq"
@@ -122,6 +130,8 @@ class VQTokenizer:
     batch_size: int = 64
     lr: float = 2e-3
     seed: int = 0
+    output: Literal["codes", "latents"] = view("codes")
+    group: int = view(1)
 
 
 @dataclass(frozen=True)
@@ -131,15 +141,17 @@ class LDMKLTokenizer:
     trained: ClassVar[bool] = False
     kind: Literal["ldm_kl"] = "ldm_kl"
     name: str = "kl-f16"  # stands for the weights in ids
-    weights: str | None = unhashed(None)  # safetensors in diffusers' names
+    weights: str | None = unhashed(None)  # safetensors, as mar-bench convert writes them
+    official_cache: str | None = unhashed(None)  # the official code's npz tree, read instead of encoding
     stride: int = 16
     latent_dim: int = 16
-    scale: float = 0.2325  # 1 / std of KL-16 latents on ImageNet; the mean is kept
+    scale: float | None = 0.2325  # 1 / std of KL-16 latents on ImageNet, mean kept; null: measured on the data
+    group: int = view(1)
 
 
 @dataclass(frozen=True)
 class LDMVQTokenizer:
-    """Latent diffusion's VQ autoencoder, used as it was published; its weights come from a file."""
+    """Latent diffusion's VQ autoencoder, used as it was published: codes, or the latents before quantisation."""
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_vq"] = "ldm_vq"
@@ -148,17 +160,87 @@ class LDMVQTokenizer:
     stride: int = 16
     vocab_size: int = 16384
     code_dim: int = 8
+    output: Literal["codes", "latents"] = view("codes")
+    scale: float | None = None  # of latents, published nowhere; null: measured on the data
+    group: int = view(1)
 
 
-TokenizerSpec = KLTokenizer | VQTokenizer | LDMKLTokenizer | LDMVQTokenizer
+@dataclass(frozen=True)
+class SDKLTokenizer:
+    """Stable diffusion's KL autoencoder (sd-vae-ft), KL-8 in the paper: 4 channels at stride 8, grouped 2x2."""
+
+    trained: ClassVar[bool] = False
+    stride: ClassVar[int] = 8
+    latent_dim: ClassVar[int] = 4
+    kind: Literal["sd_kl"] = "sd_kl"
+    name: str = "sd-vae-ft-ema"
+    weights: str | None = unhashed(None)
+    scale: float | None = 0.18215
+    group: int = view(2)
+
+
+@dataclass(frozen=True)
+class ConsistencyTokenizer:
+    """OpenAI's Consistency Decoder on the latents of stable diffusion's first encoder, grouped 2x2."""
+
+    trained: ClassVar[bool] = False
+    stride: ClassVar[int] = 8
+    latent_dim: ClassVar[int] = 4
+    kind: Literal["consistency"] = "consistency"
+    name: str = "consistency-decoder"
+    weights: str | None = unhashed(None)
+    scale: float | None = 0.18215
+    decode_seed: int = 0  # the decoder draws noise for each image
+    group: int = view(2)
+
+
+@dataclass(frozen=True)
+class PixelTokenizer:
+    """No tokenizer: pixels in [-1, 1], grouped 4x4 (paper, appendix D.1)."""
+
+    trained: ClassVar[bool] = False
+    stride: ClassVar[int] = 1
+    kind: Literal["pixel"] = "pixel"
+    group: int = view(4)
+
+
+TokenizerSpec = (
+    KLTokenizer | VQTokenizer | LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer | PixelTokenizer
+)
+
+
+def latent_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
+    """The space of a tokenizer's output on a data set before it is grouped, without building it."""
+    side = data.image_size // tokenizer.stride
+    if getattr(tokenizer, "output", None) == "codes":
+        return Discrete(tokenizer.vocab_size, (side, side))
+    dims = (getattr(tokenizer, name, None) for name in ("latent_dim", "code_dim"))
+    return Continuous(next((d for d in dims if d), data.channels), (side, side))
 
 
 def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
-    """The space of a tokenizer's tokens on a data set, without building it."""
-    side = data.image_size // tokenizer.stride
-    if hasattr(tokenizer, "vocab_size"):
-        return Discrete(tokenizer.vocab_size, (side, side))
-    return Continuous(tokenizer.latent_dim, (side, side))
+    """The space of the tokens that a generator sees: ``group`` x ``group`` latents each."""
+    space, group = latent_space(tokenizer, data), tokenizer.group
+    if isinstance(space, Discrete):
+        return space
+    return Continuous(space.dim * group**2, (space.grid[0] // group, space.grid[1] // group))
+
+
+def measures_scale(tokenizer: TokenizerSpec) -> bool:
+    """Whether published weights get their scale from the user's training images."""
+    return not tokenizer.trained and getattr(tokenizer, "scale", 1.0) is None and _continuous(tokenizer)
+
+
+def _continuous(tokenizer: TokenizerSpec) -> bool:
+    return getattr(tokenizer, "output", "latents") == "latents"
+
+
+@dataclass(frozen=True)
+class LatentsSpec:
+    """How the tokenizer's output is kept between encoding and training."""
+
+    dtype: Literal["fp32", "fp16"] = "fp32"  # of continuous latents
+    shard_images: int = unhashed(8192)  # images a file
 
 
 # --- the generator --------------------------------------------------------------------------------------
@@ -275,9 +357,13 @@ class TrainSpec:
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 3.0  # [code]
     ema_decay: float = 0.9999
+    ema_warmup: bool = False  # decay (1 + step) / (10 + step) until it reaches ema_decay: for short runs
     label_dropout: float = 0.1  # [code] share of images trained without their class
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
     seed: int = 0
+    published: str | None = None  # the name of weights that are taken as they are, instead of training
+    weights: str | None = unhashed(None)  # their file, as mar-bench convert writes it
+    max_skipped_steps: int = unhashed(20)  # in a row, for gradients that are not finite, before the run fails
 
 
 @dataclass(frozen=True)
@@ -348,6 +434,9 @@ class ComputeSpec:
     device: str = unhashed("auto")  # auto: cuda where there is one, else cpu
     threads: int = unhashed(1)  # a process
     checkpoint_every: int = unhashed(5000)  # training steps
+    micro_batch: int | None = unhashed(None)  # images of a forward pass; more are accumulated. None: all at once
+    gradient_checkpointing: bool = unhashed(False)  # compute blocks twice instead of keeping their activations
+    compile: bool = unhashed(False)  # torch.compile of the blocks in training
 
 
 @dataclass(frozen=True)
@@ -356,6 +445,7 @@ class RunSpec:
 
     data: DataSpec = field(default_factory=ImageFolderData)
     tokenizer: TokenizerSpec = field(default_factory=LDMKLTokenizer)
+    latents: LatentsSpec = field(default_factory=LatentsSpec)
     model: ARModel = field(default_factory=ARModel)
     train: TrainSpec = field(default_factory=TrainSpec)
     sampling: SamplingSpec = field(default_factory=SamplingSpec)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
+import threading
+import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,13 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
+from mar_bench import data as module
 from mar_bench.data import (
     ArrayImages,
     FolderImages,
     apply_view,
     batches,
     centre_crop,
+    folder_images,
+    in_threads,
     load_data,
+    read_image,
     to_uint8,
     to_unit,
     views,
@@ -286,3 +295,328 @@ def test_images_are_read_when_asked_for(tmp_path):
     assert isinstance(data.train, FolderImages)
     (tmp_path / "train/ape/0.png").unlink()
     assert data.train.get([1]).shape == (1, 3, 8, 8)
+
+
+# --- kinds of image files -------------------------------------------------------------------------------
+
+
+RED, WHITE = [255, 0, 0], [255, 255, 255]
+
+
+def paletted(**options) -> tuple[Image.Image, dict]:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([255, 0, 0, 9, 9, 9])
+    image.paste(1, (0, 0, 4, 2))
+    return image, options
+
+
+def with_alpha(mode: str, colour: tuple, alpha: int = 0) -> tuple[Image.Image, dict]:
+    """The upper half black with this alpha, the lower half opaque."""
+    image = Image.new(mode, (4, 4), (*colour, 255))
+    image.paste((*(0 for _ in colour), alpha), (0, 0, 4, 2))
+    return image, {}
+
+
+def keyed(mode: str, colour, key) -> tuple[Image.Image, dict]:
+    image = Image.new(mode, (4, 4), colour)
+    image.paste(key, (0, 0, 4, 2))
+    return image, {"transparency": key}
+
+
+TRANSPARENT = {
+    "RGBA": (with_alpha("RGBA", (255, 0, 0)), RED),
+    "LA": (with_alpha("LA", (7,)), [7] * 3),
+    "palette index": (paletted(transparency=1), RED),
+    "palette bytes": (paletted(transparency=b"\xff\x00"), RED),
+    "RGB key": (keyed("RGB", (255, 0, 0), (1, 2, 3)), RED),
+    "L key": (keyed("L", 7, 200), [7] * 3),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_what_is_transparent_is_white(kind, tmp_path):
+    (image, options), colour = TRANSPARENT[kind]
+    image.save(tmp_path / "x.png", **options)
+    pixels = read_image(tmp_path / "x.png", 4, 3)
+    assert pixels[:, 0, 0].tolist() == WHITE and pixels[:, 3, 0].tolist() == colour
+    grey = read_image(tmp_path / "x.png", 4, 1)
+    assert grey[0, 0, 0] == 255 and grey[0, 3, 0] == (76 if colour == RED else 7)
+
+
+def test_what_is_half_transparent_is_mixed_with_white(tmp_path):
+    for name, (image, options) in {
+        "a": with_alpha("RGBA", (255, 0, 0), alpha=128),
+        "b": paletted(transparency=b"\xff\x80"),
+    }.items():
+        image.save(tmp_path / f"{name}.png", **options)
+        dark = 127 if name == "a" else 132
+        assert read_image(tmp_path / f"{name}.png", 4, 3)[:, 0, 0].tolist() == [dark] * 3
+
+
+def test_no_colour_bleeds_out_of_what_is_transparent(tmp_path):
+    """Composited before it is made smaller: between red and transparent black lies pink, nothing darker."""
+    pixels = np.zeros((64, 64, 4), dtype=np.uint8)
+    pixels[:, 21:] = (255, 0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert (read_image(tmp_path / "x.png", 8, 3)[0] == 255).all()
+
+
+def test_opaque_images_have_the_pixels_they_had(tmp_path):
+    rng = np.random.Generator(np.random.PCG64(0))
+    pixels = rng.integers(0, 256, (40, 33, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        expected = np.atleast_3d(np.asarray(centre_crop(image.convert(mode), 16))).transpose(2, 0, 1)
+        image.convert("RGBA").save(tmp_path / "alpha.png")
+        image.save(tmp_path / "plain.png")
+        for name in ("alpha", "plain"):
+            assert np.array_equal(read_image(tmp_path / f"{name}.png", 16, channels), expected)
+
+
+def png(width: int, height: int, depth: int, colour: int, raw: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), *more, (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_of_sixteen_bits_the_high_byte_is_kept(tmp_path):
+    for colour, values in ((0, [0x12FF]), (2, [0x12FF, 0x8000, 0xFF01])):
+        line = b"\0" + np.array(values * 2, dtype=">u2").tobytes()
+        (tmp_path / "x.png").write_bytes(png(2, 2, 16, colour, line * 2))
+        found = read_image(tmp_path / "x.png", 2, 3)[:, 1, 1].tolist()
+        assert found == ([0x12] * 3 if colour == 0 else [0x12, 0x80, 0xFF])
+    line = b"\0" + np.array([0x1234, 0x1235], dtype=">u2").tobytes()
+    (tmp_path / "x.png").write_bytes(png(2, 2, 16, 0, line * 2, (b"tRNS", b"\x12\x34")))
+    assert read_image(tmp_path / "x.png", 2, 3)[0].tolist() == [[255, 0x12]] * 2
+
+
+def test_other_modes_and_formats_become_rgb(tmp_path):
+    Image.new("CMYK", (4, 4), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    Image.new("P", (4, 4), 0).save(tmp_path / "a gif.png", format="GIF", transparency=0)
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "lossless.webp", lossless=True)
+    for path in tmp_path.iterdir():
+        assert (read_image(path, 4, 3) == 255).all() and (read_image(path, 4, 1) == 255).all(), path
+
+
+def test_an_orientation_is_not_applied(tmp_path):
+    """As in ADM and the official code, whose statistics and latents are compared with."""
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    assert (read_image(tmp_path / "x.png", 8, 3)[:, :4] == 255).all()
+
+
+# --- files that are no images ---------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+
+
+BAD = {
+    "a-empty.png": lambda p: p.write_bytes(b""),
+    "b-cut.png": cut,
+    "c-cut.jpg": cut,
+    "d-text.jpg": lambda p: p.write_text("<html>404</html>"),
+    "e-bomb.png": lambda p: p.write_bytes(png(30_000, 30_000, 8, 2, b"")),
+    "f-strip.png": lambda p: Image.new("L", (1, 1200)).save(p),
+    "g-loop.png": lambda p: p.symlink_to(p.name),
+    "h-broken.png": lambda p: p.symlink_to("nowhere.png"),
+    "i-folder.png": lambda p: p.mkdir(),
+    "j-pipe.png": lambda p: os.mkfifo(p),
+    "k-script.png": lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    "l-locked.png": lambda p: p.write_bytes(b"only its owner may read it"),
+}
+
+
+@pytest.fixture
+def spoiled(tmp_path, monkeypatch) -> Path:
+    """Two classes of three good images; every kind of bad file stands in the first."""
+    made_up_folder(tmp_path / "root")
+    for name, spoil in BAD.items():
+        spoil(tmp_path / "root/train/ape" / name)
+    really = Image.open
+
+    def opened(path, **options):
+        if path.name == "l-locked.png":  # the tests may run as root, who may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
+    return tmp_path / "root"
+
+
+def names_of(images: FolderImages) -> list[str]:
+    return [Path(name).name for name in images.names]
+
+
+def test_bad_files_are_counted_and_the_first_is_named(spoiled, tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_data(folder_spec(spoiled), tmp_path / "memo")
+    assert "12 of 24 files are not readable as images, the first" in str(caught.value)
+    for hint in ("train/ape/a-empty.png", "remove or replace them", "data.skip_bad=true", ".bad.txt"):
+        assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_bad_files_are_left_out(remembered, spoiled, tmp_path):
+    memo = tmp_path / "memo" if remembered else None
+    with pytest.warns(UserWarning, match="12 of 24 files .* left out: train/ape/a-empty.png, ") as caught:
+        data = load_data(folder_spec(spoiled, skip_bad=True), memo)
+    assert len([w for w in caught if "left out" in str(w.message)]) == 1
+    assert names_of(data.train) == ["0.png", "1.png", "2.png"] * 2
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (data.train.left_out, data.heldout.left_out, len(data.heldout)) == (12, 0, 6)
+    assert data.train.get(range(6))[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
+    if memo is None:
+        return
+    (listed,) = memo.glob("*.bad.txt")
+    lines = dict(line.split(": ", 1) for line in listed.read_text().splitlines())
+    assert list(lines) == [f"train/ape/{name}" for name in BAD] and all(lines.values())
+    reasons = {"e-bomb.png": "decompression bomb", "l-locked.png": "Permission denied", "h-broken.png": "No such file"}
+    for name, reason in {**reasons, "i-folder.png": "not a file", "f-strip.png": "1 x 1200"}.items():
+        assert reason in lines[f"train/ape/{name}"]
+
+
+def test_a_class_of_bad_files_alone_is_an_error(tmp_path):
+    made_up_folder(tmp_path / "root")
+    for path in (tmp_path / "root/val/bee").iterdir():
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="val/bee: none of its images can be read"):
+        load_data(folder_spec(tmp_path / "root", skip_bad=True), tmp_path / "memo")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    made_up_folder(tmp_path)
+    really = os.listdir
+
+    def listed(path):
+        if Path(path).name == "bee":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    with pytest.raises(UserError, match=r"train/bee: cannot be listed \(Permission denied\)"):
+        load_data(folder_spec(tmp_path))
+
+
+# --- what a scan remembers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """Names of the files that are decoded, as they are."""
+    names: list[str] = []
+
+    def reading(path: Path, size: int, channels: int) -> np.ndarray:
+        names.append(f"{path.parent.parent.name}/{path.parent.name}/{path.name}")
+        return read_image(path, size, channels)
+
+    monkeypatch.setattr(module, "read_image", reading)
+    return names
+
+
+def scan(root: Path, memo: Path, **options) -> list[FolderImages]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return folder_images(folder_spec(root, skip_bad=True), ("train", "val"), memo, **options)
+
+
+def test_only_new_changed_and_bad_files_are_decoded_again(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
+    cut(root / "train/ape/9.png")
+    scan(root, memo)
+    assert len(decoded) == len(set(decoded)) == 13
+    decoded.clear()
+    scan(root, memo)
+    assert decoded == ["train/ape/9.png"]
+    decoded.clear()
+    Image.new("RGB", (30, 30)).save(root / "train/bee/1.png")
+    Image.new("RGB", (8, 8)).save(root / "val/ape/new.png")
+    (root / "val/bee/0.png").write_bytes(b"spoiled since")
+    Image.new("RGB", (8, 8)).save(root / "train/ape/9.png")
+    (root / "train/ape/0.png").unlink()
+    train, val = scan(root, memo)
+    assert sorted(decoded) == ["train/ape/9.png", "train/bee/1.png", "val/ape/new.png", "val/bee/0.png"]
+    assert names_of(train) == ["1.png", "2.png", "9.png", "0.png", "1.png", "2.png"] and train.left_out == 0
+    assert names_of(val) == ["0.png", "1.png", "2.png", "new.png", "1.png", "2.png"] and val.left_out == 1
+
+
+def test_parts_and_settings_share_what_is_known(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
+    folder_images(folder_spec(root), ("val",), memo)
+    assert len(decoded) == 6
+    load_data(folder_spec(root, image_size=4, skip_bad=True), memo)
+    load_data(folder_spec(root, channels=1), memo)
+    assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"good": 3}', b'{"good": {"train/ape/0.png": "x"}}', b"\xff\x00"])
+def test_a_damaged_memo_is_ignored_and_mended(content, decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
+    scan(root, memo)
+    (file,) = memo.glob("*.json")
+    file.write_bytes(content)
+    decoded.clear()
+    scan(root, memo)
+    assert len(decoded) == 12
+    decoded.clear()
+    scan(root, memo)
+    assert not decoded
+
+
+def test_a_scan_that_was_stopped_goes_on(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root", count=70), tmp_path / "memo"
+
+    class Stop(BaseException):
+        pass
+
+    def progress(done: int, total: int) -> None:
+        assert total == 280
+        if done:
+            raise Stop
+
+    with pytest.raises(Stop):
+        scan(root, memo, progress=progress)
+    assert len(decoded) == 250
+    scan(root, memo)
+    assert len(decoded) == len(set(decoded)) == 280
+
+
+def test_of_two_scans_at_once_one_does_the_work(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root", count=20), tmp_path / "memo"
+    found: list[list[FolderImages]] = []
+    threads = [threading.Thread(target=lambda: found.append(scan(root, memo))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 80 and len(found) == 3
+    assert {tuple(train.names) for train, _ in found} == {tuple(found[0][0].names)}
+
+
+def test_a_file_spoiled_since_is_still_named(tmp_path):
+    root = made_up_folder(tmp_path / "root")
+    data = load_data(folder_spec(root), tmp_path / "memo")
+    corrupt(root / "train/bee/1.png")
+    with pytest.raises(UserError, match=r"train/bee/1\.png: not readable as an image .*data\.skip_bad=true"):
+        data.train.get(range(6))
+
+
+def test_any_number_of_threads_gives_the_same_batch(monkeypatch, tmp_path):
+    data = load_data(folder_spec(made_up_folder(tmp_path, count=20)))
+    indices, batches_ = [7, 3, 39, 7, *range(30)], []
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
+        batches_.append(data.train.get(indices))
+        assert in_threads(lambda n: -n, range(50)) == [-n for n in range(50)]
+    assert all(torch.equal(batch, batches_[0]) for batch in batches_)
+    assert torch.equal(batches_[0], torch.cat([data.train.get([i]) for i in indices]))

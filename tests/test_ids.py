@@ -86,6 +86,9 @@ AFTER_TRAIN = {"train", "sample", "eval"}
 DOWNSTREAM = {
     "data": {"latents", "extractor", "reconstruction", "speed", *AFTER_TRAIN},  # and a tokenizer trained on it
     "tokenizer": {"tokenizer", "latents", "reconstruction", "speed", *AFTER_TRAIN},
+    "tokenizer.group": {"latents", "speed", *AFTER_TRAIN},  # the same tokenizer seen in another way
+    "tokenizer.output": {"latents", "speed", *AFTER_TRAIN},
+    "latents": {"latents", *AFTER_TRAIN},
     "model": {"speed", *AFTER_TRAIN},
     "train": AFTER_TRAIN,
     "train.precision": {"speed", *AFTER_TRAIN},
@@ -165,6 +168,8 @@ def test_a_hashed_field_changes_all_that_follows_from_it_and_nothing_else(spec):
         if leaf.path == "sampling.guidance_scale" and spec.sampling.guidance_scale != 1:
             expected = {"sample", "eval"}  # what takes time is that there is guidance, not how strong it is
         changed = put(spec, leaf.path, another(get(spec, leaf.path), leaf.hint))
+        if leaf.path == "tokenizer.output" and measures_scale(changed.tokenizer):
+            expected = DOWNSTREAM["tokenizer"]  # whose scale belongs to the data
         assert changed_ids(spec, changed) == expected, leaf.path
 
 

@@ -272,7 +272,7 @@ def test_the_published_tokenizers_have_one_stride():
 
 # --- every number has a range ---------------------------------------------------------------------------
 
-ELSEWHERE = {"shift", "channels", "stride", "num_ar_steps", "num_diffusion_steps"}  # rules of their own, tried above
+ELSEWHERE = {"shift", "channels", "stride", "group", "num_ar_steps", "num_diffusion_steps"}  # rules of their own
 ANY_NUMBER = {"mean"}
 
 

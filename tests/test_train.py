@@ -25,7 +25,7 @@ from mar_bench.noise import NoiseSource
 from mar_bench.pipeline import train_tokenizer
 from mar_bench.schedules import learning_rate
 from mar_bench.spec import Discrete, RunSpec
-from mar_bench.train import decay_groups, fit, split_loss, train_generator
+from mar_bench.train import checkpoints, decay_groups, fit, split_loss, train_generator
 from tests.tiny import tokens_in
 
 ROWS = ("raster_causal/ce/guided", "mar/diff/guided")
@@ -96,13 +96,13 @@ def test_a_generator_goes_on_with_the_same_bits(row, tmp_path):
 
     with pytest.raises(Stop):
         train_generator(spec, latents, parts, stop_at(3))
-    assert torch.load(parts / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(parts)] == [3]
     with pytest.raises(Stop):
         train_generator(spec, latents, parts, stop_at(11))
     resumed = train_generator(spec, latents, parts, go_on)
     assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
-    assert not (parts / "checkpoint.pt").exists()
+    assert not checkpoints(parts)
     raw, ema = (load_file(whole / f"{name}.safetensors") for name in ("raw", "ema"))
     assert raw.keys() == ema.keys() == build_generator(spec).state_dict().keys()
     assert not any(torch.equal(raw[name], ema[name]) for name in raw if "blocks" in name)
@@ -125,7 +125,7 @@ def test_a_killed_training_goes_on_from_its_last_check_point(tmp_path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(ARGenerator, "loss", dies)
         train_generator(spec, latents, killed, go_on)
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(killed)] == [5]
     with (killed / "metrics.jsonl").open("a") as log:
         log.write('{"step": 6}\n')  # written, but its check-point was not
     train_generator(spec, latents, killed, go_on)
@@ -205,8 +205,11 @@ def test_both_splits_are_judged_with_the_same_noise():
 
 def test_a_loss_that_is_not_finite_is_the_users_to_mend(tmp_path):
     spec = spec_of(ROWS[0], "train.lr=1e30", "train.warmup_steps=0", "train.grad_clip=1e30")
-    with pytest.raises(UserError, match=r"the loss is .* at step \d+; lower the learning rate"):
+    with pytest.raises(UserError, match=r"loss_train of the trained weights is .* steps skipped\); lower the learning"):
         train_generator(spec, latents_of(spec), tmp_path, go_on)
+    patient = replace(spec, train=replace(spec.train, max_skipped_steps=3))
+    with pytest.raises(UserError, match=r"4 steps in a row up to step \d+ had gradients that are not finite"):
+        train_generator(patient, latents_of(spec), tmp_path, go_on)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse_sqrt"])
@@ -244,7 +247,7 @@ def test_labels_are_dropped_at_their_rate(rate, low, high, monkeypatch):
 
 def simple(tmp_path: Path, module: nn.Module, loss_at, **changes) -> None:
     settings = {"steps": 6, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 100, **changes}
-    fit(module, loss_at, folder=tmp_path, progress=go_on, **settings)
+    fit(module, lambda step: iter([loss_at(step)]), folder=tmp_path, progress=go_on, **settings)
 
 
 def test_each_step_is_as_long_as_the_learning_rate(tmp_path):
@@ -278,16 +281,17 @@ def test_the_average_is_exponential_and_begins_with_the_first_weights(tmp_path):
     assert not torch.allclose(ema.module.weight, module.weight)
 
 
-def test_gradients_are_clipped_and_logged_as_they_were(tmp_path):
+def test_gradients_are_clipped_and_logged_as_they_were(tmp_path, monkeypatch):
     module, norms = nn.Linear(4, 1, bias=False), []
+    take_step = torch.optim.AdamW.step
 
-    def loss_at(step: int) -> torch.Tensor:
-        if step:
-            norms.append(module.weight.grad.norm().item())
-        return 10 * module.weight.sum()
+    def looks_first(self, *args):
+        norms.append(module.weight.grad.norm().item())
+        return take_step(self, *args)
 
-    simple(tmp_path, module, loss_at, grad_clip=3.0)
-    assert norms == pytest.approx([3.0] * 5, rel=1e-4)
+    monkeypatch.setattr(torch.optim.AdamW, "step", looks_first)
+    simple(tmp_path, module, lambda step: 10 * module.weight.sum(), grad_clip=3.0)
+    assert norms == pytest.approx([3.0] * 6, rel=1e-4)
     assert [line["grad_norm"] for line in lines_of(tmp_path)] == pytest.approx([20.0, 20.0])
 
 
@@ -337,10 +341,41 @@ def test_a_damaged_check_point_is_put_aside(tmp_path):
     train_generator(spec, latents, whole, go_on)
     with pytest.raises(Stop):
         train_generator(spec, latents, damaged, stop_at(3))
-    content = (damaged / "checkpoint.pt").read_bytes()
-    (damaged / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    (cut,) = checkpoints(damaged)
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
     (damaged / "metrics.jsonl").write_text('{"step": 0, "lo')
     with pytest.warns(UserWarning, match="damaged"):
         train_generator(spec, latents, damaged, go_on)
     assert_same_bits(whole, damaged, "raw.safetensors", "ema.safetensors")
-    assert (damaged / ".damaged-checkpoint.pt").is_file()
+    assert (damaged / f".damaged-{cut.name}").is_file()
+
+
+def test_the_last_two_check_points_are_kept_and_either_will_do(tmp_path):
+    spec = spec_of(ROWS[1], "compute.checkpoint_every=2")
+    latents = latents_of(spec)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    with pytest.raises(Stop):
+        train_generator(spec, latents, parts, stop_at(9))
+    newest, before = checkpoints(parts)
+    assert [torch.load(p, weights_only=True)["step"] for p in (newest, before)] == [9, 8]
+    newest.write_bytes(b"PK")
+    with pytest.warns(UserWarning, match="damaged"):
+        train_generator(spec, latents, parts, go_on)
+    assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
+
+
+def test_a_check_point_holds_everything_and_knows_whose_it_is(tmp_path):
+    spec = spec_of(ROWS[1])
+    latents = latents_of(spec)
+    with pytest.raises(Stop):
+        train_generator(spec, latents, tmp_path, stop_at(4))
+    state = torch.load(checkpoints(tmp_path)[0], weights_only=True)
+    assert {"model", "ema", "optimiser", "scaler", "step", "seed", "about"} <= state.keys()
+    assert state["about"]["spec"]["train"]["lr"] == spec.train.lr and state["step"] == 4
+    other = replace(spec, train=replace(spec.train, lr=0.5))
+    with pytest.raises(UserError, match="a check-point of another training"):
+        train_generator(other, latents, tmp_path, go_on)

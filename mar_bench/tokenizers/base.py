@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mar_bench.noise import NoiseSource
 from mar_bench.spec import TokenSpace
 
 
@@ -29,8 +30,10 @@ class Tokenizer(nn.Module):
         """Tokens (B, L[, D]) of images, without noise."""
         return self.tokens_of(self.stored(images), None)
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) of tokens, clipped to [-1, 1]."""
+    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+        """Images (B, C, H, W) of tokens, clipped to [-1, 1].
+
+        ``noise`` tells a decoder that draws which images these are; None: the first B."""
         raise AssertionError("a tokenizer decodes")
 
     def training_loss(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -39,6 +42,14 @@ class Tokenizer(nn.Module):
 
     def fit_scale(self, images: torch.Tensor) -> None:
         """Set shift and scale from training images, once training is over; nothing to do by default."""
+
+    def fitted_state(self) -> dict[str, torch.Tensor]:
+        """What training and ``fit_scale`` have determined, to be stored."""
+        return self.state_dict()
+
+    def load_fitted(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of ``fitted_state``. Raises RuntimeError where ``state`` is of another tokenizer."""
+        self.load_state_dict(state)
 
 
 def grid_to_tokens(x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mar_bench.spec import Continuous, DataSpec, KLTokenizer, token_space
+from mar_bench.noise import NoiseSource
+from mar_bench.spec import Continuous, DataSpec, KLTokenizer, latent_space
 from mar_bench.tokenizers.base import Tokenizer, decoder, encoder, grid_to_tokens, tokens_to_grid
 
 
@@ -17,7 +18,7 @@ class KLAutoencoder(Tokenizer):
     def __init__(self, spec: KLTokenizer, data: DataSpec):
         super().__init__()
         self.kl_weight = spec.kl_weight
-        self.space: Continuous = token_space(spec, data)
+        self.space: Continuous = latent_space(spec, data)
         dim = spec.latent_dim
         self.encoder = encoder(data.channels, spec.width, spec.stride, 2 * dim)
         self.decoder = decoder(data.channels, spec.width, spec.stride, dim)
@@ -40,7 +41,7 @@ class KLAutoencoder(Tokenizer):
     def _decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
         return self.decoder(tokens_to_grid(latents, self.space.grid))
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
         return self._decode_raw(tokens / self.scale + self.shift).clamp(-1, 1)
 
     def training_loss(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -32,28 +32,33 @@ from mar_bench.spec import (
     CausalBackbone,
     ClassifierExtractor,
     ComputeSpec,
+    ConsistencyTokenizer,
     Continuous,
     DiffusionHead,
     DigitsData,
     ImageFolderData,
     InceptionExtractor,
     KLTokenizer,
+    LatentsSpec,
     LDMKLTokenizer,
     LDMVQTokenizer,
     MaskedBackbone,
     MetricsSpec,
     MnistData,
+    PixelTokenizer,
     RunSpec,
     SamplingSpec,
+    SDKLTokenizer,
     SpeedSpec,
     TrainSpec,
     TruncatedNormalMasking,
     UniformMasking,
     VQTokenizer,
-    num_tokens,
+    latent_space,
 )
 from mar_bench.timing import measure_speed
-from mar_bench.tokenizers import ldm
+from mar_bench.tokenizers import published
+from mar_bench.tokenizers.base import Tokenizer
 from tests.tiny import shrunk
 
 _AUTOENCODER = {"stride": 8, "width": 24, "steps": 4, "batch_size": 5, "lr": 1e-3, "seed": 1}
@@ -63,7 +68,8 @@ _TRANSFORMER = {
 }  # fmt: skip
 ALTERNATIVES = {
     ImageFolderData: {
-        "name": "others", "image_size": 32, "channels": 1, "num_classes": 3, "flip": False, "shift": 1
+        "name": "others", "image_size": 32, "channels": 1, "num_classes": 3, "flip": False, "shift": 1,
+        "skip_bad": True,
     },
     MnistData: {
         "image_size": 64, "channels": 3, "num_classes": 11, "heldout": 20, "flip": True, "shift": 0
@@ -71,12 +77,19 @@ ALTERNATIVES = {
     DigitsData: {
         "image_size": 32, "channels": 3, "num_classes": 11, "heldout": 20, "flip": True, "shift": 1
     },
-    KLTokenizer: {**_AUTOENCODER, "latent_dim": 4, "kl_weight": 0.5},
+    KLTokenizer: {**_AUTOENCODER, "latent_dim": 4, "kl_weight": 0.5, "group": 2},
     VQTokenizer: {
-        **_AUTOENCODER, "vocab_size": 13, "code_dim": 4, "commitment_weight": 2.0, "codebook_decay": 0.5
+        **_AUTOENCODER, "vocab_size": 13, "code_dim": 4, "commitment_weight": 2.0, "codebook_decay": 0.5,
+        "output": "latents", "group": 2,
     },
-    LDMKLTokenizer: {"name": "kl-f8", "stride": 8, "latent_dim": 4, "scale": 0.18215},
-    LDMVQTokenizer: {"name": "vq-f8", "stride": 8, "vocab_size": 256, "code_dim": 4},
+    LDMKLTokenizer: {"name": "kl-f8", "stride": 8, "latent_dim": 4, "scale": 0.18215, "group": 2},
+    LDMVQTokenizer: {
+        "name": "vq-f8", "stride": 8, "vocab_size": 256, "code_dim": 4, "output": "codes", "scale": 2.0, "group": 2
+    },
+    SDKLTokenizer: {"name": "sd-vae", "scale": 0.2, "group": 1},
+    ConsistencyTokenizer: {"name": "other", "scale": 0.2, "decode_seed": 1, "group": 1},
+    PixelTokenizer: {"group": 2},
+    LatentsSpec: {"dtype": "fp16"},
     ARModel: {"order": "raster"},
     MaskedBackbone: {**_TRANSFORMER, "encoder_depth": 2, "decoder_depth": 2},
     CausalBackbone: {**_TRANSFORMER, "depth": 1},
@@ -86,7 +99,7 @@ ALTERNATIVES = {
     TrainSpec: {
         "steps": 4, "batch_size": 5, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 2,
         "weight_decay": 0.5, "betas": (0.5, 0.9), "grad_clip": 1e-3, "ema_decay": 0.1, "label_dropout": 0.9,
-        "precision": "bf16", "seed": 1,
+        "precision": "bf16", "seed": 1, "ema_warmup": True, "published": "mar_large",
     },
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
@@ -115,8 +128,12 @@ PINNED_BASES = {
     ImageFolderData: ImageFolderData(image_size=16, num_classes=2),
     MnistData: MnistData(heldout=10),
     LDMKLTokenizer: LDMKLTokenizer(),
-    LDMVQTokenizer: LDMVQTokenizer(),
+    LDMVQTokenizer: LDMVQTokenizer(output="latents", scale=1.0),
+    SDKLTokenizer: SDKLTokenizer(),
+    ConsistencyTokenizer: ConsistencyTokenizer(),
+    PixelTokenizer: PixelTokenizer(),
 }
+NAMES = {"name", "published"}  # they stand for content in ids
 
 
 # --- walking the spec ------------------------------------------------------------------------------------
@@ -130,6 +147,7 @@ class Leaf:
     cls: type
     name: str
     unhashed: bool
+    view: bool = False
 
     def __str__(self) -> str:
         return f"{self.cls.__name__}.{self.name}"
@@ -142,7 +160,7 @@ def leaves(cls: type, path: tuple[str, ...] = ()) -> Iterator[Leaf]:
         for block in blocks:
             yield from leaves(block, (*path, f.name))
         if not blocks and f.name != "kind":
-            yield Leaf(path, cls, f.name, f.metadata.get("unhashed", False))
+            yield Leaf(path, cls, f.name, f.metadata.get("unhashed", False), f.metadata.get("view", False))
 
 
 LEAVES = list(leaves(RunSpec))
@@ -165,6 +183,8 @@ def base_of(leaf: Leaf) -> RunSpec:
     spec = SMALL_RUN
     if type(block_at(spec, leaf.path)) is not leaf.cls:
         spec = with_block(spec, leaf.path, PINNED_BASES.get(leaf.cls) or shrunk(leaf.cls))
+    if (leaf.cls, leaf.name) == (VQTokenizer, "group"):
+        spec = with_block(spec, leaf.path, replace(spec.tokenizer, output="latents"))  # codes are not grouped
     if not isinstance(spec.space, spec.model.head.space) and leaf.path[0] == "model":
         fitting = KLTokenizer if spec.model.head.space is Continuous else VQTokenizer
         spec = replace(spec, tokenizer=shrunk(fitting))
@@ -226,6 +246,7 @@ def image_folder(tmp_path_factory) -> Path:
             (root / split / name).mkdir(parents=True)
             pixels = np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)
             Image.fromarray(pixels).save(root / split / name / "one.png")
+    (root / "val" / "cat" / "bad.png").write_text("no image")
     return root
 
 
@@ -254,30 +275,39 @@ def data_output(spec: RunSpec, root: Path) -> tuple:
 
 
 class StandIn(nn.Module):
-    """In place of diffusers' autoencoders: keeps its configuration, encodes to ones, decodes to its input."""
+    """In place of diffusers' autoencoders: keeps its configuration, encodes to ones of the size that is asked for,
+    decodes to its input and the seeds of its generators."""
 
     def __init__(self, **config):
         super().__init__()
-        self.config = config
+        self.config = {"latent_channels": 4, **config}
         self.weight = nn.Parameter(torch.empty(1, device="meta"))
+        codes = torch.zeros(config.get("num_vq_embeddings", 1), config.get("vq_embed_dim", 1))
+        self.quantize = lambda latents: (latents, None, (None, None, torch.zeros(latents[0, 0].numel())))
+        self.quantize.embedding = nn.Embedding.from_pretrained(codes)
 
     def encode(self, images: torch.Tensor) -> SimpleNamespace:
-        ones = torch.ones(1, self.config["latent_channels"], 2, 2)
-        return SimpleNamespace(latent_dist=SimpleNamespace(mean=ones, std=ones))
+        ones = torch.ones(1, self.config["latent_channels"], *self.grid)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=ones, std=ones), latents=ones)
 
-    def decode(self, latents: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=latents)
+    def decode(self, latents: torch.Tensor, generator=(), force_not_quantize: bool = False) -> SimpleNamespace:
+        seeds = torch.tensor([g.initial_seed() % 1000 for g in generator]) / 1000
+        return SimpleNamespace(sample=torch.cat([latents.flatten(), seeds]))
 
 
 def published_tokenizer_output(spec: RunSpec) -> tuple:
+    """Of an image of 32 pixels."""
+    kinds = ("AutoencoderKL", "VQModel", "ConsistencyDecoderVAE")
+    spec = replace(spec, data=replace(spec.data, image_size=32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ldm, "_diffusers", lambda: SimpleNamespace(AutoencoderKL=StandIn, VQModel=StandIn))
+        patch.setattr(published, "_diffusers", lambda: SimpleNamespace(**dict.fromkeys(kinds, StandIn)))
         tokenizer = build_tokenizer(spec)
-    if not tokenizer.stochastic:
-        return spec.space, tokenizer.net.config
-    stored = tokenizer.stored(torch.zeros(1))
-    decoded = tokenizer.decode(torch.full((1, num_tokens(spec.space), 1), 0.1))
-    return spec.space, tokenizer.net.config, {k: v.tolist() for k, v in stored.items()}, decoded.tolist()
+    net = getattr(tokenizer, "inner", tokenizer).net
+    net.grid = latent_space(spec.tokenizer, spec.data).grid
+    stored = tokenizer.stored(torch.zeros(1, 3, 32, 32))
+    tokens = Tokenizer.encode(tokenizer, torch.zeros(1, 3, 32, 32))
+    decoded = tokenizer.decode(tokens)
+    return spec.space, net.config, {k: v.tolist() for k, v in stored.items()}, decoded.tolist()
 
 
 def speed_output(spec: RunSpec) -> list[int]:
@@ -292,10 +322,12 @@ def speed_output(spec: RunSpec) -> list[int]:
 def output(leaf: Leaf, spec: RunSpec, workshop: Workshop, image_folder: Path):
     """What shows the effect of a field."""
     block, part = leaf.path[0], block_at(spec, leaf.path)
-    if leaf.name == "name":  # stands for content in ids
+    if leaf.name in NAMES:
         return generation_run("row", spec).ids
     if block == "data":
         return data_output(spec, image_folder)
+    if block == "latents" or (leaf.view and (part.trained or part.kind == "pixel")):
+        return workshop.output("latents", spec)
     if block == "tokenizer" and not part.trained:
         return published_tokenizer_output(spec)
     if block == "speed":

@@ -13,12 +13,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mar_bench"
 FLOORS = (
-    {"errors", "spec", "parse", "checks", "config", "ids", "records", "provenance", "locks", "console"},
+    {"errors", "spec", "parse", "checks", "config", "ids", "records", "provenance", "locks", "console", "fetch"},
     {"schedules", "orders", "diffusion", "noise", "official"},
     {"tokenizers", "backbones", "heads"},
     {"model", "sampler", "build"},
-    {"data", "latents", "train", "evaluate", "metrics", "timing"},
-    {"jobs", "planning", "pipeline", "launch", "progress", "report", "cli"},
+    {"data", "latents", "distributed", "flops", "train", "evaluate", "metrics", "timing", "convert"},
+    {"jobs", "planning", "pipeline", "launch", "together", "rehearse", "progress", "report", "cli"},
 )
 WORDS, MATHEMATICS, PARTS = FLOORS[:3]
 SHARED_INSIDE_A_FOLDER = {"base", "layers"}
@@ -183,7 +183,7 @@ def test_no_global_randomness(module):
         assert top not in ("np.random", "numpy.random") or name in OWN_STREAMS, where
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "ids", "records", "jobs", "planning"])
+@pytest.mark.parametrize("module", ["cli", "config", "ids", "records", "jobs", "planning", "fetch"])
 def test_planning_reaches_no_torch(module):
     assert not {name for m in behind(module) for name in others(m, late=False)} & {"torch", "numpy", "pandas"}
 

@@ -1,0 +1,51 @@
+"""Jobs done by several processes together, one after another: what torchrun or srun starts on several GPUs.
+
+Training splits each batch, encoding and sampling split their files; everything else the first process does while
+the others wait. The processes agree before every training step whether to stop, so that none waits for another."""
+
+from __future__ import annotations
+
+import time
+import traceback
+
+from mar_bench.distributed import World
+from mar_bench.errors import UserError
+from mar_bench.jobs import Job, Places, give_up
+from mar_bench.launch import Interrupts, Outcome, Stopped
+from mar_bench.pipeline import execute
+from mar_bench.progress import Report
+
+
+def run_together(jobs: list[Job], places: Places, world: World, report: Report) -> Outcome:
+    """Execute jobs that the processes have agreed on, dependencies first, speed last.
+
+    A failure ends the run: the others, which may be waiting for this process, are ended by who started them."""
+    outcome = Outcome()
+    jobs = sorted(jobs, key=lambda job: job.kind == "speed")
+    with Interrupts() as interrupts, report:
+        for i, job in enumerate(jobs):
+            begin = time.monotonic()
+            report.started(job)
+
+            def progress(step: int, total: int, job: Job = job, pending: list[Job] = jobs[i + 1 :]) -> None:
+                stop = interrupts.count > 0
+                if world.any(stop) if job.kind == "train" else stop:
+                    raise Stopped
+                report.progress(job, step, total)
+                report.tick(pending)
+
+            try:
+                execute(job, places, progress, lambda why, job=job: report.waiting(job, why), world)
+            except Stopped:
+                outcome.stopped = True
+                break
+            except Exception as error:
+                short = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                detail = short if isinstance(error, UserError) else f"{short}\n{traceback.format_exc()}"
+                give_up(job, jobs, detail, time.monotonic() - begin, places)
+                report.failed(job, detail)
+                outcome.failed[job.id] = detail
+                break
+            outcome.done += 1
+            report.finished(job, time.monotonic() - begin)
+    return outcome

@@ -1,0 +1,342 @@
+"""Our code beside arrays that the official implementation computed (LTH14/mar; see the folder's README), as numbers:
+how far each quantity is off, in which unit, and how far it may be.
+
+    python -m tests.parity.agreements        writes the table into README.md
+
+The tests assert what the table prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mar_bench.build import BACKBONES, HEADS
+from mar_bench.convert import convert
+from mar_bench.diffusion import DiffusionTables
+from mar_bench.heads.diffusion import DenoisingMLP
+from mar_bench.model import ARGenerator
+from mar_bench.noise import NoiseSource
+from mar_bench.official import our_name
+from mar_bench.orders import gather
+from mar_bench.records import atomic_write
+from mar_bench.sampler import generate
+from mar_bench.spec import (
+    Continuous,
+    DiffusionHead,
+    ImageFolderData,
+    LDMKLTokenizer,
+    MaskedBackbone,
+    SamplingSpec,
+)
+from mar_bench.tokenizers.base import tokens_to_grid
+from mar_bench.tokenizers.published import KLAutoencoder16
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT.parent / "shared" / "parity"
+ABSENT = "shared/parity, the official arrays, is not beside this repository"
+MODELS = ("mar_kl16", "mar_kl8_patch2")
+SHOWN = {"mar_kl16": "MAR on KL-16", "mar_kl8_patch2": "MAR on KL-8, 2x2 grouped"}
+SAMPLED = (
+    "sample_cfg1_linear_t1_k8",
+    "sample_cfg3_linear_t0.95_k8",
+    "sample_cfg2_constant_t1_k8",
+    "sample_cfg3_linear_t1_k64",
+)
+OF_STD, RELATIVE, ABSOLUTE = "of its deviation", "relative", "absolute"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The largest difference found in a quantity and the largest allowed."""
+
+    quantity: str
+    model: str
+    found: float
+    limit: float
+    unit: str
+
+    @property
+    def holds(self) -> bool:
+        return self.found <= self.limit  # false for NaN too
+
+
+# --- the small official models --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Official:
+    """A small official model: its arrays, and our generator with its weights, which came through convert.
+
+    The official order is generated from its end; ``order`` is ours, known tokens and targets ascending."""
+
+    name: str
+    config: dict
+    arrays: dict[str, np.ndarray]
+    official_names: list[str]
+    manifest: dict
+    model: ARGenerator
+    order: torch.Tensor
+    num_known: int
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+
+def official(name: str) -> Official:
+    """Every tensor accounted for: convert and ``load_state_dict`` are strict."""
+    config = json.loads((FOLDER / f"{name}.json").read_text())["config"]
+    arrays = dict(np.load(FOLDER / f"{name}.npz"))
+    weights = load_file(FOLDER / f"{name}.safetensors")
+    length, dim = arrays["tokens"].shape[1:]
+    space = Continuous(dim, (int(length**0.5),) * 2)
+    backbone = MaskedBackbone(
+        dim=config["encoder_embed_dim"],
+        encoder_depth=config["encoder_depth"],
+        decoder_depth=config["decoder_depth"],
+        num_heads=config["encoder_num_heads"],
+        num_class_tokens=config["buffer_size"],
+    )
+    head = DiffusionHead(
+        depth=config["diffloss_d"], width=config["diffloss_w"], draws_per_token=config["diffusion_batch_mul"]
+    )
+    parts = BACKBONES["masked"](backbone, space, config["class_num"]), HEADS["diffusion"](head, space, backbone.dim)
+    model = ARGenerator("random", *parts, space, label_dropout=0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        file, ours = Path(folder) / "checkpoint-last.pth", Path(folder) / "ours.safetensors"
+        torch.save({"model": {}, "model_ema": weights, "args": argparse.Namespace(model="mar_large")}, file)
+        manifest = convert("mar", file, ours)
+        model.load_state_dict(load_file(ours), strict=True)
+    order, num_known = torch.from_numpy(arrays["orders"]).flip(1), int((arrays["mask"][0] == 0).sum())
+    order = torch.cat([order[:, :num_known].sort(1).values, order[:, num_known:].sort(1).values], dim=1)
+    return Official(name, config, arrays, list(weights), manifest, model.eval(), order, num_known)
+
+
+def of_std(quantity: str, model: str, found: torch.Tensor, expected: torch.Tensor, limit: float) -> Agreement:
+    assert found.shape == expected.shape
+    return Agreement(quantity, model, ((found - expected).abs().max() / expected.std()).item(), limit, OF_STD)
+
+
+@torch.inference_mode()
+def forward_passes(one: Official) -> Iterator[Agreement]:
+    tokens, labels = one.tensor("tokens"), one.tensor("labels")
+    known, targets = one.order[:, : one.num_known], one.order[:, one.num_known :]
+    assert (gather(one.tensor("mask"), targets) == 1).all()
+    encoded = one.model.backbone.encode(gather(tokens, known), labels, known)
+    yield of_std("encoder output", one.name, encoded, one.tensor("encoder_out"), 1e-4)
+    z = one.model.backbone(gather(tokens, one.order), labels, one.order, one.num_known)
+    yield of_std("condition z", one.name, z, gather(one.tensor("z"), targets), 1e-4)
+    net = one.model.head.net(*(one.tensor(name) for name in ("net_x", "net_t", "net_c")))
+    yield of_std("denoising MLP", one.name, net, one.tensor("net_out"), 1e-4)
+
+
+def training(one: Official) -> Iterator[Agreement]:
+    """The loss and the norm of every parameter's gradient; below 1e-3 a norm may be off by 1e-6 and no more."""
+    (batch, length, dim), draws = one.tensor("tokens").shape, one.config["diffusion_batch_mul"]
+    drawn = {
+        "t": one.tensor("train_t").view(draws, batch, length).permute(1, 2, 0),
+        "eps": one.tensor("train_noise").view(draws, batch, length, dim).permute(1, 2, 0, 3),
+    }
+    one.model.zero_grad()
+    loss = one.model.loss_given(one.tensor("tokens"), one.tensor("labels"), one.order, one.num_known, drawn).mean()
+    expected = one.arrays["loss"].item()
+    yield Agreement("training loss", one.name, abs(loss.item() / expected - 1), 1e-5, RELATIVE)
+    loss.backward()
+    parameters, worst = dict(one.model.named_parameters()), 0.0
+    for name, norm in zip(sorted(one.official_names), one.arrays["grad_norms"]):
+        grad = parameters[our_name(name)].grad
+        off = abs((0.0 if grad is None else grad.norm().item()) - max(norm, 0.0))
+        near_zero = norm < 1e-3
+        worst = max(worst, off / norm if not near_zero else 0.0 if off <= 1e-6 else math.inf)
+    yield Agreement(f"gradient norms, {len(parameters)} parameters", one.name, worst, 1e-3, RELATIVE)
+
+
+class OfficialNoise(NoiseSource):
+    """The arrays' noise: one RandomState an AR step, over the whole batch, each image's tokens ascending."""
+
+    def __init__(self, official_orders: torch.Tensor):
+        super().__init__(0, range(len(official_orders)))
+        self.order, self.known = official_orders.flip(1), 0
+
+    def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        assert purpose == "order"
+        return self.order.argsort(1) / shape[0]
+
+    def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        rows, n, dim = shape
+        batch = len(self.order)
+        drawn = np.random.RandomState(1000 + step).standard_normal((rows, batch * n, dim)).astype(np.float32)
+        ascending = torch.from_numpy(drawn).view(rows, batch, n, dim).permute(1, 2, 0, 3)
+        rank = self.order[:, self.known : self.known + n].argsort(1).argsort(1)
+        self.known += n
+        return gather(ascending, rank).permute(0, 2, 1, 3)
+
+
+def tokens_of(latents: torch.Tensor, patch: int) -> torch.Tensor:
+    """(B, C, H, W) -> (B, L, C patch^2), a token's channels slowest: the official patchify, written anew."""
+    batch, channels, height, width = latents.shape
+    cells = latents.view(batch, channels, height // patch, patch, width // patch, patch)
+    return torch.einsum("nchpwq->nhwcpq", cells).reshape(batch, (height // patch) * (width // patch), -1)
+
+
+def sampled(one: Official, setting: str) -> Agreement:
+    scale, schedule, temperature, steps = re.fullmatch(r"sample_cfg(.+)_(.+)_t(.+)_k(\d+)", setting).groups()
+    sampling = SamplingSpec(
+        num_ar_steps=int(steps),
+        num_diffusion_steps=int(one.config["num_sampling_steps"]),
+        guidance_scale=float(scale),
+        guidance_schedule=schedule,
+        temperature=float(temperature),
+    )
+    found = generate(one.model, one.tensor("labels"), sampling, OfficialNoise(one.tensor("orders")))
+    expected = tokens_of(one.tensor(setting), one.config["patch_size"])
+    what = f"samples: guidance {scale} {schedule}, temperature {temperature}, {steps} AR steps"
+    return of_std(what, one.name, found, expected, 2e-3)
+
+
+# --- tables, tokenizer, sizes ---------------------------------------------------------------------------
+
+
+def diffusion_tables() -> Iterator[Agreement]:
+    arrays, full = np.load(FOLDER / "diffusion.npz"), DiffusionTables.make(1000)
+    names = ("betas", "alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped")
+    off = max(np.abs(getattr(full, name).numpy() - arrays[name]).max() for name in names)
+    yield Agreement("cosine schedule, 1000 steps", "diffusion", float(off), 1e-9, ABSOLUTE)
+    for num_steps in (5, 10, 25, 50, 100, 250):
+        tables = DiffusionTables.make(1000, num_steps)
+        assert tables.timesteps.tolist() == arrays[f"respaced_{num_steps}_timesteps"].tolist()
+        off = max(
+            np.abs(getattr(tables, name).numpy() - arrays[f"respaced_{num_steps}_{name}"]).max()
+            for name in ("betas", "posterior_log_variance_clipped")
+        )
+        yield Agreement(f"respaced to {num_steps} steps", "diffusion", float(off), 1e-9, ABSOLUTE)
+
+
+def filled(name: str, shape: list[int]) -> torch.Tensor:
+    """The weights that the arrays of KL-16 were computed with: a function of the name."""
+    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:
+        draw *= 0.5 if shape[0] == 1 else 1 / math.sqrt(math.prod(shape[1:]))
+    else:
+        draw = (1 if name.endswith("weight") else 0) + 0.1 * draw
+    return torch.from_numpy(draw.astype(np.float32))
+
+
+def kl16_names() -> dict[str, list[int]]:
+    return json.loads((FOLDER / "kl16_vae_state_shapes.json").read_text())
+
+
+def kl16_file(folder: Path) -> tuple[dict, Path]:
+    """A file in the layout of kl16.ckpt through convert: the manifest, and what it is of."""
+    torch.save({"model": {name: filled(name, shape) for name, shape in kl16_names().items()}}, folder / "kl16.ckpt")
+    return convert("kl16", folder / "kl16.ckpt", folder / "kl16.safetensors"), folder / "kl16.safetensors"
+
+
+@torch.inference_mode()
+def kl16(weights: Path) -> Iterator[Agreement]:
+    arrays = {name: torch.from_numpy(array) for name, array in np.load(FOLDER / "kl16_vae.npz").items()}
+    tokenizer = KLAutoencoder16(LDMKLTokenizer(weights=str(weights)), ImageFolderData(image_size=64))
+    found = {k: tokens_to_grid(v / tokenizer.scale, (4, 4)) for k, v in tokenizer.stored(arrays["image"]).items()}
+    mean, log_variance = arrays["moments"].chunk(2, dim=1)
+    latents = arrays["decode_input"]
+    decoded = tokenizer.decode(latents.flatten(2).transpose(1, 2) * tokenizer.scale)
+    pairs = {
+        "latent's mean": (found["mean"], mean),
+        "latent's deviation": (found["std"], (0.5 * log_variance).exp()),
+        "decoded image": (decoded, arrays["decoded"].clamp(-1, 1)),
+        "decoded image, not clipped": (tokenizer.net.decode(latents).sample, arrays["decoded"]),
+    }
+    for what, (ours, theirs) in pairs.items():
+        assert ours.shape == theirs.shape
+        yield Agreement(what, "KL-16", (ours - theirs).abs().max().item(), 1e-4, ABSOLUTE)
+
+
+SIZES = {  # dim, depth of encoder and of decoder, attention heads, head depth, head width, parameters
+    "base": (768, 12, 12, 6, 1024, 207_924_768),
+    "large": (1024, 16, 16, 8, 1280, 478_326_304),
+    "huge": (1280, 20, 16, 12, 1536, 942_403_104),
+}
+HEAD_SIZES = {256: "1.527", 512: "5.412", 1024: "20.26", 1536: "44.55"}  # width: million parameters, as published
+
+
+def published(size: str) -> ARGenerator:
+    """A published model on the meta device: names and shapes without memory."""
+    dim, depth, heads, head_depth, width, _ = SIZES[size]
+    space = Continuous(16, (16, 16))
+    backbone = MaskedBackbone(dim=dim, encoder_depth=depth, decoder_depth=depth, num_heads=heads)
+    head = DiffusionHead(depth=head_depth, width=width)
+    with torch.device("meta"):
+        parts = BACKBONES["masked"](backbone, space, 1000), HEADS["diffusion"](head, space, dim)
+        return ARGenerator("random", *parts, space, label_dropout=0.1)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def denoising_mlp(width: int) -> nn.Module:
+    with torch.device("meta"):
+        return DenoisingMLP(token_dim=16, condition_dim=1024, width=width, depth=3)
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
+def measured() -> Iterator[Agreement]:
+    """All of them."""
+    for name in MODELS:
+        one = official(name)
+        yield from forward_passes(one)
+        yield from training(one)
+        yield from (sampled(one, setting) for setting in SAMPLED)
+    yield from diffusion_tables()
+    with tempfile.TemporaryDirectory() as folder:
+        yield from kl16(kl16_file(Path(folder))[1])
+
+
+def table() -> str:
+    """A line for each quantity, the worst of the models it was compared on; sizes are exact or an error."""
+    groups: dict[tuple, list[Agreement]] = {}
+    for item in measured():
+        quantity = re.sub(r"respaced to \d+ steps", "respaced to 5 ... 250 steps", item.quantity)
+        quantity = re.sub(r", \d+ parameters", ", every parameter", quantity)
+        groups.setdefault((quantity, item.unit, item.limit), []).append(item)
+    lines = ["| quantity | compared on | largest difference | allowed |", "|:--|:--|--:|--:|"]
+    for (quantity, unit, limit), items in groups.items():
+        worst = max(items, key=lambda item: item.found)
+        assert worst.holds, worst
+        models = ", ".join(dict.fromkeys(SHOWN.get(item.model, item.model) for item in items))
+        off = f"{worst.found:.0e}" if worst.found else "0"
+        lines.append(f"| {quantity} | {models} | {off} {unit} | {limit:.0e} |")
+    for size, (*_, expected) in SIZES.items():
+        assert parameters(published(size)) == expected, size
+        lines.append(f"| parameters, names and shapes | MAR-{size[0].upper()} | {expected:,}, one to one | equal |")
+    found = {width: parameters(denoising_mlp(width)) for width in HEAD_SIZES}
+    counts = ", ".join(f"{count:,}" for count in found.values())
+    lines.append(f"| parameters of the head | widths {', '.join(map(str, found))} | {counts} | as published |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- written by python -m tests.parity.agreements -->", "<!-- end of what it wrote -->"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    atomic_write(readme, f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()

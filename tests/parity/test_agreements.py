@@ -1,0 +1,101 @@
+"""Every agreement with the official implementation holds, and README tells them as they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mar_bench.official import our_name
+from tests.parity.agreements import (
+    ABSENT,
+    BEGIN,
+    END,
+    FOLDER,
+    MODELS,
+    ROOT,
+    SAMPLED,
+    SIZES,
+    Official,
+    diffusion_tables,
+    forward_passes,
+    kl16,
+    kl16_file,
+    kl16_names,
+    official,
+    published,
+    sampled,
+    tokens_of,
+    training,
+)
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=ABSENT)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def one(request) -> Official:
+    return official(request.param)
+
+
+def test_every_tensor_is_accounted_for(one):
+    shapes = json.loads((FOLDER / f"{one.name}.json").read_text())
+    assert set(one.manifest["names"]) == set(one.official_names) and one.manifest["left_out"] == {}
+    assert one.manifest["weights"] == "model_ema" and one.manifest["tensors"] == len(one.official_names)
+    assert one.manifest["architecture"]["dim"] == shapes["config"]["encoder_embed_dim"]
+
+
+def test_forward_passes(one):
+    assert [a for a in forward_passes(one) if not a.holds] == []
+
+
+def test_training_loss_and_every_gradient_norm(one):
+    assert [a for a in training(one) if not a.holds] == []
+
+
+@pytest.mark.parametrize("setting", SAMPLED)
+def test_sampled_latents(one, setting):
+    agreement = sampled(one, setting)
+    assert agreement.holds, agreement
+
+
+def test_every_sampled_setting_is_compared(one):
+    assert {name for name in one.arrays if name.startswith("sample_")} == set(SAMPLED)
+
+
+def test_latents_become_tokens(one):
+    assert torch.equal(tokens_of(one.tensor("latents"), one.config["patch_size"]), one.tensor("tokens"))
+
+
+def test_diffusion_tables():
+    assert [a for a in diffusion_tables() if not a.holds] == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_check_points_map_one_to_one(size):
+    shapes = json.loads((FOLDER / f"mar_{size}_state_shapes.json").read_text())
+    ours = {name: list(tensor.shape) for name, tensor in published(size).state_dict().items()}
+    assert len({our_name(name) for name in shapes}) == len(shapes)
+    assert {our_name(name): shape for name, shape in shapes.items()} == ours
+
+
+def test_kl16_through_convert(tmp_path):
+    manifest, weights = kl16_file(tmp_path)
+    assert set(manifest["names"]) == set(kl16_names()) and manifest["left_out"] == {}
+    assert (manifest["tensors"], manifest["parameters"], manifest["weights"]) == (312, 66_456_019, "model")
+    assert len(manifest["squeezed"]) == 4 * (2 + 1 + 1), "the attention of the encoder's last stage and both middles"
+    assert [a for a in kl16(weights) if not a.holds] == []
+
+
+def test_readme_names_every_agreement():
+    """Its last digits are those of the machine that wrote it; what was compared and what is allowed are not."""
+    text = (ROOT / "README.md").read_text()
+    lines = text.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    allowed = {quantity: limit for quantity, _, _, limit in cells}
+    assert allowed["condition z"] == allowed["encoder output"] == "1e-04" and allowed["training loss"] == "1e-05"
+    assert allowed["gradient norms, every parameter"] == "1e-03" and allowed["latent's mean"] == "1e-04"
+    assert sum(quantity.startswith("samples: ") for quantity in allowed) == len(SAMPLED)
+    for _, _, difference, limit in cells:
+        if limit[0].isdigit():
+            assert float(difference.split()[0]) <= float(limit)
