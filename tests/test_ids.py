@@ -23,7 +23,7 @@ from mar_bench.ids import (
     stage_ids,
     with_seeds,
 )
-from mar_bench.spec import RunSpec, TrainSpec, unhashed
+from mar_bench.spec import RunSpec, TrainSpec, measures_scale, unhashed
 from tests.golden.regenerate_ids import FILE, SCALES, table1_ids
 
 every_scale = pytest.mark.parametrize("scale", SCALES)
