@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from mar_bench.build import build_generator, build_tokenizer
 from mar_bench.data import load_data, to_uint8
+from mar_bench.diffusion import DiffusionTables
 from mar_bench.evaluate import evaluate_generation, reference_statistics
 from mar_bench.ids import generation_run
 from mar_bench.jobs import Places
@@ -32,13 +34,17 @@ from mar_bench.spec import (
     ClassifierExtractor,
     Continuous,
     DigitsData,
+    ImageFolderData,
     KLTokenizer,
+    LDMKLTokenizer,
     MetricsSpec,
     RunSpec,
     SamplingSpec,
     TrainSpec,
     VQTokenizer,
 )
+from mar_bench.tokenizers.published import KLAutoencoder16, net_of
+from tests.parity.agreements import filled
 from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, sampling_of, scrambled, shrunk, tokens_in
 
 FILE = Path(__file__).with_name("losses.json")
@@ -105,7 +111,13 @@ def quantities(backbone: str, head: str) -> dict[str, list[float]]:
             shown = gather(tokens, order)[:, :known]
             out["encoder"] = a_few(model.backbone.encode(shown, LABELS, order[:, :known]))
         out["z"] = a_few(model.backbone(gather(tokens, order), LABELS, order, known))
-        out["loss"] = a_few(model.loss_given(tokens, LABELS, order, known, drawn))
+        if head == "diffusion":
+            t = torch.arange(BATCH) * 6
+            out["denoising MLP"] = a_few(model.head.net(normal(BATCH, 3), t, normal(BATCH, model.backbone.dim, seed=1)))
+    loss = model.loss_given(tokens, LABELS, order, known, drawn)
+    out["loss"] = a_few(loss)
+    gradients = torch.autograd.grad(loss.mean(), list(model.parameters()), allow_unused=True)
+    out["gradient norms"] = [0.0 if g is None else g.norm().item() for g in gradients]
     sampling = sampling_of(head, guidance_scale=3.0, temperature=0.9, num_ar_steps=6 if masked else None)
     samples = generate(model, labels, sampling, noise)
     out["samples"] = a_few(samples) if samples.is_floating_point() else samples[:3].flatten().tolist()
@@ -135,8 +147,32 @@ def measures() -> dict[str, float]:
     return {**metrics, **{f"{n}.{i}": v for n in ("shift", "scale") for i, v in enumerate(trained[n].tolist())}}
 
 
+def tables() -> dict[str, list[float]]:
+    """Of the noise schedule in full and respaced, in float64."""
+    out = {}
+    for num_steps in (None, 5, 10, 25, 50, 100, 250):
+        made = DiffusionTables.make(1000, num_steps)
+        for name in ("timesteps", "betas", "posterior_variance", "posterior_log_variance_clipped"):
+            out[f"{num_steps or 1000} steps, {name}"] = a_few(getattr(made, name))
+    return out
+
+
+def kl16() -> dict[str, list[float]]:
+    """KL-16 with weights that are a function of their names in diffusers."""
+    spec = LDMKLTokenizer()
+    with torch.device("meta"):
+        shapes = {name: list(tensor.shape) for name, tensor in net_of(spec).state_dict().items()}
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        file = Path(name) / "weights.safetensors"
+        save_file({name: filled(name, shape) for name, shape in shapes.items()}, file)
+        tokenizer = KLAutoencoder16(replace(spec, weights=str(file)), ImageFolderData(image_size=32))
+        stored = tokenizer.stored(normal(1, 3, 32, 32).clamp(-1, 1))
+        return {**{k: a_few(v) for k, v in stored.items()}, "decoded": a_few(tokenizer.decode(normal(1, 4, 16)))}
+
+
 def golden() -> dict:
-    return {"losses": losses(), "measures": measures(), **{f"{b}/{h}": quantities(b, h) for b, h in PARTS}}
+    fixed = {"losses": losses(), "measures": measures(), "tables": tables(), "kl16": kl16()}
+    return {**fixed, **{f"{b}/{h}": quantities(b, h) for b, h in PARTS}}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.golden.regenerate import FILE, PARTS, losses, measures, quantities
+from tests.golden.regenerate import FILE, PARTS, kl16, losses, measures, quantities, tables
 
 GOLDEN = json.loads(FILE.read_text())
 
@@ -32,6 +32,21 @@ def test_losses_repeat_bit_for_bit(found):
 
 def test_metrics_and_scales_are_what_they_were():
     assert measures() == pytest.approx(GOLDEN["measures"], rel=1e-4)
+
+
+def test_the_noise_schedules_are_what_they_were():
+    found = tables()
+    assert set(found) == set(GOLDEN["tables"])
+    for name, values in GOLDEN["tables"].items():
+        assert found[name] == pytest.approx(values, rel=1e-12, abs=1e-12), name
+
+
+def test_kl16_encodes_and_decodes_as_it_did():
+    pytest.importorskip("diffusers", reason="the paper's tokenizers are an extra")
+    found = kl16()
+    assert set(found) == set(GOLDEN["kl16"])
+    for name, values in GOLDEN["kl16"].items():
+        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize(("backbone", "head"), PARTS)
