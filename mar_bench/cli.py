@@ -316,7 +316,7 @@ def fetch(
     if name is not None:
         print(fetch(name, folder))
         return
-    print(console_table(["name", "what", "MB", "address", "here"], listing(folder)))
+    print(console_table(["name", "what", "MiB", "address", "here"], listing(folder)))
     print(f"folder: {folder}; the addresses are unverified; `mar-bench fetch NAME` gets a file or says how to")
 
 
@@ -362,7 +362,7 @@ def rehearse(
     """Try every training of an experiment at its true size.
 
     A few real steps each, one after another, on the CPU: check-point, resume, one guided sample, memory and
-    FLOPs, and the GPU hours of the whole. Before a cluster is burnt."""
+    FLOPs, and the GPU hours of the whole, before any is spent."""
     import fnmatch
     from dataclasses import asdict
 
@@ -402,17 +402,18 @@ def rehearse(
         found.append(asdict(item))
     if not found:
         raise UserError(f"{experiment.file}: nothing is trained in these rows")
-    origin = provenance("cpu", threads, sum(item["seconds"] for item in found))
-    how = (
-        f"Images: {'pictures of a folder' if images else 'the photographs of scikit-learn'}; tokenizers have random "
-        f"weights where none were given. {origin['device']}, {threads} threads, torch {origin['versions']['torch']}."
-    )
-    text = markdown(f"{experiment.id}: rehearsal at {scale} scale", found, rows, gpu, how)
+    content = {
+        "gpu": gpu,
+        "images": "pictures of a folder" if images else "the photographs of scikit-learn",
+        "provenance": provenance("cpu", threads, sum(item["seconds"] for item in found)),
+        "found": found,
+    }
+    text = markdown(f"{experiment.id}: rehearsal at {scale} scale", content, rows)
     print(text, end="")
     if save:
         target = Path(reports) / scale / f"{experiment.id}-rehearsal"
         atomic_write(target.with_suffix(".md"), text)
-        atomic_write(target.with_suffix(".json"), json.dumps({"provenance": origin, "found": found}, indent=1) + "\n")
+        atomic_write(target.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
         print(f"wrote {target}.md and .json", file=sys.stderr)
     if any(item["error"] or item["resumed_equal"] is False for item in found):
         raise typer.Exit(1)

@@ -55,6 +55,14 @@ class World:
         dist.all_reduce(total)
         return bool(total)
 
+    def mean(self, value: float) -> float:
+        """Of every process's value."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.item() / self.size
+
     def wait(self) -> None:
         self.agreed(None)
 

@@ -58,7 +58,7 @@ def public_files() -> dict[str, PublicFile]:
 
 
 def listing(folder: Path) -> list[list[str]]:
-    """A line for each public file: name, what, MB, whether there is an address, whether it is in ``folder``."""
+    """A line for each public file: name, what, MiB, whether there is an address, whether it is in ``folder``."""
     lines = []
     for entry in public_files().values():
         size = f"{entry.mib:,.0f}" if entry.mib else ""

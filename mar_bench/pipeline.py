@@ -202,7 +202,6 @@ def take_published(spec: RunSpec, folder: Path) -> None:
     with torch.device("meta"):
         model = build_generator(spec)
     try:
-        # their own memory, not the file's: what is written next may be the file itself
         model.load_state_dict(load_file(weights), strict=True, assign=True)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -131,7 +131,7 @@ def fit(
         scaler.update()
         if step % LOG_EVERY == 0 or step == steps - 1:
             seconds = round(time.perf_counter() - began, 2)
-            numbers = {"loss": loss.item(), "lr": lr_at(step), "grad_norm": norm.item()}
+            numbers = {"loss": world.mean(loss.item()), "lr": lr_at(step), "grad_norm": norm.item()}
             finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
             lines.append(json.dumps({"step": step, **finite, "skipped": skipped, "seconds": seconds}))
         if (step + 1) % checkpoint_every == 0 and step + 1 < steps:

@@ -131,6 +131,10 @@ def test_a_run_of_two_processes_measures_what_one_does(tmp_path):
     one, both = record_of(alone), record_of(two)
     assert both["ids"] == one["ids"] and both["training"]["processes"] == 2
     assert both["training"]["loss_train"] == pytest.approx(one["training"]["loss_train"], rel=1e-3)
+    logs = [next((f / "runs" / "train").glob("*/metrics.jsonl")).read_text().splitlines() for f in (alone, two)]
+    for line, other in zip(*logs, strict=True):
+        for name, near in (("loss", 1e-5 if '"step": 0' in line else 1e-3), ("grad_norm", 1e-2)):
+            assert json.loads(other)[name] == pytest.approx(json.loads(line)[name], rel=near)
     files = [
         sorted(p.name for p in (f / "runs" / "sample" / one["ids"]["sample_id"]).glob("tokens-*")) for f in (alone, two)
     ]

@@ -21,7 +21,8 @@ from mar_bench import rehearse
 from mar_bench.config import load_experiment
 from mar_bench.errors import UserError
 from mar_bench.rehearse import Rehearsal, check_room, count, digest, pictures, trainings
-from mar_bench.report.rehearsal import GPUS, TRAINING_SHARE, gpu_hours, markdown, title_of
+from mar_bench.report.rehearsal import GPUS, TRAINING_SHARE, gpu_hours, title_of
+from mar_bench.report.rehearsal import markdown as rendered
 
 ROOT = Path(__file__).parents[1]
 PAPER = load_experiment("table1", "paper").rows
@@ -117,11 +118,25 @@ def test_the_shares_are_what_the_authors_times_come_to():
 
 def test_the_report_says_what_failed_and_what_was_not_tried():
     assert title_of(["a/b/c", "a/b/d", "e/f"]) == "a/b, e"
-    counted = markdown("t", [item_of()], PAPER, "H100", "here")
+    origin = {"device": "here", "threads": 2, "versions": {"torch": "2"}}
+
+    def markdown(*found: dict) -> str:
+        return rendered("t", {"found": list(found), "gpu": "H100", "images": "some", "provenance": origin}, PAPER)
+
+    counted = markdown(item_of())
     assert "What was tried" not in counted and "4,000" in counted
     went = {"steps": 3, "images_a_step": 2, "losses": [1.0, 2.0, 3.0], "resumed_equal": False}
-    text = markdown("t", [item_of(**went), item_of(error="boom\ntraceback")], PAPER, "H100", "here")
+    text = markdown(item_of(**went), item_of(error="boom\ntraceback"))
     assert "FAILED: other bits" in text and "FAILED: boom" in text and "traceback" not in text
+
+
+def test_the_committed_rehearsal_is_of_all_trainings_at_mar_l_and_went_well():
+    stored = ROOT / "reports" / "paper" / "table1-rehearsal"
+    content = json.loads(stored.with_suffix(".json").read_text())
+    found = content["found"]
+    assert {item["train_id"] for item in found} == set(trainings(PAPER))
+    assert all(item["resumed_equal"] and item["steps"] == 3 and item["parameters"]["total"] > 4e8 for item in found)
+    assert stored.with_suffix(".md").read_text() == rendered("table1: rehearsal at paper scale", content, PAPER)
 
 
 # --- what it works with ---------------------------------------------------------------------------------

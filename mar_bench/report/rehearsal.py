@@ -71,8 +71,11 @@ def _trials(found: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def markdown(title: str, found: list[dict], specs: dict[str, Any], gpu: str, provenance: str) -> str:
-    """Costs of all, and how each training went where it was tried."""
+def markdown(title: str, content: dict[str, Any], specs: dict[str, Any]) -> str:
+    """Costs of all, and how each training went where it was tried.
+
+    ``content``: what is stored, found (a Rehearsal each, as a dict), gpu, images and provenance."""
+    found, gpu, origin = content["found"], content["gpu"], content["provenance"]
     hours = gpu_hours(found, specs, gpu).sum()
     parts = [
         f"# {title}",
@@ -97,7 +100,11 @@ def markdown(title: str, found: list[dict], specs: dict[str, Any], gpu: str, pro
             "bit. Then one guided image was drawn (4 AR steps of 4 denoising steps; with a kv-cache the first 8 "
             "tokens) and decoded.",
         ]
-    return "\n\n".join([*parts, provenance]) + "\n"
+    parts.append(
+        f"Images: {content['images']}; tokenizers have random weights where none were given. {origin['device']}, "
+        f"{origin['threads']} threads, torch {origin['versions']['torch']}."
+    )
+    return "\n\n".join(parts) + "\n"
 
 
 def _table(frame: pd.DataFrame) -> str:
