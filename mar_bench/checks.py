@@ -10,7 +10,7 @@ from typing import Any
 
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, join, parse
-from mar_bench.spec import Continuous, RunSpec, latent_space, num_tokens
+from mar_bench.spec import Continuous, RunSpec, TrainSpec, keeps_floats, latent_space, num_tokens
 
 Rules = Iterator[tuple[bool, str]]  # what must hold, and what to say where it does not
 
@@ -38,7 +38,10 @@ def finish(spec: RunSpec) -> RunSpec:
             clamp_x0=sampling.clamp_x0 if model.head.denoises else None,
             guidance_schedule="linear" if sampling.guidance_scale == 1 else sampling.guidance_schedule,
         ),
+        latents=spec.latents if keeps_floats(spec.tokenizer) else replace(spec.latents, dtype="fp32"),
     )
+    if spec.train.published is not None:  # nothing else of the training means anything
+        spec = replace(spec, train=TrainSpec(published=spec.train.published, weights=spec.train.weights))
     check(spec)
     return spec
 
@@ -97,7 +100,9 @@ def _data(spec: RunSpec) -> Rules:
     yield data.num_classes == 10, f"data.num_classes {data.num_classes} must be 10: {data.kind} has ten digits"
     left = images - data.heldout
     yield left >= 2, f"data.heldout {data.heldout} leaves nothing to train on: {data.kind} has {images} images"
-    parts = {"train": spec.train, "tokenizer": spec.tokenizer, "metrics.extractor": spec.metrics.extractor}
+    parts = {"tokenizer": spec.tokenizer, "metrics.extractor": spec.metrics.extractor}
+    if spec.train.published is None:
+        parts["train"] = spec.train
     for path, part in parts.items():
         size = getattr(part, "batch_size", 0)
         yield size <= left, f"{path}.batch_size {size} is more than the {left} training images of {data.kind}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -175,6 +177,9 @@ def run(
     publish(planned, places)
     todo = jobs_for(planned, places)
     if world:
+        for job in todo:
+            if job.kind == "train" and job.run.spec.train.published is None:
+                world.share(range(job.run.spec.train.batch_size))  # raises before any work
         todo = world.agreed(todo)
     if not todo:
         print(f"nothing to do: all {wanted} runs are done; records are in {places.records}")
@@ -208,9 +213,9 @@ def run(
         titles = {job.id: job.title for job in todo}
         for job_id, error in outcome.failed.items():
             print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
-        print("their records hold the tracebacks; run the same command to try again", file=sys.stderr)
+        print("their records say more; run the same command to try again", file=sys.stderr)
         raise typer.Exit(1)
-    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *overrides]
+    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
     if world is None or world.first:
         print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} {' '.join(words)}")
 
@@ -372,6 +377,7 @@ def rehearse(
     from mar_bench.records import atomic_write
     from mar_bench.report.rehearsal import GPUS, markdown, title_of
 
+    gpu = gpu.upper().replace(" ", "")
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu}: {did_you_mean(gpu, GPUS)}")
     if images is not None and not Path(images).is_dir():
@@ -385,13 +391,15 @@ def rehearse(
         writable(places)
     from mar_bench import rehearse as rehearsal
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop as Ctrl-C does
+    folder = Path(images) if images else None
+    rehearsal.picture_files(folder)
     threads, found = _cores(), []
     for item in rehearsal.count(rows):
         title = title_of(item.rows)
         if not count_only:
             print(f"{title}: {item.parameters['total'] / 1e6:.0f}M parameters", file=sys.stderr, flush=True)
             spec = rows[item.rows[0]]
-            folder = Path(images) if images else None
             item = rehearsal.rehearse(item, spec, folder, places.runs, batch, threads)
             went = (
                 f"FAILED: {item.error}"

@@ -298,7 +298,7 @@ def _blame(path: str, value: Any, files: list[Path], overrides: tuple[str, ...] 
         key, _, text = override.partition("=")
         if f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}."):
             return "command line"
-        if key.startswith("parts.") and (key.split(".")[-1] in names or text == str(value)):
+        if key.startswith("parts.") and (key.split(".")[-1] in names or str(value) in text):
             return "command line"
     best, where = (), str(files[-2] if len(files) > 1 else files[0])
     for layer, file in enumerate(files):

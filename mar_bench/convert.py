@@ -176,7 +176,8 @@ def _load(file: Path, kind: str, key: str) -> Any:
     except Exception as error:  # whatever damaged bytes lead to: a file is never the program's fault
         if classes := _foreign_classes(file, error):
             raise UserError(_refusal(file, classes, key)) from None
-        raise UserError(f"{file}: damaged, or no check-point ({_one_line(error)}): get it again") from None
+        reason = str(error).rpartition("WeightsUnpickler error:")[2]  # what stands before it is unsafe advice
+        raise UserError(f"{file}: damaged, or no check-point ({_one_line(reason)}): get it again") from None
 
 
 def _check_archive(file: Path, kind: str) -> None:
@@ -204,9 +205,11 @@ def _foreign_classes(file: Path, error: Exception) -> list[str]:
 
 
 def _refusal(file: Path, classes: list[str], key: str) -> str:
+    other = {"model": "state_dict", "state_dict": "model"}.get(key)  # as in _state_of
+    inside = f"d.get('{key}', d.get('{other}', d))" if other else f"d.get('{key}', d)"
     code = (
         "import sys, torch; d = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-        f"torch.save({{'{key}': getattr(d, 'state_dict', lambda: d.get('{key}', d))()}}, sys.argv[2])"
+        f"torch.save({{'{key}': getattr(d, 'state_dict', lambda: {inside})()}}, sys.argv[2])"
     )
     kept = file.with_name(f"{file.stem}-tensors{file.suffix}")
     command = f'python -c "{code}" {shlex.quote(str(file))} {shlex.quote(str(kept))}'
@@ -360,5 +363,5 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown) + (", ..." if len(names) > SHOWN else "")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

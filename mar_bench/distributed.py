@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,6 +98,9 @@ def join(world: World) -> None:
         torch.cuda.set_device(world.local_rank)
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _meeting_point(os.environ)
+    if world.first:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
+        print(f"waiting at {place} for all {world.size} processes", file=sys.stderr, flush=True)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)

@@ -144,6 +144,8 @@ def evaluate_reconstruction(
 ) -> tuple[dict[str, float], dict]:
     """Metrics of the tokenizer alone on the held-out images, and of those images themselves ("real")."""
     signal_to_noise: list[torch.Tensor] = []
+    if (splits := run.spec.metrics.is_splits) > len(data.heldout):
+        raise UserError(f"metrics.is_splits {splits} is more than the {len(data.heldout)} held-out images; lower it")
 
     def reconstructed() -> Iterator[torch.Tensor]:
         for indices in batches(len(data.heldout)):

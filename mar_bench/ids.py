@@ -85,6 +85,8 @@ def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict |
 
 
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
+    """The same cell on other seeds; published weights have been trained once, on a seed of their own."""
+    train_seed = train_seed if spec.train.published is None else spec.train.seed
     return replace(
         spec, train=replace(spec.train, seed=train_seed), sampling=replace(spec.sampling, seed=sampling_seed)
     )

@@ -20,6 +20,7 @@ from mar_bench.records import PREVIEW, Record, atomic_write, read_record, write_
 from mar_bench.spec import ExtractorSpec, RunSpec, TokenizerSpec, num_tokens
 
 MARKER = "stage.json"
+CHECKPOINTS = ("checkpoint*.pt", ".damaged-checkpoint*.pt")
 RECORDED = ("generation", "reconstruction", "speed")
 
 
@@ -78,10 +79,13 @@ def is_sound(folder: Path) -> bool:
 
 
 def mark_done(folder: Path, seconds: float) -> None:
-    """Written last, so that its presence means that the stage is complete."""
+    """Written last, so that its presence means that the stage is complete; then check-points are of no more use."""
+    on_the_way = {path for pattern in CHECKPOINTS for path in folder.glob(pattern)}
     names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith("."))
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in names}
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in names if p not in on_the_way}
     atomic_write(folder / MARKER, json.dumps({"files": files, "seconds": round(seconds, 2)}, indent=1) + "\n")
+    for path in on_the_way:
+        path.unlink()
 
 
 def jobs_for(runs: list[Run], places: Places) -> list[Job]:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from mar_bench.data import (
     BATCH,
+    IMAGE_ENDINGS,
     ArrayImages,
     DataSet,
     FolderImages,
@@ -264,6 +265,7 @@ def _imported(spec: RunSpec, tokenizer: Tokenizer) -> Source:
         files = sorted(f.removesuffix(".npz") for f in visible(root / name) if f.endswith(".npz"))
         if not files:
             raise UserError(f"{root / name}: no .npz file in it")
+        _check_complete(spec, name, files)
         names += [f"{name}/{file}" for file in files]
         labels += [label] * len(files)
     scale = getattr(tokenizer, "inner", tokenizer).scale.cpu()
@@ -277,6 +279,18 @@ def _imported(spec: RunSpec, tokenizer: Tokenizer) -> Source:
         return {name: values.unflatten(0, (-1, len(keys))).transpose(0, 1) for name, values in tokens.items()}
 
     return Source(torch.tensor(labels), stored, classes=classes, files=names)
+
+
+def _check_complete(spec: RunSpec, name: str, files: list[str]) -> None:
+    """Where the images are at hand: raises UserError for one that the official cache lacks, unless it may be bad."""
+    if spec.data.root is None or spec.data.skip_bad or not (folder := Path(spec.data.root) / "train" / name).is_dir():
+        return
+    images = {file for file in visible(folder) if Path(file).suffix.lower() in IMAGE_ENDINGS}
+    if missing := sorted(images - set(files)):
+        raise UserError(
+            f"{Path(spec.tokenizer.official_cache) / name}: {len(missing)} images of {folder} are not in it, the first "
+            f"is {missing[0]}; finish the cache, or leave such images out with data.skip_bad=true"
+        )
 
 
 def _moments(path: Path, keys: list[str], shape: tuple[int, ...]) -> np.ndarray:

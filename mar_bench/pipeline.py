@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mar_bench import locks
 from mar_bench.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
@@ -39,7 +39,7 @@ from mar_bench.schedules import learning_rate
 from mar_bench.spec import RunSpec, measures_scale, num_tokens
 from mar_bench.timing import measure_speed
 from mar_bench.tokenizers.base import Tokenizer
-from mar_bench.train import Progress, fit, train_generator
+from mar_bench.train import Progress, fit, save_tensors, train_generator
 
 SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
 REFERENCE, SUMMARY, FITTED = "reference.npz", "summary.json", "tokenizer.safetensors"
@@ -96,7 +96,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
     if spec.trained:
         _train_tokenizer(tokenizer, run, data, folder, progress)
     tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
-    save_file(tokenizer.fitted_state(), folder / FITTED)
+    save_tensors(tokenizer.fitted_state(), folder / FITTED)
 
 
 def _train_tokenizer(tokenizer: Tokenizer, run: Run, data: DataSet, folder: Path, progress: Progress) -> None:
@@ -133,7 +133,7 @@ def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device,
         yield torch.nn.functional.cross_entropy(classifier(images.to(device))[1], labels.to(device))
 
     _fit_part(classifier, losses_at, spec, run.spec, folder, progress)
-    save_file(classifier.state_dict(), folder / "extractor.safetensors")
+    save_tensors(classifier.state_dict(), folder / "extractor.safetensors")
 
 
 def _image_batches(run_spec: RunSpec, data: DataSet, seed: int, batch_size: int):
@@ -199,6 +199,13 @@ def train(run: Run, places: Places, folder: Path, progress: Progress, world: Wor
 def take_published(spec: RunSpec, folder: Path) -> None:
     """A converted check-point as the training's result. Raises UserError where it does not fit the spec."""
     weights = Path(spec.train.weights)
+    if (manifest := weights.with_suffix(".json")).is_file():
+        heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
+        if heads not in (None, spec.model.backbone.num_heads):  # which no shape tells
+            raise UserError(
+                f"{manifest}: these weights have {heads} attention heads, and model.backbone.num_heads is "
+                f"{spec.model.backbone.num_heads}"
+            )
     with torch.device("meta"):
         model = build_generator(spec)
     try:
@@ -206,7 +213,7 @@ def take_published(spec: RunSpec, folder: Path) -> None:
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{weights}: not the weights of '{spec.train.published}' as specified: {reason}") from None
-    save_file(model.state_dict(), folder / "ema.safetensors")
+    save_tensors(model.state_dict(), folder / "ema.safetensors")
     summary = {"published": spec.train.published, "sha256": sha256_of(weights), "parameters": count_parameters(model)}
     atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 

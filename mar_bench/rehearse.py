@@ -10,11 +10,13 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import platform
 import resource
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -36,7 +38,7 @@ from mar_bench.ids import generation_run
 from mar_bench.latents import build_latents, load_latents
 from mar_bench.noise import NoiseSource, seeded
 from mar_bench.sampler import generate
-from mar_bench.spec import RunSpec
+from mar_bench.spec import RunSpec, measures_scale, num_tokens
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.tokenizers.published import net_of
 from mar_bench.train import checkpoints, fit_generator, generator_and_average
@@ -52,11 +54,11 @@ SPARE = 2 * 10**9  # bytes for libraries, the tokenizer and activations of a few
 class Rehearsal:
     """What was found out about one training; ``rows`` share it. Memory in bytes, times in seconds."""
 
-    train_id: str
     rows: list[str]
     parameters: dict[str, int]
     tokenizer_parameters: int
-    flops: dict[str, float]  # of a training step and of a sampled image of each row, with "decode" beside them
+    flops: dict[str, float]  # of a training "step", and to "decode" an image
+    image_flops: dict[str, float]  # to sample an image, by row
     steps: int = 0
     images_a_step: int = 0
     seconds_a_step: float = 0.0
@@ -86,14 +88,15 @@ def count(rows: dict[str, RunSpec]) -> Iterator[Rehearsal]:
         with torch.device("meta"):
             tokenizer = build_tokenizer(spec)
         flops = {"step": training_flops(spec) * spec.train.batch_size, "decode": decoding_flops(tokenizer)}
+        images: dict[str, float] = {}
         for row in members:
             s = rows[row].sampling
             key = f"{train_id} {s.num_ar_steps} {s.num_diffusion_steps} {s.guidance_scale != 1} {s.order}"
             if key not in sampled:
                 sampled[key] = sampling_flops(rows[row])
-            flops[row] = sampled[key]
+            images[row] = sampled[key]
         sizes = count_parameters(on_meta(spec)), sum(p.numel() for p in tokenizer.parameters())
-        yield Rehearsal(train_id, members, *sizes, flops)
+        yield Rehearsal(members, *sizes, flops, images)
 
 
 # --- the scheduler's side -------------------------------------------------------------------------------
@@ -108,7 +111,8 @@ def rehearse(
     check_room(found, scratch)
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="rehearsal-") as folder:
+    _sweep(scratch)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{_mine()}{os.getpid()}-") as folder:
         work = (theirs, spec, images, Path(folder), batch, threads)
         process = context.Process(target=_in_process, args=work, daemon=True)
         with _environment(MALLOC_MMAP_THRESHOLD_="1000000"):  # so that freed tensors leave the process at once
@@ -125,6 +129,23 @@ def rehearse(
             process.terminate() if sys.exc_info()[0] else None
             process.join()
     return replace(found, **answer)
+
+
+def _mine() -> str:
+    """How the folders of this machine's rehearsals begin; the number of the process follows."""
+    return f"rehearsal-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what rehearsals of this machine left behind that were killed."""
+    for folder in scratch.glob(f"{_mine()}*"):
+        process = folder.name.removeprefix(_mine()).partition("-")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 @contextmanager
@@ -154,7 +175,7 @@ def check_room(found: Rehearsal, scratch: Path) -> None:
 
 
 def _free_memory() -> int:
-    """Bytes that a new process can have, of the machine's or of its share of it."""
+    """Bytes that a new process can have of the machine's; a limit on this process alone is not seen."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
@@ -167,6 +188,8 @@ def _free_memory() -> int:
 
 def _in_process(pipe: Connection, *work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     begin = time.perf_counter()
     try:
         answer = _rehearse(*work)
@@ -178,6 +201,13 @@ def _in_process(pipe: Connection, *work) -> None:
     answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     answer["seconds"] = time.perf_counter() - begin
     pipe.send(answer)
+
+
+def _end_with(parent: int) -> None:
+    """Not to go on for minutes with gigabytes of memory when nobody is there any more to hear of it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _rehearse(spec: RunSpec, images: Path | None, folder: Path, batch: int, threads: int) -> dict:
@@ -242,8 +272,10 @@ def small_run(spec: RunSpec, batch: int) -> RunSpec:
     causal = spec.model.backbone.attention == "causal"
     sampling = replace(
         spec.sampling,
-        num_ar_steps=spec.sampling.num_ar_steps if causal else AR_STEPS,
-        num_diffusion_steps=DENOISING_STEPS if spec.model.head.denoises else None,
+        num_ar_steps=spec.sampling.num_ar_steps if causal else min(AR_STEPS, num_tokens(spec.space)),
+        num_diffusion_steps=min(DENOISING_STEPS, spec.model.head.num_train_timesteps)
+        if spec.model.head.denoises
+        else None,
         guidance_scale=3.0,
         clamp_x0=4.0 if spec.model.head.denoises else None,  # a head of three steps knows nothing yet
     )
@@ -257,15 +289,14 @@ def _tokenizer(spec: RunSpec, folder: Path) -> Tokenizer:
         weights = folder / "tokenizer.safetensors"
         with seeded(0, "rehearsal"):
             save_file(net_of(part).state_dict(), weights)
-        scale = {"scale": 1.0} if part.scale is None else {}
-        part = replace(part, weights=str(weights), **scale)
+        part = replace(part, weights=str(weights))
+    if measures_scale(part):
+        part = replace(part, scale=1.0)  # measured on all of the data, which is not here
     return build_tokenizer(replace(spec, tokenizer=part)).eval().requires_grad_(False)
 
 
-def pictures(folder: Path | None, count: int, size: int, channels: int) -> np.ndarray:
-    """Real images uint8 (count, channels, size, size): of a folder, or scikit-learn's photographs mirrored in turn.
-
-    Raises UserError where there is none."""
+def picture_files(folder: Path | None) -> list[Path]:
+    """Image files below a folder, or scikit-learn's two. Raises UserError where there is none."""
     if folder is None:
         import sklearn.datasets
 
@@ -273,11 +304,19 @@ def pictures(folder: Path | None, count: int, size: int, channels: int) -> np.nd
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
     if not found:
         raise UserError(f"{folder}: no image in it ({', '.join(sorted(IMAGE_ENDINGS))})")
+    return found
+
+
+def pictures(folder: Path | None, count: int, size: int, channels: int) -> np.ndarray:
+    """Real images uint8 (count, channels, size, size): of a folder, or scikit-learn's photographs mirrored in turn.
+
+    Raises UserError where there is none."""
+    found = picture_files(folder)
     step = max(1, len(found) // count)  # spread over the classes
     try:
         images = [read_image(path, size, channels) for path in found[::step][:count]]
     except ValueError as error:
-        raise UserError(f"{folder}: an image cannot be read ({error})") from None
+        raise UserError(f"an image cannot be read ({error})") from None
     more = [images[i % len(images)][..., :: -1 if (i // len(images)) % 2 else 1] for i in range(count)]
     return np.stack(more)
 

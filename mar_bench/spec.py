@@ -226,6 +226,11 @@ def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
     return Continuous(space.dim * group**2, (space.grid[0] // group, space.grid[1] // group))
 
 
+def keeps_floats(tokenizer: TokenizerSpec) -> bool:
+    """Whether what is kept of an image is neither codes nor bytes."""
+    return _continuous(tokenizer) and tokenizer.kind != "pixel"
+
+
 def measures_scale(tokenizer: TokenizerSpec) -> bool:
     """Whether published weights get their scale from the user's training images."""
     return not tokenizer.trained and getattr(tokenizer, "scale", 1.0) is None and _continuous(tokenizer)
@@ -363,7 +368,7 @@ class TrainSpec:
     seed: int = 0
     published: str | None = None  # the name of weights that are taken as they are, instead of training
     weights: str | None = unhashed(None)  # their file, as mar-bench convert writes it
-    max_skipped_steps: int = unhashed(20)  # in a row, for gradients that are not finite, before the run fails
+    max_skipped_steps: int = unhashed(20)  # in a row, for gradients that are not finite; with one more the run fails
 
 
 @dataclass(frozen=True)
@@ -434,7 +439,8 @@ class ComputeSpec:
     device: str = unhashed("auto")  # auto: cuda where there is one, else cpu
     threads: int = unhashed(1)  # a process
     checkpoint_every: int = unhashed(5000)  # training steps
-    micro_batch: int | None = unhashed(None)  # images of a forward pass; more are accumulated. None: all at once
+    # images of a forward pass; more are accumulated. None: all at once. With dropout another draw of what is dropped
+    micro_batch: int | None = unhashed(None)
     gradient_checkpointing: bool = unhashed(False)  # compute blocks twice instead of keeping their activations
     compile: bool = unhashed(False)  # torch.compile of the blocks in training
 

@@ -40,6 +40,9 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
                 outcome.stopped = True
                 break
             except Exception as error:
+                if interrupts.count:  # another process has stopped and left this one alone
+                    outcome.stopped = True
+                    break
                 short = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 detail = short if isinstance(error, UserError) else f"{short}\n{traceback.format_exc()}"
                 give_up(job, jobs, detail, time.monotonic() - begin, places)

@@ -61,7 +61,8 @@ def fit(
 
     ``losses_at(step)`` yields scalars that depend on the step and the weights alone; the step's loss is their sum,
     and each is differentiated before the next is asked for. Writes metrics.jsonl and check-points into ``folder``
-    and goes on from the newest sound one that it finds there. ``about`` is kept in them: its "id" says whose they are.
+    and goes on from the newest sound one that it finds there; the last is of the end. ``about`` is kept in them: its
+    "id" says whose they are.
 
     Raises UserError after more than ``max_skipped`` skipped steps in a row; on any exception of ``progress`` saves
     first. Of several processes all call it, and the first one writes."""
@@ -136,11 +137,9 @@ def fit(
             lines.append(json.dumps({"step": step, **finite, "skipped": skipped, "seconds": seconds}))
         if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             save(step + 1)
+    if start < steps:
+        save(steps)  # it stays until what follows from it is safe (jobs.mark_done)
     module.eval()
-    if world.first:
-        atomic_write(log, "".join(f"{line}\n" for line in lines))
-        for path in checkpoints(folder):
-            path.unlink()
     return skipped
 
 
@@ -159,7 +158,7 @@ def _resume(folder: Path, about: dict[str, Any] | None, world: World) -> dict | 
     if (chosen := world.agreed(chosen)) is None:
         return None
     state = torch.load(chosen, map_location="cpu", weights_only=True, mmap=True)
-    if (state["about"] or {}).get("id") != (about or {}).get("id"):
+    if "step" not in state or (state.get("about") or {}).get("id") != (about or {}).get("id"):
         raise UserError(f"{chosen}: a check-point of another training; move it elsewhere")
     return state
 
@@ -187,6 +186,12 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file, whole or not at all, that others may read too."""
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
+
+
 def decay_groups(model: ARGenerator, weight_decay: float) -> list[dict]:
     """AdamW's groups: no decay on biases, norms, other 1-D parameters and the head (official code)."""
     decayed, free = [], []
@@ -206,8 +211,8 @@ def train_generator(
     skipped = fit_generator(spec, model, ema, latents, folder, progress, world)
     if not world.first:
         return None
-    save_file(model.state_dict(), folder / "raw.safetensors")
-    save_file(ema.module.state_dict(), folder / "ema.safetensors")
+    save_tensors(model.state_dict(), folder / "raw.safetensors")
+    save_tensors(ema.module.state_dict(), folder / "ema.safetensors")
     losses = {
         "loss_train": split_loss(ema.module, latents, False, spec.train.seed),
         "loss_heldout": split_loss(ema.module, latents, True, spec.train.seed),

@@ -167,5 +167,22 @@ def test_a_failure_ends_the_run_and_is_recorded(tmp_path):
 
 
 def test_a_batch_that_cannot_be_split_is_the_users_to_mend(tmp_path):
-    results = ended(start_together([str(SPLIT_OVER_TWO), "mar/diff/guided", str(tmp_path / "x"), "train.batch_size=7"]))
-    assert "train.batch_size 7 cannot be split over 2 processes evenly" in results[0][2] + results[1][2]
+    """Before any work."""
+    results = ended(start_together(run_words(tmp_path, "train.batch_size=7")))
+    assert [code for code, _, _ in results] == [2, 2]
+    assert "train.batch_size 7 cannot be split over 2 processes evenly" in results[0][2]
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+@pytest.mark.smoke
+def test_a_stop_while_the_first_process_works_alone_records_no_failure(tmp_path):
+    words = run_words(tmp_path, "parts.tokenizer.continuous.steps=100000")
+    processes = start_together(words)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/tokenizer/*/checkpoint-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    results = ended(processes, 60)
+    assert results[0][0] == 130 and results[1][0] != 1, results
+    assert not list(tmp_path.glob("records/*"))

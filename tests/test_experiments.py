@@ -108,7 +108,14 @@ def difference(one: RunSpec, other: RunSpec) -> set[str]:
 
 MAY_DIFFER = {
     "variant": ("model.order", "model.backbone.", "sampling.num_ar_steps", "sampling.order"),
-    "loss": ("tokenizer.", "model.head.", "train.lr_schedule", "sampling.num_diffusion_steps", "sampling.clamp_x0"),
+    "loss": (
+        "tokenizer.",
+        "latents.dtype",
+        "model.head.",
+        "train.lr_schedule",
+        "sampling.num_diffusion_steps",
+        "sampling.clamp_x0",
+    ),
     "guidance": ("sampling.guidance_scale", "sampling.guidance_schedule", "sampling.temperature"),
 }
 

@@ -18,7 +18,7 @@ from mar_bench.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.config import load_experiment
 from mar_bench.errors import UserError
 from mar_bench.ids import generation_run
-from mar_bench.jobs import Places
+from mar_bench.jobs import Places, is_sound, mark_done
 from mar_bench.latents import Latents
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource
@@ -102,7 +102,7 @@ def test_a_generator_goes_on_with_the_same_bits(row, tmp_path):
     resumed = train_generator(spec, latents, parts, go_on)
     assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
-    assert not checkpoints(parts)
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(parts)] == [12, 11]
     raw, ema = (load_file(whole / f"{name}.safetensors") for name in ("raw", "ema"))
     assert raw.keys() == ema.keys() == build_generator(spec).state_dict().keys()
     assert not any(torch.equal(raw[name], ema[name]) for name in raw if "blocks" in name)
@@ -205,11 +205,13 @@ def test_both_splits_are_judged_with_the_same_noise():
 
 def test_a_loss_that_is_not_finite_is_the_users_to_mend(tmp_path):
     spec = spec_of(ROWS[0], "train.lr=1e30", "train.warmup_steps=0", "train.grad_clip=1e30")
+    for name in ("end", "row"):
+        (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=r"loss_train of the trained weights is .* steps skipped\); lower the learning"):
-        train_generator(spec, latents_of(spec), tmp_path, go_on)
+        train_generator(spec, latents_of(spec), tmp_path / "end", go_on)
     patient = replace(spec, train=replace(spec.train, max_skipped_steps=3))
     with pytest.raises(UserError, match=r"4 steps in a row up to step \d+ had gradients that are not finite"):
-        train_generator(patient, latents_of(spec), tmp_path, go_on)
+        train_generator(patient, latents_of(spec), tmp_path / "row", go_on)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse_sqrt"])
@@ -327,7 +329,8 @@ def test_dropout_follows_seed_and_step(tmp_path):
             return module.weight.sum()
 
         state = torch.random.get_rng_state()
-        simple(tmp_path, module, loss_at, seed=seed)
+        (tmp_path / str(seed)).mkdir()
+        simple(tmp_path / str(seed), module, loss_at, seed=seed)
         assert torch.equal(torch.random.get_rng_state(), state), "outside nothing is seeded"
     assert len({tuple(t.tolist()) for seen in drawn.values() for t in seen.values()}) == 12
 
@@ -366,6 +369,31 @@ def test_the_last_two_check_points_are_kept_and_either_will_do(tmp_path):
     with pytest.warns(UserWarning, match="damaged"):
         train_generator(spec, latents, parts, go_on)
     assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
+
+
+def test_a_training_that_ended_is_not_lost_where_its_weights_could_not_be_written(tmp_path, monkeypatch):
+    """Nor its steps repeated: a full disk, a kill or a loss that is not finite come after the last step."""
+    spec, steps = spec_of(ROWS[1]), []
+    latents = latents_of(spec)
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    for folder in (whole, full):
+        folder.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(train, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        train_generator(spec, latents, full, go_on)
+    train_generator(spec, latents, full, lambda step, total: steps.append(step))
+    assert steps == []
+    assert_same_bits(whole, full, "raw.safetensors", "ema.safetensors")
+    mark_done(full, 1.0)
+    assert is_sound(full) and not checkpoints(full), "once the stage is done they go"
+
+
+def test_a_file_that_is_no_check_point_of_ours_says_so(tmp_path):
+    spec = spec_of(ROWS[1])
+    torch.save({"model": {}}, tmp_path / "checkpoint-000000003.pt")
+    with pytest.raises(UserError, match="a check-point of another training"):
+        train_generator(spec, latents_of(spec), tmp_path, go_on)
 
 
 def test_a_check_point_holds_everything_and_knows_whose_it_is(tmp_path):

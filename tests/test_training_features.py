@@ -17,7 +17,7 @@ from mar_bench.build import build_generator
 from mar_bench.distributed import ALONE
 from mar_bench.errors import UserError
 from mar_bench.evaluate import draw_samples
-from mar_bench.ids import generation_run
+from mar_bench.ids import generation_run, with_seeds
 from mar_bench.jobs import Places, jobs_for, preflight
 from mar_bench.model import ARGenerator
 from mar_bench.pipeline import STAGES
@@ -143,6 +143,7 @@ class Sick(nn.Linear):
 
 def run(module: nn.Module, folder: Path, **changes) -> int:
     settings = {"steps": 12, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 5, **changes}
+    folder.mkdir(exist_ok=True)
     return fit(module, module.losses_at, folder=folder, progress=go_on, **settings)
 
 
@@ -158,7 +159,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_pa
 
 
 def test_too_many_skipped_steps_in_a_row_fail(tmp_path):
-    assert run(Sick(2, 3, 5, 6, 8, 9), tmp_path, max_skipped=2) == 6
+    assert run(Sick(2, 3, 5, 6, 8, 9), tmp_path / "few", max_skipped=2) == 6
     with pytest.raises(
         UserError, match=r"3 steps in a row up to step 4 had gradients that are not finite \(loss nan\)"
     ):
@@ -192,11 +193,11 @@ def test_loss_scaling_finds_its_scale_and_undoes_it(tmp_path):
     for scaling in (False, True):
         torch.manual_seed(0)
         module = Large(2, 1)
-        found[scaling] = (run(module, tmp_path, loss_scaling=scaling, steps=40), module.weight.detach())
+        found[scaling] = (run(module, tmp_path / str(scaling), loss_scaling=scaling, steps=40), module.weight.detach())
     assert found[False][0] == 0 and 1 <= found[True][0] <= 5
     torch.manual_seed(0)
     fewer = Large(2, 1)
-    run(fewer, tmp_path, steps=40 - found[True][0])
+    run(fewer, tmp_path / "fewer", steps=40 - found[True][0])
     assert torch.allclose(found[True][1], fewer.weight, rtol=1e-4)
 
 
@@ -238,6 +239,26 @@ def test_published_weights_are_taken_as_they_are(tmp_path):
     assert load_file(folder / "ema.safetensors").keys() == load_file(tmp_path / "mine.safetensors").keys()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["published"] == "mine" and summary["sha256"] == sha256_of(tmp_path / "mine.safetensors")
+
+
+def test_published_weights_have_no_seeds_and_no_other_training():
+    spec = published_spec(None)
+    assert generation_run("r", with_seeds(spec, 7, 0)).ids == generation_run("r", spec).ids
+    longer = spec_of("mar/diff/guided", "train.published=mine", "sampling.num_images=4", "train.lr=0.5")
+    assert generation_run("r", longer).ids == generation_run("r", spec).ids
+
+
+def test_published_weights_must_have_the_heads_that_they_were_trained_with(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file(build_generator(published_spec(None)).state_dict(), file)
+    run_ = generation_run("row", published_spec(file))
+    for heads, fits in ((4, True), (None, True), (8, False)):
+        file.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
+        if fits:
+            STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
+        else:
+            with pytest.raises(UserError, match="these weights have 8 attention heads, and .*num_heads is 4"):
+                STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
 
 
 def test_published_weights_must_be_there_and_fit(tmp_path):

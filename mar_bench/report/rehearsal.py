@@ -18,7 +18,8 @@ def gpu_hours(found: list[dict], specs: dict[str, Any], gpu: str) -> pd.DataFram
     lines = []
     for item in found:
         train, flops = specs[item["rows"][0]].train, item["flops"]
-        images = sum(specs[row].sampling.num_images * (flops[row] + flops["decode"]) for row in item["rows"])
+        each = item["image_flops"].items()
+        images = sum(specs[row].sampling.num_images * (count + flops["decode"]) for row, count in each)
         training = flops["step"] * train.steps / (peak * TRAINING_SHARE)
         lines.append({"training": training, "sampling": images / (peak * SAMPLING_SHARE)})
     return pd.DataFrame(lines)
@@ -34,7 +35,7 @@ def _costs(found: list[dict], specs: dict[str, Any], gpu: str) -> pd.DataFrame:
     lines = []
     for i, item in enumerate(found):
         flops = item["flops"]
-        each = sorted({f"{flops[row] / 1e12:.3g}" for row in item["rows"]}, key=float)
+        each = sorted({f"{count / 1e12:.3g}" for count in item["image_flops"].values()}, key=float)
         lines.append(
             {
                 "training": title_of(item["rows"]),
@@ -90,16 +91,16 @@ def markdown(title: str, content: dict[str, Any], specs: dict[str, Any]) -> str:
     ]
     tried = [item for item in found if item["steps"] or item["error"]]
     if tried:
+        parts += ["## What was tried", _table(_trials(tried))]
         best = max(tried, key=lambda item: item["steps"])
-        parts += [
-            "## What was tried",
-            _table(_trials(tried)),
+    if tried and best["steps"]:
+        parts.append(
             f"Each training ran at its true architecture for {best['steps']} steps of {best['images_a_step']} real "
             "images on the CPU, was check-pointed after the second and resumed by a fresh model from the memory-mapped "
             "file, whose pages are part of the peak; all weights and averages after the last step are compared bit by "
             "bit. Then one guided image was drawn (4 AR steps of 4 denoising steps; with a kv-cache the first 8 "
-            "tokens) and decoded.",
-        ]
+            "tokens) and decoded."
+        )
     parts.append(
         f"Images: {content['images']}; tokenizers have random weights where none were given. {origin['device']}, "
         f"{origin['threads']} threads, torch {origin['versions']['torch']}."
