@@ -134,6 +134,14 @@ def test_no_training_image_is_needed(world):
     assert len(world.made("found", world.spec()).heldout["mean"]) == 4
 
 
+def test_a_cache_that_lacks_images_is_not_taken_for_a_whole_one(world):
+    (world.cache / "bee" / "b.png.npz").unlink()
+    with pytest.raises(UserError, match=r"cache/bee: 1 images of .*train/bee are not in it, the first is b\.png"):
+        world.made("found", world.spec())
+    assert len(world.made("less", world.spec(skip_bad=True)).labels) == 9
+    assert len(world.made("alone", world.spec(root=False)).labels) == 9
+
+
 def test_without_images_nothing_is_held_out(world):
     found = world.made("found", world.spec(root=False))
     assert found.split(True, 500)[0] == {} and len(found.heldout_labels) == 0 and len(found.labels) == 10

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import typing
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -267,7 +268,9 @@ def data_output(spec: RunSpec, root: Path) -> tuple:
         parts = build_tokenizer(spec), build_generator(spec)
     shapes = [{k: v.shape for k, v in part.state_dict().items()} for part in parts]
     try:
-        loaded = load_data(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the file left out
+            loaded = load_data(data)
         images = len(loaded.train), len(loaded.heldout), loaded.train.get(range(2)).tolist()
     except UserError as error:
         images = str(error)
