@@ -368,10 +368,10 @@ def rehearse(
 
     A few real steps each, one after another, on the CPU: check-point, resume, one guided sample, memory and
     FLOPs, and the GPU hours of the whole, before any is spent."""
-    import fnmatch
     from dataclasses import asdict
 
     from mar_bench.config import load_experiment
+    from mar_bench.ids import chosen_rows
     from mar_bench.jobs import default_places, writable
     from mar_bench.provenance import provenance
     from mar_bench.records import atomic_write
@@ -383,9 +383,7 @@ def rehearse(
     if images is not None and not Path(images).is_dir():
         raise UserError(f"--images {images}: no such folder")
     experiment = load_experiment(name, scale, overrides or ())
-    rows = {row: spec for row, spec in experiment.rows.items() if only is None or fnmatch.fnmatch(row, only)}
-    if not rows:
-        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+    rows = chosen_rows(experiment, only)
     places = default_places(runs, None)
     if not count_only:
         writable(places)

@@ -166,6 +166,14 @@ def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     )
 
 
+def chosen_rows(experiment: Experiment, only: str | None) -> dict[str, RunSpec]:
+    """The rows whose names match ``only``, a shell pattern; all for None. Raises UserError where it matches none."""
+    rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
+    if not rows:
+        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+    return rows
+
+
 def plan_runs(
     experiment: Experiment,
     seeds: list[int] | None = None,
@@ -175,10 +183,8 @@ def plan_runs(
 ) -> list[Run]:
     """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
 
-    ``only`` is a shell pattern on row names. Raises UserError where it matches none."""
-    rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
-    if not rows:
-        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+    For ``only`` see ``chosen_rows``."""
+    rows = chosen_rows(experiment, only)
     runs: dict[str, Run] = {}
     speed: dict[str, Run] = {}
     for row, spec in rows.items():

@@ -200,7 +200,10 @@ def take_published(spec: RunSpec, folder: Path) -> None:
     """A converted check-point as the training's result. Raises UserError where it does not fit the spec."""
     weights = Path(spec.train.weights)
     if (manifest := weights.with_suffix(".json")).is_file():
-        heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
+        try:
+            heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
+        except (ValueError, AttributeError):
+            raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
         if heads not in (None, spec.model.backbone.num_heads):  # which no shape tells
             raise UserError(
                 f"{manifest}: these weights have {heads} attention heads, and model.backbone.num_heads is "

@@ -261,6 +261,15 @@ def test_published_weights_must_have_the_heads_that_they_were_trained_with(tmp_p
                 STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
 
 
+def test_a_broken_manifest_is_named(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file({"x": torch.ones(1)}, file)
+    for text in ("{", "[]"):
+        file.with_suffix(".json").write_text(text)
+        with pytest.raises(UserError, match="mine.json: no manifest of mar-bench convert"):
+            STAGES["train"](generation_run("row", published_spec(file)), Places(tmp_path, tmp_path), tmp_path, go_on)
+
+
 def test_published_weights_must_be_there_and_fit(tmp_path):
     for weights in (None, tmp_path / "absent.safetensors"):
         with pytest.raises(UserError, match="train.published is 'mine': set train.weights"):
