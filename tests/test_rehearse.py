@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from mar_bench import rehearse
+from mar_bench import rehearse, train
 from mar_bench.build import count_parameters
 from mar_bench.config import load_experiment
 from mar_bench.errors import UserError
@@ -175,6 +175,25 @@ def test_a_digest_sees_every_bit():
     assert digest(module) == before
     module.bias.data[1] = torch.nextafter(module.bias.data[1], torch.tensor(9.0))
     assert digest(module) != before
+
+
+@pytest.mark.parametrize("row", ["mar/diff/guided", "raster_causal/ce/guided"])
+@pytest.mark.parametrize("fault", ["none", "starts anew", "loses the average"])
+def test_a_resume_that_is_none_is_found_out(fault, row, tmp_path, monkeypatch):
+    resume = train._resume
+
+    def forgets(*args):
+        state = resume(*args)
+        if state is not None:
+            state["ema"] = {name: torch.zeros_like(v) for name, v in state["ema"].items()}
+        return state
+
+    if fault != "none":
+        monkeypatch.setattr(train, "_resume", forgets if "average" in fault else lambda *args: None)
+    spec = load_experiment("table1", "smoke").rows[row]
+    found = rehearse._rehearse(spec, None, tmp_path, 2, 1)
+    assert found["resumed_equal"] is (fault == "none") and len(found["losses"]) == 3
+    assert not list(tmp_path.glob("checkpoint-*")), "it is large"
 
 
 def test_memory_and_disk_are_checked_first(tmp_path, monkeypatch):
