@@ -44,7 +44,7 @@ reports: $(INSTALLED)
 bench-loader: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loader.py
 
-# Every training of Table 1 at its true size for a few steps: a quarter of an hour on two cores, 24 GB of memory.
+# Every training of Table 1 at its true size for a few steps: ten minutes on two cores, 24 GB of memory.
 rehearsal: $(INSTALLED)
 	$(MAR) rehearse table1 --scale paper --save
 
