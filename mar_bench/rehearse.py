@@ -125,8 +125,10 @@ def rehearse(
             code = process.exitcode or 0
             name = f"{signal.Signals(-code).name}: out of memory?" if code < 0 else f"exit code {code}"
             answer = {"error": f"the process died ({name})"}
+        except BaseException:
+            process.terminate()
+            raise
         finally:
-            process.terminate() if sys.exc_info()[0] else None
             process.join()
     return replace(found, **answer)
 
