@@ -60,7 +60,7 @@ _BOUNDS = (
         "latent_dim", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps",
         "repeats", "threads", "checkpoint_every", "is_splits", "image_size", "num_classes", "mlp_ratio", "grad_clip",
         "scale", "init_std", "std", "temperature", "clamp_x0", "shard_images", "micro_batch",
-        "max_skipped_steps",
+        "max_skipped_steps", "kid_subsets", "neighbours", "reference_images",
     }),
     ("must be 0 or more", lambda v: v >= 0, {
         "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale",
@@ -68,7 +68,7 @@ _BOUNDS = (
     ("must lie in [0, 1)", lambda v: 0 <= v < 1, {"betas", "ema_decay", "codebook_decay", "dropout"}),
     ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),
     ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed", "decode_seed"}),
-    ("must be at least 2", lambda v: v >= 2, {"vocab_size", "num_images", "heldout"}),
+    ("must be at least 2", lambda v: v >= 2, {"vocab_size", "num_images", "heldout", "kid_subset_size", "jackknife_groups"}),
 )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def _measuring(spec: RunSpec) -> Rules:
 
 # --- experiments ----------------------------------------------------------------------------------------
 
-METRICS = ("fd", "fd:heldout", "is", "accuracy")  # of a generation record; see records.metric_name
+METRICS = ("fd", "fd:heldout", "is", "kid", "precision", "recall", "copied", "accuracy")  # of a generation record; see records.metric_name
 LAYOUT_KEYS = ("rows", "columns", "metrics")
 BUNDLE_KEYS = ("label", "set")
 ORDERING_KEYS = ("claim", "axis", "better", "worse", "costs_at_most")

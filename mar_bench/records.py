@@ -25,7 +25,9 @@ class Record:
     """What a run measured.
 
     ``metrics`` holds numbers only, named ``<metric>_<extractor>`` where an extractor is involved;
-    ``protocol`` says how they were measured (extractor and its sha256, sample counts, reference)."""
+    ``protocol`` says how they were measured (extractor and its sha256, sample counts, reference);
+    ``uncertainty`` holds, by the same names, what one set of images says of its own chance: ``standard_error`` of
+    the jackknife, ``sd_splits``, ``sd_subsets``."""
 
     task: str
     status: str  # done | failed
@@ -35,6 +37,7 @@ class Record:
     protocol: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    uncertainty: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     schema_version: int = SCHEMA_VERSION
@@ -106,7 +109,7 @@ def read_record(path: Path) -> Record:
 def _looks_like_one(content: Any) -> bool:
     if not (isinstance(content, dict) and {"task", "status", "ids", "spec"} <= set(content)):
         return False
-    blocks = ("ids", "spec", "metrics", "protocol", "parameters", "training", "provenance")
+    blocks = ("ids", "spec", "metrics", "protocol", "parameters", "training", "uncertainty", "provenance")
     if not all(isinstance(content.get(name, {}), dict) for name in blocks):
         return False
     ids, spec, metrics = content["ids"], content["spec"], content.get("metrics", {})

