@@ -68,7 +68,9 @@ _BOUNDS = (
     ("must lie in [0, 1)", lambda v: 0 <= v < 1, {"betas", "ema_decay", "codebook_decay", "dropout"}),
     ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),
     ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed", "decode_seed"}),
-    ("must be at least 2", lambda v: v >= 2, {"vocab_size", "num_images", "heldout", "kid_subset_size", "jackknife_groups"}),
+    ("must be at least 2", lambda v: v >= 2, {
+        "vocab_size", "num_images", "heldout", "kid_subset_size", "jackknife_groups",
+    }),
 )  # fmt: skip
 
 
@@ -106,8 +108,9 @@ def _data(spec: RunSpec) -> Rules:
     for path, part in parts.items():
         size = getattr(part, "batch_size", 0)
         yield size <= left, f"{path}.batch_size {size} is more than the {left} training images of {data.kind}"
-    splits = spec.metrics.is_splits
-    yield splits <= data.heldout, f"metrics.is_splits {splits} is more than the images held out (data.heldout)"
+    for key in ("is_splits", "kid_subset_size"):
+        given = getattr(spec.metrics, key)
+        yield given <= data.heldout, f"metrics.{key} {given} is more than the {data.heldout} images of data.heldout"
 
 
 def _tokenizer(spec: RunSpec) -> Rules:
@@ -207,8 +210,24 @@ def _sampling(spec: RunSpec) -> Rules:
 
 
 def _measuring(spec: RunSpec) -> Rules:
-    images, splits, name = spec.sampling.num_images, spec.metrics.is_splits, spec.metrics.extractor.name
-    yield splits <= images, f"metrics.is_splits {splits} is more than sampling.num_images {images}; lower it"
+    images, metrics, name = spec.sampling.num_images, spec.metrics, spec.metrics.extractor.name
+    for key, value in (
+        ("is_splits", metrics.is_splits),
+        ("kid_subset_size", metrics.kid_subset_size),
+        ("jackknife_groups", metrics.jackknife_groups + 1),
+        ("neighbours", metrics.neighbours + 1),
+    ):
+        given = getattr(metrics, key)
+        yield value <= images, f"metrics.{key} {given} is too many for sampling.num_images {images}; lower it"
+    for key in ("kid_subset_size", "neighbours"):
+        given, most = getattr(metrics, key), metrics.reference_images
+        yield given <= most, f"metrics.{key} {given} is more than metrics.reference_images {most}; lower it"
+    file = metrics.reference.kind == "file"
+    yield (
+        not (file and metrics.extractor.trained),
+        f"metrics.reference '{getattr(metrics.reference, 'name', '')}' is a file, made with another extractor than the "
+        f"classifier '{name}' that is trained here: set metrics.reference.kind=training",
+    )
     yield (
         re.fullmatch(r"[\w-]+", name) is not None,
         f"metrics.extractor.name '{name}' ends up in the names of metrics: letters, digits, _ and - only",
@@ -221,7 +240,16 @@ def _measuring(spec: RunSpec) -> Rules:
 
 # --- experiments ----------------------------------------------------------------------------------------
 
-METRICS = ("fd", "fd:heldout", "is", "kid", "precision", "recall", "copied", "accuracy")  # of a generation record; see records.metric_name
+METRICS = (
+    "fd",
+    "fd:heldout",
+    "is",
+    "kid",
+    "precision",
+    "recall",
+    "copied",
+    "accuracy",
+)  # of a generation record; see records.metric_name
 LAYOUT_KEYS = ("rows", "columns", "metrics")
 BUNDLE_KEYS = ("label", "set")
 ORDERING_KEYS = ("claim", "axis", "better", "worse", "costs_at_most")

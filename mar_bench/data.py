@@ -23,6 +23,7 @@ from mar_bench.noise import SHARED, philox
 from mar_bench.records import atomic_write
 from mar_bench.spec import DataSpec, DigitsData, ImageFolderData, MnistData
 
+CONVERSION = "round(127.5 (x + 1)), clipped to 0..255"  # what to_uint8 does, for records
 BATCH = 250  # images encoded or measured together
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever the ending; none that runs another program
@@ -348,6 +349,16 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float in [-1, 1] -> uint8, rounded and clipped as in the official evaluation."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_images(decoded: torch.Tensor, data: DataSpec) -> torch.Tensor:
+    """What a tokenizer decodes -> uint8 images (B, C, H, W) on the CPU: the one way from a generator to metrics.
+
+    Raises UserError where a value is not finite, which would come out black."""
+    assert decoded.shape[1:] == (data.channels, data.image_size, data.image_size), "nothing is resized silently"
+    if not decoded.isfinite().all():
+        raise UserError("the tokenizer decodes values that are not finite: its training or its weights are broken")
+    return to_uint8(decoded).cpu()
 
 
 def views(spec: DataSpec) -> list[tuple[int, int, bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -88,6 +89,27 @@ def fetch(name: str, folder: Path) -> str:
         done = _check_present(entry, path) if path.is_file() else _download(entry, path)
     then = entry.then(folder)
     return f"{path}: {done}" + (f"\nnext: {then}" if then else "")
+
+
+def located(name: str, given: str | None, key: str, folder: Path | None = None) -> Path:
+    """Where a public file is: as ``given`` under ``key``, in the folder of weights, or in torch's cache of downloads.
+
+    Raises UserError where it is in none of them: nothing is downloaded unasked."""
+    if given is not None:
+        if Path(given).is_file():
+            return Path(given)
+        raise UserError(f"{key} {given}: no such file")
+    folder = folder or Path(os.environ.get("MAR_BENCH_WEIGHTS", "weights"))
+    entry = public_files().get(name)
+    if entry is None:
+        raise UserError(f"{key} is not set, and '{name}' is none of the public files; set it to the file")
+    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch")
+    for place in (folder, cache.expanduser() / "hub" / "checkpoints"):
+        if (place / entry.file).is_file():
+            return place / entry.file
+    raise UserError(
+        f"{key} is not set and {entry.file} ({entry.what}; {entry.project}) is not in {folder}: put it there"
+    )
 
 
 def not_data(head: bytes) -> str | None:

@@ -20,11 +20,11 @@ from mar_bench.spec import RunSpec, SamplingSpec, TokenizerSpec, measures_scale
 REVISIONS = {
     "tokenizer": 1,
     "latents": 1,
-    "extractor": 1,
+    "extractor": 2,
     "train": 1,
     "sample": 1,
-    "evaluate": 1,
-    "reconstruction": 1,
+    "evaluate": 2,
+    "reconstruction": 2,
     "speed": 1,
 }
 TASKS = ("generation", "reconstruction", "speed")
@@ -64,9 +64,10 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
     kept = canonical(spec.latents) or None
     latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data, view=view, latents=kept)
     train_id = stage_id("train", latents_id=latents_id, model=spec.model, train=spec.train)
-    extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data)
+    real = {"reference": spec.metrics.reference, "reference_images": spec.metrics.reference_images}
+    extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data, **real)
     sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
-    eval_id = stage_id("evaluate", sample_id=sample_id, extractor_id=extractor_id, is_splits=spec.metrics.is_splits)
+    eval_id = stage_id("evaluate", sample_id=sample_id, extractor_id=extractor_id, metrics=spec.metrics)
     return {
         "tokenizer_id": tokenizer_id,
         "latents_id": latents_id,
@@ -145,7 +146,7 @@ def reconstruction_run(row: str, spec: RunSpec) -> Run:
     """The tokenizer alone: the floor under every generator that uses it."""
     ids = stage_ids(spec)
     kept = {k: ids[k] for k in ("tokenizer_id", "extractor_id")}
-    eval_id = stage_id("reconstruction", **kept, data=spec.data, is_splits=spec.metrics.is_splits)
+    eval_id = stage_id("reconstruction", **kept, data=spec.data, metrics=spec.metrics)
     return Run("reconstruction", row, spec, {**kept, "eval_id": eval_id, "cell_id": eval_id})
 
 

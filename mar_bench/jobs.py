@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mar_bench.errors import UserError
+from mar_bench.fetch import located
 from mar_bench.ids import Run
 from mar_bench.parse import as_tree
 from mar_bench.provenance import provenance
 from mar_bench.records import PREVIEW, Record, atomic_write, read_record, write_record
-from mar_bench.spec import ExtractorSpec, RunSpec, TokenizerSpec, num_tokens
+from mar_bench.spec import ExtractorSpec, MetricsSpec, RunSpec, TokenizerSpec, num_tokens
 
 MARKER = "stage.json"
 CHECKPOINTS = ("checkpoint*.pt", ".damaged-checkpoint*.pt")
@@ -181,13 +182,15 @@ def preflight(runs: list[Run]) -> None:
                     f"the images of '{spec.data.name}' are yours to provide: set data.root to a folder with "
                     f"train/<class>/* and val/<class>/* (found {root or 'none'})"
                 )
-        for key, part in (("tokenizer", spec.tokenizer), ("metrics.extractor", spec.metrics.extractor)):
-            if hasattr(part, "weights") and (part.weights is None or not Path(part.weights).is_file()):
-                raise UserError(
-                    f"{key} '{part.name}' needs its published weights: set {key}.weights to a local file, or that of "
-                    f"its part where rows differ (parts.tokenizer.continuous.weights; found {part.weights or 'none'}); "
-                    "mar-bench fetch lists the files and says where they are, mar-bench convert makes them ours"
-                )
+        part = spec.tokenizer
+        if hasattr(part, "weights") and (part.weights is None or not Path(part.weights).is_file()):
+            raise UserError(
+                f"tokenizer '{part.name}' needs its published weights: set tokenizer.weights to a local file, or that "
+                f"of its part where rows differ (parts.tokenizer.continuous.weights; found {part.weights or 'none'}); "
+                "mar-bench fetch lists the files and says where they are, mar-bench convert makes them ours"
+            )
+        if run.task != "speed":
+            _preflight_metrics(spec.metrics)
         cache = getattr(spec.tokenizer, "official_cache", None)
         if cache is not None and not Path(cache).is_dir():
             raise UserError(f"tokenizer.official_cache {cache}: no such folder; it holds <class>/<image>.npz")
@@ -197,6 +200,25 @@ def preflight(runs: list[Run]) -> None:
                 f"train.published is '{train.published}': set train.weights to the file that mar-bench convert wrote "
                 f"(found {train.weights or 'none'})"
             )
+
+
+def _preflight_metrics(metrics: MetricsSpec) -> None:
+    extractor, reference = metrics.extractor, metrics.reference
+    if extractor.kind == "inception":
+        try:
+            located("inception", extractor.weights, "metrics.extractor.weights")
+        except UserError as error:
+            raise UserError(
+                f"{error}; without it there is no FID, but an FD: metrics.extractor.kind=efficientnet_lite0 works "
+                "offline"
+            ) from None
+    if reference.kind == "file":
+        try:
+            located(reference.name, reference.file, "metrics.reference.file")
+        except UserError as error:
+            raise UserError(
+                f"{error}; or measure against your own training images: metrics.reference.kind=training"
+            ) from None
 
 
 def status(run: Run, places: Places, records: dict[str, Record]) -> str:

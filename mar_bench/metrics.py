@@ -1,142 +1,142 @@
-"""Metrics through torch-fidelity's building blocks, on whichever feature extractor the spec names.
+"""Metrics as functions of features and logits: Frechet distance, inception-style score, KID, precision and recall,
+copies of training images, and what one set of images says of its own chance.
 
+Where torch-fidelity has the formula, it is torch-fidelity's; the Frechet distance takes another way to the same value.
 Only the 2015 Inception network's Frechet distance is called FID (records.metric_name sees to that)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import calculate_precision_recall_part
 
-from mar_bench.errors import UserError
-from mar_bench.records import sha256_of
-from mar_bench.spec import ClassifierExtractor, DataSpec, ExtractorSpec, InceptionExtractor
+from mar_bench.noise import SHARED, philox
 
-FEATURES, LOGITS = "features", "logits"
+SEED = 2020  # of IS's shuffle and KID's subsets, torch-fidelity's own
+KERNEL = "(x.y / dim + 1)^3"  # of KID
+ROWS = 4096  # features that are worked on together
+PAIRS = 2**27  # distances that are held at once: half a gigabyte of float32
+
+Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 
 
-class Classifier(nn.Module):
-    """A small convolutional classifier: uint8 images -> features (B, F) and logits (B, classes)."""
-
-    def __init__(self, spec: ClassifierExtractor, data: DataSpec):
-        super().__init__()
-        width = spec.width
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(data.channels, width, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(4 * width, 4 * width, 3, stride=2, padding=1), nn.ReLU(),
-        )  # fmt: skip
-        side = (data.image_size + 7) // 8
-        self.features = nn.Linear(4 * width * side * side, spec.feature_dim)
-        self.classify = nn.Linear(spec.feature_dim, data.num_classes)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.features(self.convolutions(images.float() / 127.5 - 1).flatten(1))
-        return features, self.classify(F.relu(features))
+# --- Frechet distance -----------------------------------------------------------------------------------
 
 
-def classifier_for_fidelity(spec: ClassifierExtractor, data: DataSpec, weights: dict[str, torch.Tensor]) -> type:
-    """torch-fidelity's view of a trained classifier; its class is what the registry wants."""
+@dataclass
+class Moments:
+    """Sums from which mean and covariance of a stream of features follow, in float64.
 
-    class Extractor(FeatureExtractorBase):
-        def __init__(self, name, features_list, **kwargs):
-            super().__init__(name, features_list)
-            self.net = Classifier(spec, data)
-            self.net.load_state_dict(weights)
+    Sums are of features less ``shift`` (F,), any point near the mean: without it their squares would cancel. Moments
+    about one shift can be added and subtracted."""
 
-        @staticmethod
-        def get_provided_features_list():
-            return FEATURES, LOGITS
+    shift: np.ndarray
+    count: int = 0
+    total: np.ndarray | float = 0.0  # (F,)
+    products: np.ndarray | float = 0.0  # (F, F)
 
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric):
-            return LOGITS if metric == "isc" else FEATURES
+    @classmethod
+    def near(cls, features: torch.Tensor) -> Moments:
+        """Empty ones, about the mean of some features (n, F)."""
+        return cls(features.double().mean(0).numpy())
 
-        def forward(self, images):
-            outputs = dict(zip((FEATURES, LOGITS), self.net(images)))
-            return tuple(outputs[name] for name in self.features_list)
+    def add(self, features: torch.Tensor) -> Moments:
+        """Features (n, F) of any float type."""
+        for rows in features.split(ROWS):
+            values = rows.double().numpy() - self.shift
+            self.count += len(values)
+            self.total = self.total + values.sum(0)
+            self.products = self.products + values.T @ values
+        return self
 
-    return Extractor
+    def without(self, part: Moments) -> Moments:
+        """Those of all other features than ``part``'s."""
+        count, total = self.count - part.count, self.total - part.total
+        return Moments(self.shift, count, total, self.products - part.products)
 
-
-class Images(Dataset):
-    """uint8 images (N, C, H, W) as torch-fidelity wants them: one bare CHW tensor an item."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
-
-
-class FeatureSpace:
-    """An extractor ready to use: uint8 images -> features and logits, and the metrics on them."""
-
-    def __init__(self, spec: ExtractorSpec, data: DataSpec, weights: Path, device: torch.device):
-        """``weights``: the classifier's safetensors file, or Inception's published weights file."""
-        self.spec, self.cuda = spec, device.type == "cuda"
-        self.sha256 = sha256_of(weights)
-        if isinstance(spec, InceptionExtractor):
-            self.layers = ("2048", "logits_unbiased")
-            self.extractor = create_feature_extractor(
-                "inception-v3-compat", list(self.layers), cuda=self.cuda, feature_extractor_weights_path=str(weights)
-            )
-        else:
-            from safetensors.torch import load_file
-
-            self.layers = (FEATURES, LOGITS)
-            name = f"{spec.name}-{self.sha256[:12]}"
-            if name not in FEATURE_EXTRACTORS_REGISTRY:
-                register_feature_extractor(name, classifier_for_fidelity(spec, data, load_file(weights)))
-            self.extractor = create_feature_extractor(name, list(self.layers), cuda=self.cuda, verbose=False)
-
-    def extract(self, images: torch.Tensor, batch_size: int = 250) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (N, F) and logits (N, classes) of uint8 images (N, C, H, W), in their order."""
-        if isinstance(self.spec, InceptionExtractor) and images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        out = get_featuresdict_from_dataset(
-            Images(images), self.extractor, batch_size, cuda=self.cuda, save_cpu_ram=True, verbose=False
-        )
-        return out[self.layers[0]], out[self.layers[1]]
+    def statistics(self) -> Statistics:
+        """Mean ``mu`` (F,), unbiased covariance ``sigma`` (F, F), and how many images they are of."""
+        mean = self.total / self.count
+        sigma = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return {"mu": self.shift + mean, "sigma": sigma, "count": np.array(self.count)}
 
 
-def inception_weights(spec: InceptionExtractor) -> Path:
-    """Raises UserError where the file is not given: it is never downloaded unasked."""
-    if spec.weights is None or not Path(spec.weights).is_file():
-        raise UserError(
-            "FID needs the 2015 Inception weights: set metrics.extractor.weights to "
-            f"weights-inception-2015-12-05-6726825d.pth (found {spec.weights or 'none'})"
-        )
-    return Path(spec.weights)
+def statistics(features: torch.Tensor) -> Statistics:
+    """Of features (N, F), N > 1, in float64."""
+    return Moments.near(features[:ROWS]).add(features).statistics()
 
 
-def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
-    """Mean ``mu`` (F,) and covariance ``sigma`` (F, F) in float64, and how many images they are of."""
-    values = features.double().numpy()
-    return {"mu": values.mean(0), "sigma": np.atleast_2d(np.cov(values, rowvar=False)), "count": np.array(len(values))}
+def is_singular(found: Statistics) -> bool:
+    """Whether there are too few images for a covariance of full rank: then a distance is biased more than usual."""
+    return int(found["count"]) <= len(found["mu"])
 
 
-def frechet_distance(generated: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
+def frechet_distance(generated: Statistics, reference: Statistics) -> float:
     """Frechet distance of two Gaussians given by their statistics (Heusel et al. 2017, equation 6)."""
-    return fid_statistics_to_metric(generated, reference, verbose=False)[KEY_METRIC_FID]
+    return FrechetDistance(reference)(generated)
 
 
-def inception_style_score(logits: torch.Tensor, splits: int) -> float:
-    """exp of the mean KL between p(class | image) and its mean; shuffled first, as class order biases it."""
-    return isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=2020)[KEY_METRIC_ISC_MEAN]
+class FrechetDistance:
+    """The distance to one reference, whose root is taken once.
+
+    tr (S R)^(1/2) is the trace of (R^(1/2) S R^(1/2))^(1/2), which is symmetric: eigenvalues of symmetric matrices are
+    real, and found several times as fast as the root of the product."""
+
+    def __init__(self, reference: Statistics):
+        self.mu, self.sigma = (np.asarray(reference[k], dtype=np.float64) for k in ("mu", "sigma"))
+        values, vectors = np.linalg.eigh(self.sigma)
+        self.root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+    def __call__(self, generated: Statistics) -> float:
+        mu, sigma = (np.asarray(generated[k], dtype=np.float64) for k in ("mu", "sigma"))
+        assert mu.shape == self.mu.shape
+        product = self.root @ sigma @ self.root
+        trace_of_root = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
+        shift = mu - self.mu
+        return float(shift @ shift + np.trace(sigma) + np.trace(self.sigma) - 2 * trace_of_root)
+
+
+# --- scores ---------------------------------------------------------------------------------------------
+
+
+class Value(NamedTuple):
+    """A metric and its standard deviation over the parts (splits, subsets) that it is the mean of."""
+
+    mean: float
+    sd: float
+
+
+def inception_style_score(logits: torch.Tensor, splits: int) -> Value:
+    """exp of the mean KL between p(class | image) and its mean; shuffled first, as class order biases it.
+
+    ``logits`` (N, classes) stand in the order of the images' global index, so that the shuffle is always the same."""
+    logits = logits.double()
+    logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # a probability of 0 would make it 0 * inf
+    found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=SEED)
+    return Value(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+
+
+def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, subsets: int, subset_size: int) -> Value:
+    """KID, the unbiased squared MMD with a cubic kernel (Binkowski et al. 2018), averaged over random subsets."""
+    found = kid_features_to_metric(
+        generated, reference, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=SEED, verbose=False
+    )
+    return Value(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])
+
+
+def precision_recall(*, generated: torch.Tensor, reference: torch.Tensor, neighbours: int) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of features (N, F) and (M, F).
+
+    Precision: share of generated features inside a ball around a real one that reaches to its k-th neighbour among
+    the real ones. Recall: the same with the parts exchanged. By keyword only: libraries differ in the order."""
+    rows = max(1, min(10_000, PAIRS // max(len(generated), len(reference))))
+    return calculate_precision_recall_part(generated, reference, neighbours, rows)
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -148,3 +148,63 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB of each of the uint8 images, (N,)."""
     mse = (images.float() - reference.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / mse.clamp(min=1e-10))
+
+
+# --- nearest neighbours ---------------------------------------------------------------------------------
+
+
+def nearest(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances (N, k), nearest first, and indices (N, k) in ``bank`` (M, F) of the neighbours of queries (N, F).
+
+    The k are found by products of matrices, about the bank's mean and in float64 so that near copies do not cancel;
+    their distances are then taken directly: that of a copy is 0."""
+    centre = bank.double().mean(0)
+    others = bank.double() - centre
+    squares = others.square().sum(1)
+    distances, indices = [], []
+    for rows in queries.split(max(1, PAIRS // 2 // len(bank))):
+        asked = rows.double() - centre
+        found = (squares - 2 * asked @ others.T).topk(k, dim=1, largest=False).indices
+        exact = torch.stack([(asked - others[column]).norm(dim=1) for column in found.T], dim=1)
+        exact, order = exact.sort(dim=1, stable=True)
+        distances.append(exact)
+        indices.append(found.gather(1, order))
+    return torch.cat(distances), torch.cat(indices)
+
+
+def spacing(bank: torch.Tensor) -> torch.Tensor:
+    """Distance (M,) of each feature of ``bank`` (M, F) to its nearest other one."""
+    distances, indices = nearest(bank, bank, 2)
+    itself = indices[:, 0] == torch.arange(len(bank))  # of equal ones, the other may come first: both are at 0
+    return torch.where(itself, distances[:, 1], distances[:, 0])
+
+
+def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
+    """bool (N,): whether a feature lies as near to a training image as that one's nearest other training image.
+
+    Of new images from the same distribution about half do; a generator that copies has nearly all [ours]."""
+    distances, indices = nearest(queries, training)
+    return distances[:, 0] <= spacing(training)[indices[:, 0]]
+
+
+# --- chance ---------------------------------------------------------------------------------------------
+
+
+def jackknife_groups(count: int, groups: int, labels: torch.Tensor | None) -> torch.Tensor:
+    """Group (N,) of each image, at random, of equal size but for one; where labels are known, equal in each class too,
+    as images with prescribed classes vary within classes alone."""
+    order = torch.from_numpy(philox(0, "jackknife", SHARED, 0).permutation(count))
+    if labels is not None:
+        order = order[labels[order].argsort(stable=True)]
+    out = torch.empty(count, dtype=torch.long)
+    out[order] = torch.arange(count) % groups
+    return out
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of a metric, from its G values with each group left out: sqrt((G - 1) / G * sum of squared deviations).
+
+    This delete-a-group jackknife draws no image twice, as an ordinary bootstrap does, which biases a Frechet distance
+    upwards."""
+    values = np.asarray(values, dtype=np.float64)
+    return float(np.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum()))

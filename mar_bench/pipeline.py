@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from mar_bench import locks
 from mar_bench.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
-from mar_bench.data import DataSet, apply_view, load_data, to_unit, views
+from mar_bench.data import ArrayImages, DataSet, FolderImages, apply_view, load_data, to_unit, views
 from mar_bench.distributed import ALONE, World
 from mar_bench.errors import UserError
 from mar_bench.evaluate import (
@@ -24,25 +24,31 @@ from mar_bench.evaluate import (
     draw_samples,
     evaluate_generation,
     evaluate_reconstruction,
-    reference_statistics,
+    image_batches,
 )
+from mar_bench.features import Classifier, FeatureSpace
+from mar_bench.fetch import located
 from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, mark_done
 from mar_bench.latents import encoded, finish_latents, imported, load_latents, manifest_of, write_shards
-from mar_bench.metrics import Classifier, FeatureSpace, inception_weights
+from mar_bench.metrics import statistics
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
 from mar_bench.parse import as_tree
 from mar_bench.provenance import device_name, provenance
-from mar_bench.records import Record, atomic_write, sha256_of, write_record
+from mar_bench.records import PREVIEW, Record, atomic_write, sha256_of, write_record
+from mar_bench.references import Reference, build_reference, load_reference, read_reference
 from mar_bench.schedules import learning_rate
+from mar_bench.scores import Measure, Seen, save_seen
 from mar_bench.spec import RunSpec, measures_scale, num_tokens
 from mar_bench.timing import measure_speed
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.train import Progress, fit, save_tensors, train_generator
 
 SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
-REFERENCE, SUMMARY, FITTED = "reference.npz", "summary.json", "tokenizer.safetensors"
+SUMMARY, FITTED = "summary.json", "tokenizer.safetensors"
+REFERENCE, HELDOUT = "reference.npz", "heldout.npz"
+STATISTICS, SEEN = "statistics.npz", "seen.safetensors"
 IMAGES = "images"  # folder of runs: which of the user's image files are readable
 
 
@@ -113,13 +119,26 @@ def _train_tokenizer(tokenizer: Tokenizer, run: Run, data: DataSet, folder: Path
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Train the extractor if it is one of ours, and measure the real images with it."""
-    device = pick_device(run.spec.compute.device)
+    """Train the extractor if it is one of ours, and see the real images with it."""
+    device, metrics = pick_device(run.spec.compute.device), run.spec.metrics
     data = load_data(run.spec.data, places.runs / IMAGES, progress)
-    if run.spec.metrics.extractor.trained:
+    if metrics.extractor.trained:
         train_extractor(run, data, folder, device, progress)
-    space = load_extractor(run, places, device)
-    np.savez(folder / REFERENCE, **reference_statistics(data, space, progress))
+    space, name = load_extractor(run, places, device), getattr(run.spec.data, "name", run.spec.data.kind)
+
+    def seen(part: ArrayImages | FolderImages, kind: str) -> Reference:
+        return build_reference(
+            image_batches(part, progress), len(part), space, metrics.reference_images, kind, f"{name}:{kind}"
+        )
+
+    if metrics.reference.kind == "training":
+        reference = seen(data.train, "training")
+    else:
+        source = metrics.reference
+        file = located(source.name, source.file, "metrics.reference.file")
+        reference = load_reference(file, space, source.name, metrics.reference_images, progress)
+    reference.save(folder / REFERENCE)
+    seen(data.heldout, "heldout").save(folder / HELDOUT)
 
 
 def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device, progress: Progress) -> None:
@@ -259,15 +278,19 @@ def load_generator(run: Run, places: Places, device: torch.device) -> ARGenerato
 
 
 def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
-    spec = run.spec.metrics.extractor
-    trained = places.folder("extractor", run.ids["extractor_id"]) / "extractor.safetensors"
-    weights = trained if spec.trained else inception_weights(spec)
+    spec, weights = run.spec.metrics.extractor, None
+    if spec.trained:
+        weights = places.folder("extractor", run.ids["extractor_id"]) / "extractor.safetensors"
+    elif spec.kind == "inception":
+        weights = located("inception", spec.weights, "metrics.extractor.weights")
     return FeatureSpace(spec, run.spec.data, weights, device)
 
 
-def load_references(run: Run, places: Places) -> dict[str, np.ndarray]:
-    with np.load(places.folder("extractor", run.ids["extractor_id"]) / REFERENCE) as stored:
-        return dict(stored)
+def load_measure(run: Run, places: Places) -> Measure:
+    """What scores the run's images: against its reference and against the held-out images."""
+    folder, metrics = places.folder("extractor", run.ids["extractor_id"]), run.spec.metrics
+    reference, heldout = (read_reference(folder / name) for name in (REFERENCE, HELDOUT))
+    return Measure(metrics, reference, heldout, against_copies=metrics.reference.kind == "training")
 
 
 # --- measuring stages: each ends in a record ------------------------------------------------------------
@@ -277,12 +300,21 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
     begin = time.perf_counter()
     device = pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    images = decoded_samples(run.spec.sampling, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
-    metrics, protocol = evaluate_generation(run, images, load_references(run, places), space, folder)
-    protocol["tokenizer"] = _about_tokenizer(run, places)
+    images = decoded_samples(run.spec, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
+    scores, seen = evaluate_generation(run.spec, images, space, load_measure(run, places))
+    keep(seen, folder, run.spec.metrics.keep_features)
+    scores.protocol["tokenizer"] = _about_tokenizer(run, places)
     training = json.loads((places.folder("train", run.ids["train_id"]) / SUMMARY).read_text())
     parameters = training.pop("parameters")
-    _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters, training=training)
+    _record(run, places, folder, begin, **vars(scores), parameters=parameters, training=training)
+
+
+def keep(seen: Seen, folder: Path, features: bool) -> None:
+    """What metrics can be had from again: statistics always, features and logits where they are asked for."""
+    np.savez(folder / STATISTICS, **statistics(seen.features))
+    np.save(folder / PREVIEW, seen.preview.numpy())
+    if features:
+        save_seen(seen, folder / SEEN)
 
 
 def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Progress) -> None:
@@ -290,11 +322,12 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     device = pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
     data = load_data(run.spec.data, places.runs / IMAGES, progress)
-    references = load_references(run, places)
-    metrics, protocol = evaluate_reconstruction(run, tokenizer, data, references, space, device, progress)
-    protocol["tokenizer"] = _about_tokenizer(run, places)
+    measure = load_measure(run, places)
+    scores, seen = evaluate_reconstruction(run.spec, tokenizer, data, space, measure, device, progress)
+    keep(seen, folder, run.spec.metrics.keep_features)
+    scores.protocol["tokenizer"] = _about_tokenizer(run, places)
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
-    _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=parameters)
+    _record(run, places, folder, begin, **vars(scores), parameters=parameters)
 
 
 def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) -> None:
