@@ -186,7 +186,7 @@ class Measure:
         theirs, dims = self.reference.extractor, len(self.reference.statistics["mu"])
         if theirs["sha256"] != seen.extractor["sha256"] or dims != seen.features.shape[1]:
             raise UserError(
-                f"reference '{about['name']}' was made with extractor '{theirs['name']}' (sha256 {theirs['sha256'][:8]}, "
+                f"reference '{about['name']}' was made with extractor '{theirs['name']}' ({theirs['sha256'][:8]}, "
                 f"{dims} features), the samples were seen with '{seen.extractor['name']}' "
                 f"({seen.extractor['sha256'][:8]}, {seen.features.shape[1]}); take the same for both"
             )
