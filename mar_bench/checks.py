@@ -87,6 +87,13 @@ def _bounds(block: Any, path: str = "") -> Rules:
                     yield number is None or holds(number), f"{where} {number} {text}"
 
 
+def check_bounds(block: Any, path: str) -> None:
+    """Raises UserError for a number of the block at ``path`` that is out of range."""
+    for holds, message in _bounds(block, path):
+        if not holds:
+            raise UserError(message)
+
+
 _BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # images, and the size whose multiples they can have
 
 

@@ -17,9 +17,10 @@ from mar_bench.metrics import psnr
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource
 from mar_bench.records import replacing
+from mar_bench.references import Reference, build_reference
 from mar_bench.sampler import generate
 from mar_bench.scores import Measure, Scores, Seen, one_pass
-from mar_bench.spec import RunSpec
+from mar_bench.spec import DataSpec, RunSpec
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.train import Progress
 
@@ -41,21 +42,31 @@ def draw_samples(
     sampling = spec.sampling
     for indices in batches(sampling.num_images, sampling.batch_size)[world.rank :: world.size]:
         progress(indices.start, sampling.num_images)
-        path = _samples_file(folder, indices)
+        path = batch_file(folder, indices)
         if not _is_whole(path, len(indices)):
-            labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
-            tokens = generate(model, labels, sampling, NoiseSource(sampling.seed, indices))
+            tokens = draw_batch(spec, model, indices, device)
             if not tokens.isfinite().all():
                 raise UserError(
                     f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the head is undertrained; "
                     "set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
                 )
             with replacing(path) as temporary:
-                save_file({"tokens": tokens.cpu().contiguous()}, temporary)
+                save_file({"tokens": tokens}, temporary)
 
 
-def _samples_file(folder: Path, indices: range) -> Path:
+def draw_batch(spec: RunSpec, model: ARGenerator, indices: range, device: torch.device) -> torch.Tensor:
+    """The tokens of images ``indices``, a whole batch, on the CPU."""
+    labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
+    tokens = generate(model, labels, spec.sampling, NoiseSource(spec.sampling.seed, indices))
+    return tokens.cpu().contiguous()
+
+
+def batch_file(folder: Path, indices: range) -> Path:
     return folder / f"tokens-{indices.start:06d}.safetensors"
+
+
+def read_batch(folder: Path, indices: range) -> torch.Tensor:
+    return load_file(batch_file(folder, indices))["tokens"]
 
 
 def _is_whole(path: Path, rows: int) -> bool:
@@ -69,7 +80,7 @@ def _is_whole(path: Path, rows: int) -> bool:
 def decoded_samples(spec: RunSpec, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Iterator[torch.Tensor]:
     """uint8 images (B, C, H, W) on the CPU, batch by batch, of tokens drawn before."""
     for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):
-        tokens = load_file(_samples_file(folder, indices))["tokens"]
+        tokens = read_batch(folder, indices)
         noise = NoiseSource(spec.sampling.seed, indices)
         yield to_images(tokenizer.decode(tokens.to(device), noise), spec.data)
 
@@ -77,11 +88,24 @@ def decoded_samples(spec: RunSpec, tokenizer: Tokenizer, folder: Path, device: t
 # --- measuring ------------------------------------------------------------------------------------------
 
 
-def image_batches(images: ArrayImages | FolderImages, progress: Progress) -> Iterator[torch.Tensor]:
-    """uint8 images (B, C, H, W) of a part of a data set."""
-    for indices in batches(len(images)):
-        progress(indices.start, len(images))
-        yield images.get(indices)
+def reference_of_part(
+    data: DataSpec,
+    images: ArrayImages | FolderImages,
+    kind: str,
+    suffix: str,
+    space: FeatureSpace,
+    most: int,
+    progress: Progress,
+) -> Reference:
+    """A part of a data set as a reference, named ``<data set>:<suffix>``; ``most`` as in ``build_reference``."""
+
+    def told() -> Iterator[torch.Tensor]:
+        for indices in batches(len(images)):
+            progress(indices.start, len(images))
+            yield images.get(indices)
+
+    name = f"{getattr(data, 'name', data.kind)}:{suffix}"
+    return build_reference(told(), len(images), space, most, kind, name)
 
 
 def evaluate_generation(

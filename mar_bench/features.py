@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,20 @@ class FeatureSpace:
         return out[self.layers[0]], out[self.layers[1]] if self.scores else None
 
 
+class RememberedSpace:
+    """Stands for an extractor whose features were kept: it is known, and not here."""
+
+    def __init__(self, about: dict[str, Any]):
+        self.about, self.sha256 = about, about["sha256"]
+
+    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Raises UserError."""
+        raise UserError(
+            f"kept features of extractor '{self.about['name']}' can be set against a reference of it alone: give the "
+            "npz that mar-bench reference build wrote"
+        )
+
+
 class Images(Dataset):
     """uint8 images (N, C, H, W) as torch-fidelity wants them: one bare CHW tensor an item."""
 
@@ -232,11 +247,16 @@ def efficientnet_weights() -> Path:
     return path
 
 
+def plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    """Extractors of installed packages by name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
 def plugin(spec: PluginExtractor) -> nn.Module:
     """The network behind an entry point: a callable that takes the path of its weights (or None) and gives a module.
 
     Raises UserError where there is none of that name, or it fails."""
-    points = {p.name: p for p in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    points = plugins()
     if spec.name not in points:
         known = did_you_mean(spec.name, points) if points else "no installed package has one"
         raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS}: {known}")

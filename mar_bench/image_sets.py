@@ -236,11 +236,14 @@ def _short_side(path: Path) -> int:
 
 def _pixels(path: Path, look: tuple[str, int, int]) -> np.ndarray:
     """uint8 (C, H, W) of a PNG file that has the mode, width and height ``look``."""
-    with _readable(path), Image.open(path, formats=("PNG",)) as image:
-        if (image.mode, image.width, image.height) != look:
-            raise ValueError("changed since it was opened")
-        pixels = np.asarray(image)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    with _readable(path):
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # check-sums and the end of the file: decoding stops where it has all pixels
+        with Image.open(path, formats=("PNG",)) as image:
+            if (image.mode, image.width, image.height) != look:
+                raise ValueError("changed since it was opened")
+            pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 @contextmanager
@@ -252,6 +255,7 @@ def _readable(path: Path, what: str = "an image") -> Iterator[None]:
         raise
     except Exception as error:  # there is hardly one that Pillow does not raise
         reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        reason = " ".join(reason.split())  # numpy's have several lines
         raise UserError(f"{path}: not readable as {what} ({reason}); make or copy it again, or remove it") from None
 
 
@@ -353,12 +357,12 @@ def open_npz(path: Path) -> ImageSet:
             for rows in _batches(count, (channels, height, width)):
                 progress(rows.start, count)
                 with _readable(path, "an npz"):
-                    pixels = _rows(file, len(rows), header[0][1:])
-                    if rows.stop == count:
-                        file.read(1)  # at the end of its data a zip compares check-sums
+                    pixels = _rows(file, len(rows), header[0][1:], header[2], rows.stop == count)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
-    return ImageSet(str(path), "npz", count, (height, width), channels, labels, FROM_POSITION, read, statistics)
+    return ImageSet(
+        str(path), "npz", count, (height, width), channels, labels, FROM_POSITION, read, reference=statistics
+    )
 
 
 def _array_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -399,15 +403,15 @@ def _labels(path: Path, archive: zipfile.ZipFile, count: int) -> np.ndarray:
             raise UserError(
                 f"{path}: {shape[0]} labels in arr_1 of {count} images in arr_0; mend it or leave arr_1 out"
             )
-        return _rows(file, count, (), dtype).astype(np.int64)
+        return _rows(file, count, (), dtype, last=True).astype(np.int64)
 
 
-def _rows(file, count: int, shape: tuple[int, ...], dtype: np.dtype | type = np.uint8) -> np.ndarray:
-    """The next (count, *shape) of an array's data."""
-    length = count * math.prod(shape) * np.dtype(dtype).itemsize
+def _rows(file, count: int, shape: tuple[int, ...], dtype: np.dtype, last: bool) -> np.ndarray:
+    """The next (count, *shape) of an array's data, or the last of them."""
+    length = count * math.prod(shape) * dtype.itemsize
     content = file.read(length)
-    if len(content) < length:
-        raise ValueError("its data end early")
+    if len(content) < length or (last and file.read(1)):  # reading to the end makes zipfile compare the check-sum
+        raise ValueError("its data are shorter or longer than its shape says")
     return np.frombuffer(content, dtype).reshape(count, *shape)
 
 

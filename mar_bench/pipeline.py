@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from mar_bench import locks
 from mar_bench.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
-from mar_bench.data import ArrayImages, DataSet, FolderImages, apply_view, load_data, to_unit, views
+from mar_bench.data import DataSet, apply_view, load_data, to_unit, views
 from mar_bench.distributed import ALONE, World
 from mar_bench.errors import UserError
 from mar_bench.evaluate import (
@@ -24,7 +24,7 @@ from mar_bench.evaluate import (
     draw_samples,
     evaluate_generation,
     evaluate_reconstruction,
-    image_batches,
+    reference_of_part,
 )
 from mar_bench.features import Classifier, FeatureSpace
 from mar_bench.fetch import located
@@ -37,7 +37,7 @@ from mar_bench.noise import NoiseSource, epoch_indices, seeded
 from mar_bench.parse import as_tree
 from mar_bench.provenance import device_name, provenance
 from mar_bench.records import PREVIEW, Record, atomic_write, sha256_of, write_record
-from mar_bench.references import Reference, build_reference, load_reference, read_reference
+from mar_bench.references import load_reference, read_reference
 from mar_bench.schedules import learning_rate
 from mar_bench.scores import Measure, Seen, save_seen
 from mar_bench.spec import RunSpec, measures_scale, num_tokens
@@ -124,21 +124,16 @@ def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress
     data = load_data(run.spec.data, places.runs / IMAGES, progress)
     if metrics.extractor.trained:
         train_extractor(run, data, folder, device, progress)
-    space, name = load_extractor(run, places, device), getattr(run.spec.data, "name", run.spec.data.kind)
-
-    def seen(part: ArrayImages | FolderImages, kind: str) -> Reference:
-        return build_reference(
-            image_batches(part, progress), len(part), space, metrics.reference_images, kind, f"{name}:{kind}"
-        )
-
+    space = load_extractor(run, places, device)
+    rest = space, metrics.reference_images, progress
     if metrics.reference.kind == "training":
-        reference = seen(data.train, "training")
+        reference = reference_of_part(run.spec.data, data.train, "training", "train", *rest)
     else:
         source = metrics.reference
         file = located(source.name, source.file, "metrics.reference.file")
-        reference = load_reference(file, space, source.name, metrics.reference_images, progress)
+        reference = load_reference(file, source.name, *rest)
     reference.save(folder / REFERENCE)
-    seen(data.heldout, "heldout").save(folder / HELDOUT)
+    reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", *rest).save(folder / HELDOUT)
 
 
 def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device, progress: Progress) -> None:
@@ -290,7 +285,7 @@ def load_measure(run: Run, places: Places) -> Measure:
     """What scores the run's images: against its reference and against the held-out images."""
     folder, metrics = places.folder("extractor", run.ids["extractor_id"]), run.spec.metrics
     reference, heldout = (read_reference(folder / name) for name in (REFERENCE, HELDOUT))
-    return Measure(metrics, reference, heldout, against_copies=metrics.reference.kind == "training")
+    return Measure(metrics, reference, heldout)
 
 
 # --- measuring stages: each ends in a record ------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -63,12 +64,19 @@ def device_name(device: str = "auto") -> str:
     return torch.cuda.get_device_name(torch.device("cuda" if device == "auto" else device))
 
 
+def _command() -> str | None:
+    """As one types it; None where something else than the command line called."""
+    script = Path(sys.argv[0] if sys.argv else "")
+    ours = script.name == "mar-bench" or script == Path(mar_bench.__file__).parent / "cli" / "__main__.py"
+    return shlex.join(["mar-bench", *sys.argv[1:]]) if ours else None
+
+
 def provenance(device: str, threads: int, seconds: float) -> dict:
     """A record's provenance; ``seconds`` is the wall time of the measuring stage."""
     return {
         "mar_bench": mar_bench.__version__,
         "git": git_state(),
-        "command": " ".join(["mar-bench", *sys.argv[1:]]) if sys.argv[0].endswith("mar-bench") else None,
+        "command": _command(),
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
         "platform": f"{platform.system()} {platform.machine()}",
         # a short digest tells hosts apart without publishing their names

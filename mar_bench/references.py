@@ -76,7 +76,7 @@ def read_reference(path: Path) -> Reference:
     return _ours(path, _arrays(path))
 
 
-def load_reference(path: Path, space: FeatureSpace, name: str, most: int, progress: Progress) -> Reference:
+def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
     """From an npz that ``Reference.save`` wrote, or from ADM's: images (``arr_0``), statistics, or both.
 
     ADM's statistics are of Inception's features; with another extractor they are left aside and its images are taken.

@@ -113,21 +113,19 @@ class Scores:
 class Measure:
     """Scores sets of images against one reference, each metric under its name in records.
 
-    ``heldout`` are real images that nothing was trained on, where there are any; ``against_copies`` says that the
-    reference's images are those that the generator was trained on."""
+    ``heldout`` are real images that nothing was trained on, where there are any. Copies are looked for where the
+    reference has the features of all its images; they tell of memorising where those are the training images."""
 
     def __init__(
         self,
         settings: MetricsSpec,
         reference: Reference,
         heldout: Reference | None = None,
-        against_copies: bool = False,
         progress: Callable[[str], None] = lambda what: None,
     ):
         self.settings, self.reference, self.heldout, self.progress = settings, reference, heldout, progress
         self.distance = FrechetDistance(reference.statistics)
         self.heldout_distance = FrechetDistance(heldout.statistics) if heldout else None
-        self.against_copies = against_copies and reference.complete
 
     def __call__(self, seen: Seen) -> Scores:
         """Raises UserError where there are too few images for a setting, or the sets do not fit each other."""
@@ -160,7 +158,7 @@ class Measure:
                 share("accuracy", seen.logits.argmax(-1) == seen.labels)
         if self.reference.features is not None:
             self._against_features(seen.features, groups, add)
-        if self.against_copies:
+        if self.reference.complete:
             share("copied", copied(seen.features, self.reference.features))
         scores.protocol = self._protocol(seen, is_singular(statistics))
         return scores
@@ -177,7 +175,7 @@ class Measure:
             out["precision"], out["recall"] = precision_recall(
                 generated=heldout.features, reference=self.reference.features, neighbours=self.settings.neighbours
             )
-        if self.against_copies:
+        if self.reference.complete:
             out["copied"] = copied(heldout.features, self.reference.features).double().mean().item()
         return {metric_name(f"{metric}:real", extractor): value for metric, value in out.items()}
 

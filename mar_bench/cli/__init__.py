@@ -1,0 +1,27 @@
+"""The verbs. No hyper-parameter has a flag: everything in a spec is overridden as key=value."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mar_bench.cli import experiments, metrics, weights  # noqa: F401, each adds its verbs
+from mar_bench.cli.options import app
+from mar_bench.errors import UserError
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,327 @@
+"""The verbs of an experiment: list, show, plan, run, table, plot, sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mar_bench.cli.options import (
+    ExperimentName,
+    Only,
+    Overrides,
+    Records,
+    Reports,
+    Runs,
+    SamplingSeeds,
+    Scale,
+    Seeds,
+    app,
+    cores,
+    find_record,
+    no_seeds,
+    parse_seeds,
+    plan_of,
+    results,
+    split_row,
+)
+from mar_bench.errors import UserError, did_you_mean
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List experiments and scales."""
+    from mar_bench.config import experiment_files, experiment_summary, experiments_dir, scales
+    from mar_bench.console import console_table
+
+    if not (files := experiment_files()):
+        raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
+    lines, broken = [], []
+    for file in files.values():
+        try:
+            summary = experiment_summary(file)
+            lines.append([summary["id"], summary["title"], str(summary["rows"])])
+        except UserError as error:
+            broken.append(str(error))
+    print(console_table(["experiment", "title", "evaluations"], lines))
+    print(f"scales: {', '.join(scales())}")
+    if broken:
+        raise UserError("; ".join(broken))
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT[/ROW]|RECORD", help="As in table1, table1/mar/diff/guided, a record's id or file."
+        ),
+    ],
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Show an experiment's rows, one row's resolved spec, or a record.
+
+    With a row: everything that determines it, its ids and the paper's cell. With a record, its id or its file: its
+    numbers and all that is needed to get them again."""
+    if name.endswith(".json") or re.fullmatch("[0-9a-f]{12}", name):
+        from mar_bench.report.record_text import record_text
+
+        print(record_text(find_record(name, runs, records)[1]))
+        return
+    from mar_bench.config import load_experiment
+    from mar_bench.console import console_table, to_yaml
+    from mar_bench.ids import generation_run, reconstruction_run, speed_run
+    from mar_bench.jobs import status
+    from mar_bench.parse import as_tree
+    from mar_bench.provenance import device_name
+
+    experiment_name, row = split_row(name)
+    experiment = load_experiment(experiment_name, scale, overrides or ())
+    places, found = results(runs, records)
+    if row is None:
+        print(f"{experiment.id}: {experiment.title}, {scale} scale\n{experiment.source}\n")
+        lines = []
+        for row, spec in experiment.rows.items():
+            run = generation_run(row, spec)
+            lines.append([row, run.ids["train_id"], run.id, status(run, places, found), _paper_cell(experiment, row)])
+        print(console_table(["row", "train_id", "eval_id", "status", "paper"], lines))
+        return
+    if row not in experiment.rows:
+        raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
+    spec = experiment.rows[row]
+    run = generation_run(row, spec)
+    others = reconstruction_run(row, spec), speed_run(row, spec, device_name(spec.compute.device))
+    print(f"# {experiment.id}/{row}, {scale} scale: {status(run, places, found)}")
+    print(f"# paper: {_paper_cell(experiment, row) or 'no such cell'}")
+    print(to_yaml({"ids": {**run.ids, **{f"{r.task}_id": r.id for r in others}}, "spec": as_tree(spec)}))
+
+
+@app.command()
+def plan(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    seeds: Seeds = None,
+    sampling_seeds: SamplingSeeds = None,
+    only: Only = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Say what a run would do.
+
+    Evaluations, trainings and what they share; what is done, missing or failed."""
+    from mar_bench.planning import make_plan, plan_text
+
+    places, found = results(runs, records)
+    _, planned = plan_of([name], scale, no_seeds(overrides), seeds, sampling_seeds, only)
+    content = make_plan(name, scale, planned, places, found)
+    print(json.dumps(content, indent=1) if as_json else plan_text(content))
+
+
+@app.command()
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides."),
+    ],
+    scale: Scale = "tiny",
+    jobs: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Processes side by side. Default: cores / threads per process; 1 on a GPU.", min=1
+        ),
+    ] = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    sampling_seeds: SamplingSeeds = None,
+    reuse_records: Annotated[
+        bool, typer.Option("--reuse-records", help="Skip what has a record, even where its run is not here.")
+    ] = False,
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Train, sample and measure what is not done yet.
+
+    Stopped, the same command goes on where it was."""
+    from mar_bench.jobs import jobs_for, preflight, publish, writable
+    from mar_bench.progress import duration, make_report
+
+    places, found = results(runs, records)
+    names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if not names:
+        raise UserError(f"run needs an experiment before {overrides[0]}; see mar-bench list")
+    _, planned = plan_of(names, scale, no_seeds(overrides), seeds, sampling_seeds, only)
+    world = _world()
+    wanted = len(planned)
+    if reuse_records:
+        planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
+    publish(planned, places)
+    todo = jobs_for(planned, places)
+    if world:
+        for job in todo:
+            if job.kind == "train" and job.run.spec.train.published is None:
+                world.share(range(job.run.spec.train.batch_size))  # raises before any work
+        todo = world.agreed(todo)
+    if not todo:
+        print(f"nothing to do: all {wanted} runs are done; records are in {places.records}")
+        return
+    preflight([job.run for job in todo])
+    writable(places)
+    workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
+    report = make_report(todo, 1 if world else workers, quiet=world is not None and not world.first)
+    report.say(
+        f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
+        f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
+    )
+    if world:
+        from mar_bench.together import run_together
+
+        outcome = run_together(todo, places, world, report)
+    else:
+        from mar_bench.launch import run_jobs
+
+        outcome = run_jobs(todo, places, workers, report)
+    taken = duration(report.elapsed())
+    if outcome.stopped:
+        print(f"stopped after {taken}; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if outcome.failed:
+        given_up = len(todo) - outcome.done - len(outcome.failed)
+        print(
+            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}, {given_up} behind them were not run:",
+            file=sys.stderr,
+        )
+        titles = {job.id: job.title for job in todo}
+        for job_id, error in outcome.failed.items():
+            print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
+        print("their records say more; run the same command to try again", file=sys.stderr)
+        raise typer.Exit(1)
+    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
+    if world is None or world.first:
+        print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} {' '.join(words)}")
+
+
+@app.command()
+def table(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    output_format: Annotated[str, typer.Option("--format", metavar="md|csv", help="What to print.")] = "md",
+    save: Annotated[bool, typer.Option("--save", help="Write both formats into the reports folder as well.")] = False,
+    reports: Reports = "reports",
+    records: Records = None,
+) -> None:
+    """Print a table beside the paper's numbers."""
+    from mar_bench.config import load_experiment
+    from mar_bench.records import atomic_write
+
+    if output_format not in ("md", "csv"):
+        raise UserError(f"--format {output_format}: {did_you_mean(output_format, ('md', 'csv'))}")
+    experiment = load_experiment(name, scale, no_seeds(overrides))
+    places, found = results(None, records)
+    from mar_bench.report.tables import build
+
+    result = build(experiment, found)
+    if not any(tasks["generation"] for tasks in result.selection.values()):
+        nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
+        if save:
+            raise UserError(nothing)
+        print(f"note: {nothing}", file=sys.stderr)
+    texts = {"md": result.markdown(), "csv": result.csv()}
+    print(texts[output_format], end="")
+    if save:
+        for ending, text in texts.items():
+            path = Path(reports) / scale / f"{experiment.id}.{ending}"
+            atomic_write(path, text)
+            print(f"wrote {path}", file=sys.stderr)
+
+
+@app.command()
+def plot(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    reports: Reports = "reports",
+    records: Records = None,
+) -> None:
+    """Draw distance against seconds per image.
+
+    Writes <reports>/<scale>/<experiment>.png, .pdf and .svg."""
+    from mar_bench.config import load_experiment
+
+    experiment = load_experiment(name, scale, no_seeds(overrides))
+    _, found = results(None, records)
+    from mar_bench.report.plots import speed_accuracy
+
+    for path in speed_accuracy(experiment, found, Path(reports) / scale / experiment.id):
+        print(f"wrote {path}")
+
+
+@app.command()
+def sample(
+    name: ExperimentName,
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    seeds: Annotated[str, typer.Option(metavar="N", help="The training seed whose images are drawn.")] = "0",
+    sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are drawn.")] = "0",
+    reports: Reports = "reports",
+    runs: Runs = None,
+) -> None:
+    """Draw a sheet of generated images.
+
+    A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
+    from mar_bench.config import load_experiment
+    from mar_bench.ids import generation_run, with_seeds
+    from mar_bench.jobs import default_places, previews
+
+    experiment = load_experiment(name, scale, no_seeds(overrides))
+    places = default_places(runs, None)
+    train_seeds, drawn_seeds = parse_seeds("--seeds", seeds), parse_seeds("--sampling-seeds", sampling_seeds)
+    if len(train_seeds) != 1 or len(drawn_seeds) != 1:
+        raise UserError("a sheet shows one training seed and one sampling seed")
+    chosen = {r: generation_run(r, with_seeds(s, train_seeds[0], drawn_seeds[0])) for r, s in experiment.rows.items()}
+    images = previews(chosen, places)
+    from mar_bench.report.samples import sample_grid
+
+    path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
+    print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+
+
+def _paper_cell(experiment, row: str) -> str:
+    from mar_bench.report.wording import PAPER_NAMES, paper_number
+
+    cell = experiment.paper.get(row, {})
+    return ", ".join(f"{PAPER_NAMES.get(metric, metric)} {paper_number(metric, v)}" for metric, v in cell.items())
+
+
+def _world():
+    """Meet the processes that torchrun or srun started beside this one; None for one alone."""
+    if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return None  # without a look at torch
+    from mar_bench.distributed import join, world_of
+
+    world = world_of()
+    if world.size == 1:
+        return None
+    join(world)
+    return world
+
+
+def _default_jobs(jobs) -> int:
+    """One process a core (or for each group of ``threads`` cores); one on a GPU, which they would share."""
+    from mar_bench.provenance import cpu_name, device_name
+
+    compute = jobs[0].run.spec.compute
+    if device_name(compute.device) != cpu_name():
+        return 1
+    return max(1, cores() // compute.threads)

@@ -1,0 +1,268 @@
+"""The verbs of measuring: eval, reference, compare, verify, neighbours."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mar_bench.cli.options import (
+    Overrides,
+    Records,
+    Runs,
+    Scale,
+    Weights,
+    app,
+    cores,
+    find_record,
+    one_seed,
+    results,
+    split_row,
+)
+from mar_bench.errors import UserError
+
+SamplesArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SAMPLES",
+        help="A folder of PNG files, an npz (arr_0), a data set (digits, mnist5k:heldout), kept features, or a row "
+        "that run has sampled, as in table1/mar/diff/guided.",
+    ),
+]
+Extractors = Annotated[
+    list[str],
+    typer.Option(
+        "--extractor",
+        metavar="NAME",
+        help="inception, efficientnet_lite0 or one of an installed package; may be given again. Default: a row's own, "
+        "else inception.",
+    ),
+]
+InceptionWeights = Annotated[
+    str, typer.Option(metavar="FILE", help="The 2015 Inception network. Default: the folder of weights, torch's cache.")
+]
+Unindexed = Annotated[
+    bool, typer.Option("--unindexed", help="Numbers in file names are no indices: take files by name.")
+]
+TrainSeed = Annotated[str, typer.Option("--seeds", metavar="N", help="Of a row: the training seed.")]
+SamplingSeed = Annotated[str, typer.Option("--sampling-seeds", metavar="N", help="Of a row: the sampling seed.")]
+
+
+@app.command("eval")
+def evaluate(
+    samples: SamplesArgument,
+    overrides: Overrides = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="REFERENCE",
+            help="Real images: an npz (ADM's, or of reference build), a folder, a data set. Default: a row's own.",
+        ),
+    ] = None,
+    extractor: Extractors = None,
+    inception_weights: InceptionWeights = None,
+    unindexed: Unindexed = False,
+    keep_features: Annotated[
+        str, typer.Option(metavar="FILE", help="Keep the features (.safetensors), to be measured again as SAMPLES.")
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Write a record; verify scores it again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON.")] = False,
+    scale: Scale = "tiny",
+    seeds: TrainSeed = "0",
+    sampling_seeds: SamplingSeed = "0",
+    runs: Runs = None,
+    records: Records = None,
+    weights: Weights = "weights",
+) -> None:
+    """Measure any images: FID, IS, KID, precision, recall, copies.
+
+    Settings are overridden as metrics.is_splits=5; without a number, they are lowered for small sets."""
+    places, _ = results(runs, records)
+    from mar_bench import eval_sets
+    from mar_bench.provenance import provenance
+    from mar_bench.scores import Measure, save_seen
+
+    _use_all_cores()
+    begin = time.monotonic()
+    source = _source(samples, unindexed, scale, overrides or [], seeds, sampling_seeds, places)
+    settings, chosen = eval_sets.settings_of(overrides or [], source.run)
+    if source.run is None and reference is None:
+        raise UserError("--reference is needed: an npz, a folder of real images or a data set")
+    if keep_features and len(extractor or []) > 1:
+        raise UserError(f"--keep-features {keep_features}: features of one extractor; name one --extractor")
+    failed, found = [], []
+    for space_of in _spaces(extractor, source, inception_weights, Path(weights), places):
+        try:
+            space = space_of()
+            seen = source.see(space, _progress("samples"))
+            if keep_features:
+                save_seen(seen, Path(keep_features))
+            rest = settings.reference_images, _progress("reference")
+            if reference is None:
+                real, heldout = eval_sets.own_references(source.run, space, places, *rest)
+            else:
+                real, heldout = eval_sets.open_reference(reference, space, *rest), None
+            fitted = eval_sets.fitted(settings, chosen, seen, real)
+            scores = Measure(fitted, real, heldout, progress=_say)(seen)
+            made = provenance("auto", cores(), time.monotonic() - begin)
+            record = eval_sets.as_record(scores, space.about, fitted, made)
+            if save:
+                eval_sets.save(record, seen, real, places)
+            found.append(record)
+        except UserError as error:
+            failed.append(str(error))
+    _print_records(found, as_json)
+    if failed:
+        raise UserError("; ".join(failed))
+    if save:
+        for record in found:
+            print(f"wrote {places.records / record.id}.json", file=sys.stderr)
+
+
+def _print_records(found: list, as_json: bool) -> None:
+    from mar_bench.report.record_text import how_measured, scores_text, warnings
+
+    if as_json:
+        print(json.dumps([asdict(record) for record in found], indent=1, sort_keys=True, allow_nan=False))
+        return
+    for record in found:
+        print("\n".join([*how_measured(record), "", scores_text(record), ""]))
+        for warning in warnings(record):
+            print(f"note: {warning}")
+
+
+# --- reference ------------------------------------------------------------------------------------------
+
+reference_app = typer.Typer(
+    help="Real images as an extractor sees them, kept in a file.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(reference_app, name="reference")
+
+
+@reference_app.command("build")
+def build(
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder, an npz (arr_0) or a data set (digits, mnist5k:heldout).")
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.")],
+    size: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Crop and resize as ADM does; JPEG files are read too.", min=8)
+    ] = None,
+    extractor: Annotated[str, typer.Option(metavar="NAME", help="As in eval.")] = "inception",
+    inception_weights: InceptionWeights = None,
+    most: Annotated[
+        int, typer.Option("--images", metavar="N", help="So many features are kept, for precision, recall and KID.")
+    ] = 10_000,
+    weights: Weights = "weights",
+) -> None:
+    """Build a reference: statistics of all images, features of some."""
+    if not target.endswith(".npz"):
+        raise UserError(f"{target}: a reference is written to a .npz file")
+    from mar_bench import eval_sets
+    from mar_bench.build import pick_device
+    from mar_bench.records import sha256_of
+
+    _use_all_cores()
+    space = eval_sets.named_extractor(extractor, inception_weights, Path(weights), pick_device("auto"))
+    reference = eval_sets.reference_of_set(eval_sets.open_pictures(images, size), space, most, _progress("reference"))
+    reference.save(Path(target))
+    about = reference.about
+    print(f"wrote {target}: {about['num_images']} images, {about['num_features']} features of {extractor}; "
+          f"sha256 {sha256_of(Path(target))}")  # fmt: skip
+
+
+# --- verify ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(metavar="RECORD", help="A record's id or its file.")],
+    again: Annotated[
+        int,
+        typer.Option("--resample", metavar="N", help="Draw N images again too, and compare them bit for bit.", min=1),
+    ] = None,
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Score a record again from what was kept.
+
+    Exit code 1 where a number is another one now."""
+    places, record = find_record(name, runs, records)
+    from mar_bench.console import console_table
+    from mar_bench.verify import circumstances, resample, rescore
+
+    _use_all_cores()
+    findings = [rescore(record, places)]
+    if again is not None:
+        findings.append(resample(record, again, places))
+    lines = [line for part in findings for line in part.lines]
+    print(console_table(["what", "recorded", "now", "verdict"], [list(line) for line in lines]))
+    for note in [*circumstances(record), *(note for part in findings for note in part.notes)]:
+        print(f"note: {note}")
+    if not all(part.holds for part in findings):
+        print(f"record {record.id} is not reproduced", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+# --- what they share ------------------------------------------------------------------------------------
+
+
+def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds: str, sampling_seeds: str, places):
+    """What SAMPLES stands for: kept features, a set of images, else a row of an experiment."""
+    from mar_bench import eval_sets
+    from mar_bench.image_sets import BUILT_IN, open_images
+
+    if text.endswith(".safetensors"):
+        return eval_sets.samples_of_features(Path(text))
+    experiment, row = split_row(text)
+    if row is None or Path(text).exists() or text.endswith(".npz") or text.partition(":")[0] in BUILT_IN:
+        return eval_sets.samples_of_set(open_images(text, indexed=not unindexed))
+    seed, sampling_seed = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
+    return eval_sets.samples_of_run(eval_sets.row_run(experiment, row, scale, overrides, seed, sampling_seed), places)
+
+
+def _spaces(names: list[str] | None, source, inception_weights: str | None, weights: Path, places):
+    """Functions that make the extractors asked for: each may fail alone."""
+    from mar_bench import eval_sets
+    from mar_bench.build import pick_device
+
+    if source.remembered is not None:
+        if names:
+            raise UserError(f"--extractor {names[0]}: {source.name} holds features of one extractor; leave it out")
+        return [lambda: source.remembered]
+    if source.run is not None and not names:
+        return [lambda: eval_sets.own_extractor(source.run, places)]
+    device = pick_device("auto")
+    return [
+        lambda name=name: eval_sets.named_extractor(name, inception_weights, weights, device)
+        for name in dict.fromkeys(names or ["inception"])
+    ]
+
+
+def _use_all_cores() -> None:
+    import torch
+
+    torch.set_num_threads(cores())
+
+
+def _say(what: str) -> None:
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A line on stderr every few seconds."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() > told + 5:
+            told = time.monotonic()
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return progress

@@ -1,0 +1,130 @@
+"""What the verbs share: the application, their options and arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mar_bench.errors import UserError
+
+app = typer.Typer(
+    help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Scale = Annotated[
+    str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk or paper.")
+]
+Seeds = Annotated[str, typer.Option(metavar="0,1,2", help="Training seeds of the generators. Default: the spec's, 0.")]
+SamplingSeeds = Annotated[
+    str,
+    typer.Option(metavar="0,1,2", help="Sampling seeds: other images from the same weights. Default: the spec's, 0."),
+]
+Only = Annotated[
+    str, typer.Option(metavar="PATTERN", help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")
+]
+
+
+def _folder(name: str, help_text: str, default: str | None = None):
+    """A folder as an option and as an environment variable; ``default`` is what the help says."""
+    shown = default or True
+    return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=shown)
+
+
+Runs = Annotated[str, _folder("RUNS", "Folder of check-points, latents and samples.", "runs")]
+Records = Annotated[
+    str, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
+]
+Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
+Weights = Annotated[str, _folder("WEIGHTS", "Folder of public files.")]
+ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
+Overrides = Annotated[
+    list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
+]
+
+
+def results(runs: str | None, records: str | None):
+    """The two places and what is recorded. Raises UserError for a broken record, before any work."""
+    from mar_bench.jobs import default_places
+    from mar_bench.records import read_records
+
+    places = default_places(runs, records)
+    return places, read_records(places.records)
+
+
+def find_record(name: str, runs: str | None, records: str | None):
+    """The two places, and a record by its id or file. Raises UserError where there is none."""
+    from mar_bench.jobs import default_places
+    from mar_bench.records import read_record
+
+    places = default_places(runs, records)
+    path = Path(name) if name.endswith(".json") else places.records / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"no record {path}; name a record's id or its file")
+    return places, read_record(path)
+
+
+def plan_of(names: list[str], scale: str, overrides: list[str], seeds, sampling_seeds, only: str | None):
+    """Experiments and all their runs, each id once."""
+    from mar_bench.config import load_experiment
+    from mar_bench.ids import plan_runs
+    from mar_bench.provenance import device_name
+
+    train_seeds, drawn_seeds = parse_seeds("--seeds", seeds), parse_seeds("--sampling-seeds", sampling_seeds)
+    experiments = [load_experiment(name, scale, overrides) for name in names]
+    found = {}
+    for experiment in experiments:
+        device = device_name(next(iter(experiment.rows.values())).compute.device)
+        for planned in plan_runs(experiment, train_seeds, drawn_seeds, only, device):
+            found.setdefault(planned.id, planned)
+    return experiments, list(found.values())
+
+
+def no_seeds(overrides: list[str] | None) -> list[str]:
+    """Overrides, without those that would choose a seed beside the options that do."""
+    for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
+        if any(word.partition("=")[0] == key for word in overrides or ()):
+            raise UserError(f"{key} is chosen by {option} of run and plan; a table shows every seed that has records")
+    return overrides or []
+
+
+def parse_seeds(option: str, text: str | None) -> list[int] | None:
+    """``0,1,2`` as whole numbers; None where the option was not given."""
+    if text is None:
+        return None
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: expected whole numbers with commas between, as in 0,1,2") from None
+    if min(seeds) < 0 or max(seeds) >= 2**63:
+        raise UserError(f"{option} {text}: seeds are 0 or more and below 2^63")
+    return list(dict.fromkeys(seeds))
+
+
+def one_seed(option: str, text: str) -> int:
+    """Raises UserError where there are several."""
+    found = parse_seeds(option, text)
+    if len(found) != 1:
+        raise UserError(f"{option} {text}: one seed is looked at at a time")
+    return found[0]
+
+
+def split_row(name: str) -> tuple[str, str | None]:
+    """``table1/mar/diff/guided`` -> experiment and row; a YAML file's path may hold slashes of its own."""
+    if ".yaml" in name:
+        file, _, row = name.partition(".yaml")
+        return f"{file}.yaml", row.strip("/") or None
+    experiment, _, row = name.partition("/")
+    return experiment, row or None
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
