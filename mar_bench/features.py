@@ -92,13 +92,12 @@ class FeatureSpace:
 
     ``about`` is what a record says of it; ``scores`` tells whether it has logits."""
 
-    batch_size = 50  # images of a forward pass
-
     def __init__(self, spec: ExtractorSpec, data: DataSpec | None, weights: Path | None, device: torch.device):
         """``weights``: a file; ``data`` is needed by a classifier of ours, which is built for one data set.
 
         Raises UserError where the file is not what it should be, or the extractor is not installed."""
         self.cuda = device.type == "cuda"
+        self.batch_size = 50 if self.cuda else 8  # images of a forward pass; on a CPU more are slower
         self.rgb = True
         if isinstance(spec, InceptionExtractor):
             self.sha256 = inception_sha256(weights)

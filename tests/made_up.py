@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from mar_bench.config import Experiment
 from mar_bench.ids import generation_run, reconstruction_run, speed_run, with_seeds
 from mar_bench.parse import as_tree
 from mar_bench.records import Record, metric_name
+from mar_bench.spec import RunSpec
 
 PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
 EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}
-FLOOR = {"vq": 4.2, "kl": 2.6}  # reconstruction distances by kind of tokenizer
+JACKKNIFE, NO_ERROR = "jackknife, 10 groups", ("copied", "accuracy")
+FLOOR = {"vq": 4.2, "kl": 2.6, "ldm_vq": 4.2, "ldm_kl": 2.6}  # reconstruction distances by kind of tokenizer
 Value = Callable[[str, int, int], float]  # row, training seed, sampling seed -> distance
 
 
@@ -32,33 +35,83 @@ def generation(
         error = "ValueError: loss is not finite\n  a second line"
         return Record("generation", "failed", run.ids, as_tree(run.spec), error=error, provenance=PROVENANCE)
     block = as_tree(run.spec)["metrics"]["extractor"]
-    values = {"fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "accuracy": 0.9}
+    values = {
+        "fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "kid": fd / 1000, "precision": 0.8, "recall": 0.6,
+        "copied": 0.02, "accuracy": 0.9,
+    }  # fmt: skip
     record = Record(
         task="generation",
         status="done",
         ids=run.ids,
         spec=as_tree(run.spec),
         metrics={metric_name(k, block): v for k, v in values.items()},
-        protocol={
-            "num_generated": run.spec.sampling.num_images, "num_reference": 4000, "num_heldout": 1000,
-            "label_mode": "balanced", "dtype": "float32", "extractor": EXTRACTOR,
-        },
+        protocol=protocol(run.spec, run.spec.sampling.num_images, run.id),
         parameters={"total": 300_000, "backbone": 250_000, "head": 50_000},
         training={"loss_train": 2.5, "loss_heldout": 2.7, "steps": 4000, "seconds": 100.0},
+        uncertainty=uncertainty(block, values),
         provenance=PROVENANCE,
-    )  # fmt: skip
+    )
     return replace(record, **changes)
+
+
+def protocol(spec: RunSpec, images: int, sha256: str) -> dict[str, Any]:
+    """How ``images`` images were measured; ``sha256`` is theirs."""
+    size, metrics = [spec.data.image_size] * 2, spec.metrics
+    real = {"size": size, "channels": spec.data.channels, "kind": spec.metrics.reference.kind}
+    return {
+        "extractor": dict(EXTRACTOR),
+        "reference": {**real, "name": "mnist5k", "sha256": "a" * 64, "num_images": 4000, "num_features": 3000},
+        "heldout": {**real, "kind": "data", "name": "mnist5k", "sha256": "b" * 64, "num_images": 1000,
+                    "num_features": 1000},
+        "samples": {"sha256": sha256, "first_batch_sha256": sha256, "num_images": images, "size": size,
+                    "channels": spec.data.channels, "duplicates": 0, "index": "0 to the last, each once",
+                    "conversion": "round(255 x), clipped"},
+        "num_generated": images, "num_reference": 4000, "num_heldout": 1000,
+        "label_mode": "balanced", "class_balance": {"classes": 10, "least": images // 10, "most": images // 10},
+        "dtype": "float32",
+        "settings": {"is_splits": metrics.is_splits, "is_seed": 0, "kid_subsets": metrics.kid_subsets,
+                     "kid_subset_size": metrics.kid_subset_size, "kid_seed": 0, "kid_kernel": "polynomial, degree 3",
+                     "neighbours": metrics.neighbours, "jackknife_groups": metrics.jackknife_groups},
+        "singular": False,
+    }  # fmt: skip
+
+
+def uncertainty(extractor: dict[str, Any], values: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """A standard error of 2 % of the value for all but the shares that the jackknife is not taken of."""
+    found = {m: {"standard_error": 0.02 * v, "method": JACKKNIFE} for m, v in values.items() if m not in NO_ERROR}
+    found["is"]["sd_splits"], found["kid"]["sd_subsets"] = 0.1, 0.0005
+    return {metric_name(m, extractor): block for m, block in found.items()}
 
 
 def reconstruction(experiment: Experiment, row: str) -> Record:
     run = reconstruction_run(row, experiment.rows[row])
     block = as_tree(run.spec)["metrics"]["extractor"]
     floor = FLOOR[run.spec.tokenizer.kind]
-    values = {"fd": floor, "fd:heldout": floor - 0.2, "fd:real": 0.45, "is": 9.0, "accuracy": 0.95}
-    metrics = {metric_name(k, block): v for k, v in values.items()}
-    protocol = {"num_generated": 1000, "num_reference": 4000, "extractor": EXTRACTOR}
-    metrics["psnr"] = 18.0
-    return Record("reconstruction", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE)
+    values = {
+        "fd": floor, "fd:heldout": floor - 0.2, "is": 9.0, "kid": floor / 1000, "precision": 0.85, "recall": 0.8,
+        "copied": 0.01, "accuracy": 0.95,
+    }  # fmt: skip
+    real = {"fd:real": 0.45, "kid:real": 0.0003, "precision:real": 0.9, "recall:real": 0.88, "copied:real": 0.015}
+    metrics = {metric_name(k, block): v for k, v in {**values, **real}.items()}
+    return Record(
+        task="reconstruction",
+        status="done",
+        ids=run.ids,
+        spec=as_tree(run.spec),
+        metrics={**metrics, "psnr": 18.0},
+        protocol=protocol(run.spec, 1000, run.id),
+        uncertainty=uncertainty(block, values),
+        provenance=PROVENANCE,
+    )
+
+
+def as_before(record: Record) -> Record:
+    """The record as it was written before KID, precision, recall and all that the protocol now says."""
+    old = ("num_generated", "num_reference", "num_heldout", "label_mode", "dtype", "extractor")
+    new = ("kid", "precision", "recall", "copied")
+    metrics = {k: v for k, v in record.metrics.items() if not k.startswith(new)}
+    kept = {k: v for k, v in record.protocol.items() if k in old}
+    return replace(record, metrics=metrics, protocol=kept, uncertainty={})
 
 
 def speed(experiment: Experiment, row: str, device: str = "Example CPU", factor: float = 1.0) -> Record:

@@ -13,7 +13,7 @@ import pytest
 
 from mar_bench.config import Experiment, load_experiment
 from mar_bench.report import cells, wording
-from tests.made_up import by_id, everything, generation, generations, reconstruction, speed
+from tests.made_up import as_before, by_id, everything, generation, generations, reconstruction, speed
 
 ROW = "mar/diff/guided"
 NAN = math.nan
@@ -87,6 +87,7 @@ def test_floors_and_speeds_are_one_line_a_row(table1):
     assert list(floors["row"]) == list(speeds["row"]) == list(table1.rows)
     assert cells.floor_of(floors, "mar/ce/guided") == 4.2 and cells.floor_of(floors, ROW) == 2.6
     assert math.isnan(cells.floor_of(floors, "no such row"))
+    assert set(floors["kid_real"]) == {0.0003} and set(floors["num_images"]) == {1000}
     assert set(speeds["setting"]) == {"Example CPU, 1 thread, float32, batch 64"}
 
 
@@ -120,6 +121,19 @@ def test_one_run_has_no_deviation():
     assert (found.mean, found.sd, found.n, found.over) == (5.0, None, 1, None)
 
 
+def test_one_run_has_the_standard_error_of_its_images():
+    found = cells.spread({(0, 3): 5.0}, {(0, 3): 0.2, (1, 3): 9.0})
+    assert (found.mean, found.sd, found.n, found.over) == (5.0, 0.2, 1, "images")
+    assert cells.spread({(0, 3): 5.0}, {(1, 3): 9.0}).over is None
+    assert cells.spread({(0, 3): 5.0}, {(0, 3): NAN}).over is None
+
+
+@pytest.mark.parametrize("seeds", [[(0, 0), (1, 0)], [(0, 0), (0, 1)]])
+def test_the_chance_of_images_does_not_pass_for_that_of_seeds(seeds):
+    values = dict(zip(seeds, (1.0, 3.0)))
+    assert cells.spread(values, dict.fromkeys(seeds, 7.0)) == cells.spread(values)
+
+
 def test_missing_numbers_are_left_out():
     assert cells.spread({(0, 0): 5.0, (1, 0): NAN}) == cells.spread({(0, 0): 5.0})
     empty = cells.spread({(0, 0): NAN})
@@ -131,6 +145,21 @@ def test_seed_values_leave_out_failures_and_other_rows(table1):
     made = {k: replace(r, status="failed") if cells.seeds(r)[0] == 1 else r for k, r in made.items()}
     values = cells.seed_values(cells.collect(table1, made), ROW)
     assert values == {(0, 0): 0.0, (0, 1): 1.0, (2, 0): 20.0, (2, 1): 21.0}
+
+
+def test_standard_errors_stand_beside_their_metrics(table1):
+    made = by_id(generation(table1, ROW, 0, 0, 5.0), as_before(generation(table1, ROW, 1, 0, 5.0)))
+    frame = cells.collect(table1, made)
+    assert cells.seed_values(frame, ROW, cells.se_of("fd")) == {(0, 0): pytest.approx(0.1)}
+    assert cells.seed_values(frame, ROW, "kid") == {(0, 0): pytest.approx(0.005)}
+    assert frame[cells.se_of("accuracy")].isna().all()
+
+
+def test_a_metric_is_found_under_the_record_s_own_name(table1, paper_scale):
+    ours, theirs = generation(table1, ROW, 0, 0, 5.0), generation(paper_scale, ROW, 0, 0, 6.0)
+    assert [cells.metric_value(r, "fd:heldout") for r in (ours, theirs)] == [5.4, 6.4]
+    assert math.isnan(cells.metric_value(ours, "fd:real")) and math.isnan(cells.standard_error(ours, "fd:real"))
+    assert cells.standard_error(theirs, "fd") == pytest.approx(0.12)
 
 
 # --- words and numbers ----------------------------------------------------------------------------------
@@ -151,7 +180,8 @@ def test_numbers(value, text):
     ("mean", "sd", "text"),
     [
         (5.414, None, "5.41"), (5.414, 0.118, "5.41 ± 0.12"), (0.0123, 0.00051, "0.012 ± 0.001"),
-        (227.34, 1.26, "227.3 ± 1.3"), (8.4, 0.0, "8.40 ± 0.00"),
+        (227.34, 1.26, "227.3 ± 1.3"), (8.4, 0.0, "8.40 ± 0.00"), (0.003, 1.26, "0.00 ± 1.26"),
+        (-0.003, None, "-0.0030"),
     ],
 )  # fmt: skip
 def test_a_deviation_has_the_decimals_of_its_mean(mean, sd, text):
@@ -172,24 +202,53 @@ def test_percent_and_thousands():
 
 def test_only_the_inception_network_gives_an_fid(table1, paper_scale):
     metrics = ("fd", "fd:heldout", "is")
-    ours = ["FD mnist5k", "held-out FD mnist5k", "IS mnist5k"]
+    ours = ["FD-1k mnist5k", "held-out FD-1k mnist5k", "IS-1k mnist5k"]
     assert [wording.metric_title(table1, m) for m in metrics] == ours
-    assert [wording.metric_short(table1, m) for m in metrics] == ["FD", "held-out FD", "IS"]
+    assert [wording.metric_short(table1, m) for m in metrics] == ["FD-1k", "held-out FD-1k", "IS-1k"]
     assert [wording.metric_title(paper_scale, m) for m in metrics] == ["FID", "held-out FID", "IS"]
     assert [wording.metric_key(e, "fd:heldout") for e in (table1, paper_scale)] == [
         "fd_mnist5k_heldout", "fid_heldout",
     ]  # fmt: skip
 
 
-def test_an_fid_of_fewer_images_says_how_many():
+def test_distances_and_scores_of_fewer_images_say_how_many(table1):
     few = load_experiment("table1", "paper", ["sampling.num_images=5000"])
     assert wording.metric_title(few, "fd") == wording.metric_short(few, "fd") == "FID-5k"
-    assert wording.metric_title(few, "is") == "IS"
+    assert wording.metric_title(few, "is") == "IS-5k"
+    many = load_experiment("table1", "tiny", ["sampling.num_images=50000"])
+    assert [wording.metric_short(many, m) for m in ("fd", "fd:heldout", "is")] == ["FD", "held-out FD", "IS"]
+
+
+def test_other_metrics_do_not_depend_on_how_many(table1, paper_scale):
+    metrics = ("kid", "precision", "recall", "copied", "accuracy")
+    names = ["KID", "Precision", "Recall", "copied", "accuracy"]
+    for experiment in (table1, paper_scale):
+        assert [wording.metric_short(experiment, m) for m in metrics] == names
+    assert wording.metric_title(table1, "kid") == "KID mnist5k"
+
+
+def test_a_metric_of_other_images_says_of_how_many_of_them(table1, paper_scale):
+    assert wording.metric_of(table1, "fd", 300) == "FD-300" and wording.metric_of(table1, "fd", None) == "FD"
+    assert wording.metric_of(table1, "fd", 300, named=True) == "FD-300 mnist5k"
+    assert wording.metric_of(paper_scale, "fd", 10_000) == "FID-10k"
+
+
+def test_units_stand_in_headings_and_behind_numbers():
+    assert [wording.with_unit(m, m) for m in ("kid", "copied", "is")] == ["kid x 1000", "copied %", "is"]
+    assert [wording.unit_in_brackets(m) for m in ("kid", "copied:real", "is")] == [" (x 1000)", " (%)", ""]
+    assert wording.in_units("kid", 0.002) == pytest.approx(2) and wording.in_units("copied:real", 0.5) == 50
+    assert wording.in_units("fd", 3.5) == 3.5 and wording.in_units("kid", None) is None
+
+
+def test_signs_and_counts_of_seeds():
+    assert [wording.signed(v) for v in (0.5, -0.5, 0.0, NAN)] == ["+0.50", "-0.50", "0.00", "–"]
+    counts = [(3, 1), (3, 2), (1, 5), (1, 1), (0, 0)]
+    assert [wording.seed_count(*c) for c in counts] == ["3", "3", "1 (5 samplings)", "1", "0"]
 
 
 def test_rows_with_different_extractors_are_named_apart(table1, paper_scale):
     mixed = replace(table1, rows={**table1.rows, ROW: paper_scale.rows[ROW]})
-    assert wording.metric_title(mixed, "fd") == "FD mnist5k / FID"
+    assert wording.metric_title(mixed, "fd") == "FD-1k mnist5k / FID"
     assert wording.extractors(mixed) == ["mnist5k"] and wording.extractors(paper_scale) == []
 
 

@@ -97,7 +97,7 @@ def test_a_device_with_a_single_row_still_has_a_readable_axis(table1, monkeypatc
     figure = figure_of(monkeypatch, table1, {**everything(table1), **by_id(speed(table1, ROW, GPU, 0.013))})
     empty, single = figure.axes[2:]
     assert not empty.axison and [text.get_text() for text in empty.texts] == ["no points"]
-    assert single.get_ylabel() == "FD mnist5k"
+    assert single.get_ylabel() == "FD-1k mnist5k"
     low, high = single.get_xlim()
     ticks = [t for t in single.get_xticks() if low <= t <= high]
     assert 2 <= len(ticks) <= 3 and low < points(figure)[3][0][0] < high

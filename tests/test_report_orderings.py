@@ -11,20 +11,24 @@ from scipy.stats import ttest_rel
 
 from mar_bench.config import Experiment, load_experiment
 from mar_bench.errors import UserError
+from mar_bench.records import Record
 from mar_bench.report import orderings
 from mar_bench.report.orderings import (
     AT_FLOOR,
+    BELOW,
     FAILS,
     HOLDS,
+    INCOMPARABLE,
     NO_RUNS,
     ONE_SEED,
+    SAMPLING_ONLY,
     UNDECIDED,
     Effect,
     compare,
     judge,
     paired_effect,
 )
-from tests.made_up import base, by_id, everything, generation, generations
+from tests.made_up import as_before, base, by_id, everything, generation, generations, reconstruction
 
 NAN = math.nan
 WORSE = {(0, 0): 10.0, (1, 0): 10.4, (2, 0): 9.6}
@@ -62,11 +66,35 @@ def test_pairing_removes_what_both_rows_share():
     assert paired_effect(shuffled, worse).verdict == UNDECIDED
 
 
-def test_many_samplings_of_one_training_are_one_seed():
-    worse = {(0, s): 10.0 + 0.1 * s for s in range(9)}
-    effect = paired_effect({k: v / 2 for k, v in worse.items()}, worse)
-    assert (effect.seeds, effect.verdict, effect.note) == (1, UNDECIDED, ONE_SEED)
+def test_one_run_of_each_decides_nothing():
+    effect = paired_effect({(0, 0): 5.0, (0, 1): 5.0, (1, 0): 5.0}, {(0, 0): 10.0, (2, 0): 10.0})
+    assert (effect.seeds, effect.samplings, effect.verdict, effect.note) == (1, 1, UNDECIDED, ONE_SEED)
     assert effect.percent == pytest.approx(-50) and math.isnan(effect.low) and math.isnan(effect.high)
+
+
+def test_samplings_of_one_training_are_paired_and_said_to_be_no_trainings():
+    worse = {(0, s): 10.0 + 0.1 * s for s in range(9)}
+    better = {(0, s): 0.5 * v + 0.01 * (s % 2) for (_, s), v in worse.items()}
+    effect = paired_effect(better, worse)
+    interval = ttest_rel(list(better.values()), list(worse.values())).confidence_interval(0.95)
+    assert (effect.seeds, effect.samplings, effect.verdict, effect.note) == (1, 9, HOLDS, SAMPLING_ONLY)
+    assert (effect.low, effect.high) == pytest.approx((100 * interval.low / 10.4, 100 * interval.high / 10.4))
+
+
+def test_samplings_of_several_trainings_are_not_what_the_interval_is_over():
+    worse = {(t, s): 10.0 + s for t in (0, 1) for s in range(5)}
+    effect = paired_effect({(t, s): v - 1 - 0.01 * t for (t, s), v in worse.items()}, worse)
+    assert (effect.seeds, effect.samplings, effect.note) == (2, 5, "")
+
+
+@pytest.mark.parametrize("seeds", [[(0, 0), (0, 1), (0, 2)], [(0, 0), (1, 0), (2, 0)]])
+def test_a_small_difference_says_why_it_decides_nothing(seeds):
+    worse = dict(zip(seeds, WORSE.values()))
+    better = {seed: 0.99 * value + 0.001 * i for i, (seed, value) in enumerate(worse.items())}
+    effect = paired_effect(better, worse)
+    assert effect.verdict == UNDECIDED and effect.high < 0
+    assert effect.note == (BELOW if seeds[1] == (1, 0) else f"{SAMPLING_ONLY}, {BELOW}")
+    assert BELOW not in paired_effect(better, worse, costs_at_most=0.10).note
 
 
 def test_samplings_are_averaged_inside_a_training():
@@ -87,6 +115,7 @@ def test_rows_without_a_common_seed_do_not_compare():
 def test_verdicts_follow_the_numbers_either_way(share, verdict):
     effect = paired_effect(times(share), WORSE)
     assert effect.verdict == verdict and effect.low * effect.high > 0
+    assert effect.note == (BELOW if verdict == UNDECIDED else "")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +212,66 @@ def test_costs_at_most_comes_from_the_experiment(table1):
     assert {c.effect.verdict for c in found if c.axis == "variant"} == {FAILS}
 
 
+def unlike(experiment: Experiment, row: str, seeds=(0, 1, 2), **changes) -> dict[str, Record]:
+    """Runs of a row under another protocol."""
+    made = [generation(experiment, row, seed, 0, base(row)) for seed in seeds]
+    return by_id(*(replace(record, protocol={**record.protocol, **changes}) for record in made))
+
+
+def test_rows_that_were_not_measured_alike_are_not_compared(table1):
+    row = "mar/diff/guided"
+    made = {**everything(table1), **unlike(table1, row, num_generated=500, label_mode="unknown")}
+    for c in compare(table1, made):
+        touched = row in (c.better_row, c.worse_row)
+        assert (c.effect.verdict == INCOMPARABLE) == touched
+        if c.better_row == row and c.axis == "loss":
+            assert c.effect.note == "500 against 1000 generated images; labels unknown against balanced"
+            assert math.isnan(c.effect.percent) and math.isnan(c.effect.low) and c.effect.better == base(row)
+            assert (c.above_floor.verdict, c.above_floor.note) == (INCOMPARABLE, "")
+
+
+def test_only_runs_on_common_seeds_must_be_measured_alike(table1):
+    row = "mar/diff/guided"
+    alone = {**everything(table1), **unlike(table1, row, seeds=(7,), num_generated=500)}
+    assert not any(c.effect.verdict == INCOMPARABLE for c in compare(table1, alone))
+    one_of_three = {**everything(table1), **unlike(table1, row, seeds=(1,), num_generated=500)}
+    effects = {c.better_row: c.effect for c in by_claim(table1, one_of_three, "loss")}
+    assert effects[row].verdict == INCOMPARABLE and effects["mar/diff/unguided"].verdict == HOLDS
+
+
+def test_what_a_distance_does_not_depend_on_keeps_nothing_from_being_compared(table1):
+    row = "mar/diff/guided"
+    settings = generation(table1, row, 0, 0, 1.0).protocol["settings"]
+    made = {**everything(table1), **unlike(table1, row, settings={**settings, "is_splits": 2, "kid_subsets": 3})}
+    assert not any(c.effect.verdict == INCOMPARABLE for c in compare(table1, made))
+
+
+def test_old_records_compare_with_one_another_but_not_with_new_ones(table1):
+    new = generations(table1)
+    old = by_id(*map(as_before, new.values()))
+    assert not any(c.effect.verdict == INCOMPARABLE for c in compare(table1, old))
+    mixed = {**new, **{i: r for i, r in old.items() if r.spec["model"]["head"]["kind"] == "diffusion"}}
+    assert all(c.effect.verdict == INCOMPARABLE for c in by_claim(table1, mixed, "loss"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"extractor": {"name": "mnist5k", "sha256": "0" * 64}}, False),
+        ({"reference": {"name": "mnist5k", "sha256": "0" * 64}}, False),
+        ({"num_generated": 200, "label_mode": "unknown"}, True),
+    ],
+)
+def test_a_floor_is_subtracted_where_extractor_and_reference_are_those_of_the_row(table1, changes, alike):
+    row = "mar/diff/guided"
+    floor = reconstruction(table1, row)
+    made = {**everything(table1), **by_id(replace(floor, protocol={**floor.protocol, **changes}))}
+    found = by_claim(table1, made, "loss")
+    assert all((c.above_floor.verdict != INCOMPARABLE) == alike for c in found)
+    assert all(c.effect.verdict != INCOMPARABLE for c in found)
+    assert alike or all(c.above_floor.note.startswith("another ") for c in found)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -245,6 +334,25 @@ def test_one_seed_is_written_as_undecided_whatever_the_numbers(table1):
     assert "| holds" not in text and "| does not hold" not in text
 
 
+def test_a_line_without_comparison_says_why_and_is_counted_apart(table1):
+    made = {**everything(table1), **unlike(table1, "mar/diff/guided", num_generated=500)}
+    loss = section(written(table1, made), "DiffLoss beats cross-entropy")
+    line = next(line for line in loss.splitlines() if line.startswith("| mar/guided"))
+    assert [word.strip() for word in line.strip("|").split("|")] == [
+        "mar/guided", "6.50", "6.85", "–", "–", "3", "not comparable: 500 against 1000 generated images",
+        "not comparable", "-46.3 %",
+    ]  # fmt: skip
+    assert "**7 of 8 hold, 0 do not, 0 undecided, 1 not comparable.**" in loss
+    assert "0 of 8 hold, 6 do not, 1 undecided, 1 not comparable (a row at or below its floor: 1)." in loss
+
+
+def test_samplings_of_one_training_are_written_as_such(table1):
+    made = generations(table1, lambda row, t, s: base(row) + 0.01 * s * ("diff" in row), (0,), (0, 1, 2))
+    loss = section(written(table1, made), "DiffLoss beats cross-entropy")
+    assert loss.count("| 1 (3 samplings) | holds (sampling seeds only)") == 8
+    assert "**8 of 8 hold, 0 do not, 0 undecided (sampling seeds only: 8).**" in loss
+
+
 def test_a_changed_tokenizer_is_told(table1):
     without = section(written(table1, generations(table1)), "DiffLoss beats cross-entropy")
     assert "changes the tokenizer too" in without and "floors were not measured" in without
@@ -263,7 +371,10 @@ def test_an_allowed_cost_is_part_of_the_claim(table1):
 
 def test_the_rules_are_written_above(table1):
     rules = written(table1, {}).split("### ")[0]
-    for words in ("FD mnist5k", "lower is better", "95 %", "not corrected", "at least 1.3 %", "one training"):
+    for words in (
+        "FD-1k mnist5k", "lower is better", "95 %", "not corrected", "at least 1.3 %", "a single run included",
+        "'sampling seeds only' says so", "not measured alike are not compared",
+    ):  # fmt: skip
         assert words in rules
 
 
@@ -274,6 +385,10 @@ def test_counts():
     one = [of(HOLDS), of(FAILS), of(UNDECIDED), of(UNDECIDED, ONE_SEED), of(UNDECIDED, NO_RUNS)]
     assert orderings.count(one) == "1 of 5 holds, 1 does not, 3 undecided (one seed: 1, no common runs: 1)"
     assert orderings.count([of(HOLDS)] * 2) == "2 of 2 hold, 0 do not, 0 undecided"
+    apart = [of(HOLDS, SAMPLING_ONLY), of(UNDECIDED, f"{SAMPLING_ONLY}, {BELOW}"), of(INCOMPARABLE, "a, b; c")]
+    assert orderings.count(apart) == (
+        "1 of 3 holds, 0 do not, 1 undecided, 1 not comparable (sampling seeds only: 2, below 1.3 %: 1)"
+    )
 
 
 def test_no_claims_no_text(table1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from mar_bench.cli.options import (
     app,
     cores,
     find_record,
+    is_record,
     no_seeds,
     parse_seeds,
     plan_of,
@@ -72,7 +72,7 @@ def show(
 
     With a row: everything that determines it, its ids and the paper's cell. With a record, its id or its file: its
     numbers and all that is needed to get them again."""
-    if name.endswith(".json") or re.fullmatch("[0-9a-f]{12}", name):
+    if is_record(name):
         from mar_bench.report.record_text import record_text
 
         print(record_text(find_record(name, runs, records)[1]))

@@ -15,17 +15,19 @@ import typer
 from mar_bench.cli.options import (
     Overrides,
     Records,
+    Reports,
     Runs,
     Scale,
     Weights,
     app,
     cores,
     find_record,
+    is_record,
     one_seed,
     results,
     split_row,
 )
-from mar_bench.errors import UserError
+from mar_bench.errors import UserError, did_you_mean
 
 SamplesArgument = Annotated[
     str,
@@ -177,6 +179,44 @@ def build(
           f"sha256 {sha256_of(Path(target))}")  # fmt: skip
 
 
+# --- compare --------------------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="A row, as in table1/mar/diff/guided, or a record.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    scale: Scale = "tiny",
+    records: Records = None,
+) -> None:
+    """Set two rows or records side by side, metric by metric.
+
+    Differences are paired on common seeds and have intervals; where the two were not measured alike, it says why."""
+    from mar_bench.report.comparison import markdown
+
+    print(markdown(one, _records_of(one, scale, records), other, _records_of(other, scale, records)), end="")
+
+
+def _records_of(name: str, scale: str, records: str | None) -> list:
+    """The records of a row, or one. Raises UserError where there are none."""
+    if is_record(name):
+        return [find_record(name, None, records)[1]]
+    experiment_name, row = split_row(name)
+    if row is None:
+        raise UserError(f"{name}: neither a record nor a row, as in table1/mar/diff/guided")
+    from mar_bench.config import load_experiment
+    from mar_bench.report.cells import select
+
+    places, found = results(None, records)
+    experiment = load_experiment(experiment_name, scale)
+    if row not in experiment.rows:
+        raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
+    tasks = select(experiment, found)[row]
+    if not tasks["generation"]:
+        raise UserError(f"no records of {name} at scale {scale} in {places.records}; mar-bench run makes them")
+    return [*tasks["generation"], *tasks["reconstruction"]]
+
+
 # --- verify ---------------------------------------------------------------------------------------------
 
 
@@ -185,7 +225,7 @@ def verify(
     name: Annotated[str, typer.Argument(metavar="RECORD", help="A record's id or its file.")],
     again: Annotated[
         int,
-        typer.Option("--resample", metavar="N", help="Draw N images again too, and compare them bit for bit.", min=1),
+        typer.Option("--resample", metavar="N", help="Draw N images again too, to be equal bit for bit.", min=1),
     ] = None,
     runs: Runs = None,
     records: Records = None,
@@ -208,6 +248,44 @@ def verify(
     if not all(part.holds for part in findings):
         print(f"record {record.id} is not reproduced", file=sys.stderr)
         raise typer.Exit(1)
+
+
+# --- neighbours -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def neighbours(
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT/ROW", help="As in table1/mar/diff/guided.")],
+    overrides: Overrides = None,
+    scale: Scale = "tiny",
+    count: Annotated[int, typer.Option(metavar="N", help="Images of each of the two kinds.", min=1, max=20)] = 8,
+    nearest: Annotated[int, typer.Option(metavar="K", help="Training images beside each.", min=1, max=10)] = 5,
+    seeds: TrainSeed = "0",
+    sampling_seeds: SamplingSeed = "0",
+    reports: Reports = "reports",
+    runs: Runs = None,
+) -> None:
+    """Set generated images beside the training images nearest to them.
+
+    Writes <reports>/<scale>/<experiment>-neighbours-<row>.png; says how many are as near as a copy."""
+    experiment_name, row = split_row(name)
+    if row is None:
+        raise UserError(f"{name}: a row is needed, as in table1/mar/diff/guided; mar-bench show {name} lists them")
+    from mar_bench.config import load_experiment
+    from mar_bench.eval_sets import row_run
+    from mar_bench.jobs import default_places
+    from mar_bench.neighbours import neighbours as find
+    from mar_bench.report.neighbours import neighbour_page
+
+    _use_all_cores()
+    train_seed, sampling_seed = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
+    run = row_run(experiment_name, row, scale, overrides or [], train_seed, sampling_seed)
+    found = find(run, default_places(runs, None), count, nearest)
+    experiment = load_experiment(experiment_name, scale, overrides or [])
+    target = Path(reports) / scale / f"{experiment.id}-neighbours-{row.replace('/', '-')}.png"
+    print(f"wrote {neighbour_page(experiment, row, found, target)}")
+    shares = [f"{(values <= 1).mean():.1%} of {len(values)}" for values in (found.closeness, found.real)]
+    print(f"copied: {shares[0]} generated images, {shares[1]} real images that nothing was trained on")
 
 
 # --- what they share ------------------------------------------------------------------------------------

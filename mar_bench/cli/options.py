@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,11 @@ def results(runs: str | None, records: str | None):
 
     places = default_places(runs, records)
     return places, read_records(places.records)
+
+
+def is_record(name: str) -> bool:
+    """Whether a word names a record, by its id or its file."""
+    return name.endswith(".json") or re.fullmatch("[0-9a-f]{12}", name) is not None
 
 
 def find_record(name: str, runs: str | None, records: str | None):

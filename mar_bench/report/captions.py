@@ -1,37 +1,41 @@
-"""What a table's reader must know: how it was measured, over which seeds, where from, what differs."""
+"""What a table's reader must know: how it was measured, over which seeds, where from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
 
 from mar_bench.config import Experiment
 from mar_bench.records import Record
-from mar_bench.report.cells import Selection, Spread, seeds
+from mar_bench.report.cells import REAL_ROLES, Selection, Spread, metric_value
 from mar_bench.report.wording import (
     PAPER_NAMES,
     by_axes,
     extractors,
     in_paper,
-    metric_key,
+    in_units,
+    metric_of,
     metric_short,
     number,
+    unit_in_brackets,
 )
 from mar_bench.spec import RunSpec
 
-# protocol keys that must agree between the generation records of one table
-PROTOCOL = ("num_generated", "num_reference", "num_heldout", "label_mode", "dtype")
-ERROR_LENGTH = 160
+Records = dict[str, Record]  # by id
+
+OF_ONE_RUN = "The chance of training and of sampling is not in the ± of one run; a number without ± has none recorded."
 
 
 def caption(
     experiment: Experiment, selection: Selection, floors: pd.DataFrame, spreads: dict[str, Spread]
 ) -> list[str]:
     """The lines under a table; ``spreads`` is the first metric of every row that has a number."""
-    lines = [_brackets(experiment), _features(experiment), _samples(experiment, selection, floors)]
-    lines += [_real(experiment, floors), _seeds(spreads), _knobs(experiment), _origin(selection)]
+    done = _done(selection, "generation")
+    lines = [_brackets(experiment), _features(experiment), _samples(experiment, done, floors), _further(done)]
+    lines += [_real(experiment, floors), _seeds(spreads, done), _knobs(experiment), _origin(selection)]
     return [line for line in lines if line]
 
 
@@ -54,28 +58,74 @@ def _features(experiment: Experiment) -> str:
     )
 
 
-def _samples(experiment: Experiment, selection: Selection, floors: pd.DataFrame) -> str:
-    done = _done(selection, "generation")
+def _samples(experiment: Experiment, done: Records, floors: pd.DataFrame) -> str:
+    """How many images of which kind the distances are of."""
     if not done:
         return ""
-    generated, reference, heldout = (_counts(done, k) for k in ("num_generated", "num_reference", "num_heldout"))
-    text = f"{metric_short(experiment, 'fd')}: {generated} generated images against {reference} training "
-    text += f"images (held-out: against {heldout} images never trained on)."
-    if len(floors):
-        images = "/".join(dict.fromkeys(f"{n:.0f}" for n in floors["num_images"].dropna())) or "the"
-        text += f" Reconstruction: the row's tokenizer alone on {images} held-out images, "
-        text += "against the same training images."
-    return text
+    text = f"{metric_short(experiment, 'fd')}: {_counts(done, 'num_generated')} generated images ({_labels(done)}) "
+    text += f"against {_counts(done, 'num_reference')} {_reference(done)}"
+    if any("num_heldout" in r.protocol for r in done.values()):
+        text += f" (held-out: against {_counts(done, 'num_heldout')} images never trained on)"
+    if not len(floors):
+        return f"{text}."
+    images = "/".join(dict.fromkeys(f"{n:.0f}" for n in floors["num_images"].dropna())) or "the"
+    return (
+        f"{text}. Reconstruction: the row's tokenizer alone on {images} held-out images, against the same "
+        f"{_reference(done)}."
+    )
 
 
-def _seeds(spreads: dict[str, Spread]) -> str:
+def _labels(done: Records) -> str:
+    """``labels balanced``; where they are not, how many images the classes have."""
+
+    def words(protocol: dict[str, Any]) -> str:
+        mode, classes = protocol.get("label_mode", "not recorded"), protocol.get("class_balance")
+        if mode == "balanced" or not classes:
+            return f"labels {mode}"
+        return f"labels {mode}, {classes['least']} to {classes['most']} images in each of {classes['classes']} classes"
+
+    return " / ".join(dict.fromkeys(words(record.protocol) for record in done.values()))
+
+
+def _reference(done: Records) -> str:
+    """``training images``, or where else the reference comes from."""
+    blocks = [r.protocol.get("reference") or {"kind": "training"} for r in done.values()]
+    kinds = (
+        "training images" if b.get("kind") == "training" else f"reference images ({b.get('name', 'unnamed')})"
+        for b in blocks
+    )
+    return " / ".join(dict.fromkeys(kinds))
+
+
+def _further(done: Records) -> str:
+    """How KID, precision, recall and the share of copied images were measured, where they were."""
+    generated, against = _counts(done, "num_generated"), f"{_counts(done, 'reference', 'num_features')} "
+    against += _reference(done)
+    subsets, size, neighbours = (
+        _counts(done, "settings", key) for key in ("kid_subsets", "kid_subset_size", "neighbours")
+    )
+    texts = {
+        "kid": f"KID: mean over {subsets} subsets of {size} images each of the generated and of {against}.",
+        "precision": f"Precision and Recall: {generated} generated images against {against}, with the radius of "
+        f"{neighbours} neighbours.",
+        "copied": "Copied: percent of the generated images that lie nearer to a training image than that image's own "
+        "nearest other training image.",
+    }
+    return " ".join(text for metric, text in texts.items() if _has(done, metric))
+
+
+def _has(done: Records, metric: str) -> bool:
+    return any(not math.isnan(metric_value(record, metric)) for record in done.values())
+
+
+def _seeds(spreads: dict[str, Spread], done: Records) -> str:
     """Over which seeds the ± is; where the cells differ, each design with its cells."""
     designs: dict[tuple, list[str]] = {}
     for row, spread in spreads.items():
         designs.setdefault(spread.design, []).append(row)
     if not designs:
         return ""
-    words = [_design(spreads[rows[0]]) for rows in designs.values()]
+    words = [design(spreads[rows[0]], jackknife_groups(done.values())) for rows in designs.values()]
     if len(designs) > 1:
         largest = max(designs.values(), key=len)
         named = [f"{len(rows)} cells" if rows is largest else ", ".join(rows) for rows in designs.values()]
@@ -83,12 +133,16 @@ def _seeds(spreads: dict[str, Spread]) -> str:
         text = f"The cells differ in their seeds: {'; '.join(words)}."
     else:
         text = f"{words[0][:1].upper()}{words[0][1:]}."
-    if all(spread.over is None for spread in spreads.values()):
-        return text
-    return f"{text} Tokenizer and feature extractor are the same for all seeds, so ± leaves out their chance."
+    over = {spread.over for spread in spreads.values()}
+    if "images" in over:
+        text += f" {OF_ONE_RUN}"
+    if over & {"training", "sampling"}:
+        text += " Tokenizer and feature extractor are the same for all seeds, so ± leaves out their chance."
+    return text
 
 
-def _design(spread: Spread) -> str:
+def design(spread: Spread, groups: str) -> str:
+    """What the ± of a number is over; ``groups`` is how many the jackknife has left out in turn."""
     training, sampling = _list("training", spread.train_seeds), _list("sampling", spread.sampling_seeds)
     deviation = f"± is the standard deviation over {spread.n}"
     if spread.over == "training" and len(spread.sampling_seeds) == 1:
@@ -98,7 +152,16 @@ def _design(spread: Spread) -> str:
         return f"{deviation} training runs ({training}), each averaged over its samplings ({sampling}{gaps})"
     if spread.over == "sampling":
         return f"{deviation} samplings ({sampling}) of one training ({training})"
+    if spread.over == "images":
+        error = f"± is the jackknife's standard error ({groups} of the images)"
+        return f"{error} of one run ({training}, {sampling})"
     return f"one run ({training}, {sampling}), no ±"
+
+
+def jackknife_groups(records: Iterable[Record]) -> str:
+    """``10 groups``; several numbers joined by a slash."""
+    found = ((r.protocol.get("settings") or {}).get("jackknife_groups") for r in records)
+    return f"{'/'.join(dict.fromkeys(str(n) for n in found if n))} groups".strip()
 
 
 def _list(kind: str, seeds: tuple[int, ...]) -> str:
@@ -128,11 +191,20 @@ def _knobs(experiment: Experiment) -> str:
 
 
 def _real(experiment: Experiment, floors: pd.DataFrame) -> str:
-    values = list(dict.fromkeys(number(v) for v in floors["fd_real"].dropna()))
-    if not values:
-        return ""
-    title = metric_short(experiment, "fd")
-    return f"Real held-out images against the training images: {title} {' / '.join(values)}."
+    """The yardstick: what real images that were never trained on come to."""
+    words = []
+    for role, metric in REAL_ROLES.items():
+        base = metric.partition(":")[0]
+        values = dict.fromkeys(number(in_units(base, value)) for value in floors[role].dropna())
+        name = floor_name(experiment, floors) if base == "fd" else metric_of(experiment, base, None)
+        words += [f"{name} {' / '.join(values)}{unit_in_brackets(base)}"] * bool(values)
+    return f"Real held-out images against the training images: {', '.join(words)}." if words else ""
+
+
+def floor_name(experiment: Experiment, floors: pd.DataFrame) -> str:
+    """The distance of the held-out images, of which there may be more or fewer than of a row's samples."""
+    counts = {int(n) for n in floors["num_images"].dropna()}
+    return metric_of(experiment, "fd", counts.pop() if len(counts) == 1 else None)
 
 
 def _origin(selection: Selection) -> str:
@@ -152,52 +224,13 @@ def _commit(record: Record) -> str:
     return f"commit {git['commit'][:10]}{' with uncommitted changes' if git.get('dirty') else ''}"
 
 
-def _done(selection: Selection, task: str) -> dict[str, Record]:
+def _done(selection: Selection, task: str) -> Records:
     return {r.id: r for tasks in selection.values() for r in tasks[task] if r.status == "done"}
 
 
-def _counts(records: dict[str, Record], key: str) -> str:
-    return "/".join(dict.fromkeys(str(r.protocol.get(key, "?")) for r in records.values()))
-
-
-# --- what a reader must be warned of --------------------------------------------------------------------
-
-
-def warnings(experiment: Experiment, selection: Selection) -> list[str]:
-    """One line for each thing in which the records were not measured alike."""
-    lines = []
-    networks: dict[Any, list[str]] = {}
-    protocols: dict[str, dict[Any, list[str]]] = {key: {} for key in PROTOCOL}
-    for row, tasks in selection.items():
-        for record in tasks["generation"] + tasks["reconstruction"]:
-            if record.status == "done":
-                sha = (record.protocol.get("extractor") or {}).get("sha256")
-                networks.setdefault(sha and sha[:10], []).append(row)
-        for record in tasks["generation"]:
-            for key in PROTOCOL:
-                if record.status == "done":
-                    protocols[key].setdefault(record.protocol.get(key), []).append(row)
-    for key, values in {"the feature extractor's sha256": networks, **protocols}.items():
-        if len(values) > 1:
-            said = "; ".join(f"{value} in {_rows(rows)}" for value, rows in values.items())
-            lines.append(f"**Warning: not measured alike, do not compare these rows.** {key} is {said}.")
-    if "/" in (name := metric_key(experiment, "fd")):
-        lines.append(f"**Warning: the rows have different distances**: {name}.")
-    return lines
-
-
-def _rows(rows: list[str]) -> str:
-    return ", ".join(dict.fromkeys(rows))
-
-
-def failures(selection: Selection) -> list[str]:
-    """One line for each failed generation run: row, seeds and the error's first line, as code for GitHub."""
-    lines = []
-    for row, tasks in selection.items():
-        for record in tasks["generation"]:
-            if record.status == "failed":
-                error = next(iter((record.error or "").strip().splitlines()), "no error was recorded")
-                error = error[:ERROR_LENGTH].replace("`", "'")
-                train, sampling = seeds(record)
-                lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error}`")
-    return lines
+def _counts(records: Records, *keys: str) -> str:
+    """A number of the protocols, ``?`` where it was not recorded; several joined by a slash."""
+    found: list[Any] = [record.protocol for record in records.values()]
+    for key in keys:
+        found = [(block or {}).get(key) for block in found]
+    return "/".join(dict.fromkeys("?" if n is None else str(n) for n in found))

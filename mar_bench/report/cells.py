@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from statistics import mean, stdev
 from typing import Any
 
 import pandas as pd
 
+from mar_bench.checks import METRICS
 from mar_bench.config import Experiment
 from mar_bench.ids import TASKS, generation_run, reconstruction_run, speed_run
 from mar_bench.records import Record, metric_name
 from mar_bench.spec import RunSpec
 
 # role (a column's name) -> metric (what records.metric_name turns into the record's own key)
-ROLES = {"fd": "fd", "fd_heldout": "fd:heldout", "is": "is", "accuracy": "accuracy"}
-FLOOR_ROLES = {"fd": "fd", "fd_heldout": "fd:heldout", "fd_real": "fd:real"}
+ROLES = {metric.replace(":", "_"): metric for metric in METRICS}
+REAL_ROLES = {f"{base}_real": f"{base}:real" for base in ("fd", "kid", "precision", "recall", "copied")}
+FLOOR_ROLES = {"fd": "fd", "fd_heldout": "fd:heldout", **REAL_ROLES}
+# not shown for the 2015 network: it does not know the data's classes, its reference need not be the training images
+NOT_BY_INCEPTION = ("accuracy", "copied")
 SPEED_METRICS = (
     "seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75", "latency_batch1",
     "share_backbone", "share_head", "share_decode", "peak_memory_mb",
@@ -29,6 +33,7 @@ SPEED_METRICS = (
 SPEED_PROTOCOL = ("device", "threads", "dtype", "batch_size", "repeats")
 
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
+Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
 
 def roles(experiment: Experiment) -> dict[str, str]:
@@ -55,6 +60,11 @@ def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
     return chosen
 
 
+def runs_with(records: Iterable[Record], metric: str) -> Runs:
+    """The done ones that have a number of ``metric``."""
+    return {seeds(r): r for r in records if r.status == "done" and not math.isnan(metric_value(r, metric))}
+
+
 def seeds(record: Record) -> tuple[int, int]:
     """The training seed and the sampling seed of a record."""
     return record.spec.get("train", {}).get("seed", 0), record.spec.get("sampling", {}).get("seed", 0)
@@ -63,11 +73,12 @@ def seeds(record: Record) -> tuple[int, int]:
 def collect(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
     """One line per generation record, failed ones too.
 
-    Columns: row, one per axis (bundle names), train_seed, sampling_seed, status, error, id, the metrics by
-    role (fd, fd_heldout, is, accuracy), loss_train, loss_heldout, num_generated; NaN where absent."""
+    Columns: row, one per axis (bundle names), train_seed, sampling_seed, status, error, id, the metrics by role
+    (the keys of ``roles``), each one's standard error within the run as ``<role>_se``, loss_train, loss_heldout,
+    num_generated; NaN where absent."""
     names = roles(experiment)
     columns = ["row", *experiment.labels, "train_seed", "sampling_seed", "status", "error", "id"]
-    columns += [*names, "loss_train", "loss_heldout", "num_generated"]
+    columns += [*names, *map(se_of, names), "loss_train", "loss_heldout", "num_generated"]
     lines = []
     for row, tasks in select(experiment, records).items():
         for record in tasks["generation"]:
@@ -81,7 +92,8 @@ def collect(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
                     "status": record.status,
                     "error": record.error,
                     "id": record.id,
-                    **_metrics(record, names),
+                    **{role: metric_value(record, metric) for role, metric in names.items()},
+                    **{se_of(role): standard_error(record, metric) for role, metric in names.items()},
                     "loss_train": _number(record.training.get("loss_train")),
                     "loss_heldout": _number(record.training.get("loss_heldout")),
                     "num_generated": _number(record.protocol.get("num_generated")),
@@ -91,17 +103,17 @@ def collect(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
 
 
 def floors(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
-    """One line per row whose tokenizer was measured alone: row, distances, psnr, num_images, id."""
+    """One line per row whose tokenizer was measured alone.
+
+    Columns: row, its distances, the numbers of the real held-out images by themselves (the keys of REAL_ROLES),
+    psnr, num_images (of each kind), id."""
     lines = []
     for row, tasks in select(experiment, records).items():
         for record in tasks["reconstruction"]:
             if record.status == "done":
-                line = {
-                    "row": row,
-                    **_metrics(record, FLOOR_ROLES),
-                    "psnr": _number(record.metrics.get("psnr")),
-                }
-                lines.append({**line, "num_images": record.protocol.get("num_generated"), "id": record.id})
+                line = {role: metric_value(record, metric) for role, metric in FLOOR_ROLES.items()}
+                line |= {"psnr": _number(record.metrics.get("psnr")), "id": record.id}
+                lines.append({"row": row, **line, "num_images": record.protocol.get("num_generated")})
     return pd.DataFrame(lines, columns=["row", *FLOOR_ROLES, "psnr", "num_images", "id"])
 
 
@@ -130,9 +142,30 @@ def _setting(protocol: dict[str, Any]) -> str:
     return ", ".join(str(w) for w in words if w)
 
 
-def _metrics(record: Record, names: dict[str, str]) -> dict[str, float]:
-    extractor = record.spec["metrics"]["extractor"]
-    return {role: _number(record.metrics.get(metric_name(metric, extractor))) for role, metric in names.items()}
+def metric_value(record: Record, metric: str) -> float:
+    """Of ``metric`` as in ``fd:heldout``; NaN where the record has none, or none to be shown."""
+    if not is_shown(metric, record.spec["metrics"]["extractor"]):
+        return math.nan
+    return _number(record.metrics.get(_key(record, metric)))
+
+
+def is_shown(metric: str, extractor: Mapping[str, Any]) -> bool:
+    """Whether ``metric`` means something with this extractor."""
+    return extractor["kind"] != "inception" or metric.partition(":")[0] not in NOT_BY_INCEPTION
+
+
+def standard_error(record: Record, metric: str) -> float:
+    """What the record's own images say of the metric's chance (delete-a-group jackknife); NaN where absent."""
+    return _number(record.uncertainty.get(_key(record, metric), {}).get("standard_error"))
+
+
+def _key(record: Record, metric: str) -> str:
+    return metric_name(metric, record.spec["metrics"]["extractor"])
+
+
+def se_of(role: str) -> str:
+    """The column of a role's standard errors."""
+    return f"{role}_se"
 
 
 def _number(value: Any) -> float:
@@ -146,10 +179,11 @@ SeedValues = Mapping[tuple[int, int], float]  # (training seed, sampling seed) -
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of a cell's metric, and what the latter is over.
+    """Mean of a cell's metric, its deviation, and what the latter is over.
 
-    ``over`` is "training", "sampling" or None (one run: no ``sd``); ``n`` is how many values ``sd`` is of;
-    ``complete`` says whether every training has every sampling seed."""
+    ``over`` is "training" or "sampling" seeds: ``sd`` is the sample standard deviation of ``n`` values. It is "images"
+    for one run (``n`` 1) whose images were resampled: ``sd`` is their standard error, and the chance of seeds is not in
+    it. It is None for one run without: no ``sd``. ``complete`` says whether every training has every sampling seed."""
 
     mean: float
     sd: float | None
@@ -173,29 +207,30 @@ def per_training_seed(values: SeedValues) -> dict[int, float]:
     return {seed: mean(group) for seed, group in groups.items()}
 
 
-def spread(values: SeedValues) -> Spread:
+def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
     """Sampling seeds are averaged inside each training seed first, so that repeated sampling of one training
     does not pass for repeated training. The ``sd`` (ddof 1) is over training seeds where there are several,
-    else over sampling seeds where there are several, else None. NaN values are left out."""
+    else over sampling seeds where there are several, else the run's standard error of ``errors``, else None.
+    NaN values are left out."""
     kept = {seed: value for seed, value in values.items() if not math.isnan(value)}
     by_training = per_training_seed(kept)
     train_seeds = tuple(by_training)
     sampling_seeds = tuple(sorted({s for _, s in kept}))
     if not kept:
         return Spread(math.nan, None, 0, None, (), ())
-    if len(by_training) > 1:
-        numbers, over = list(by_training.values()), "training"
-    elif len(kept) > 1:
-        numbers, over = list(kept.values()), "sampling"
-    else:
-        numbers, over = list(kept.values()), None
-    sd = stdev(numbers) if over else None
+    if len(kept) == 1:
+        ((seed, value),) = kept.items()
+        error = (errors or {}).get(seed, math.nan)
+        sd, over = (None, None) if math.isnan(error) else (error, "images")
+        return Spread(value, sd, 1, over, train_seeds, sampling_seeds)
+    over = "training" if len(by_training) > 1 else "sampling"
+    numbers = list((by_training if over == "training" else kept).values())
     complete = len(kept) == len(train_seeds) * len(sampling_seeds)
-    return Spread(mean(numbers), sd, len(numbers), over, train_seeds, sampling_seeds, complete)
+    return Spread(mean(numbers), stdev(numbers), len(numbers), over, train_seeds, sampling_seeds, complete)
 
 
 def seed_values(cells: pd.DataFrame, row: str, role: str = "fd") -> dict[tuple[int, int], float]:
-    """A cell's values of a metric by (training seed, sampling seed); failed and absent ones left out."""
+    """A cell's values of a metric, or of its ``se_of``, by (training seed, sampling seed); absent ones left out."""
     chosen = cells[(cells["row"] == row) & (cells["status"] == "done")]
     numbers = {
         (int(t), int(s)): float(v) for t, s, v in zip(chosen["train_seed"], chosen["sampling_seed"], chosen[role])

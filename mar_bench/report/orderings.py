@@ -1,35 +1,36 @@
 """The paper's conclusions as paired comparisons: two rows that differ along one axis, on common seeds.
 
 A verdict counts, it does not wish: an interval that contains zero or a difference below MIN_EFFECT decides
-nothing, and neither does a single training seed."""
+nothing, and neither does a single run. Rows that were not measured alike are not compared at all."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from statistics import mean, stdev
-
-from scipy.stats import t as student
+from dataclasses import dataclass, replace
 
 from mar_bench.config import Experiment
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.ids import reconstruction_run
+from mar_bench.protocol import differences, instrument_differences
 from mar_bench.records import Record
-from mar_bench.report.cells import SeedValues, collect, floor_of, floors, per_training_seed, seed_values
-from mar_bench.report.wording import MISSING, markdown_table, metric_title, number, percent
+from mar_bench.report.cells import Runs, SeedValues, Selection, metric_value, runs_with, select
+from mar_bench.report.pairing import CONFIDENCE, paired_difference
+from mar_bench.report.wording import MISSING, markdown_table, metric_title, number, percent, seed_count
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+HOLDS, FAILS, UNDECIDED, INCOMPARABLE = "holds", "does not hold", "undecided", "not comparable"
 MIN_EFFECT = 1.3  # percent; smaller differences of FID are inconclusive ("The FID Lottery", 2606.20536)
-CONFIDENCE = 0.95
 NO_RUNS, ONE_SEED, AT_FLOOR = "no common runs", "one seed", "a row at or below its floor"
+SAMPLING_ONLY, BELOW = "sampling seeds only", f"below {MIN_EFFECT} %"
 
 
 @dataclass(frozen=True)
 class Effect:
     """The change from ``worse`` to ``better`` in percent of the former's mean; claimed to be negative.
 
-    ``percent``, ``low`` and ``high`` (the t-interval over training seeds) are NaN where they cannot be
-    had; ``better`` and ``worse`` are means over the common seeds, ``seeds`` counts the training seeds."""
+    ``percent``, ``low`` and ``high`` (the t-interval over training seeds; over sampling seeds where one training is
+    common, as ``note`` then says) are NaN where they cannot be had; ``better`` and ``worse`` are means over the
+    common seeds, ``seeds`` counts the training seeds and ``samplings`` the sampling seeds among them. ``note`` holds
+    remarks joined by ", ", or the reasons of what is not comparable."""
 
     better: float
     worse: float
@@ -39,6 +40,7 @@ class Effect:
     seeds: int
     verdict: str
     note: str = ""
+    samplings: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Comparison:
     """A claim's verdict on one pair of rows.
 
     ``above_floor`` compares the distances less each row's own reconstruction floor; None unless the pair's
-    tokenizers differ and both floors are known. ``paper_percent`` is None where the paper has no numbers."""
+    tokenizers differ and both floors are known. A floor that was measured otherwise than its row is not subtracted:
+    not comparable. ``paper_percent`` is None where the paper has no numbers."""
 
     claim: str
     axis: str
@@ -63,32 +66,73 @@ class Comparison:
 
 def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparison]:
     """Every pair of every ordering of the experiment. Raises UserError for an ordering that is not one."""
-    cells, floor_frame = collect(experiment, records), floors(experiment, records)
-    comparisons = []
-    for item in experiment.orderings:
-        for better, worse in _pairs(experiment, item):
-            values = seed_values(cells, better), seed_values(cells, worse)
-            ground = floor_of(floor_frame, better), floor_of(floor_frame, worse)
-            tokenizers = {reconstruction_run(r, experiment.rows[r]).ids["tokenizer_id"] for r in (better, worse)}
-            limit = item.get("costs_at_most")
-            known = len(tokenizers) == 2 and not any(math.isnan(g) for g in ground)
-            shared = [b for axis, b in experiment.bundles(better).items() if axis != item["axis"]]
-            comparisons.append(
-                Comparison(
-                    claim=item["claim"],
-                    axis=item["axis"],
-                    better_row=better,
-                    worse_row=worse,
-                    others="/".join(shared) or item["axis"],
-                    costs_at_most=limit,
-                    effect=paired_effect(*values, costs_at_most=limit),
-                    above_floor=paired_effect(*values, *ground, costs_at_most=limit) if known else None,
-                    floors=ground,
-                    same_tokenizer=len(tokenizers) == 1,
-                    paper_percent=_paper_percent(experiment, better, worse),
-                )
-            )
-    return comparisons
+    selection = select(experiment, records)
+    return [
+        _comparison(experiment, selection, item, *pair)
+        for item in experiment.orderings
+        for pair in _pairs(experiment, item)
+    ]
+
+
+def _comparison(experiment: Experiment, selection: Selection, item: dict, better: str, worse: str) -> Comparison:
+    runs = tuple(runs_with(selection[row]["generation"], "fd") for row in (better, worse))
+    tokenizers = {reconstruction_run(r, experiment.rows[r]).ids["tokenizer_id"] for r in (better, worse)}
+    shared = [b for axis, b in experiment.bundles(better).items() if axis != item["axis"]]
+    limit, grounds = item.get("costs_at_most"), (_floor(selection, better), _floor(selection, worse))
+    effect = _effect(*runs, costs_at_most=limit, reasons=_unlike(*runs))
+    return Comparison(
+        claim=item["claim"],
+        axis=item["axis"],
+        better_row=better,
+        worse_row=worse,
+        others="/".join(shared) or item["axis"],
+        costs_at_most=limit,
+        effect=effect,
+        above_floor=_above_floor(effect, runs, grounds, limit) if len(tokenizers) == 2 and all(grounds) else None,
+        floors=tuple(metric_value(floor, "fd") if floor else math.nan for floor in grounds),
+        same_tokenizer=len(tokenizers) == 1,
+        paper_percent=_paper_percent(experiment, better, worse),
+    )
+
+
+def _floor(selection: Selection, row: str) -> Record | None:
+    """The row's tokenizer alone, where it has a distance."""
+    return next(iter(runs_with(selection[row]["reconstruction"], "fd").values()), None)
+
+
+def _unlike(better: Runs, worse: Runs) -> list[str]:
+    """Why two rows do not compare: of every pair of runs on common seeds, each reason once."""
+    pairs = [(better[seed], worse[seed]) for seed in sorted(better.keys() & worse.keys())]
+    return list(dict.fromkeys(reason for pair in pairs for reason in differences(*pair, "fd")))
+
+
+def _above_floor(
+    effect: Effect, runs: tuple[Runs, Runs], grounds: tuple[Record, Record], limit: float | None
+) -> Effect:
+    """The effect of the distances less their floors; runs and floor need the same extractor and reference."""
+    if effect.verdict == INCOMPARABLE:
+        return replace(effect, note="")  # whose reasons stand beside it
+    pairs = [(run, floor) for side, floor in zip(runs, grounds) for run in side.values()]
+    reasons = [reason for run, floor in pairs for reason in instrument_differences(run, floor, "fd")]
+    floors = tuple(metric_value(floor, "fd") for floor in grounds)
+    return _effect(*runs, *floors, costs_at_most=limit, reasons=list(dict.fromkeys(reasons)))
+
+
+def _effect(
+    better: Runs,
+    worse: Runs,
+    better_floor: float = 0.0,
+    worse_floor: float = 0.0,
+    costs_at_most: float | None = None,
+    reasons: list[str] | None = None,
+) -> Effect:
+    """``paired_effect`` of the runs' distances; with ``reasons`` against it, no difference, interval or verdict."""
+    values = [{seed: metric_value(run, "fd") for seed, run in side.items()} for side in (better, worse)]
+    effect = paired_effect(*values, better_floor, worse_floor, costs_at_most)
+    if not reasons:
+        return effect
+    nothing = {"percent": math.nan, "low": math.nan, "high": math.nan}
+    return replace(effect, **nothing, verdict=INCOMPARABLE, note="; ".join(reasons))
 
 
 def _pairs(experiment: Experiment, item: dict) -> list[tuple[str, str]]:
@@ -123,33 +167,39 @@ def paired_effect(
     worse_floor: float = 0.0,
     costs_at_most: float | None = None,
 ) -> Effect:
-    """Differences on common (training, sampling) seeds, averaged over sampling seeds inside a training seed;
-    the t-interval is over training seeds and takes the worse row's mean, which it is a share of, as given."""
-    common = sorted(better.keys() & worse.keys())
-    if not common:
-        return Effect(*[math.nan] * 5, seeds=0, verdict=UNDECIDED, note=NO_RUNS)
-    b = per_training_seed({seed: better[seed] - better_floor for seed in common})
-    w = per_training_seed({seed: worse[seed] - worse_floor for seed in common})
-    differences = [b[seed] - w[seed] for seed in b]
-    base, n = mean(w.values()), len(differences)
-    means = mean(b.values()), base
-    if base == 0 or min(means) < 0:  # only above a floor: no share of nothing
-        return Effect(*means, *[math.nan] * 3, seeds=n, verdict=UNDECIDED, note=AT_FLOOR)
-    change = 100 * mean(differences) / base
-    if n < 2:
-        return Effect(*means, change, math.nan, math.nan, seeds=n, verdict=UNDECIDED, note=ONE_SEED)
-    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, n - 1))
-    half = 100 * quantile * stdev(differences) / math.sqrt(n) / base
-    low, high = change - half, change + half
-    return Effect(*means, change, low, high, seeds=n, verdict=judge(change, low, high, costs_at_most))
+    """Differences on common (training, sampling) seeds, averaged over sampling seeds inside a training seed.
+
+    The t-interval is over training seeds, over sampling seeds where only one training is common, and takes the worse
+    row's mean, which it is a share of, as given."""
+    found = paired_difference(
+        {seed: value - better_floor for seed, value in better.items()},
+        {seed: value - worse_floor for seed, value in worse.items()},
+    )
+    means, counts = (found.first, found.second), {"seeds": found.trainings, "samplings": found.samplings}
+    nothing = math.nan, math.nan
+    if not found.trainings:
+        return Effect(*means, math.nan, *nothing, **counts, verdict=UNDECIDED, note=NO_RUNS)
+    if found.second == 0 or min(means) < 0:  # only above a floor: no share of nothing
+        return Effect(*means, math.nan, *nothing, **counts, verdict=UNDECIDED, note=AT_FLOOR)
+    change, low, high = (100 * value / found.second for value in (found.value, found.low, found.high))
+    if found.over is None:
+        return Effect(*means, change, *nothing, **counts, verdict=UNDECIDED, note=ONE_SEED)
+    verdict = judge(change, low, high, costs_at_most)
+    small = costs_at_most is None and abs(change) < MIN_EFFECT
+    notes = [SAMPLING_ONLY] * (found.over == "sampling") + [BELOW] * small
+    return Effect(*means, change, low, high, **counts, verdict=verdict, note=", ".join(notes))
 
 
-def judge(change: float, low: float, high: float, costs_at_most: float | None = None) -> str:
-    """The verdict on a change in percent with its interval; ``costs_at_most`` is a share (0.10 for 10 %)."""
+def judge(
+    change: float, low: float, high: float, costs_at_most: float | None = None, smallest: float = MIN_EFFECT
+) -> str:
+    """The verdict on a change in percent with its interval; ``costs_at_most`` is a share (0.10 for 10 %).
+
+    A change below ``smallest`` decides nothing, whatever its interval. With that in another unit, all three may be."""
     if costs_at_most is not None:
         limit = 100 * costs_at_most
         return HOLDS if high <= limit else FAILS if low > limit else UNDECIDED
-    if abs(change) < MIN_EFFECT or low <= 0 <= high:
+    if abs(change) < smallest or low <= 0 <= high:
         return UNDECIDED
     return HOLDS if change < 0 else FAILS
 
@@ -181,10 +231,13 @@ def _how_to_read(experiment: Experiment) -> str:
             "- Difference: of the first against the second, paired on those seeds, in percent of the second; "
             "negative: the first is better.",
             f"- Interval: {100 * CONFIDENCE:g} % t-interval over training seeds, of each pair alone (not "
-            "corrected for the number of pairs).",
+            "corrected for the number of pairs). Where the rows have one training seed and several sampling seeds in "
+            f"common, it is over the samplings of those two trainings; '{SAMPLING_ONLY}' says so, for the chance of "
+            "training is not in it.",
             "- A claim holds, or does not hold, on a pair where the interval excludes 0 and the difference "
             f"is at least {MIN_EFFECT} %; a claim that allows a cost, where the whole interval lies below or "
-            "above that cost. All else is undecided, one training seed included.",
+            "above that cost. All else is undecided, a single run included.",
+            "- Rows that were not measured alike are not compared, and the line says what differs.",
             "- Paper: the same difference between its FIDs, of one run each.",
         ]
     )
@@ -202,7 +255,7 @@ def _table(experiment: Experiment, comparisons: list[Comparison]) -> str:
         e = c.effect
         interval = MISSING if math.isnan(e.low) else f"{e.low:+.1f} to {e.high:+.1f} %"
         line = [c.others, number(e.better), number(e.worse), percent(e.percent), interval]
-        line += [str(e.seeds), _verdict(e), *[_above(c.above_floor)] * floors_shown]
+        line += [seed_count(e.seeds, e.samplings), _verdict(e), *[_above(c.above_floor)] * floors_shown]
         lines.append([*line, percent(c.paper_percent)])
     return markdown_table(heading, lines)
 
@@ -212,6 +265,8 @@ def _bundle(experiment: Experiment, axis: str, row: str) -> str:
 
 
 def _verdict(effect: Effect) -> str:
+    if effect.verdict == INCOMPARABLE:
+        return f"{INCOMPARABLE}: {effect.note}" if effect.note else INCOMPARABLE
     return f"{effect.verdict} ({effect.note})" if effect.note else effect.verdict
 
 
@@ -236,12 +291,14 @@ def _summary(comparisons: list[Comparison]) -> str:
 
 
 def count(effects: list[Effect]) -> str:
-    """``3 of 8 hold, 1 does not, 4 undecided (one seed: 2)``."""
+    """``3 of 8 hold, 1 does not, 3 undecided, 1 not comparable (one seed: 2, sampling seeds only: 1)``."""
     verdicts = [e.verdict for e in effects]
     held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
     text = f"{held} of {len(effects)} {'holds' if held == 1 else 'hold'}, "
     text += f"{failed} {'does' if failed == 1 else 'do'} not, {verdicts.count(UNDECIDED)} undecided"
-    notes = [e.note for e in effects if e.note]
+    if INCOMPARABLE in verdicts:
+        text += f", {verdicts.count(INCOMPARABLE)} {INCOMPARABLE}"
+    notes = [note for e in effects if e.note and e.verdict != INCOMPARABLE for note in e.note.split(", ")]
     counts = ", ".join(f"{note}: {notes.count(note)}" for note in dict.fromkeys(notes))
     return f"{text} ({counts})" if counts else text
 

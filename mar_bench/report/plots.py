@@ -27,6 +27,7 @@ from mar_bench.report.wording import (
     axis_labels,
     column_axes,
     describe,
+    metric_of,
     metric_title,
     row_axes,
     scale_title,
@@ -137,7 +138,7 @@ def _draw(experiment: Experiment, points: pd.DataFrame, floor_frame: pd.DataFram
 
 def _title(experiment: Experiment) -> str:
     counts = dict.fromkeys(thousands(spec.sampling.num_images) for spec in experiment.rows.values())
-    images = f"{metric_title(experiment, 'fd')} of {'/'.join(counts)} images"
+    images = f"{metric_of(experiment, 'fd', images=None, named=True)} of {'/'.join(counts)} images"
     return f"{experiment.title}\n{images}, {scale_title(experiment)}"
 
 

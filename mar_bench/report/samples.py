@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
             f"no images of {experiment.id} at scale {experiment.scale}; "
             f"`mar-bench run {experiment.id} --scale {experiment.scale}` draws them"
         )
-    inverted = all(batch.shape[1] == 1 and np.median(batch) < DARK for batch in images.values())
+    inverted = is_dark(images.values())
     panels = {row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()}
     with rc_context({"font.size": 7, "axes.titlesize": 7}):
         content = io.BytesIO()
@@ -68,9 +69,19 @@ def panel(images: np.ndarray, num_classes: int, inverted: bool = False) -> np.nd
     sheet = np.ones((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3))
     for i, image in enumerate(images[: rows * columns]):
         top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        pixels = np.moveaxis(image, 0, -1) / 255.0  # (H, W, C)
-        sheet[top : top + height, left : left + width] = 1 - pixels if inverted else pixels
+        sheet[top : top + height, left : left + width] = pixels_of(image, inverted)
     return sheet
+
+
+def is_dark(batches: Iterable[np.ndarray]) -> bool:
+    """Whether all are grey images on a dark ground, which are drawn inverted."""
+    return all(batch.shape[1] == 1 and np.median(batch) < DARK for batch in batches)
+
+
+def pixels_of(image: np.ndarray, inverted: bool) -> np.ndarray:
+    """uint8 (C, H, W) -> float (H, W, 3) in [0, 1]."""
+    pixels = np.moveaxis(image, 0, -1) / 255.0
+    return np.broadcast_to(1 - pixels if inverted else pixels, (*pixels.shape[:2], 3))
 
 
 def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:

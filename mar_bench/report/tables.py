@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import mean
 
 import pandas as pd
 
 from mar_bench.config import Experiment
 from mar_bench.records import Record, metric_name
-from mar_bench.report import captions, orderings
+from mar_bench.report import captions, cautions, orderings
 from mar_bench.report.cells import (
+    ROLES,
+    SeedValues,
     Selection,
     Spread,
     collect,
     extractor_block,
     floor_of,
     floors,
+    is_shown,
     roles,
+    se_of,
     seed_values,
     select,
     speeds,
@@ -31,6 +36,7 @@ from mar_bench.report.wording import (
     column_axes,
     describe,
     in_paper,
+    in_units,
     lines_and_columns,
     markdown_table,
     metric_short,
@@ -40,9 +46,12 @@ from mar_bench.report.wording import (
     row_at,
     row_axes,
     scale_title,
+    with_unit,
 )
 
 PARTLY = "†"  # some runs of the cell failed
+# roles of the tables beside the main one
+FURTHER = ("fd_heldout", "kid", "precision", "recall", "copied", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,8 @@ class ResultTable:
     comparisons: list[Comparison]
 
     def spread(self, row: str, role: str) -> Spread:
-        """A cell's mean and sd of a metric; the mean is NaN where there is no number."""
-        return spread(seed_values(self.cells, row, role))
+        """A cell's mean of a metric with its deviation, of one run with its standard error; NaN without a number."""
+        return spread(seed_values(self.cells, row, role), seed_values(self.cells, row, se_of(role)))
 
     def status(self, row: str) -> str:
         """``done`` (one run at least), ``failed`` or ``missing``."""
@@ -72,12 +81,12 @@ class ResultTable:
         spreads = {row: self.spread(row, role) for row in experiment.rows}
         spreads = {row: s for row, s in spreads.items() if s.n}
         notes = captions.caption(experiment, self.selection, self.floors, spreads)
-        failed = captions.failures(self.selection)
+        failed = cautions.failures(self.selection)
         parts = [
             f"# {experiment.title} ({experiment.id}, {scale_title(experiment)})",
-            *captions.warnings(experiment, self.selection),
+            *cautions.warnings(experiment, self.selection),
             markdown_table(*_published(self)),
-            _beside(self),
+            *_further(self),
             _bullets(notes),
             f"Failed runs ({PARTLY}: the cell's other runs are shown):\n\n{_bullets(failed)}" if failed else "",
             orderings.markdown(experiment, self.comparisons),
@@ -115,7 +124,7 @@ def _published(table: ResultTable) -> tuple[list[str], list[list[str]]]:
     metrics = experiment.layout.get("metrics", ["fd"])
     labels = [axis_labels(experiment, row_at(experiment, line, columns[0]), row_axes(experiment)) for line in lines]
     names = list(dict.fromkeys(name for values in labels for name in values))
-    heading = names + [_heading(experiment, m, column, published=True) for column in columns for m in metrics]
+    heading = names + [_heading(experiment, m, column) for column in columns for m in metrics]
     out = []
     for line, values in zip(lines, labels):
         rows = [row_at(experiment, line, column) for column in columns]
@@ -124,48 +133,67 @@ def _published(table: ResultTable) -> tuple[list[str], list[list[str]]]:
     return heading, out
 
 
-def _beside(table: ResultTable) -> str:
-    """A second table, of what was measured beside the paper's columns; empty where there is nothing."""
-    experiment, names = table.experiment, roles(table.experiment)
-    lines, columns = lines_and_columns(experiment)
-    metrics = experiment.layout.get("metrics", ["fd"])
-    shown = [role for role in ("fd_heldout", "accuracy") if names[role] not in metrics]
-    beside = [role for role in shown if table.cells[role].notna().any()]
-    with_floors = int(table.floors["fd"].notna().any())
-    if not beside and not with_floors:
-        return ""
-    heading = ["row", *[f"reconstruction {metric_short(experiment, 'fd')}"] * with_floors]
-    heading += [_heading(experiment, names[role], column) for role in beside for column in columns]
-    out = []
-    for line in lines:
-        rows = [row_at(experiment, line, column) for column in columns]
-        floors_here = dict.fromkeys(number(floor_of(table.floors, row)) for row in rows)
-        cells = [" / ".join(floors_here)] * with_floors
-        out.append(["/".join(line), *cells, *(_ours(table, row, role) for role in beside for row in rows)])
-    return f"The same rows, beside the columns above:\n\n{markdown_table(heading, out)}"
+def _further(table: ResultTable) -> list[str]:
+    """For each of the table's columns one more table, of what was measured beside the paper's metrics."""
+    metrics = table.experiment.layout.get("metrics", ["fd"])
+    shown = [role for role, metric in ROLES.items() if role in FURTHER and metric not in metrics]
+    tables = []
+    for column in lines_and_columns(table.experiment)[1]:
+        heading, lines = _further_columns(table, column, shown)
+        if len(heading) > 1:
+            words = ", ".join(w for w in ("The same rows", _column_words(table.experiment, column)) if w)
+            tables.append(f"{words}, beside the columns above:\n\n{markdown_table(heading, lines)}")
+    return tables
 
 
-def _heading(experiment: Experiment, metric: str, column: tuple[str, ...], published: bool = False) -> str:
-    """``FD, without CFG (paper)``; no brackets where the paper has no such number."""
+def _further_columns(
+    table: ResultTable, column: tuple[str, ...], shown: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines of one such table: of ``shown`` what has a number in any of its rows."""
+    experiment = table.experiment
+    rows = {line: row_at(experiment, line, column) for line in lines_and_columns(experiment)[0]}
+    heading, cells = ["row"], {line: ["/".join(line)] for line in rows}
+    floors_here = {line: floor_of(table.floors, row) for line, row in rows.items()}
+    if not all(map(math.isnan, floors_here.values())):
+        heading.append(f"reconstruction {captions.floor_name(experiment, table.floors)}")
+        for line, floor in floors_here.items():
+            cells[line].append(number(floor))
+    for role in shown:
+        metric = ROLES[role]
+        if any(table.spread(row, role).n for row in rows.values()):
+            heading.append(with_unit(metric_short(experiment, metric), metric))
+            for line, row in rows.items():
+                cells[line].append(_ours(table, row, metric))
+    return heading, list(cells.values())
+
+
+def _heading(experiment: Experiment, metric: str, column: tuple[str, ...]) -> str:
+    """``FD-1k, without CFG (paper)``; no brackets where the paper has no such number."""
+    name = with_unit(metric_short(experiment, metric), metric)
+    words = ", ".join(w for w in (name, _column_words(experiment, column)) if w)
+    return f"{words} (paper)" if in_paper(experiment, metric) else words
+
+
+def _column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
+    """``without CFG``; empty where the table's rows are not spread over columns."""
     axes = column_axes(experiment)
-    labels = {k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()}
-    words = ", ".join(w for w in (metric_short(experiment, metric), describe(labels)) if w)
-    return f"{words} (paper)" if published and in_paper(experiment, metric) else words
+    return describe({k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()})
 
 
 def _cell(table: ResultTable, row: str, metric: str) -> str:
     """Ours and the paper's: ``5.41 ± 0.12 (19.58)``."""
-    ours = _ours(table, row, metric.replace(":", "_"))
+    ours = _ours(table, row, metric)
     if not in_paper(table.experiment, metric):
         return ours
-    return f"{ours} ({paper_number(metric, table.experiment.paper.get(row, {}).get(metric))})"
+    published = in_units(metric, table.experiment.paper.get(row, {}).get(metric))
+    return f"{ours} ({paper_number(metric, published)})"
 
 
-def _ours(table: ResultTable, row: str, role: str) -> str:
-    found = table.spread(row, role)
+def _ours(table: ResultTable, row: str, metric: str) -> str:
+    found = table.spread(row, metric.replace(":", "_"))
     if not found.n:
         return FAILED if table.status(row) == "failed" else MISSING
-    text = plus_minus(found.mean, found.sd)
+    text = plus_minus(in_units(metric, found.mean), in_units(metric, found.sd))
     statuses = table.cells.loc[table.cells["row"] == row, "status"]
     return f"{text} {PARTLY}" if "failed" in set(statuses) else text
 
@@ -181,8 +209,8 @@ def _tidy(table: ResultTable) -> pd.DataFrame:
         timed = table.speeds[(table.speeds["row"] == row) & (table.speeds["setting"] == setting)]
         seconds = float(timed["seconds_per_image"].iloc[0]) if len(timed) else math.nan
         for role, metric in roles(experiment).items():
-            if metric == "accuracy" and extractor_block(spec)["kind"] == "inception":
-                continue  # the 2015 network does not know the data set's classes
+            if not is_shown(metric, extractor_block(spec)):
+                continue
             found = table.spread(row, role)
             lines.append(
                 {
@@ -193,9 +221,11 @@ def _tidy(table: ResultTable) -> pd.DataFrame:
                     "metric": metric_name(metric, extractor_block(spec)),
                     "status": table.status(row),
                     "mean": found.mean,
-                    "sd": math.nan if found.sd is None else found.sd,
+                    "sd": found.sd if found.over in ("training", "sampling") else math.nan,
+                    "se": _mean_of(seed_values(table.cells, row, se_of(role))),
                     "n_train_seeds": len(found.train_seeds),
                     "n_sampling_seeds": len(found.sampling_seeds),
+                    "num_generated": _images(table.cells, row),
                     "paper": experiment.paper.get(row, {}).get(metric, math.nan),
                     "floor_fd": floor_of(table.floors, row),
                     "seconds_per_image": seconds,
@@ -210,6 +240,16 @@ def _main_setting(frame: pd.DataFrame) -> str | None:
     """The setting in which most rows were timed, the first by name among equals."""
     counts = frame["setting"].value_counts()
     return min((s for s, n in counts.items() if n == counts.max()), default=None)
+
+
+def _mean_of(values: SeedValues) -> float:
+    """Of the runs' own standard errors: that of one run, not of their mean."""
+    return mean(values.values()) if values else math.nan
+
+
+def _images(cells: pd.DataFrame, row: str) -> str:
+    """How many images a run of the cell generated; several numbers joined by a slash, empty where unknown."""
+    return "/".join(f"{n:.0f}" for n in sorted(set(cells.loc[cells["row"] == row, "num_generated"].dropna())))
 
 
 def _record_ids(cells: pd.DataFrame, row: str) -> list[str]:

@@ -17,6 +17,9 @@ MISSING, FAILED = "–", "FAILED"
 PAPER_SAMPLES = 50_000
 PAPER_NAMES = {"fd": "FID", "is": "IS"}  # with the 2015 Inception features, as in the paper
 OUR_NAMES = {"fd": "FD", "is": "IS"}  # with any other extractor, whose name follows
+NAMES = {"kid": "KID", "precision": "Precision", "recall": "Recall"}  # with every extractor
+BIASED = ("fd", "is")  # by the number of images, which therefore stands in their names
+UNITS = {"kid": (1000, "x 1000"), "copied": (100, "%")}  # tables show the number times this, and say so
 
 
 def number(value: float | None, like: float | None = None) -> str:
@@ -31,8 +34,16 @@ def number(value: float | None, like: float | None = None) -> str:
     return f"{value:.{1 - math.floor(math.log10(size))}f}"
 
 
+def signed(value: float) -> str:
+    return f"{'+' if value > 0 else ''}{number(value)}"
+
+
 def plus_minus(value: float, sd: float | None) -> str:
-    return number(value) if sd is None else f"{number(value)} ± {number(sd, like=value)}"
+    """Both with the decimals of the mean, or of the deviation where that is the larger one."""
+    if sd is None:
+        return number(value)
+    like = max(abs(value), sd)
+    return f"{number(value, like)} ± {number(sd, like)}"
 
 
 def paper_number(metric: str, value: float | None) -> str:
@@ -57,19 +68,52 @@ def thousands(count: int) -> str:
     return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
 
 
+def seed_count(trainings: int, samplings: int) -> str:
+    """How many training seeds are common; of one, over how many samplings the interval is: ``1 (5 samplings)``."""
+    return f"1 ({samplings} samplings)" if trainings == 1 and samplings > 1 else str(trainings)
+
+
 def metric_key(experiment: Experiment, metric: str) -> str:
     """The record's own name of a metric; several joined by a slash where the rows' extractors differ."""
     return "/".join(_unique(metric_name(metric, extractor_block(s)) for s in experiment.rows.values()))
 
 
 def metric_title(experiment: Experiment, metric: str) -> str:
-    """A metric as headings write it: ``FD mnist5k``, ``held-out FD mnist5k``, ``IS``, ``FID-5k``."""
-    return " / ".join(_unique(_title(spec, metric) for spec in experiment.rows.values()))
+    """A metric as texts write it: ``FD-1k mnist5k``, ``held-out FD-1k mnist5k``, ``IS``, ``FID-5k``.
+
+    Distances and scores of other than 50,000 images say of how many, since they depend on it."""
+    specs = experiment.rows.values()
+    return " / ".join(_unique(_title(spec, metric, spec.sampling.num_images) for spec in specs))
 
 
 def metric_short(experiment: Experiment, metric: str) -> str:
-    """The same without the extractor's name, for narrow columns: ``FD``, ``held-out FD``, ``FID-5k``."""
-    return " / ".join(_unique(_title(spec, metric, named=False) for spec in experiment.rows.values()))
+    """The same without the extractor's name: ``FD-1k``, ``held-out FD-1k``, ``FID-5k``."""
+    specs = experiment.rows.values()
+    return " / ".join(_unique(_title(spec, metric, spec.sampling.num_images, named=False) for spec in specs))
+
+
+def metric_of(experiment: Experiment, metric: str, images: int | None, named: bool = False) -> str:
+    """A metric of other images than the rows' samples, of ``images`` of them; None: it is not said how many."""
+    return " / ".join(_unique(_title(spec, metric, images, named) for spec in experiment.rows.values()))
+
+
+def with_unit(name: str, metric: str) -> str:
+    """A column's name: ``KID x 1000``, ``copied %``, ``FD-1k``."""
+    return f"{name} {_unit(metric)[1]}".rstrip()
+
+
+def unit_in_brackets(metric: str) -> str:
+    """What follows a number in a sentence: `` (x 1000)``; empty where it is shown as it is."""
+    return f" ({_unit(metric)[1]})" if _unit(metric)[1] else ""
+
+
+def in_units(metric: str, value: float | None) -> float | None:
+    """A number as tables show it."""
+    return None if value is None else value * _unit(metric)[0]
+
+
+def _unit(metric: str) -> tuple[int, str]:
+    return UNITS.get(metric.partition(":")[0], (1, ""))
 
 
 def extractors(experiment: Experiment) -> list[str]:
@@ -78,15 +122,14 @@ def extractors(experiment: Experiment) -> list[str]:
     return _unique(block.name for block in blocks if block.kind != "inception")
 
 
-def _title(spec: RunSpec, metric: str, named: bool = True) -> str:
+def _title(spec: RunSpec, metric: str, images: int | None, named: bool = True) -> str:
     base, _, suffix = metric.partition(":")
     prefix = {"": "", "heldout": "held-out "}.get(suffix, f"{suffix} ")
     extractor = spec.metrics.extractor
-    if extractor.kind != "inception":
-        return f"{prefix}{OUR_NAMES.get(base, base)}{f' {extractor.name}' if named else ''}"
-    count = spec.sampling.num_images
-    samples = "" if count == PAPER_SAMPLES or base != "fd" else f"-{thousands(count)}"
-    return f"{prefix}{PAPER_NAMES.get(base, base)}{samples}"
+    inception = extractor.kind == "inception"
+    name = {**NAMES, **(PAPER_NAMES if inception else OUR_NAMES)}.get(base, base)
+    samples = f"-{thousands(images)}" if base in BIASED and images not in (None, PAPER_SAMPLES) else ""
+    return f"{prefix}{name}{samples}{f' {extractor.name}' if named and not inception else ''}"
 
 
 def scale_title(experiment: Experiment) -> str:

@@ -13,12 +13,40 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mar_bench"
 FLOORS = (
-    {"errors", "spec", "parse", "checks", "config", "ids", "records", "provenance", "locks", "console", "fetch"},
+    {"errors", "spec", "parse", "checks", "config", "ids", "records", "protocol"}
+    | {"provenance", "locks", "console", "fetch"},
     {"schedules", "orders", "diffusion", "noise", "official"},
     {"tokenizers", "backbones", "heads"},
     {"model", "sampler", "build"},
-    {"data", "latents", "distributed", "flops", "train", "evaluate", "metrics", "timing", "convert"},
-    {"jobs", "planning", "pipeline", "launch", "together", "rehearse", "progress", "report", "cli"},
+    {
+        "data",
+        "latents",
+        "distributed",
+        "flops",
+        "train",
+        "evaluate",
+        "metrics",
+        "features",
+        "references",
+        "scores",
+        "image_sets",
+        "timing",
+        "convert",
+    },
+    {
+        "jobs",
+        "planning",
+        "pipeline",
+        "launch",
+        "together",
+        "rehearse",
+        "progress",
+        "report",
+        "cli",
+        "eval_sets",
+        "verify",
+        "neighbours",
+    },
 )
 WORDS, MATHEMATICS, PARTS = FLOORS[:3]
 SHARED_INSIDE_A_FOLDER = {"base", "layers"}

@@ -1,0 +1,166 @@
+"""Which records' numbers may be compared, metric by metric."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from mar_bench.checks import METRICS
+from mar_bench.config import Experiment, load_experiment
+from mar_bench.protocol import ALL, OF_MADE_IMAGES, OF_REAL_IMAGES, differences, instrument_differences
+from mar_bench.records import Record
+from tests.made_up import as_before, generation, reconstruction
+
+ROW = "mar/diff/guided"
+EVERY = frozenset(METRICS)
+REFERENCE = {"fd", "kid", "precision", "recall", "copied"}
+
+
+@pytest.fixture(scope="module")
+def table1() -> Experiment:
+    return load_experiment("table1", "tiny")
+
+
+@pytest.fixture
+def record(table1) -> Record:
+    return generation(table1, ROW, 0, 0, 5.0)
+
+
+def changed(record: Record, path: str, value) -> Record:
+    """The record with another value at ``samples.size`` of its protocol; without it where the value is None."""
+    protocol = json.loads(json.dumps(record.protocol))
+    *blocks, key = path.split(".")
+    block = protocol
+    for name in blocks:
+        block = block[name]
+    block[key] = value
+    if value is None:
+        del block[key]
+    return replace(record, protocol=protocol)
+
+
+def test_every_metric_of_a_record_is_known():
+    assert set(METRICS) <= OF_MADE_IMAGES and {f"{m}:real" for m in REFERENCE} == OF_REAL_IMAGES
+    assert len(ALL) == len(OF_MADE_IMAGES) + len(OF_REAL_IMAGES)
+
+
+def test_an_unknown_metric_is_the_programmer_s_error(record):
+    with pytest.raises(ValueError, match="no metric 'fid'"):
+        differences(record, record, "fid")
+
+
+def test_rows_and_seeds_that_were_measured_alike_compare(table1, record):
+    other = generation(table1, "raster_causal/ce/unguided", 2, 1, 7.0)
+    assert other.protocol["samples"]["sha256"] != record.protocol["samples"]["sha256"]
+    assert not any(differences(record, other, metric) for metric in ALL)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "metrics", "reason"),
+    [
+        ("extractor.sha256", "1234abcd" * 8, EVERY, "another feature extractor (sha256 ffffffff against 1234abcd)"),
+        ("dtype", "float16", EVERY, "features in float32 against float16"),
+        ("num_generated", 5000, EVERY, "1000 against 5000 generated images"),
+        ("label_mode", "unknown", EVERY, "labels balanced against unknown"),
+        ("samples.size", [64, 64], EVERY, "images of 32x32 against 64x64"),
+        ("samples.channels", 3, EVERY, "1 against 3 channels"),
+        ("samples.conversion", "floor", EVERY, "converted by round(255 x), clipped against floor"),
+        ("reference.sha256", "9" * 64, REFERENCE, "another reference (sha256 aaaaaaaa against 99999999)"),
+        ("reference.num_features", 9, REFERENCE - {"fd", "kid"}, "neighbours among 3000 against 9 reference images"),
+        ("num_reference", 9, {"fd"}, "4000 against 9 reference images"),
+        ("heldout.sha256", "9" * 64, {"fd:heldout"}, "other held-out images (sha256 bbbbbbbb against 99999999)"),
+        ("num_heldout", 9, {"fd:heldout"}, "1000 against 9 held-out images"),
+        ("settings.is_splits", 9, {"is"}, "IS over 5 against 9 splits"),
+        ("settings.kid_subsets", 9, {"kid"}, "KID over 100 subsets of 500 against 9 subsets of 500"),
+        ("settings.kid_subset_size", 9, {"kid"}, "KID over 100 subsets of 500 against 100 subsets of 9"),
+        ("settings.kid_kernel", "rbf", {"kid"}, "KID over 100 subsets of 500 (kernel polynomial, degree 3) against "
+                                                "100 subsets of 500 (kernel rbf)"),
+        ("settings.neighbours", 9, {"precision", "recall"}, "the radius of 3 against 9 neighbours"),
+    ],
+)  # fmt: skip
+def test_a_condition_counts_for_the_metrics_that_depend_on_it(record, path, value, metrics, reason):
+    other = changed(record, path, value)
+    assert {m: differences(record, other, m) for m in METRICS} == {m: [reason] * (m in metrics) for m in METRICS}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["settings.is_seed", "settings.kid_seed", "settings.jackknife_groups", "samples.sha256", "samples.duplicates",
+     "singular", "reference.kind", "reference.name", "extractor.name", "extractor.id"],
+)  # fmt: skip
+def test_chance_names_and_findings_keep_nothing_from_being_compared(record, path):
+    assert not any(differences(record, changed(record, path, 17), metric) for metric in ALL)
+
+
+def test_without_a_sha256_names_decide_and_are_told(record):
+    one, other = (changed(record, "extractor.sha256", None) for _ in range(2))
+    assert differences(one, other, "is") == []
+    other = changed(other, "extractor.name", "inception")
+    assert differences(one, other, "is") == ["another feature extractor (mnist5k against inception)"]
+
+
+def test_a_content_that_only_one_of_two_records_knows_is_not_taken_for_the_same(record):
+    other = changed(record, "reference.sha256", None)
+    assert differences(record, other, "fd") == ["another reference (sha256 aaaaaaaa against unknown)"]
+
+
+def test_different_names_are_told_where_the_content_differs(record):
+    other = changed(changed(record, "extractor.sha256", "9" * 64), "extractor.name", "inception")
+    assert differences(record, other, "fd") == ["another feature extractor (mnist5k against inception)"]
+
+
+def test_all_reasons_are_given_the_first_record_s_value_first(record):
+    other = changed(changed(record, "num_generated", 500), "label_mode", "unknown")
+    assert differences(other, record, "is") == ["500 against 1000 generated images", "labels unknown against balanced"]
+
+
+def test_what_one_of_two_records_does_not_say_counts_against_them(record):
+    old = as_before(record)
+    found = {metric: differences(record, old, metric) for metric in ("fd", "is", "accuracy")}
+    images = "image size, channels, conversion to bytes"
+    assert found == {
+        "fd": [f"recorded for one of them only: reference, {images}"],
+        "is": [f"recorded for one of them only: number of IS splits, {images}"],
+        "accuracy": [f"recorded for one of them only: {images}"],
+    }
+    assert all(differences(old, record, metric) == reasons for metric, reasons in found.items())
+
+
+def test_what_neither_says_does_not(table1, record):
+    old, other = as_before(record), as_before(generation(table1, "mar/ce/guided", 1, 0, 5.0))
+    assert not any(differences(old, other, metric) for metric in ALL)
+    assert differences(changed(old, "num_generated", 9), other, "fd") == ["9 against 1000 generated images"]
+
+
+def test_a_record_equals_itself_read_from_json(record):
+    protocol = {**record.protocol, "samples": {**record.protocol["samples"], "size": (32, 32)}}
+    read = Record(**json.loads(json.dumps(asdict(record))))
+    assert differences(replace(record, protocol=protocol), read, "fd") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "counts"),
+    [
+        ("num_generated", 300, False), ("label_mode", "unknown", False), ("samples.size", [16, 16], False),
+        ("extractor.sha256", "0" * 64, True), ("reference.sha256", "0" * 64, True), ("num_reference", 17, True),
+    ],
+)  # fmt: skip
+def test_samples_and_reconstructions_need_the_same_instrument_alone(table1, record, path, value, counts):
+    floor = changed(reconstruction(table1, ROW), path, value)
+    assert bool(instrument_differences(record, floor, "fd")) == counts
+
+
+def test_real_images_do_not_depend_on_how_others_were_made(table1):
+    one = reconstruction(table1, ROW)
+    assert differences(one, changed(one, "samples.conversion", "floor"), "kid:real") == []
+    for metric in OF_REAL_IMAGES:
+        reasons = differences(one, changed(one, "heldout.sha256", "0" * 64), metric)
+        assert reasons == ["other held-out images (sha256 bbbbbbbb against 00000000)"]
+
+
+def test_psnr_has_no_extractor(table1):
+    one = reconstruction(table1, ROW)
+    assert differences(one, changed(one, "extractor.sha256", "0" * 64), "psnr") == []
+    assert differences(one, changed(one, "samples.size", [8, 8]), "psnr") == ["images of 32x32 against 8x8"]
