@@ -102,14 +102,12 @@ def located(name: str, given: str | None, key: str, folder: Path | None = None) 
     folder = folder or Path(os.environ.get("MAR_BENCH_WEIGHTS", "weights"))
     entry = public_files().get(name)
     if entry is None:
-        raise UserError(f"{key} is not set, and '{name}' is none of the public files; set it to the file")
+        raise UserError(f"'{name}' is none of the public files: set {key} to its file")
     cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch")
     for place in (folder, cache.expanduser() / "hub" / "checkpoints"):
         if (place / entry.file).is_file():
             return place / entry.file
-    raise UserError(
-        f"{key} is not set and {entry.file} ({entry.what}; {entry.project}) is not in {folder}: put it there"
-    )
+    raise UserError(f"{entry.file} ({entry.what}; {entry.project}) is not in {folder}: put it there or set {key} to it")
 
 
 def not_data(head: bytes) -> str | None:

@@ -112,13 +112,19 @@ class Value(NamedTuple):
     sd: float
 
 
-def inception_style_score(logits: torch.Tensor, splits: int) -> Value:
-    """exp of the mean KL between p(class | image) and its mean; shuffled first, as class order biases it.
+def shuffled(count: int) -> torch.Tensor:
+    """The order (N,) in which torch-fidelity puts images before it splits them for IS."""
+    return torch.from_numpy(np.random.RandomState(SEED).permutation(count))
 
-    ``logits`` (N, classes) stand in the order of the images' global index, so that the shuffle is always the same."""
+
+def inception_style_score(logits: torch.Tensor, splits: int) -> Value:
+    """exp of the mean KL between p(class | image) and its mean over the images of a split.
+
+    ``logits`` (N, classes) are to be shuffled, as class order biases it: take ``logits[shuffled(N)]`` of those in the
+    order of the images' global index, and the score depends on neither files nor shards."""
     logits = logits.double()
     logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # a probability of 0 would make it 0 * inf
-    found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=SEED)
+    found = isc_features_to_metric(logits, splits=splits, shuffle=False)
     return Value(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 

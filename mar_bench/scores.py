@@ -29,6 +29,7 @@ from mar_bench.metrics import (
     jackknife_groups,
     kernel_distance,
     precision_recall,
+    shuffled,
     standard_error,
 )
 from mar_bench.records import metric_name, replacing
@@ -150,9 +151,11 @@ class Measure:
         self.progress("distances")
         statistics = self._distances(seen, groups, add)
         if seen.logits is not None:
-            found = inception_style_score(seen.logits, settings.is_splits)
-            without = (seen.logits[groups != g] for g in range(settings.jackknife_groups))
-            parts = [inception_style_score(logits, settings.is_splits).mean for logits in without]
+            order = shuffled(len(groups))  # once: another shuffle without each group would be chance of its own
+            logits, members = seen.logits[order], groups[order]
+            found = inception_style_score(logits, settings.is_splits)
+            without = (logits[members != g] for g in range(settings.jackknife_groups))
+            parts = [inception_style_score(some, settings.is_splits).mean for some in without]
             add("is", found.mean, parts, sd_splits=found.sd)
             if extractor["kind"] == "classifier" and seen.labels is not None:  # its classes are the data set's
                 share("accuracy", seen.logits.argmax(-1) == seen.labels)

@@ -18,7 +18,10 @@ run:
   tokenizer: {kind: kl, stride: 4, width: 8, batch_size: 16}
   train: {batch_size: 16}
   sampling: {num_ar_steps: null}
-  metrics: {extractor: {kind: classifier, name: digits, batch_size: 16}}
+  metrics:
+    extractor: {kind: classifier, name: digits, batch_size: 16}
+    reference: {kind: training}
+    kid_subset_size: 50
 """
 MINE = """
 id: mine

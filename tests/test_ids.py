@@ -95,6 +95,8 @@ DOWNSTREAM = {
     "sampling": {"sample", "eval", "speed"},
     "metrics": {"eval", "reconstruction"},
     "metrics.extractor": {"extractor", "eval", "reconstruction"},
+    "metrics.reference": {"extractor", "eval", "reconstruction"},
+    "metrics.reference_images": {"extractor", "eval", "reconstruction"},
     "speed": {"speed"},
 }
 DO_NOT_SLOW_DOWN = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")

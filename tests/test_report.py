@@ -233,11 +233,15 @@ def test_a_metric_of_other_images_says_of_how_many_of_them(table1, paper_scale):
     assert wording.metric_of(paper_scale, "fd", 10_000) == "FID-10k"
 
 
-def test_units_stand_in_headings_and_behind_numbers():
-    assert [wording.with_unit(m, m) for m in ("kid", "copied", "is")] == ["kid x 1000", "copied %", "is"]
-    assert [wording.unit_in_brackets(m) for m in ("kid", "copied:real", "is")] == [" (x 1000)", " (%)", ""]
-    assert wording.in_units("kid", 0.002) == pytest.approx(2) and wording.in_units("copied:real", 0.5) == 50
-    assert wording.in_units("fd", 3.5) == 3.5 and wording.in_units("kid", None) is None
+def test_units_stand_in_headings_and_behind_numbers(table1, paper_scale):
+    for experiment, kid, brackets, value in ((paper_scale, "kid x 1000", " (x 1000)", 2), (table1, "kid", "", 0.002)):
+        names = [wording.with_unit(experiment, m, m) for m in ("kid", "copied", "is")]
+        assert names == [kid, "copied %", "is"]
+        units = [wording.unit_in_brackets(experiment, m) for m in ("kid", "copied:real", "is")]
+        assert units == [brackets, " (%)", ""]
+        assert wording.in_units(experiment, "kid", 0.002) == pytest.approx(value)
+        assert wording.in_units(experiment, "copied:real", 0.5) == 50
+        assert wording.in_units(experiment, "fd", 3.5) == 3.5 and wording.in_units(experiment, "kid", None) is None
 
 
 def test_signs_and_counts_of_seeds():

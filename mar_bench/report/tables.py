@@ -161,7 +161,7 @@ def _further_columns(
     for role in shown:
         metric = ROLES[role]
         if any(table.spread(row, role).n for row in rows.values()):
-            heading.append(with_unit(metric_short(experiment, metric), metric))
+            heading.append(with_unit(experiment, metric_short(experiment, metric), metric))
             for line, row in rows.items():
                 cells[line].append(_ours(table, row, metric))
     return heading, list(cells.values())
@@ -169,7 +169,7 @@ def _further_columns(
 
 def _heading(experiment: Experiment, metric: str, column: tuple[str, ...]) -> str:
     """``FD-1k, without CFG (paper)``; no brackets where the paper has no such number."""
-    name = with_unit(metric_short(experiment, metric), metric)
+    name = with_unit(experiment, metric_short(experiment, metric), metric)
     words = ", ".join(w for w in (name, _column_words(experiment, column)) if w)
     return f"{words} (paper)" if in_paper(experiment, metric) else words
 
@@ -185,7 +185,7 @@ def _cell(table: ResultTable, row: str, metric: str) -> str:
     ours = _ours(table, row, metric)
     if not in_paper(table.experiment, metric):
         return ours
-    published = in_units(metric, table.experiment.paper.get(row, {}).get(metric))
+    published = in_units(table.experiment, metric, table.experiment.paper.get(row, {}).get(metric))
     return f"{ours} ({paper_number(metric, published)})"
 
 
@@ -193,7 +193,7 @@ def _ours(table: ResultTable, row: str, metric: str) -> str:
     found = table.spread(row, metric.replace(":", "_"))
     if not found.n:
         return FAILED if table.status(row) == "failed" else MISSING
-    text = plus_minus(in_units(metric, found.mean), in_units(metric, found.sd))
+    text = plus_minus(in_units(table.experiment, metric, found.mean), in_units(table.experiment, metric, found.sd))
     statuses = table.cells.loc[table.cells["row"] == row, "status"]
     return f"{text} {PARTLY}" if "failed" in set(statuses) else text
 

@@ -19,7 +19,7 @@ PAPER_NAMES = {"fd": "FID", "is": "IS"}  # with the 2015 Inception features, as 
 OUR_NAMES = {"fd": "FD", "is": "IS"}  # with any other extractor, whose name follows
 NAMES = {"kid": "KID", "precision": "Precision", "recall": "Recall"}  # with every extractor
 BIASED = ("fd", "is")  # by the number of images, which therefore stands in their names
-UNITS = {"kid": (1000, "x 1000"), "copied": (100, "%")}  # tables show the number times this, and say so
+UNITS = {"kid": (1000, "x 1000"), "copied": (100, "%")}  # by which tables show a number; KID with Inception alone
 
 
 def number(value: float | None, like: float | None = None) -> str:
@@ -97,23 +97,26 @@ def metric_of(experiment: Experiment, metric: str, images: int | None, named: bo
     return " / ".join(_unique(_title(spec, metric, images, named) for spec in experiment.rows.values()))
 
 
-def with_unit(name: str, metric: str) -> str:
+def with_unit(experiment: Experiment, name: str, metric: str) -> str:
     """A column's name: ``KID x 1000``, ``copied %``, ``FD-1k``."""
-    return f"{name} {_unit(metric)[1]}".rstrip()
+    return f"{name} {_unit(experiment, metric)[1]}".rstrip()
 
 
-def unit_in_brackets(metric: str) -> str:
+def unit_in_brackets(experiment: Experiment, metric: str) -> str:
     """What follows a number in a sentence: `` (x 1000)``; empty where it is shown as it is."""
-    return f" ({_unit(metric)[1]})" if _unit(metric)[1] else ""
+    return f" ({unit})" if (unit := _unit(experiment, metric)[1]) else ""
 
 
-def in_units(metric: str, value: float | None) -> float | None:
+def in_units(experiment: Experiment, metric: str, value: float | None) -> float | None:
     """A number as tables show it."""
-    return None if value is None else value * _unit(metric)[0]
+    return None if value is None else value * _unit(experiment, metric)[0]
 
 
-def _unit(metric: str) -> tuple[int, str]:
-    return UNITS.get(metric.partition(":")[0], (1, ""))
+def _unit(experiment: Experiment, metric: str) -> tuple[int, str]:
+    base = metric.partition(":")[0]
+    if base == "kid" and extractors(experiment):  # how large it is depends on the features: thousands are for Inception
+        return 1, ""
+    return UNITS.get(base, (1, ""))
 
 
 def extractors(experiment: Experiment) -> list[str]:

@@ -37,6 +37,8 @@ from mar_bench.spec import (
     Continuous,
     DiffusionHead,
     DigitsData,
+    EfficientNetExtractor,
+    FileReference,
     ImageFolderData,
     InceptionExtractor,
     KLTokenizer,
@@ -47,10 +49,12 @@ from mar_bench.spec import (
     MetricsSpec,
     MnistData,
     PixelTokenizer,
+    PluginExtractor,
     RunSpec,
     SamplingSpec,
     SDKLTokenizer,
     SpeedSpec,
+    TrainingReference,
     TrainSpec,
     TruncatedNormalMasking,
     UniformMasking,
@@ -107,7 +111,13 @@ ALTERNATIVES = {
         "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 0.5,
         "clamp_x0": 0.1, "seed": 1,
     },
-    MetricsSpec: {"is_splits": 3},
+    MetricsSpec: {
+        "reference_images": 40, "is_splits": 3, "kid_subsets": 7, "kid_subset_size": 3, "neighbours": 2,
+        "jackknife_groups": 3,
+    },
+    FileReference: {"name": "other"},
+    EfficientNetExtractor: {"name": "other"},
+    PluginExtractor: {"name": "other"},
     ClassifierExtractor: {
         "name": "other", "feature_dim": 5, "width": 24, "steps": 4, "batch_size": 5, "lr": 1e-3, "seed": 1
     },
@@ -121,7 +131,14 @@ SMALL_RUN = RunSpec(
     model=ARModel(backbone=shrunk(MaskedBackbone), head=shrunk(DiffusionHead)),
     train=TrainSpec(steps=3, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0.5),
     sampling=SamplingSpec(num_images=6, batch_size=4, num_ar_steps=3, num_diffusion_steps=4, guidance_scale=2.0),
-    metrics=MetricsSpec(extractor=shrunk(ClassifierExtractor), is_splits=2),
+    metrics=MetricsSpec(
+        extractor=shrunk(ClassifierExtractor),
+        reference=TrainingReference(),
+        is_splits=2,
+        kid_subsets=5,
+        kid_subset_size=4,
+        jackknife_groups=4,
+    ),
     speed=SpeedSpec(batch_size=3, repeats=1),
     compute=ComputeSpec(device="cpu"),
 )
@@ -204,7 +221,10 @@ def content(path: Path):
     if path.suffix in (".safetensors", ".npz"):
         arrays = load_file(path) if path.suffix == ".safetensors" else np.load(path)
         return {name: (tuple(array.shape), np.asarray(array).tobytes()) for name, array in arrays.items()}
-    return json.loads(path.read_text())["metrics"] if path.name == "record.json" else None
+    if path.name != "record.json":
+        return None
+    record = json.loads(path.read_text())
+    return record["metrics"], record["uncertainty"]
 
 
 class Workshop:

@@ -184,7 +184,7 @@ def test_model_code_names_no_device(module):
 
 
 GLOBAL_DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "normal", "bernoulli", "multinomial"}
-OWN_STREAMS = {"Generator", "Philox"}  # numpy.random's that hold no global state
+OWN_STREAMS = {"Generator", "Philox", "RandomState"}  # numpy.random's that hold no global state
 
 
 def dotted(node: ast.AST) -> str:

@@ -19,16 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mar_bench.build import build_generator, build_tokenizer
-from mar_bench.data import load_data, to_uint8
+from mar_bench.data import load_data, silent, to_uint8
 from mar_bench.diffusion import DiffusionTables
-from mar_bench.evaluate import evaluate_generation, reference_statistics
+from mar_bench.evaluate import evaluate_generation, reference_of_part
+from mar_bench.features import Classifier, FeatureSpace
 from mar_bench.ids import generation_run
 from mar_bench.jobs import Places
-from mar_bench.metrics import Classifier, FeatureSpace
 from mar_bench.noise import NoiseSource, seeded
 from mar_bench.orders import draw_order, gather
 from mar_bench.pipeline import STAGES
 from mar_bench.sampler import generate
+from mar_bench.scores import Measure
 from mar_bench.spec import (
     ARModel,
     ClassifierExtractor,
@@ -40,6 +41,7 @@ from mar_bench.spec import (
     MetricsSpec,
     RunSpec,
     SamplingSpec,
+    TrainingReference,
     TrainSpec,
     VQTokenizer,
 )
@@ -130,7 +132,9 @@ def measures() -> dict[str, float]:
         data=DigitsData(),
         tokenizer=shrunk(KLTokenizer),
         sampling=SamplingSpec(num_images=40),
-        metrics=MetricsSpec(extractor=shrunk(ClassifierExtractor), is_splits=2),
+        metrics=MetricsSpec(
+            extractor=shrunk(ClassifierExtractor), reference=TrainingReference(), is_splits=2, kid_subset_size=20
+        ),
     )
     run = generation_run("row", spec)
     with tempfile.TemporaryDirectory() as name:
@@ -139,12 +143,16 @@ def measures() -> dict[str, float]:
         # a quarter: with weights this wild the classifier is sure of everything, and its score has no logarithm
         save_file({k: v / 4 for k, v in weights.items()}, folder / "weights.safetensors")
         space = FeatureSpace(spec.metrics.extractor, spec.data, folder / "weights.safetensors", torch.device("cpu"))
-        references = reference_statistics(load_data(spec.data), space, lambda step, total: None)
+        data = load_data(spec.data)
+        real = [
+            reference_of_part(spec.data, part, "real", "real", space, 500, silent)
+            for part in (data.train, data.heldout)
+        ]
         images = to_uint8(normal(40, 1, 16, 16, seed=3))
-        metrics, _ = evaluate_generation(run, iter([images[:25], images[25:]]), references, space, folder)
+        scores, _ = evaluate_generation(spec, [images[:25], images[25:]], space, Measure(spec.metrics, *real))
         STAGES["tokenizer"](run, Places(folder, folder), folder, lambda step, total: None)
         trained = load_file(folder / "tokenizer.safetensors")
-    return {**metrics, **{f"{n}.{i}": v for n in ("shift", "scale") for i, v in enumerate(trained[n].tolist())}}
+    return {**scores.metrics, **{f"{n}.{i}": v for n in ("shift", "scale") for i, v in enumerate(trained[n].tolist())}}
 
 
 def tables() -> dict[str, list[float]]:
