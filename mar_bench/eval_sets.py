@@ -29,7 +29,7 @@ from mar_bench.parse import KeyPathError, parse
 from mar_bench.pipeline import HELDOUT, IMAGES, REFERENCE, SEEN, load_extractor, load_tokenizer
 from mar_bench.records import Record, write_record
 from mar_bench.references import Reference, build_reference, load_reference, read_reference
-from mar_bench.scores import Scores, Seen, load_seen, one_pass, save_seen
+from mar_bench.scores import Scores, Seen, largest_settings, load_seen, one_pass, save_seen
 from mar_bench.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
 
 TASK = "evaluation"
@@ -195,12 +195,7 @@ def fitted(settings: MetricsSpec, chosen: set[str], seen: Seen, reference: Refer
     """Settings that were not ``chosen`` are lowered to what so few images allow; a record tells what they were."""
     count = len(seen.features)
     others = count if reference.features is None else len(reference.features)
-    most = {
-        "is_splits": count,
-        "kid_subset_size": min(count, others),
-        "neighbours": min(count, others) - 1,
-        "jackknife_groups": count - 1,
-    }
+    most = largest_settings(settings, count, others)
     lowered = {key: min(getattr(settings, key), limit) for key, limit in most.items() if key not in chosen}
     return replace(settings, **lowered)
 

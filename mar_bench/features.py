@@ -98,7 +98,7 @@ class FeatureSpace:
         Raises UserError where the file is not what it should be, or the extractor is not installed."""
         self.cuda = device.type == "cuda"
         self.batch_size = 50 if self.cuda else 8  # images of a forward pass; on a CPU more are slower
-        self.rgb = True
+        self.rgb, self.takes = True, None  # takes: the one shape (C, H, W) of images that it is for
         if isinstance(spec, InceptionExtractor):
             self.sha256 = inception_sha256(weights)
             self.layers = INCEPTION_LAYERS
@@ -110,6 +110,7 @@ class FeatureSpace:
                 net, self.sha256 = Classifier(spec, data), sha256_of(weights)
                 net.load_state_dict(load_file(weights))
                 self.batch_size, self.rgb = 250, data.channels == 3
+                self.takes = (data.channels, data.image_size, data.image_size)
             elif isinstance(spec, EfficientNetExtractor):
                 file = efficientnet_weights()
                 net, self.sha256 = EfficientNetLite0(file), sha256_of(file)
@@ -127,9 +128,15 @@ class FeatureSpace:
     def extract(self, images: torch.Tensor, batch_size: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features (N, F) and logits (N, classes) of uint8 images (N, C, H, W), in their order; float32, on the CPU.
 
-        Raises UserError where a feature is not finite."""
+        Raises UserError where a feature is not finite, or a classifier was trained on images of another shape."""
         if self.rgb and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
+        if self.takes and tuple(images.shape[1:]) != self.takes:
+            ours, theirs = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.takes))
+            raise UserError(
+                f"extractor '{self.about['name']}' was trained on images of {theirs} (channels, height, width), these "
+                f"are of {ours}: nothing is resized silently; take another extractor"
+            )
         out = get_featuresdict_from_dataset(
             Images(images), self.extractor, batch_size or self.batch_size, cuda=self.cuda, save_cpu_ram=True,
             verbose=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,14 +91,14 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
             )
         about = {**reference.about, "name": name, "file_sha256": sha256_of(path)}
         return replace(reference, about=about)
-    inception = space.about["kind"] == "inception"
-    if {"mu", "sigma"} <= set(stored):
+    inception, statistics = space.about["kind"] == "inception", {"mu", "sigma"} <= set(stored)
+    if statistics:
         _check_statistics(path, stored)
     reference = None
     if "arr_0" in stored:
         images = open_npz(path)
         reference = build_reference(images.batches(progress), images.count, space, most, "file", name)
-    elif not inception or not {"mu", "sigma"} <= set(stored):
+    elif not (inception and statistics):
         what = f"{', '.join(stored) or 'nothing'} alone"
         raise UserError(
             f"{path}: no reference for extractor '{space.about['name']}': it holds {what}; mar-bench reference build "
@@ -108,8 +107,8 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     about = {"kind": "file", "name": name, "sha256": sha256_of(path), "size": None, "channels": None}
     about |= {"num_images": None, "num_features": 0}
     if reference is not None:
-        about = {**reference.about, "sha256": about["sha256"]}
-    if inception and "mu" in stored:
+        about = {**reference.about, "sha256": about["sha256"], "images_sha256": reference.about["sha256"]}
+    if inception and statistics:
         about |= {"num_images": None, "statistics": "of the file"}  # of more images than are in it
         found = {"mu": stored["mu"].astype(np.float64), "sigma": stored["sigma"].astype(np.float64)}
         found["count"] = np.array(len(found["mu"]) + 1)  # unknown, and surely enough
@@ -120,13 +119,19 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
 def _arrays(path: Path) -> dict[str, Any]:
     """All arrays but the images, whose place is held by None. Raises UserError where the file is not a whole npz."""
     try:
-        with np.load(path) as stored:
-            if not hasattr(stored, "files"):
-                raise ValueError("a single array")
-            return {k: None if k == "arr_0" else stored[k] for k in stored.files}
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("a single array")
+        with stored:
+            arrays = {k: None if k == "arr_0" else stored[k] for k in stored.files}
+        if foreign := [k for k, v in arrays.items() if not (v is None or isinstance(v, np.ndarray))]:
+            raise ValueError(f"{foreign[0]} is no array")
+        return arrays
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile's, zlib's, tokenize's: of a damaged file numpy lets them all through
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a whole npz file ({reason}); get it or build it again") from None
 
@@ -135,19 +140,27 @@ def _ours(path: Path, stored: dict[str, Any]) -> Reference:
     try:
         meta = json.loads(str(stored["meta"]))
         about, extractor = dict(meta["about"]), dict(meta["extractor"])
-        assert {"sha256", "name", "kind"} <= extractor.keys() and {"sha256", "num_images"} <= about.keys()
+        assert {"sha256", "name", "kind"} <= extractor.keys()
+        assert {"kind", "name", "sha256", "num_images", "num_features", "size", "channels"} <= about.keys()
+        assert stored["count"].ndim == 0 and stored["count"].dtype.kind in "iu"
     except (ValueError, TypeError, LookupError, AssertionError):
         raise UserError(f"{path}: not what mar-bench reference build writes; build it again") from None
     _check_statistics(path, stored)
-    features = torch.from_numpy(stored["features"]) if "features" in stored else None
-    if features is not None and not features.isfinite().all():
+    found = {k: stored[k] for k in ("mu", "sigma", "count")}
+    if "features" not in stored:
+        return Reference(found, None, about, extractor)
+    features, dims = stored["features"], len(found["mu"])
+    if features.dtype.kind != "f" or features.shape != (about["num_features"], dims):
+        raise UserError(f"{path}: features {features.dtype} {features.shape} do not fit; build it again")
+    if not np.isfinite(features).all():
         raise UserError(f"{path}: features that are not finite; build it again")
-    return Reference({k: stored[k] for k in ("mu", "sigma", "count")}, features, about, extractor)
+    return Reference(found, torch.from_numpy(features), about, extractor)
 
 
 def _check_statistics(path: Path, stored: dict[str, Any]) -> None:
     mu, sigma = stored.get("mu"), stored.get("sigma")
-    if mu is None or sigma is None or mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+    whole = mu is not None and sigma is not None and mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
+    if not whole or mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
         raise UserError(f"{path}: mu (F,) and sigma (F, F) are needed; build it again")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"{path}: mu or sigma holds numbers that are not finite; build it again")

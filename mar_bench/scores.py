@@ -163,7 +163,8 @@ class Measure:
             self._against_features(seen.features, groups, add)
         if self.reference.complete:
             share("copied", copied(seen.features, self.reference.features))
-        scores.protocol = self._protocol(seen, is_singular(statistics))
+        singular = is_singular(statistics) or is_singular(self.reference.statistics)
+        scores.protocol = self._protocol(seen, singular)
         return scores
 
     def real(self) -> dict[str, float]:
@@ -198,16 +199,11 @@ class Measure:
                     f"generated images have {ours} {what} and those of reference '{about['name']}' {theirs}: nothing "
                     "is resized silently; compare images of one size, or build the reference at this size"
                 )
-        if about["sha256"] == seen.about["sha256"]:
+        if seen.about["sha256"] in (about["sha256"], about.get("images_sha256")):
             raise UserError(f"the samples are the images of reference '{about['name']}': there is nothing to compare")
         others = len(self.reference.features) if self.reference.features is not None else count
-        for key, most in (
-            ("is_splits", count if seen.logits is not None else settings.is_splits),
-            ("jackknife_groups", count - 1),
-            ("kid_subset_size", min(count, others)),
-            ("neighbours", min(count, others) - 1),
-        ):
-            if getattr(settings, key) > most:
+        for key, most in largest_settings(settings, count, others).items():
+            if getattr(settings, key) > most and not (key == "is_splits" and seen.logits is None):
                 raise UserError(
                     f"metrics.{key} {getattr(settings, key)} is too large for {count} images against {others}; "
                     f"at most {most} here"
@@ -269,6 +265,25 @@ class Measure:
             },
             "singular": singular,
         }
+
+
+def largest_settings(settings: MetricsSpec, count: int, others: int) -> dict[str, int]:
+    """The largest value each setting can have for ``count`` images against the features of ``others``.
+
+    Metrics are taken again without each jackknife group, so it is what the largest leaves that must be enough.
+    Raises UserError where that is not even two images."""
+    groups = min(settings.jackknife_groups, count)
+    left = count - -(-count // groups)
+    if left < 2:
+        raise UserError(
+            f"{count} images are too few: without one of {groups} jackknife groups {left} is left; give more"
+        )
+    return {
+        "jackknife_groups": count,
+        "is_splits": left,
+        "kid_subset_size": min(count, others),
+        "neighbours": min(left, others) - 1,
+    }
 
 
 def _size(value: Any) -> str:

@@ -1,0 +1,78 @@
+"""Features, images and extractors for the tests of what measures, and what a user is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from mar_bench.data import load_data
+from mar_bench.errors import UserError
+from mar_bench.features import Classifier, FeatureSpace
+from mar_bench.noise import philox, seeded
+from mar_bench.spec import ClassifierExtractor, DigitsData
+
+CPU = torch.device("cpu")
+DIGITS = DigitsData()
+SMALL = ClassifierExtractor(name="test", feature_dim=6, width=4)
+
+
+def normal(count: int, dim: int = 16, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    """Correlated normal features (count, dim), float32."""
+    rng = philox(seed, "test-features", 0, 0)
+    mix = rng.standard_normal((dim, dim)) * scale
+    return torch.from_numpy((rng.standard_normal((count, dim)) @ mix + shift).astype(np.float32))
+
+
+def noise(count: int, seed: int = 0, channels: int = 1, height: int = 16, width: int = 16) -> torch.Tensor:
+    """Random uint8 images (count, channels, height, width)."""
+    rng = philox(seed, "test-images", 0, 0)
+    return torch.from_numpy(rng.integers(0, 256, (count, channels, height, width), dtype=np.uint8))
+
+
+def digits(*classes: int) -> torch.Tensor:
+    """The training images of some classes of digits, in their order."""
+    train = load_data(DIGITS).train
+    return train.get(torch.isin(train.labels, torch.tensor(classes)).nonzero()[:, 0])
+
+
+def classifier(seed: int = 0) -> Classifier:
+    """For digits, with random weights."""
+    with seeded(seed, "test-classifier"):
+        return Classifier(SMALL, DIGITS).eval()
+
+
+def space_of(net: Classifier, folder: Path) -> FeatureSpace:
+    save_file(net.state_dict(), folder / "extractor.safetensors")
+    return FeatureSpace(SMALL, DIGITS, folder / "extractor.safetensors", CPU)
+
+
+class Averages:
+    """Stands for a FeatureSpace: means of the quarters of an image (B, 4), and with ``scores`` logits (B, 3)."""
+
+    def __init__(self, kind: str = "plugin", name: str = "averages", scores: bool = True):
+        self.sha256, self.scores = f"{kind}-{name}".ljust(64, "0"), scores
+        self.about = {"kind": kind, "name": name, "sha256": self.sha256, "layers": ["features", "logits"][: 1 + scores]}
+        self.batches: list[int] = []  # how many images it was given at a time
+
+    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self.batches.append(len(images))
+        features = F.adaptive_avg_pool2d(images.double().mean(1), 2).flatten(1).float()
+        return features, features[:, :3] / 8 if self.scores else None
+
+
+def refusal(function, *arguments, **options) -> str:
+    """The message of the UserError: one line."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+def says(message: str, *words) -> bool:
+    return all(str(word) in message for word in words)
