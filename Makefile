@@ -13,7 +13,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@$(LOCK) sh -ec 'test $(INSTALLED) -nt pyproject.toml && exit; \
 		test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-		echo "installing into $(VENV)"; $(BIN)/python -m pip install -q -e ".[test,paper]"; touch $(INSTALLED)'
+		echo "installing into $(VENV)"; $(BIN)/python -m pip install -q -e ".[test,paper,efficientnet]"; touch $(INSTALLED)'
 
 # Table 1 at tiny scale, training seed 0, in folders of its own: about ten minutes on two cores.
 demo: $(INSTALLED)

@@ -218,14 +218,15 @@ def _sampling(spec: RunSpec) -> Rules:
 
 def _measuring(spec: RunSpec) -> Rules:
     images, metrics, name = spec.sampling.num_images, spec.metrics, spec.metrics.extractor.name
-    for key, value in (
-        ("is_splits", metrics.is_splits),
-        ("kid_subset_size", metrics.kid_subset_size),
-        ("jackknife_groups", metrics.jackknife_groups + 1),
-        ("neighbours", metrics.neighbours + 1),
+    left = images - -(-images // metrics.jackknife_groups)  # without the largest of the jackknife's groups
+    for key, most in (
+        ("jackknife_groups", images),
+        ("is_splits", left),
+        ("kid_subset_size", images),
+        ("neighbours", left - 1),
     ):
         given = getattr(metrics, key)
-        yield value <= images, f"metrics.{key} {given} is too many for sampling.num_images {images}; lower it"
+        yield given <= most, f"metrics.{key} {given} is too many for sampling.num_images {images}; lower it"
     for key in ("kid_subset_size", "neighbours"):
         given, most = getattr(metrics, key), metrics.reference_images
         yield given <= most, f"metrics.{key} {given} is more than metrics.reference_images {most}; lower it"

@@ -132,7 +132,7 @@ def own_extractor(run: Run, places: Places) -> FeatureSpace:
 def open_reference(text: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
     """An npz (ADM's, or that of ``reference build``), else a set of images. Raises UserError."""
     path = Path(text)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and not path.is_dir():
         return load_reference(path, path.name, space, most, progress)
     if path.suffix == ".safetensors":
         raise UserError(f"{text}: features of samples, not a reference; are the arguments swapped?")

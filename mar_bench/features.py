@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +286,8 @@ def _reason(error: Exception) -> str:
 def _sha256_of_tensors(net: nn.Module) -> str:
     """Of a network's class and all its tensors: a plugin's weights may come from anywhere."""
     digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}".encode())
-    tensors: Iterable[tuple[str, torch.Tensor]] = sorted(net.state_dict().items())
-    for name, tensor in tensors:
+    tensors = {name: value for name, value in net.state_dict().items() if torch.is_tensor(value)}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -117,14 +117,14 @@ def shuffled(count: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(SEED).permutation(count))
 
 
-def inception_style_score(logits: torch.Tensor, splits: int) -> Value:
+def inception_style_score(logits: torch.Tensor, splits: int, shuffle: bool = True) -> Value:
     """exp of the mean KL between p(class | image) and its mean over the images of a split.
 
-    ``logits`` (N, classes) are to be shuffled, as class order biases it: take ``logits[shuffled(N)]`` of those in the
-    order of the images' global index, and the score depends on neither files nor shards."""
+    ``logits`` (N, classes) stand in the order of the images' global index and are shuffled first, as class order biases
+    it: so the score depends on neither files nor shards. ``shuffle=False`` is for those that are shuffled already."""
     logits = logits.double()
     logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # a probability of 0 would make it 0 * inf
-    found = isc_features_to_metric(logits, splits=splits, shuffle=False)
+    found = isc_features_to_metric(logits, splits=splits, shuffle=shuffle, rng_seed=SEED)
     return Value(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
@@ -143,11 +143,6 @@ def precision_recall(*, generated: torch.Tensor, reference: torch.Tensor, neighb
     the real ones. Recall: the same with the parts exchanged. By keyword only: libraries differ in the order."""
     rows = max(1, min(10_000, PAIRS // max(len(generated), len(reference))))
     return calculate_precision_recall_part(generated, reference, neighbours, rows)
-
-
-def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images whose class the extractor's classifier agrees with."""
-    return (logits.argmax(-1) == labels).float().mean().item()
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

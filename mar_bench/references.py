@@ -48,8 +48,7 @@ def build_reference(
     batches: Iterable[torch.Tensor], count: int, space: FeatureSpace, most: int, kind: str, name: str
 ) -> Reference:
     """Of ``count`` uint8 images that come in batches (B, C, H, W); the features of at most ``most`` are kept."""
-    chosen = torch.zeros(count, dtype=torch.bool)
-    chosen[philox(0, "reference", SHARED, 0).permutation(count)[:most]] = True
+    chosen = _chosen(count, most)
     moments, kept, digest, begin = None, [], Digest(), 0
     for images in batches:
         features, _ = space.extract(images)
@@ -68,6 +67,13 @@ def build_reference(
         "channels": shape[1],
     }
     return Reference(moments.statistics(), torch.cat(kept), about, space.about)
+
+
+def _chosen(count: int, most: int) -> torch.Tensor:
+    """bool (count,): at most ``most`` of them, at random."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[philox(0, "reference", SHARED, 0).permutation(count)[:most]] = True
+    return chosen
 
 
 def read_reference(path: Path) -> Reference:
@@ -90,7 +96,11 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
                 f"'{space.about['name']}' ({space.sha256[:8]}); take that extractor or build it again"
             )
         about = {**reference.about, "name": name, "file_sha256": sha256_of(path)}
-        return replace(reference, about=about)
+        features = reference.features
+        if features is not None and len(features) > most:
+            features = features[_chosen(len(features), most)]
+            about["num_features"] = most
+        return replace(reference, features=features, about=about)
     inception, statistics = space.about["kind"] == "inception", {"mu", "sigma"} <= set(stored)
     if statistics:
         _check_statistics(path, stored)

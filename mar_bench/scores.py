@@ -96,6 +96,8 @@ def load_seen(path: Path) -> Seen:
             about, extractor = (json.loads(file.metadata()[name]) for name in ("about", "extractor"))
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, not a dict
         features, others = tensors["features"], (tensors.get("logits"), tensors.get("labels"))
+        if any(len(t) != about["num_images"] or not t.isfinite().all() for t in tensors.values()):
+            raise ValueError("a row for each image is needed, finite numbers only")
         return Seen(features, *others, about, extractor, torch.empty(0))
     except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -153,9 +155,9 @@ class Measure:
         if seen.logits is not None:
             order = shuffled(len(groups))  # once: another shuffle without each group would be chance of its own
             logits, members = seen.logits[order], groups[order]
-            found = inception_style_score(logits, settings.is_splits)
+            found = inception_style_score(logits, settings.is_splits, shuffle=False)
             without = (logits[members != g] for g in range(settings.jackknife_groups))
-            parts = [inception_style_score(some, settings.is_splits).mean for some in without]
+            parts = [inception_style_score(some, settings.is_splits, shuffle=False).mean for some in without]
             add("is", found.mean, parts, sd_splits=found.sd)
             if extractor["kind"] == "classifier" and seen.labels is not None:  # its classes are the data set's
                 share("accuracy", seen.logits.argmax(-1) == seen.labels)
@@ -168,20 +170,21 @@ class Measure:
         return scores
 
     def real(self) -> dict[str, float]:
-        """What the held-out images themselves score against the reference: how near a perfect generator comes."""
-        extractor, heldout = self.reference.extractor, self.heldout
-        out = {"fd": self.distance(heldout.statistics)}
-        if self.reference.features is not None:
-            size = min(self.settings.kid_subset_size, len(heldout.features))
-            out["kid"] = kernel_distance(
-                heldout.features, self.reference.features, self.settings.kid_subsets, size
-            ).mean
+        """What the held-out images themselves score against the reference: how near a perfect generator comes.
+
+        What so few images do not allow is left out."""
+        assert self.heldout is not None
+        settings, reference, heldout = self.settings, self.reference.features, self.heldout.features
+        out = {"fd": self.distance(self.heldout.statistics)}
+        if reference is not None and min(len(heldout), len(reference)) > settings.neighbours:
+            size = min(settings.kid_subset_size, len(heldout), len(reference))
+            out["kid"] = kernel_distance(heldout, reference, settings.kid_subsets, size).mean
             out["precision"], out["recall"] = precision_recall(
-                generated=heldout.features, reference=self.reference.features, neighbours=self.settings.neighbours
+                generated=heldout, reference=reference, neighbours=settings.neighbours
             )
         if self.reference.complete:
-            out["copied"] = copied(heldout.features, self.reference.features).double().mean().item()
-        return {metric_name(f"{metric}:real", extractor): value for metric, value in out.items()}
+            out["copied"] = copied(heldout, reference).double().mean().item()
+        return {metric_name(f"{metric}:real", self.reference.extractor): value for metric, value in out.items()}
 
     def _check(self, seen: Seen) -> None:
         about, settings, count = self.reference.about, self.settings, len(seen.features)

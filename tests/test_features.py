@@ -449,10 +449,10 @@ def test_weights_are_looked_for_in_their_folder_and_then_in_torchs_cache(nowhere
 
 def test_weights_that_are_nowhere_are_named_with_the_folder_they_belong_to(nowhere):
     message = refusal(located, "inception", None, KEY, nowhere / "here")
-    assert says(message, f"{KEY} is not set", FILE, public_files()["inception"].what, nowhere / "here", "put it there")
+    assert says(message, f"set {KEY}", FILE, public_files()["inception"].what, nowhere / "here", "put it there")
     assert not (nowhere / "here").exists(), "nothing is fetched unasked"
 
 
 def test_a_name_that_is_no_public_file_needs_its_key(nowhere):
     message = refusal(located, "my-reference", None, "metrics.reference.file")
-    assert says(message, "metrics.reference.file is not set", "'my-reference'")
+    assert says(message, "set metrics.reference.file", "'my-reference'")

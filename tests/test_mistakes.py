@@ -129,7 +129,7 @@ def test_mistakes_of_an_experiment(old, new, hints, tmp_path):
 
 def test_a_mistake_in_a_base_or_a_scale_names_that_file(tmp_path):
     message = mistake(written(tmp_path, base=BASE + "part: {a: 1}\n"))
-    assert "base/mine.yaml:8" in message and "did you mean 'parts'" in message
+    assert "base/mine.yaml:11" in message and "did you mean 'parts'" in message
     message = mistake(written(tmp_path, scale="run: {}\nrun_: {}\n"))
     assert "scale/little.yaml:2" in message and "did you mean 'run'" in message
     assert "scale/little.yaml:1" in mistake(written(tmp_path, scale="run: 3\n"))
@@ -236,7 +236,7 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (WORD, "train.seed=-1", ("train.seed -1", "between 0")),
         (WORD, "train.seed=9223372036854775808", ("train.seed", "2^63 - 1")),
         (WORD, "sampling.num_images=1", ("num_images 1", "at least 2")),
-        (WORD, "sampling.num_images=4", ("is_splits 5", "num_images 4")),
+        (WORD, "sampling.num_images=100 metrics.is_splits=91", ("is_splits 91", "num_images 100")),
         (WORD, "metrics.is_splits=1001 sampling.num_images=2000", ("is_splits 1001", "data.heldout")),
         (WORD, "sampling.temperature=0", ("temperature 0.0", "above 0")),
         (CAUSAL, "sampling.clamp_x0=0", ("clamp_x0 0.0", "above 0")),

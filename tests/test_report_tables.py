@@ -124,14 +124,14 @@ def test_each_column_has_a_table_of_what_else_was_measured(table1):
     tables = further(markdown(table1, everything(table1)))
     assert list(tables) == [", without CFG, beside the columns above", ", with CFG, beside the columns above"]
     heading = [
-        "row", "reconstruction FD-1k", "held-out FD-1k", "KID x 1000", "Precision", "Recall", "copied %", "accuracy",
+        "row", "reconstruction FD-1k", "held-out FD-1k", "KID", "Precision", "Recall", "copied %", "accuracy",
     ]  # fmt: skip
     for guidance, table in zip(("unguided", "guided"), tables.values()):
         assert table[0] == heading and len(table) == 1 + len(table1.rows) / 2
         for line in table[1:]:
             mean = base(f"{line[0]}/{guidance}") + 0.1
             assert line[1:] == [
-                "4.20" if line[0].endswith("/ce") else "2.60", f"{mean + 0.4:.2f} ± 0.10", f"{mean:.2f} ± 0.10",
+                "4.20" if line[0].endswith("/ce") else "2.60", f"{mean + 0.4:.2f} ± 0.10", wording.plus_minus(mean / 1000, 1e-4),
                 "0.80 ± 0.00", "0.60 ± 0.00", "2.00 ± 0.00", "0.90 ± 0.00",
             ]  # fmt: skip
 
@@ -147,9 +147,9 @@ def test_the_further_tables_have_columns_for_what_there_is(table1):
 def test_a_metric_of_the_layout_stands_in_the_main_table_alone(table1):
     chosen = replace(table1, layout={**table1.layout, "metrics": ["fd", "kid"]}, paper={ROW: {"kid": 0.002}})
     text = markdown(chosen, everything(chosen))
-    assert cell(chosen, text, ROW, "kid") == "6.60 ± 0.10 (2)"
-    assert "KID x 1000, with CFG (paper)" in first_table(text)[0]
-    assert all("KID x 1000" not in table[0] for table in further(text).values())
+    assert cell(chosen, text, ROW, "kid") == "0.0066 ± 0.0001 (0.002)"
+    assert "KID, with CFG (paper)" in first_table(text)[0]
+    assert all("KID" not in table[0] for table in further(text).values())
 
 
 def test_the_reconstruction_of_a_column_s_own_tokenizer_is_shown(table1):
@@ -164,7 +164,7 @@ def test_a_reconstruction_says_of_how_many_images_it_is(table1):
     fewer = {i: replace(r, protocol={**r.protocol, "num_generated": 300}) for i, r in floors.items()}
     text = markdown(table1, everything(table1), fewer)
     assert all(table[0][1] == "reconstruction FD-300" for table in further(text).values())
-    assert "Real held-out images against the training images: FD-300 0.45, KID 0.30 (x 1000)," in text
+    assert "Real held-out images against the training images: FD-300 0.45, KID 0.00030," in text
 
 
 def test_the_inception_network_shows_no_accuracy_and_no_copies():
@@ -213,7 +213,7 @@ def test_the_caption_says_how_it_was_measured(table1):
         "Precision and Recall: 1000 generated images against 3000 training images, with the radius of 3 neighbours.",
         "Copied: percent of the generated images that lie nearer to a training image than that image's own nearest",
         "alone on 1000 held-out images",
-        "Real held-out images against the training images: FD-1k 0.45, KID 0.30 (x 1000), Precision 0.90, "
+        "Real held-out images against the training images: FD-1k 0.45, KID 0.00030, Precision 0.90, "
         "Recall 0.88, copied 1.50 (%).",
         "Guidance off (unguided), 3 linear (guided); temperature 1;",
         "6 (mar)",
@@ -245,7 +245,7 @@ def test_a_single_run_shows_the_standard_error_of_its_images(table1):
     text = markdown(table1, generations(table1, lambda *_: 5.0, seeds=(0,)))
     assert cell(table1, text, ROW) == "5.00 ± 0.10 (1.98)"
     table = next(iter(further(text).values()))
-    assert table[1][1:] == ["5.40 ± 0.11", "5.00 ± 0.10", "0.80 ± 0.02", "0.60 ± 0.01", "2.00", "0.90"]
+    assert table[1][1:] == ["5.40 ± 0.11", "0.0050 ± 0.0001", "0.80 ± 0.02", "0.60 ± 0.01", "2.00", "0.90"]
 
 
 def test_a_single_run_without_a_standard_error_shows_none(table1):

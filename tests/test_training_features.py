@@ -27,6 +27,7 @@ from mar_bench.train import change_blocks, ema_update, fit, generator_losses, tr
 from tests.test_train import ROWS, go_on, latents_of, lines_of, spec_of
 
 CPU = torch.device("cpu")
+FEW = ("sampling.num_images=4", "metrics.kid_subset_size=4", "metrics.neighbours=1", "metrics.jackknife_groups=4")
 
 
 def gradients(row: str, *overrides: str) -> dict[str, torch.Tensor]:
@@ -221,7 +222,7 @@ def test_the_average_can_warm_up():
 
 def published_spec(weights: Path | None):
     words = ["train.published=mine", *([f"train.weights={weights}"] if weights else [])]
-    return spec_of("mar/diff/guided", *words, "sampling.num_images=4")
+    return spec_of("mar/diff/guided", *words, *FEW)
 
 
 def test_published_weights_are_taken_as_they_are(tmp_path):
@@ -244,7 +245,7 @@ def test_published_weights_are_taken_as_they_are(tmp_path):
 def test_published_weights_have_no_seeds_and_no_other_training():
     spec = published_spec(None)
     assert generation_run("r", with_seeds(spec, 7, 0)).ids == generation_run("r", spec).ids
-    longer = spec_of("mar/diff/guided", "train.published=mine", "sampling.num_images=4", "train.lr=0.5")
+    longer = spec_of("mar/diff/guided", "train.published=mine", *FEW, "train.lr=0.5")
     assert generation_run("r", longer).ids == generation_run("r", spec).ids
 
 
@@ -288,7 +289,7 @@ def test_published_weights_must_be_there_and_fit(tmp_path):
 
 
 def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
-    spec = spec_of("mar/diff/guided", "sampling.num_images=4", "sampling.batch_size=2")
+    spec = spec_of("mar/diff/guided", *FEW, "sampling.batch_size=2")
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
