@@ -21,7 +21,7 @@ CLOSENESS = (0.2, 5.0)  # range of the curves' axis
 def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
     """Write one PNG of a row's ``neighbours.Neighbours`` and return its path.
 
-    Left: each line a generated image, then its nearest training images; first those that are closest of all. Right:
+    Left: a line is a generated image, then its nearest training images; first those that are closest of all. Right:
     which share of images is at least how close, of the generated ones and of held-out ones."""
     half = len(found.shown) // 2
     inverted = is_dark([found.samples])
@@ -29,15 +29,16 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
     with rc_context({"font.size": 7, "axes.titlesize": 7}):
         figure = Figure(figsize=(7.2, 0.9 + 2.0 * sheets[0].shape[0] / sheets[0].shape[1]), layout="constrained")
         closest, first, curves = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-        for ax, sheet, title in ((closest, sheets[0], "the closest of all"), (first, sheets[1], "the first ones")):
+        for ax, sheet, title in ((closest, sheets[0], "closest of all"), (first, sheets[1], "first ones")):
             ax.imshow(sheet, interpolation="nearest")
             ax.set_axis_off()
-            ax.set_title(f"{title}: generated | nearest training images", loc="left")
+            ax.set_title(f"{title}: generated | training", loc="left")
         _curves(curves, found)
         names = "/".join(extractors(experiment)) or "Inception"
         label = describe(axis_labels(experiment, row, experiment.labels))
         figure.suptitle(
-            f"{experiment.title}, {scale_title(experiment)}\n{label}; distances in the features of {names}",
+            f"{experiment.title}, {scale_title(experiment)}\n{label}: generated images, and behind each the training "
+            f"images nearest to it in the features of {names}",
             fontsize=8, x=0.01, ha="left",
         )  # fmt: skip
         content = io.BytesIO()
