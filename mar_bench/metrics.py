@@ -21,7 +21,7 @@ from mar_bench.noise import SHARED, philox
 SEED = 2020  # of IS's shuffle and KID's subsets, torch-fidelity's own
 KERNEL = "(x.y / dim + 1)^3"  # of KID
 ROWS = 4096  # features that are worked on together
-PAIRS = 2**27  # distances that are held at once: half a gigabyte of float32
+PAIRS = 2**26  # distances of a block, a quarter of a gigabyte in float32; a few copies are alive at a time
 
 Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 

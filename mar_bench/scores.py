@@ -153,6 +153,7 @@ class Measure:
         self.progress("distances")
         statistics = self._distances(seen, groups, add)
         if seen.logits is not None:
+            self.progress("inception score")
             order = shuffled(len(groups))  # once: another shuffle without each group would be chance of its own
             logits, members = seen.logits[order], groups[order]
             found = inception_style_score(logits, settings.is_splits, shuffle=False)
@@ -164,6 +165,7 @@ class Measure:
         if self.reference.features is not None:
             self._against_features(seen.features, groups, add)
         if self.reference.complete:
+            self.progress("copies")
             share("copied", copied(seen.features, self.reference.features))
         singular = is_singular(statistics) or is_singular(self.reference.statistics)
         scores.protocol = self._protocol(seen, singular)

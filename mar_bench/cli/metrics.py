@@ -294,6 +294,7 @@ def neighbours(
 def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds: str, sampling_seeds: str, places):
     """What SAMPLES stands for: kept features, a set of images, else a row of an experiment."""
     from mar_bench import eval_sets
+    from mar_bench.config import find_experiment
     from mar_bench.image_sets import BUILT_IN, open_images
 
     if text.endswith(".safetensors"):
@@ -301,6 +302,10 @@ def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds:
     experiment, row = split_row(text)
     if row is None or Path(text).exists() or text.endswith(".npz") or text.partition(":")[0] in BUILT_IN:
         return eval_sets.samples_of_set(open_images(text, indexed=not unindexed))
+    try:
+        find_experiment(experiment)
+    except UserError as error:
+        raise UserError(f"{text}: no such file or folder, nor a row of an experiment ({error})") from None
     seed, sampling_seed = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
     return eval_sets.samples_of_run(eval_sets.row_run(experiment, row, scale, overrides, seed, sampling_seed), places)
 

@@ -66,7 +66,9 @@ def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Re
     parts = [f"# {name_one} against {name_other}"]
     for task, title in TITLES.items():
         sides = _runs(name_one, ones, task), _runs(name_other, others, task)
-        if lines := _lines(*sides):
+        if sides[0] and {r.id for r in sides[0].values()} == {r.id for r in sides[1].values()}:
+            parts += [f"## {title}", "The same records on both sides."]
+        elif lines := _lines(*sides):
             table = _table(lines, name_one, name_other)
             parts += [f"## {title}", table, _notes(lines, sides, name_one, name_other)]
     failed = {name: sum(r.status == "failed" for r in side) for name, side in ((name_one, ones), (name_other, others))}

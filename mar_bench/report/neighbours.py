@@ -37,8 +37,8 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
         names = "/".join(extractors(experiment)) or "Inception"
         label = describe(axis_labels(experiment, row, experiment.labels))
         figure.suptitle(
-            f"{experiment.title}, {scale_title(experiment)}\n{label}: generated images, and behind each the training "
-            f"images nearest to it in the features of {names}",
+            f"{experiment.title}, {scale_title(experiment)}\n{label}\n"
+            f"Generated images, and behind each the training images nearest to it in the features of {names}",
             fontsize=8, x=0.01, ha="left",
         )  # fmt: skip
         content = io.BytesIO()
