@@ -141,7 +141,10 @@ def open_reference(text: str, space: FeatureSpace, most: int, progress: Progress
 
 def reference_of_set(images: ImageSet, space: FeatureSpace, most: int, progress: Progress) -> Reference:
     name = Path(images.name).name
-    return build_reference(images.batches(progress), images.count, space, most, images.kind, name)
+    reference = build_reference(images.batches(progress), images.count, space, most, images.kind, name)
+    if not images.notes:
+        return reference
+    return replace(reference, about={**reference.about, "notes": list(images.notes)})
 
 
 def own_references(

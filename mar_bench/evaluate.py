@@ -43,7 +43,7 @@ def draw_samples(
     for indices in batches(sampling.num_images, sampling.batch_size)[world.rank :: world.size]:
         progress(indices.start, sampling.num_images)
         path = batch_file(folder, indices)
-        if not _is_whole(path, len(indices)):
+        if _whole(path, len(indices)) is None:
             tokens = draw_batch(spec, model, indices, device)
             if not tokens.isfinite().all():
                 raise UserError(
@@ -66,14 +66,20 @@ def batch_file(folder: Path, indices: range) -> Path:
 
 
 def read_batch(folder: Path, indices: range) -> torch.Tensor:
-    return load_file(batch_file(folder, indices))["tokens"]
+    """Raises UserError where there is not a row of tokens for each image."""
+    tokens = _whole(path := batch_file(folder, indices), len(indices))
+    if tokens is None:
+        raise UserError(f"{path}: not the tokens of {len(indices)} images; delete its folder and run again")
+    return tokens
 
 
-def _is_whole(path: Path, rows: int) -> bool:
+def _whole(path: Path, rows: int) -> torch.Tensor | None:
+    """The tokens of a file; None where it is absent, damaged or has another number of rows."""
     try:
-        return len(load_file(path)["tokens"]) == rows
+        tokens = load_file(path)["tokens"]
     except (OSError, SafetensorError, KeyError):
-        return False
+        return None
+    return tokens if len(tokens) == rows else None
 
 
 @torch.inference_mode()

@@ -175,6 +175,8 @@ def build(
     reference = eval_sets.reference_of_set(eval_sets.open_pictures(images, size), space, most, _progress("reference"))
     reference.save(Path(target))
     about = reference.about
+    for note in about.get("notes", []):
+        print(f"note: {note}")
     print(f"wrote {target}: {about['num_images']} images, {about['num_features']} features of {extractor}; "
           f"sha256 {sha256_of(Path(target))}")  # fmt: skip
 

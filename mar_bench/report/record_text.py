@@ -85,8 +85,7 @@ def warnings(record: Record) -> list[str]:
         out.append("the classes are not equally frequent, as the field's protocol wants them")
     if p["num_generated"] != PAPER_SAMPLES:
         out.append(f"{p['num_generated']} images: a distance falls with their number, {PAPER_SAMPLES} are the custom")
-    out += p["samples"].get("notes", [])
-    return out
+    return [*out, *(f"reference: {note}" for note in p["reference"].get("notes", []))]
 
 
 def record_text(record: Record) -> str:
