@@ -291,3 +291,17 @@ def test_a_knob_is_told_with_the_axes_that_decide_it(table1):
 def test_markdown_prints_texts_as_they_are():
     text = wording.markdown_table(["a|b", "n"], [["1e5", "0.10"]])
     assert "a\\|b" in text and "1e5" in text and "0.10" in text
+
+
+def test_training_and_sampling_seeds_have_deviations_of_their_own():
+    values = {(0, 0): 1.0, (0, 1): 3.0, (0, 2): 5.0, (1, 0): 10.0, (1, 1): 14.0, (2, 0): 7.0}
+    found = cells.spread(values)
+    assert found.sd_sampling == pytest.approx(math.sqrt((2 * 4.0 + 1 * 8.0) / 3)), "pooled over the trainings"
+    assert found.sd_training == found.sd == pytest.approx(stdev([3.0, 12.0, 7.0]))
+    one = cells.spread({(0, 0): 1.0, (0, 1): 3.0})
+    assert (one.sd_sampling, one.sd_training, one.sd) == (
+        pytest.approx(math.sqrt(2)),
+        None,
+        pytest.approx(math.sqrt(2)),
+    )
+    assert cells.spread({(0, 0): 1.0, (1, 0): 3.0}).sd_sampling is None

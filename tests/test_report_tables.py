@@ -466,3 +466,15 @@ def test_csv_gives_the_seconds_of_one_setting(table1):
 def test_csv_names_the_inception_metrics_as_the_paper_does():
     paper = load_experiment("table1", "paper")
     assert list(read(paper, {})["metric"].unique()) == ["fid", "fid_heldout", "is", "kid", "precision", "recall"]
+
+
+def test_both_spreads_stand_in_the_csv_and_in_the_caption(table1):
+    def value(row: str, train: int, sampling: int) -> float:
+        return base(row) + 0.5 * train + 0.1 * sampling
+
+    records = everything(table1, value, seeds=(0, 1), sampling_seeds=(0, 1, 2))
+    line = read(table1, records).query(f"row == '{ROW}' and metric == 'fd_mnist5k'").iloc[0]
+    assert line["sd_training"] == line["sd"] == pytest.approx(0.5 / math.sqrt(2), rel=1e-4)
+    assert line["sd_sampling"] == pytest.approx(0.1, rel=1e-4)
+    assert "The samplings of one training deviate by" in markdown(table1, records)
+    assert "The samplings of one training" not in markdown(table1, everything(table1))

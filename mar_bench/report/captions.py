@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -134,6 +135,13 @@ def _seeds(spreads: dict[str, Spread], done: Records) -> str:
     else:
         text = f"{words[0][:1].upper()}{words[0][1:]}."
     over = {spread.over for spread in spreads.values()}
+    shares = [
+        abs(s.sd_sampling / s.mean) for s in spreads.values() if s.over == "training" and s.sd_sampling and s.mean
+    ]
+    if shares:
+        text += (
+            f" The samplings of one training deviate by {100 * median(shares):.1f} % of a cell's first number (median)."
+        )
     if "images" in over:
         text += f" {OF_ONE_RUN}"
     if over & {"training", "sampling"}:

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any
 
 import pandas as pd
@@ -183,7 +183,8 @@ class Spread:
 
     ``over`` is "training" or "sampling" seeds: ``sd`` is the sample standard deviation of ``n`` values. It is "images"
     for one run (``n`` 1) whose images were resampled: ``sd`` is their standard error, and the chance of seeds is not in
-    it. It is None for one run without: no ``sd``. ``complete`` says whether every training has every sampling seed."""
+    it. It is None for one run without: no ``sd``. ``complete`` says whether every training has every sampling seed.
+    ``sd_sampling`` is the deviation over the samplings of a training, pooled over trainings; None without several."""
 
     mean: float
     sd: float | None
@@ -192,11 +193,16 @@ class Spread:
     train_seeds: tuple[int, ...]
     sampling_seeds: tuple[int, ...]
     complete: bool = True
+    sd_sampling: float | None = None
+
+    @property
+    def sd_training(self) -> float | None:
+        return self.sd if self.over == "training" else None
 
     @property
     def design(self) -> tuple:
         """Equal for cells whose ``sd`` means the same."""
-        return tuple(getattr(self, f.name) for f in fields(self) if f.name not in ("mean", "sd"))
+        return tuple(getattr(self, f.name) for f in fields(self) if not f.name.startswith(("mean", "sd")))
 
 
 def per_training_seed(values: SeedValues) -> dict[int, float]:
@@ -226,7 +232,16 @@ def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
     over = "training" if len(by_training) > 1 else "sampling"
     numbers = list((by_training if over == "training" else kept).values())
     complete = len(kept) == len(train_seeds) * len(sampling_seeds)
-    return Spread(mean(numbers), stdev(numbers), len(numbers), over, train_seeds, sampling_seeds, complete)
+    sd_sampling = _pooled(kept)
+    return Spread(mean(numbers), stdev(numbers), len(numbers), over, train_seeds, sampling_seeds, complete, sd_sampling)
+
+
+def _pooled(values: SeedValues) -> float | None:
+    """The standard deviation over the sampling seeds inside each training, from all trainings that have several."""
+    groups = [[v for (t, _), v in values.items() if t == seed] for seed in per_training_seed(values)]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum((len(group) - 1) * variance(group) for group in groups if len(group) > 1)
+    return math.sqrt(squares / freedom) if freedom else None
 
 
 def seed_values(cells: pd.DataFrame, row: str, role: str = "fd") -> dict[tuple[int, int], float]:

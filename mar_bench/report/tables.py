@@ -222,6 +222,8 @@ def _tidy(table: ResultTable) -> pd.DataFrame:
                     "status": table.status(row),
                     "mean": found.mean,
                     "sd": found.sd if found.over in ("training", "sampling") else math.nan,
+                    "sd_training": found.sd_training,
+                    "sd_sampling": found.sd_sampling,
                     "se": _mean_of(seed_values(table.cells, row, se_of(role))),
                     "n_train_seeds": len(found.train_seeds),
                     "n_sampling_seeds": len(found.sampling_seeds),
