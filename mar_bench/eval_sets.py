@@ -223,11 +223,13 @@ def as_record(scores: Scores, extractor: dict[str, Any], settings: MetricsSpec, 
     )
 
 
-def save(record: Record, seen: Seen, reference: Reference, places: Places) -> None:
+def save(record: Record, seen: Seen, reference: Reference, heldout: Reference | None, places: Places) -> None:
     """The record among the results; in ``runs`` what it can be scored from again."""
     folder = places.folder(TASK, record.id)
     folder.mkdir(parents=True, exist_ok=True)
     save_seen(seen, folder / SEEN)
     reference.save(folder / REFERENCE)
+    if heldout is not None:
+        heldout.save(folder / HELDOUT)
     mark_done(folder, record.provenance["seconds"])
     write_record(places.records, record)

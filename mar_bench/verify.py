@@ -59,9 +59,14 @@ def rescore(record: Record, places: Places) -> Findings:
     folder = places.folder(record.task, record.id)
     if not is_sound(folder):
         raise UserError(
-            f"record {record.id}: nothing of it is in {places.runs} ({record.task}/{record.id}); --runs names another "
-            "folder, and the record's command makes it again (mar-bench show)"
+            f"record {record.id}: what was kept of it is not whole in {places.runs} ({record.task}/{record.id}); "
+            "--runs names another folder, and the record's command makes it again (mar-bench show)"
         )
+    if not {"extractor", "reference", "samples"} <= record.protocol.keys():
+        raise UserError(f"record {record.id}: it does not say what it was measured with; measure again (mar-bench run)")
+    threads = (record.spec.get("compute") or {}).get("threads") or record.provenance.get("threads")
+    if isinstance(threads, int) and threads > 0:
+        torch.set_num_threads(threads)  # another number adds in another order
     findings = Findings()
     real = folder if record.task == TASK else places.folder("extractor", record.ids["extractor_id"])
     reference = read_reference(real / REFERENCE)
@@ -128,6 +133,8 @@ def resample(record: Record, count: int, places: Places) -> Findings:
     batch and of all images. Raises UserError where the trained weights are not here."""
     if record.task != "generation" or record.status != "done":
         raise UserError(f"record {record.id}: a {record.status} {record.task} record; nothing was sampled for it")
+    if "samples" not in record.protocol:
+        raise UserError(f"record {record.id}: it does not say which images it is of; measure again (mar-bench run)")
     run = run_of(record)
     for kind, key in (("train", "train_id"), ("tokenizer", "tokenizer_id")):
         if not is_sound(places.folder(kind, run.ids[key])):

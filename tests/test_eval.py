@@ -179,6 +179,8 @@ def test_kept_features_are_measured_again_without_images(tmp_path, photos):
     fewer = scores("kept.safetensors", "real.npz", "metrics.kid_subset_size=10", extractor=None)
     assert fewer["metrics"]["kid_colours"] != expected["metrics"]["kid_colours"] and fewer["ids"] != expected["ids"]
     assert "npz that mar-bench reference build wrote" in mistake("eval", "kept.safetensors", "--reference", photos[1])
+    for target in ("kept.npz", "."):
+        assert ".safetensors" in mistake("eval", photos[1], "--reference", "real.npz", "--keep-features", target)
 
 
 def test_without_inception_the_others_are_measured_all_the_same(photos):
@@ -272,14 +274,20 @@ def copied(run: list[str], folder: Path) -> list[str]:
     """The same in another place, to be spoiled."""
     for source in (run[1], run[3]):
         shutil.copytree(source, folder / Path(source).name)
+    return places_in(folder)
+
+
+def places_in(folder: Path) -> list[str]:
     return ["--runs", str(folder / "runs"), "--records", str(folder / "records")]
 
 
-def test_a_row_is_measured_from_its_tokens_as_its_record_says(run):
+def test_a_row_is_measured_from_its_tokens_as_its_record_says(run, tmp_path):
     recorded = record_of(run, "generation")
     found = scores(ROW, None, "--scale", "smoke", "train.steps=20", *run, extractor=None)
     assert found["metrics"] == recorded.metrics and found["uncertainty"] == recorded.uncertainty
     assert found["protocol"]["samples"]["sha256"] == recorded.protocol["samples"]["sha256"]
+    saved = scores(ROW, None, "--scale", "smoke", "train.steps=20", "--save", *copied(run, tmp_path), extractor=None)
+    assert "not kept" not in call("verify", saved["ids"]["eval_id"], *places_in(tmp_path))
     other = scores(ROW, None, "--scale", "smoke", "train.steps=20", *run)
     assert "fd_colours" in other["metrics"] and "fd_colours_heldout" in other["metrics"]
 
@@ -317,6 +325,9 @@ def test_verify_says_what_is_not_there(run, tmp_path):
     later = {**asdict(record), "spec": {**record.spec, "later": {}}}
     Path("later.json").write_text(json.dumps(later))
     assert "later" in mistake("verify", "later.json", *places)
+    Path("older.json").write_text(json.dumps({**asdict(record), "protocol": {}}))
+    assert "measure again" in mistake("verify", "older.json", *places)
+    assert record.id in call("show", "older.json")
     shutil.rmtree(tmp_path / "runs/train" / record.ids["train_id"])
     assert "its train" in mistake("verify", record.id, "--resample", "1", *places)
     shutil.rmtree(tmp_path / "runs/generation" / record.id)

@@ -86,36 +86,42 @@ def evaluate(
 
     Settings are overridden as metrics.is_splits=5; without a number, they are lowered for small sets."""
     places, _ = results(runs, records)
+    import torch
+
     from mar_bench import eval_sets
     from mar_bench.provenance import provenance
     from mar_bench.scores import Measure, save_seen
 
-    _use_all_cores()
+    _use_cores()
     begin = time.monotonic()
     source = _source(samples, unindexed, scale, overrides or [], seeds, sampling_seeds, places)
     settings, chosen = eval_sets.settings_of(overrides or [], source.run)
     if source.run is None and reference is None:
         raise UserError("--reference is needed: an npz, a folder of real images or a data set")
+    if source.run is not None:
+        _use_cores(source.run.spec.compute.threads)  # so that a row's numbers are its record's, to the last bit
     if keep_features and len(extractor or []) > 1:
         raise UserError(f"--keep-features {keep_features}: features of one extractor; name one --extractor")
+    if keep_features and (not keep_features.endswith(".safetensors") or Path(keep_features).is_dir()):
+        raise UserError(f"--keep-features {keep_features}: name a .safetensors file to write")
     failed, found = [], []
     for space_of in _spaces(extractor, source, inception_weights, Path(weights), places):
         try:
             space = space_of()
-            seen = source.see(space, _progress("samples"))
-            if keep_features:
-                save_seen(seen, Path(keep_features))
             rest = settings.reference_images, _progress("reference")
             if reference is None:
                 real, heldout = eval_sets.own_references(source.run, space, places, *rest)
             else:
                 real, heldout = eval_sets.open_reference(reference, space, *rest), None
+            seen = source.see(space, _progress("samples"))  # last: whatever is wrong with the others comes before
+            if keep_features:
+                save_seen(seen, Path(keep_features))
             fitted = eval_sets.fitted(settings, chosen, seen, real)
             scores = Measure(fitted, real, heldout, progress=_say)(seen)
-            made = provenance("auto", cores(), time.monotonic() - begin)
+            made = provenance("auto", torch.get_num_threads(), time.monotonic() - begin)
             record = eval_sets.as_record(scores, space.about, fitted, made)
             if save:
-                eval_sets.save(record, seen, real, places)
+                eval_sets.save(record, seen, real, heldout, places)
             found.append(record)
         except UserError as error:
             failed.append(str(error))
@@ -170,7 +176,7 @@ def build(
     from mar_bench.build import pick_device
     from mar_bench.records import sha256_of
 
-    _use_all_cores()
+    _use_cores()
     space = eval_sets.named_extractor(extractor, inception_weights, Path(weights), pick_device("auto"))
     reference = eval_sets.reference_of_set(eval_sets.open_pictures(images, size), space, most, _progress("reference"))
     reference.save(Path(target))
@@ -239,7 +245,7 @@ def verify(
     from mar_bench.console import console_table
     from mar_bench.verify import circumstances, resample, rescore
 
-    _use_all_cores()
+    _use_cores()
     findings = [rescore(record, places)]
     if again is not None:
         findings.append(resample(record, again, places))
@@ -279,7 +285,7 @@ def neighbours(
     from mar_bench.neighbours import neighbours as find
     from mar_bench.report.neighbours import neighbour_page
 
-    _use_all_cores()
+    _use_cores()
     train_seed, sampling_seed = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
     run = row_run(experiment_name, row, scale, overrides or [], train_seed, sampling_seed)
     found = find(run, default_places(runs, None), count, nearest)
@@ -330,10 +336,11 @@ def _spaces(names: list[str] | None, source, inception_weights: str | None, weig
     ]
 
 
-def _use_all_cores() -> None:
+def _use_cores(threads: int | None = None) -> None:
+    """All of them by default."""
     import torch
 
-    torch.set_num_threads(cores())
+    torch.set_num_threads(threads or cores())
 
 
 def _say(what: str) -> None:
