@@ -60,7 +60,7 @@ _BOUNDS = (
         "latent_dim", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps",
         "repeats", "threads", "checkpoint_every", "is_splits", "image_size", "num_classes", "mlp_ratio", "grad_clip",
         "scale", "init_std", "std", "temperature", "clamp_x0", "shard_images", "micro_batch",
-        "max_skipped_steps", "kid_subsets", "neighbours", "reference_images",
+        "max_skipped_steps", "neighbours",
     }),
     ("must be 0 or more", lambda v: v >= 0, {
         "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale",
@@ -69,8 +69,9 @@ _BOUNDS = (
     ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),
     ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed", "decode_seed"}),
     ("must be at least 2", lambda v: v >= 2, {
-        "vocab_size", "num_images", "heldout", "kid_subset_size", "jackknife_groups",
+        "vocab_size", "num_images", "heldout", "kid_subset_size", "jackknife_groups", "reference_images",
     }),
+    ("must lie between 1 and 10000", lambda v: 1 <= v <= 10_000, {"kid_subsets"}),
 )  # fmt: skip
 
 

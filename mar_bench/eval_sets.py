@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mar_bench import locks
 from mar_bench.build import pick_device
 from mar_bench.checks import check_bounds
 from mar_bench.config import load_experiment, parse_overrides
@@ -33,6 +34,7 @@ from mar_bench.scores import Scores, Seen, largest_settings, load_seen, one_pass
 from mar_bench.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
 
 TASK = "evaluation"
+SPLIT_IMAGES = 100  # of an IS split, at least, unless splits are chosen
 OURS = {"inception": InceptionExtractor, "efficientnet_lite0": EfficientNetExtractor}
 
 
@@ -182,6 +184,8 @@ def settings_of(overrides: list[str], run: Run | None) -> tuple[MetricsSpec, set
         return run.spec.metrics, every
     tree = parse_overrides(overrides)
     given = tree.pop("metrics", {})
+    if not isinstance(given, dict):
+        raise UserError(f"override metrics={given}: metrics is a block; name a setting, as in metrics.is_splits=5")
     unknown = [*tree, *(f"metrics.{key}" for key in given if key not in every)]
     if unknown:
         hint = did_you_mean(unknown[0], [f"metrics.{key}" for key in every])
@@ -195,10 +199,15 @@ def settings_of(overrides: list[str], run: Run | None) -> tuple[MetricsSpec, set
 
 
 def fitted(settings: MetricsSpec, chosen: set[str], seen: Seen, reference: Reference) -> MetricsSpec:
-    """Settings that were not ``chosen`` are lowered to what so few images allow; a record tells what they were."""
+    """Settings that were not ``chosen`` are lowered to what so few images allow; a record tells what they were.
+
+    Raises UserError where a reference is too small for any."""
     count = len(seen.features)
     others = count if reference.features is None else len(reference.features)
+    if others < 2:
+        raise UserError(f"reference '{reference.about['name']}' has {others} image to compare with; two are the least")
     most = largest_settings(settings, count, others)
+    most["is_splits"] = max(1, min(most["is_splits"], count // SPLIT_IMAGES))
     lowered = {key: min(getattr(settings, key), limit) for key, limit in most.items() if key not in chosen}
     return replace(settings, **lowered)
 
@@ -208,8 +217,10 @@ def as_record(scores: Scores, extractor: dict[str, Any], settings: MetricsSpec, 
     block = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in ("extractor", "reference")}
     block["extractor"] = {key: extractor[key] for key in ("kind", "name")}
     protocol = scores.protocol
-    hashes = [protocol[part]["sha256"] for part in ("samples", "reference", "extractor")]
-    content = json.dumps([hashes, protocol["settings"]], sort_keys=True)
+    hashes = {
+        part: protocol[part]["sha256"] for part in ("samples", "reference", "heldout", "extractor") if part in protocol
+    }
+    content = json.dumps([hashes, protocol["settings"], protocol.get("class_balance")], sort_keys=True)
     eval_id = hashlib.sha256(content.encode()).hexdigest()[:12]
     return Record(
         task=TASK,
@@ -226,10 +237,11 @@ def as_record(scores: Scores, extractor: dict[str, Any], settings: MetricsSpec, 
 def save(record: Record, seen: Seen, reference: Reference, heldout: Reference | None, places: Places) -> None:
     """The record among the results; in ``runs`` what it can be scored from again."""
     folder = places.folder(TASK, record.id)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_seen(seen, folder / SEEN)
-    reference.save(folder / REFERENCE)
-    if heldout is not None:
-        heldout.save(folder / HELDOUT)
-    mark_done(folder, record.provenance["seconds"])
-    write_record(places.records, record)
+    with locks.held(places.runs / "locks" / f"{record.id}.lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_seen(seen, folder / SEEN)
+        reference.save(folder / REFERENCE)
+        if heldout is not None:
+            heldout.save(folder / HELDOUT)
+        mark_done(folder, record.provenance["seconds"])
+        write_record(places.records, record)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ class FeatureSpace:
                 net, self.sha256 = EfficientNetLite0(file), sha256_of(file)
             else:
                 net = plugin(spec)
-                self.sha256 = _sha256_of_tensors(net)
+                self.sha256 = _sha256_of_network(net)
             self.layers = (FEATURES, LOGITS) if _has_logits(net, data) else (FEATURES,)
             name = f"{spec.name}-{self.sha256[:12]}"
             if name not in FEATURE_EXTRACTORS_REGISTRY:
@@ -137,10 +139,12 @@ class FeatureSpace:
                 f"extractor '{self.about['name']}' was trained on images of {theirs} (channels, height, width), these "
                 f"are of {ours}: nothing is resized silently; take another extractor"
             )
-        out = get_featuresdict_from_dataset(
-            Images(images), self.extractor, batch_size or self.batch_size, cuda=self.cuda, save_cpu_ram=True,
-            verbose=False,
-        )  # fmt: skip
+        try:
+            out = self._extract(images, batch_size or self.batch_size)
+        except Exception as error:
+            if self.about["kind"] != "plugin":
+                raise
+            raise UserError(f"extractor '{self.about['name']}' fails on these images: {_reason(error)}") from None
         for name in self.layers:
             if not out[name].isfinite().all():
                 first = int((~out[name].flatten(1).isfinite().all(1)).nonzero()[0])
@@ -149,6 +153,11 @@ class FeatureSpace:
                     f"of {len(images)}; no metric can be had from it"
                 )
         return out[self.layers[0]], out[self.layers[1]] if self.scores else None
+
+    def _extract(self, images: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
+        options = {"cuda": self.cuda, "save_cpu_ram": True, "verbose": False}
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # a record says float32
+            return get_featuresdict_from_dataset(Images(images), self.extractor, batch_size, **options)
 
 
 class RememberedSpace:
@@ -263,6 +272,10 @@ def plugin(spec: PluginExtractor) -> nn.Module:
 
     Raises UserError where there is none of that name, or it fails."""
     points = plugins()
+    if not re.fullmatch(r"[\w-]+", spec.name):
+        raise UserError(
+            f"extractor '{spec.name}': its name ends up in the names of metrics: letters, digits, _ and - only"
+        )
     if spec.name not in points:
         known = did_you_mean(spec.name, points) if points else "no installed package has one"
         raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS}: {known}")
@@ -283,9 +296,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _sha256_of_tensors(net: nn.Module) -> str:
-    """Of a network's class and all its tensors: a plugin's weights may come from anywhere."""
-    digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}".encode())
+def _sha256_of_network(net: nn.Module) -> str:
+    """Of a network's class with its source, its make-up and all its tensors: a plugin's may come from anywhere."""
+    try:
+        source = inspect.getsource(type(net))
+    except (OSError, TypeError):  # not written in a file
+        source = ""
+    make_up = re.sub(r"0x[0-9a-f]+", "", repr(net))  # without addresses in memory
+    digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}\n{source}\n{make_up}".encode())
     tensors = {name: value for name, value in net.state_dict().items() if torch.is_tensor(value)}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

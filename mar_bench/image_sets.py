@@ -203,7 +203,10 @@ def _look(path: Path) -> tuple[str, int, int] | None:
             raise
         return None
     if kind in LOSSY_FORMATS:
-        raise UserError(f"{path}: {kind} is lossy, which moves every distance; save the images as PNG when drawn")
+        raise UserError(
+            f"{path}: {kind} is lossy, which moves every distance; save samples as PNG when drawn, and of "
+            "photographs make a reference: mar-bench reference build FOLDER TARGET.npz --size PIXELS"
+        )
     if kind != "PNG":
         raise UserError(f"{path}: {kind} is not measured, only PNG is; convert the images to PNG")
     mode = look[0]
@@ -443,6 +446,11 @@ class Digest:
     def sha256(self) -> str:
         """Of C, H and W as little-endian int64 and then all pixels."""
         return self._pixels.hexdigest()
+
+    @property
+    def set_sha256(self) -> str:
+        """The same for the same images in any order, however many copies there are of each."""
+        return hashlib.sha256(b"".join(sorted(self._seen))).hexdigest()
 
 
 def class_balance(labels: np.ndarray | torch.Tensor) -> dict[str, int]:

@@ -9,6 +9,7 @@ import os
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,9 @@ def _preflight_metrics(metrics: MetricsSpec) -> None:
                 f"{error}; without it there is no FID, but an FD: metrics.extractor.kind=efficientnet_lite0 works "
                 "offline"
             ) from None
+    if extractor.kind == "plugin" and not entry_points(group="mar_bench.extractors", name=extractor.name):
+        known = ", ".join(sorted(p.name for p in entry_points(group="mar_bench.extractors"))) or "none"
+        raise UserError(f"metrics.extractor.name '{extractor.name}': no installed package has this extractor ({known})")
     if reference.kind == "file":
         try:
             located(reference.name, reference.file, "metrics.reference.file")

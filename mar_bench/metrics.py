@@ -174,16 +174,20 @@ def nearest(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torc
 
 
 def spacing(bank: torch.Tensor) -> torch.Tensor:
-    """Distance (M,) of each feature of ``bank`` (M, F) to its nearest other one."""
-    distances, indices = nearest(bank, bank, 2)
-    itself = indices[:, 0] == torch.arange(len(bank))  # of equal ones, the other may come first: both are at 0
-    return torch.where(itself, distances[:, 1], distances[:, 0])
+    """Distance (M,) of each feature of ``bank`` (M, F) to the nearest one that differs; 0 where there is none.
+
+    Images that occur twice, which are the first to be memorised, would else be at no distance from themselves."""
+    different, which = torch.unique(bank, dim=0, return_inverse=True)
+    if len(different) < 2:
+        return torch.zeros(len(bank), dtype=torch.float64)
+    return nearest(different, different, 2)[0][:, 1][which]
 
 
 def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
     """bool (N,): whether a feature lies as near to a training image as that one's nearest other training image.
 
-    Of new images from the same distribution about half do; a generator that copies has nearly all [ours]."""
+    How many new images of the same distribution do depends on the dimension (half of them, or less in many): held-out
+    images tell. A generator that copies has nearly all [ours]."""
     distances, indices = nearest(queries, training)
     return distances[:, 0] <= spacing(training)[indices[:, 0]]
 

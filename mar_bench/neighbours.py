@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,16 +54,17 @@ def neighbours(run: Run, places: Places, count: int, k: int) -> Neighbours:
         )
     device = pick_device(run.spec.compute.device)
     tokenizer = load_tokenizer(run, places, device)
-    images = torch.cat(list(decoded_samples(run.spec, tokenizer, folders["sample"], device)))
+
+    def decoded() -> Iterator[torch.Tensor]:
+        return decoded_samples(run.spec, tokenizer, folders["sample"], device)
+
     kept = places.folder("generation", run.id) / SEEN
-    if kept.is_file():
-        features = load_seen(kept).features
-    else:
-        features = one_pass(images.split(250), load_extractor(run, places, device)).features
+    seen = load_seen(kept) if kept.is_file() else one_pass(decoded(), load_extractor(run, places, device))
+    features = seen.features
     space = spacing(reference.features)
     closeness, real = (_closeness(some, reference.features, space) for some in (features, heldout.features))
     order = closeness.argsort(stable=True)[:count].tolist()
-    shown = order + [i for i in range(len(images)) if i not in order][:count]
+    shown = order + [i for i in range(len(features)) if i not in order][:count]
     distances, indices = nearest(features[shown], reference.features, k)
     train = load_data(run.spec.data, places.runs / IMAGES).train
     found = train.get(indices.flatten().tolist()).unflatten(0, indices.shape)
@@ -70,7 +72,7 @@ def neighbours(run: Run, places: Places, count: int, k: int) -> Neighbours:
         closeness.numpy(),
         real.numpy(),
         shown,
-        images[shown].numpy(),
+        _chosen(decoded(), shown).numpy(),
         found.numpy(),
         (distances / space[indices[:, :1]].clamp(min=1e-12)).numpy(),
     )
@@ -79,3 +81,12 @@ def neighbours(run: Run, places: Places, count: int, k: int) -> Neighbours:
 def _closeness(features: torch.Tensor, training: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
     distances, indices = nearest(features, training)
     return distances[:, 0] / space[indices[:, 0]].clamp(min=1e-12)
+
+
+def _chosen(batches: Iterable[torch.Tensor], shown: list[int]) -> torch.Tensor:
+    """Images ``shown`` of a stream, in that order; a set of 50,000 would not fit into memory."""
+    found, begin = {}, 0
+    for batch in batches:
+        found |= {i: batch[i - begin] for i in shown if begin <= i < begin + len(batch)}
+        begin += len(batch)
+    return torch.stack([found[i] for i in shown])

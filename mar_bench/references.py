@@ -61,6 +61,7 @@ def build_reference(
         "kind": kind,
         "name": name,
         "sha256": digest.sha256,
+        "set_sha256": digest.set_sha256,
         "num_images": count,
         "num_features": min(count, most),
         "size": list(shape[2:]),
@@ -77,8 +78,19 @@ def _chosen(count: int, most: int) -> torch.Tensor:
 
 
 def read_reference(path: Path) -> Reference:
-    """What ``Reference.save`` wrote. Raises UserError where the file is not that."""
-    return _ours(path, _arrays(path))
+    """What a stage has saved. Raises UserError where the file is not that."""
+    try:
+        return _ours(path, _arrays(path))
+    except UserError as error:
+        raise UserError(f"{error}; if another version of mar_bench made it: delete its folder and run again") from None
+
+
+def is_reference(path: Path) -> bool:
+    """Whether a file is one that ``Reference.save`` wrote."""
+    try:
+        return "meta" in _arrays(path)
+    except UserError:
+        return False
 
 
 def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
@@ -117,7 +129,7 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     about = {"kind": "file", "name": name, "sha256": sha256_of(path), "size": None, "channels": None}
     about |= {"num_images": None, "num_features": 0}
     if reference is not None:
-        about = {**reference.about, "sha256": about["sha256"], "images_sha256": reference.about["sha256"]}
+        about = {**reference.about, "sha256": about["sha256"]}
     if inception and statistics:
         about |= {"num_images": None, "statistics": "of the file"}  # of more images than are in it
         found = {"mu": stored["mu"].astype(np.float64), "sigma": stored["sigma"].astype(np.float64)}

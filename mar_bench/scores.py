@@ -70,6 +70,7 @@ def one_pass(
         digest.update(batch)
     about = {
         "sha256": digest.sha256,
+        "set_sha256": digest.set_sha256,
         "first_batch": {"images": first.count, "sha256": first.sha256},
         "num_images": digest.count,
         "size": list(batch.shape[2:]),
@@ -133,7 +134,7 @@ class Measure:
     def __call__(self, seen: Seen) -> Scores:
         """Raises UserError where there are too few images for a setting, or the sets do not fit each other."""
         self._check(seen)
-        scores, settings, extractor = Scores(), self.settings, self.reference.extractor
+        scores, settings, extractor = Scores(), self.settings, seen.extractor
         groups = jackknife_groups(len(seen.features), settings.jackknife_groups, seen.labels)
 
         def add(metric: str, value: float, without_groups: list[float] | None = None, **others: float) -> None:
@@ -204,7 +205,7 @@ class Measure:
                     f"generated images have {ours} {what} and those of reference '{about['name']}' {theirs}: nothing "
                     "is resized silently; compare images of one size, or build the reference at this size"
                 )
-        if seen.about["sha256"] in (about["sha256"], about.get("images_sha256")):
+        if (ours := seen.about.get("set_sha256")) is not None and ours == about.get("set_sha256"):
             raise UserError(f"the samples are the images of reference '{about['name']}': there is nothing to compare")
         others = len(self.reference.features) if self.reference.features is not None else count
         for key, most in largest_settings(settings, count, others).items():
@@ -248,7 +249,7 @@ class Measure:
         balance = class_balance(seen.labels.numpy()) if seen.labels is not None else None
         even = balance and balance["most"] - balance["least"] <= 1
         return {
-            "extractor": self.reference.extractor,
+            "extractor": seen.extractor,
             "reference": self.reference.about,
             **({"heldout": heldout.about} if heldout else {}),
             "samples": seen.about,

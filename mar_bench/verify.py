@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from mar_bench.build import pick_device
 from mar_bench.data import batches, to_images
@@ -27,6 +32,7 @@ from mar_bench.scores import Measure, load_seen
 from mar_bench.spec import MetricsSpec, RunSpec
 
 TOLERANCE = 1e-6  # relative; another number of threads adds in another order
+DAMAGE = (LookupError, TypeError, ValueError, OSError, RuntimeError, SafetensorError, zipfile.BadZipFile)
 EQUAL, CLOSE, DIFFERENT, NOT_KEPT = "equal", "close", "DIFFERENT", "not kept"
 
 
@@ -50,6 +56,26 @@ class Findings:
         self.lines.append((name, recorded[:12], found[:12], EQUAL if recorded == found else DIFFERENT))
 
 
+def _or_error(work: Callable) -> Callable:
+    """Of damaged records and files numpy, torch and safetensors say what they like; a user is told in a line."""
+
+    @functools.wraps(work)
+    def guarded(record: Record, *rest) -> Findings:
+        try:
+            return work(record, *rest)
+        except UserError:
+            raise
+        except DAMAGE as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise UserError(
+                f"record {record.id}: it or a file that it needs is damaged ({reason}); restore it, or make it again "
+                "by the record's command (mar-bench show)"
+            ) from None
+
+    return guarded
+
+
+@_or_error
 def rescore(record: Record, places: Places) -> Findings:
     """All metrics from kept features, or the distances alone from kept statistics.
 
@@ -69,13 +95,18 @@ def rescore(record: Record, places: Places) -> Findings:
         torch.set_num_threads(threads)  # another number adds in another order
     findings = Findings()
     real = folder if record.task == TASK else places.folder("extractor", record.ids["extractor_id"])
+    if not is_sound(real):
+        raise UserError(
+            f"record {record.id}: its reference (extractor/{real.name}) is not whole in {places.runs}; the record's "
+            "command makes it again (mar-bench show)"
+        )
     reference = read_reference(real / REFERENCE)
     findings.text("extractor", record.protocol["extractor"]["sha256"], reference.extractor["sha256"])
     findings.text("reference", record.protocol["reference"]["sha256"], reference.about["sha256"])
     heldout = read_reference(real / HELDOUT) if (real / HELDOUT).is_file() else None
     if (folder / SEEN).is_file():
         seen = load_seen(folder / SEEN)
-        findings.text("images", record.protocol["samples"]["sha256"], seen.about["sha256"])
+        findings.text("images, as kept", record.protocol["samples"]["sha256"], seen.about["sha256"])
         measure = Measure(settings_of(record), reference, heldout)
         found = measure(seen)
         metrics = found.metrics | (measure.real() if record.task == "reconstruction" else {})
@@ -83,6 +114,9 @@ def rescore(record: Record, places: Places) -> Findings:
             if "standard_error" in value:
                 recorded = record.uncertainty.get(name, {}).get("standard_error", math.nan)
                 findings.number(f"± {name}", recorded, value["standard_error"])
+        for name in metrics.keys() - record.metrics.keys():
+            findings.lines.append((name, "not recorded", f"{metrics[name]:.10g}", DIFFERENT))
+        _compare_protocols(record.protocol, found.protocol, findings)
     else:
         with np.load(folder / STATISTICS) as kept:
             statistics = dict(kept)
@@ -96,6 +130,18 @@ def rescore(record: Record, places: Places) -> Findings:
         else:
             findings.lines.append((name, f"{recorded:.10g}", "", NOT_KEPT))
     return findings
+
+
+def _compare_protocols(recorded: dict[str, Any], found: dict[str, Any], findings: Findings, path: str = "") -> None:
+    """A line for each field that says something else now."""
+    for name in sorted(found.keys() | recorded.keys()):
+        where, pair = f"{path}{name}", (recorded.get(name), found.get(name))
+        if where == "tokenizer":  # of the run, not of the measuring
+            continue
+        if all(isinstance(value, dict) for value in pair):
+            _compare_protocols(*pair, findings, f"{where}.")
+        elif pair[0] != pair[1]:
+            findings.lines.append((where, *(str(value)[:20] for value in pair), DIFFERENT))
 
 
 def settings_of(record: Record) -> MetricsSpec:
@@ -125,6 +171,7 @@ def run_of(record: Record) -> Run:
     return Run(record.task, record.id, spec, record.ids)
 
 
+@_or_error
 @torch.inference_mode()
 def resample(record: Record, count: int, places: Places) -> Findings:
     """Draw at least ``count`` images of a generation record again, in whole batches, and compare them bit for bit.
@@ -156,6 +203,8 @@ def resample(record: Record, count: int, places: Places) -> Findings:
     equal = compared = 0
     for indices in chosen:
         tokens = draw_batch(spec, model, indices, device)
+        if not tokens.isfinite().all():
+            raise UserError(f"record {record.id}: the generator's weights draw tokens that are not finite now")
         if batch_file(kept, indices).is_file():
             compared += len(indices)
             equal += int((tokens == read_batch(kept, indices)).flatten(1).all(1).sum())

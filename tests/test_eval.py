@@ -199,6 +199,34 @@ def change(folder: Path, i: int, **how) -> None:
     image.resize(how.pop("size", image.size)).save(path, **how)
 
 
+def test_the_reference_s_own_images_are_found_in_any_order(tmp_path, tiles):
+    plain = write(tmp_path / "plain", tiles[0], "{}.png")  # by name 10 comes before 2
+    words = ("eval", plain, "--reference", plain, "--extractor", "colours")
+    assert "nothing to compare" in mistake(*words)
+
+
+def test_nothing_that_is_there_is_written_over(tmp_path, photos, tiles):
+    np.savez("mine.npz", arr_0=tiles[0])
+    before = Path("mine.npz").read_bytes()
+    assert "mine.npz" in mistake("reference", "build", "mine.npz", "mine.npz", "--extractor", "colours")
+    assert Path("mine.npz").read_bytes() == before
+    for _ in range(2):
+        call("reference", "build", photos[1], "built.npz", "--extractor", "colours")
+
+
+def test_settings_are_lowered_to_what_tells_something(photos):
+    assert scores(*photos)["protocol"]["settings"]["is_splits"] == 1
+    assert scores(*photos, "metrics.is_splits=3")["protocol"]["settings"]["is_splits"] == 3
+    message = mistake("eval", photos[0], "--reference", photos[1], "--extractor", "colours", "metrics=3")
+    assert "metrics.is_splits=5" in message
+
+
+def test_evaluations_of_other_labels_have_other_ids(photos, tiles):
+    np.savez("labelled.npz", arr_0=tiles[0], arr_1=np.arange(60) % 3)
+    one, other = scores(*photos), scores("labelled.npz", photos[1])
+    assert one["ids"] != other["ids"] and one["metrics"] == other["metrics"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "hints"),
     [
@@ -308,6 +336,13 @@ def test_verify_notices_what_was_changed(run, tmp_path):
     file = write_record(tmp_path / "elsewhere", changed)
     lines = call("verify", file, *places, code=1).splitlines()
     assert [line for line in lines if "DIFFERENT" in line][0].startswith("fd_digits")
+    protocol = {**record.protocol, "num_generated": 50_000, "settings": {**record.protocol["settings"], "is_splits": 9}}
+    fewer = {k: v for k, v in record.metrics.items() if k != "is_digits"}
+    file = write_record(tmp_path / "other", replace(record, metrics=fewer, protocol=protocol))
+    text = call("verify", file, *places, code=1)
+    assert [line.split()[0] for line in text.splitlines() if "DIFFERENT" in line] == [
+        "is_digits", "num_generated", "settings.is_splits",
+    ]  # fmt: skip
     sample = tmp_path / "runs/sample" / record.ids["sample_id"] / "tokens-000000.safetensors"
     tokens = load_file(sample)["tokens"]
     tokens[3, 0, 0] += 1e-6
@@ -328,6 +363,15 @@ def test_verify_says_what_is_not_there(run, tmp_path):
     Path("older.json").write_text(json.dumps({**asdict(record), "protocol": {}}))
     assert "measure again" in mistake("verify", "older.json", *places)
     assert record.id in call("show", "older.json")
+    Path("partial.json").write_text(json.dumps({**asdict(record), "protocol": {**record.protocol, "samples": {}}}))
+    assert "damaged" in mistake("verify", "partial.json", *places)
+    weights = tmp_path / "runs/train" / record.ids["train_id"] / "ema.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert "damaged" in mistake("verify", record.id, "--resample", "1", *places)
+    heldout = tmp_path / "runs/extractor" / record.ids["extractor_id"] / "heldout.npz"
+    heldout.rename(tmp_path / "heldout.npz")
+    assert "its reference" in mistake("verify", record.id, *places)
+    (tmp_path / "heldout.npz").rename(heldout)
     shutil.rmtree(tmp_path / "runs/train" / record.ids["train_id"])
     assert "its train" in mistake("verify", record.id, "--resample", "1", *places)
     shutil.rmtree(tmp_path / "runs/generation" / record.id)
@@ -378,6 +422,10 @@ def test_compare_sets_rows_side_by_side_or_says_why_not(run, tmp_path):
     protocol = {**other.protocol, "num_generated": 100}
     file = write_record(tmp_path / "elsewhere", replace(other, protocol=protocol))
     assert "not comparable: 200 against 100 generated images" in call("compare", one.id, file, *places[2:])
+    text = call("compare", ROW, "table1/mar/diff/unguided", "train.steps=20", "--scale", "smoke", *places[2:])
+    assert "fd_digits" in text and "The same records" in text
+    twin = write_record(tmp_path / "elsewhere", replace(one, ids={**one.ids, "eval_id": "0" * 12}))
+    assert "not comparable: the same images on both sides" in call("compare", one.id, twin, *places[2:])
     assert "no row" in mistake("compare", "table1/mar/diff/guide", one.id, "--scale", "smoke", *places[2:])
     assert "no records" in mistake("compare", ROW, one.id, "--scale", "smoke", *places[2:])  # of other steps
     assert "neither" in mistake("compare", "table1", one.id, *places[2:])

@@ -343,7 +343,7 @@ def test_weights_of_any_type_and_shape_are_hashed():
         net = nn.Module()
         for name, tensor in tensors.items():
             net.register_buffer(name, tensor)
-        return module._sha256_of_tensors(net)
+        return module._sha256_of_network(net)
 
     a, b = torch.arange(6.0), torch.tensor([True, False])
     found = [sha256(a=a), sha256(b=a), sha256(a=a.reshape(2, 3)), sha256(a=a.int()), sha256(a=a.bfloat16())]

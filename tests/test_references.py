@@ -28,10 +28,10 @@ def load(path: Path, space: Averages = SPACE, most: int = 100) -> Reference:
     return load_reference(path, "mine", space, most, silent)
 
 
-def digest(images: torch.Tensor) -> str:
+def digest(images: torch.Tensor, kind: str = "sha256") -> str:
     found = Digest()
     found.update(images)
-    return found.sha256
+    return getattr(found, kind)
 
 
 def same_statistics(found: Reference, features: torch.Tensor = FEATURES) -> bool:
@@ -48,7 +48,8 @@ def test_a_reference_knows_what_it_is_of():
     assert same_statistics(found) and torch.equal(found.features, FEATURES) and found.complete
     assert found.extractor == SPACE.about
     assert found.about == {
-        "kind": "training", "name": "noise:train", "sha256": digest(IMAGES), "num_images": 30, "num_features": 30,
+        "kind": "training", "name": "noise:train", "sha256": digest(IMAGES),
+        "set_sha256": digest(IMAGES, "set_sha256"), "num_images": 30, "num_features": 30,
         "size": [8, 10], "channels": 3,
     }  # fmt: skip
 
@@ -245,7 +246,7 @@ def test_inception_takes_the_statistics_of_the_file_and_features_of_its_images(m
     assert torch.equal(found.features, built(most=most).features)
     assert not found.complete, "the statistics are of more images than are in the file"
     assert found.about == {
-        "kind": "file", "name": "mine", "sha256": sha256_of(path), "images_sha256": digest(IMAGES),
+        "kind": "file", "name": "mine", "sha256": sha256_of(path), "set_sha256": digest(IMAGES, "set_sha256"),
         "statistics": "of the file", "num_images": None, "num_features": min(most, 30), "size": [8, 10], "channels": 3,
     }  # fmt: skip
 

@@ -174,7 +174,8 @@ def test_reconstructions_have_a_table_of_their_own(table1):
     text = markdown("a", of(ONE), "b", of(OTHER))
     assert text.count("\n## ") == 2
     table = lines(text.split("## Reconstructions")[1])
-    assert table["fd_mnist5k"][-1] == "differs (jackknife)" and table["kid_mnist5k_real"][:2] == ["0.00030"] * 2
+    assert table["fd_mnist5k"][-1] == "differs (jackknife)"
+    assert "kid_mnist5k_real" not in table, "of the same real images"
     assert "seconds_per_image" not in text
 
 

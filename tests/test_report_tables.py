@@ -213,7 +213,7 @@ def test_the_caption_says_how_it_was_measured(table1):
         "FD-1k: 1000 generated images (labels balanced) against 4000 training images (held-out: against 1000 images",
         "KID: mean over 100 subsets of 500 images each of the generated and of 3000 training images.",
         "Precision and Recall: 1000 generated images against 3000 training images, with the radius of 3 neighbours.",
-        "Copied: percent of the generated images that lie nearer to a training image than that image's own nearest",
+        "Copied: percent of the generated images that lie at most as far from a training image as the nearest",
         "alone on 1000 held-out images",
         "Real held-out images against the training images: FD-1k 0.45, KID 0.00030, Precision 0.90, "
         "Recall 0.88, copied 1.50 (%).",

@@ -23,6 +23,7 @@ from mar_bench.cli.options import (
     cores,
     find_record,
     is_record,
+    no_seeds,
     one_seed,
     results,
     split_row,
@@ -126,11 +127,10 @@ def evaluate(
         except UserError as error:
             failed.append(str(error))
     _print_records(found, as_json)
+    for record in found if save else ():
+        print(f"wrote {places.records / record.id}.json", file=sys.stderr)
     if failed:
         raise UserError("; ".join(failed))
-    if save:
-        for record in found:
-            print(f"wrote {places.records / record.id}.json", file=sys.stderr)
 
 
 def _print_records(found: list, as_json: bool) -> None:
@@ -165,7 +165,8 @@ def build(
     extractor: Annotated[str, typer.Option(metavar="NAME", help="As in eval.")] = "inception",
     inception_weights: InceptionWeights = None,
     most: Annotated[
-        int, typer.Option("--images", metavar="N", help="So many features are kept, for precision, recall and KID.")
+        int,
+        typer.Option("--images", metavar="N", help="So many features are kept, for precision, recall and KID.", min=2),
     ] = 10_000,
     weights: Weights = "weights",
 ) -> None:
@@ -175,7 +176,10 @@ def build(
     from mar_bench import eval_sets
     from mar_bench.build import pick_device
     from mar_bench.records import sha256_of
+    from mar_bench.references import is_reference
 
+    if Path(target).exists() and not is_reference(Path(target)):
+        raise UserError(f"{target}: exists and is no reference of mar-bench reference build; name another file")
     _use_cores()
     space = eval_sets.named_extractor(extractor, inception_weights, Path(weights), pick_device("auto"))
     reference = eval_sets.reference_of_set(eval_sets.open_pictures(images, size), space, most, _progress("reference"))
@@ -194,6 +198,7 @@ def build(
 def compare(
     one: Annotated[str, typer.Argument(metavar="A", help="A row, as in table1/mar/diff/guided, or a record.")],
     other: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    overrides: Overrides = None,
     scale: Scale = "tiny",
     records: Records = None,
 ) -> None:
@@ -202,10 +207,11 @@ def compare(
     Differences are paired on common seeds and have intervals; where the two were not measured alike, it says why."""
     from mar_bench.report.comparison import markdown
 
-    print(markdown(one, _records_of(one, scale, records), other, _records_of(other, scale, records)), end="")
+    sides = (_records_of(name, scale, no_seeds(overrides), records) for name in (one, other))
+    print(markdown(one, next(sides), other, next(sides)), end="")
 
 
-def _records_of(name: str, scale: str, records: str | None) -> list:
+def _records_of(name: str, scale: str, overrides: list[str], records: str | None) -> list:
     """The records of a row, or one. Raises UserError where there are none."""
     if is_record(name):
         return [find_record(name, None, records)[1]]
@@ -216,7 +222,7 @@ def _records_of(name: str, scale: str, records: str | None) -> list:
     from mar_bench.report.cells import select
 
     places, found = results(None, records)
-    experiment = load_experiment(experiment_name, scale)
+    experiment = load_experiment(experiment_name, scale, overrides)
     if row not in experiment.rows:
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
     tasks = select(experiment, found)[row]

@@ -109,8 +109,8 @@ def _further(done: Records) -> str:
         "kid": f"KID: mean over {subsets} subsets of {size} images each of the generated and of {against}.",
         "precision": f"Precision and Recall: {generated} generated images against {against}, with the radius of "
         f"{neighbours} neighbours.",
-        "copied": "Copied: percent of the generated images that lie nearer to a training image than that image's own "
-        "nearest other training image.",
+        "copied": "Copied: percent of the generated images that lie at most as far from a training image as the "
+        "nearest training image that differs from it does; held-out real images tell how many are usual.",
     }
     return " ".join(text for metric, text in texts.items() if _has(done, metric))
 

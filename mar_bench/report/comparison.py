@@ -97,8 +97,10 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
 
 
 def _lines(ones: Runs, others: Runs) -> list[_Line]:
-    lines = (_line(metric, ones, others) for metric in [*METRICS, *REAL_ROLES.values()])
-    return [line for line in lines if line]
+    """Of real images, which no generator or tokenizer made, only what differs."""
+    lines = [(metric, _line(metric, ones, others)) for metric in [*METRICS, *REAL_ROLES.values()]]
+    real = set(REAL_ROLES.values())
+    return [x for metric, x in lines if x and not (metric in real and x.difference and x.difference.value == 0)]
 
 
 def _line(metric: str, ones: Runs, others: Runs) -> _Line | None:
@@ -120,7 +122,15 @@ def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
     """Why the two sides do not compare: of runs on common seeds, or of all where there are none."""
     common = sorted(ones.keys() & others.keys())
     pairs = [(ones[s], others[s]) for s in common] or [(a, b) for a in ones.values() for b in others.values()]
-    return list(dict.fromkeys(reason for pair in pairs for reason in differences(*pair, metric)))
+    reasons = [reason for pair in pairs for reason in differences(*pair, metric)]
+    images = [{(r.protocol.get("samples") or {}).get("sha256") for r in pair} for pair in pairs]
+    if (
+        not reasons
+        and metric not in REAL_ROLES.values()
+        and all(len(pair) == 1 and None not in pair for pair in images)
+    ):
+        reasons = ["the same images on both sides"]
+    return list(dict.fromkeys(reasons))
 
 
 def _difference(values: list[SeedValues], spreads: tuple[Spread, Spread]) -> Difference:

@@ -49,7 +49,9 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
 
 def _curves(ax, found) -> None:
     for values, label, style in ((found.closeness, "generated", "-"), (found.real, "real, held out", "--")):
-        ax.plot(np.sort(values), np.arange(1, len(values) + 1) / len(values), style, label=label, linewidth=1.2)
+        # a copy is at 0, which a logarithmic axis has not: at its left end
+        near = np.sort(values).clip(min=CLOSENESS[0])
+        ax.plot(near, np.arange(1, len(near) + 1) / len(near), style, label=label, linewidth=1.2)
     ax.axvline(1, color="0.5", linewidth=0.8)
     ax.set(xscale="log", xlim=CLOSENESS, ylim=(0, 1), ylabel="share of images at most so far away")
     ax.set_xticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"))

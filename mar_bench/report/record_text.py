@@ -98,6 +98,8 @@ def record_text(record: Record) -> str:
         parts.append(record.error.rstrip())
     if record.metrics:
         parts.append(scores_text(record))
+    if {"samples", "reference", "settings"} <= record.protocol.keys():
+        parts.append("\n".join([*how_measured(record), *(f"note: {warning}" for warning in warnings(record))]))
     repeat = [
         f"command   {made.get('command') or 'not known: it was not run by mar-bench'}",
         f"commit    {git.get('commit', 'not known: not run from a checkout')}{dirty}",
