@@ -10,9 +10,21 @@ from typing import Any
 
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, join, parse
-from mar_bench.spec import Continuous, RunSpec, TrainSpec, keeps_floats, latent_space, num_tokens
+from mar_bench.spec import (
+    ARModel,
+    Continuous,
+    Discrete,
+    RunSpec,
+    SamplingSpec,
+    TrainSpec,
+    drawing_part,
+    keeps_floats,
+    latent_space,
+    num_tokens,
+)
 
 Rules = Iterator[tuple[bool, str]]  # what must hold, and what to say where it does not
+CHOICE_TEMPERATURE = 4.5  # MaskGIT's and MAGE's default
 
 
 def finish(spec: RunSpec) -> RunSpec:
@@ -25,25 +37,45 @@ def finish(spec: RunSpec) -> RunSpec:
         raise UserError(f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
     if spec.tokenizer.group < 1:
         raise UserError(f"tokenizer.group {spec.tokenizer.group} must be above 0")
-    length, sampling, model = num_tokens(spec.space), spec.sampling, spec.model
-    if model.head.denoises and sampling.num_diffusion_steps is None:
-        raise UserError(f"sampling.num_diffusion_steps is null but the {model.head.kind} head denoises; give a number")
+    part = drawing_part(spec.model)
+    if part.denoises and spec.sampling.num_diffusion_steps is None:
+        raise UserError(f"sampling.num_diffusion_steps is null but '{part.kind}' denoises; give a number")
     spec = replace(
         spec,
-        sampling=replace(
-            sampling,
-            order=sampling.order or model.order,
-            num_ar_steps=length if sampling.num_ar_steps is None else sampling.num_ar_steps,
-            num_diffusion_steps=sampling.num_diffusion_steps if model.head.denoises else None,
-            clamp_x0=sampling.clamp_x0 if model.head.denoises else None,
-            guidance_schedule="linear" if sampling.guidance_scale == 1 else sampling.guidance_schedule,
-        ),
+        sampling=_sampling_that_counts(spec),
         latents=spec.latents if keeps_floats(spec.tokenizer) else replace(spec.latents, dtype="fp32"),
     )
     if spec.train.published is not None:  # nothing else of the training means anything
         spec = replace(spec, train=TrainSpec(published=spec.train.published, weights=spec.train.weights))
     check(spec)
     return spec
+
+
+def _sampling_that_counts(spec: RunSpec) -> SamplingSpec:
+    """The sampling with every knob filled in that the model has, and every one dropped that it has not."""
+    sampling, model, part = spec.sampling, spec.model, drawing_part(spec.model)
+    sampling = replace(
+        sampling,
+        num_diffusion_steps=sampling.num_diffusion_steps if part.denoises else None,
+        clamp_x0=sampling.clamp_x0 if part.clamps else None,
+        temperature=sampling.temperature if part.draws else 1.0,
+        guidance_schedule="linear" if sampling.guidance_scale == 1 else sampling.guidance_schedule,
+    )
+    if not isinstance(model, ARModel):
+        alone = {"order": None, "num_ar_steps": None, "choice_temperature": None}
+        if sampling.guidance_scale == 1:
+            return replace(sampling, **alone, guided_channels=None)
+        return replace(sampling, **alone, guidance_schedule="constant")
+    order = sampling.order or model.order
+    chance = CHOICE_TEMPERATURE if sampling.choice_temperature is None else sampling.choice_temperature
+    return replace(
+        sampling,
+        order=order,
+        choice_temperature=chance if order == "confidence" else None,
+        num_ar_steps=num_tokens(spec.space) if sampling.num_ar_steps is None else sampling.num_ar_steps,
+        sampler="ddpm",
+        guided_channels=None,
+    )
 
 
 def check(spec: RunSpec) -> None:
@@ -60,16 +92,17 @@ _BOUNDS = (
         "latent_dim", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps",
         "repeats", "threads", "checkpoint_every", "is_splits", "image_size", "num_classes", "mlp_ratio", "grad_clip",
         "scale", "init_std", "std", "temperature", "clamp_x0", "shard_images", "micro_batch",
-        "max_skipped_steps", "neighbours",
+        "max_skipped_steps", "neighbours", "num_components", "noise_dim", "patch_size", "guided_channels",
     }),
     ("must be 0 or more", lambda v: v >= 0, {
-        "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale",
+        "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale", "choice_temperature",
     }),
     ("must lie in [0, 1)", lambda v: 0 <= v < 1, {"betas", "ema_decay", "codebook_decay", "dropout"}),
     ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),
     ("must lie between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63, {"seed", "decode_seed"}),
     ("must be at least 2", lambda v: v >= 2, {
         "vocab_size", "num_images", "heldout", "kid_subset_size", "jackknife_groups", "reference_images",
+        "samples_per_token",
     }),
     ("must lie between 1 and 10000", lambda v: 1 <= v <= 10_000, {"kid_subsets"}),
 )  # fmt: skip
@@ -154,20 +187,26 @@ def _tokenizer(spec: RunSpec) -> Rules:
 
 
 def _model(spec: RunSpec) -> Rules:
-    backbone, head, tokenizer = spec.model.backbone, spec.model.head, spec.tokenizer
+    model, part, tokenizer = spec.model, drawing_part(spec.model), spec.tokenizer
+    what = f"head '{part.kind}'" if isinstance(model, ARModel) else f"model '{part.kind}'"
     yield (
-        isinstance(spec.space, head.space),
-        f"head '{head.kind}' needs {head.space.__name__.lower()} tokens but tokenizer '{tokenizer.kind}' gives "
-        f"{type(spec.space).__name__.lower()} ones; take another head or another tokenizer",
+        isinstance(spec.space, part.space),
+        f"{what} needs {part.space.__name__.lower()} tokens but tokenizer '{tokenizer.kind}' gives "
+        f"{type(spec.space).__name__.lower()} ones; take another {what.split()[0]} or another tokenizer",
     )
+    path, backbone = ("model.backbone", model.backbone) if isinstance(model, ARModel) else ("model", model)
     yield (
         backbone.dim % backbone.num_heads == 0,
-        f"model.backbone.dim {backbone.dim} is not a multiple of num_heads {backbone.num_heads}",
+        f"{path}.dim {backbone.dim} is not a multiple of num_heads {backbone.num_heads}",
     )
     yield (
         int(backbone.dim * backbone.mlp_ratio) >= 1,
-        f"model.backbone.mlp_ratio {backbone.mlp_ratio} leaves the MLP no unit at dim {backbone.dim}; raise it",
+        f"{path}.mlp_ratio {backbone.mlp_ratio} leaves the MLP no unit at dim {backbone.dim}; raise it",
     )
+    if not isinstance(model, ARModel):
+        side, patch = spec.space.grid[0], model.patch_size
+        yield side % patch == 0, f"model.patch_size {patch} does not divide the {side} x {side} latents of an image"
+        yield model.dim % 4 == 0, f"model.dim {model.dim} must be a multiple of 4: its positions are sines of two axes"
     if hasattr(backbone, "masking"):
         low, high = backbone.masking.low, backbone.masking.high
         yield (
@@ -190,6 +229,24 @@ def _training(spec: RunSpec) -> Rules:
 
 
 def _sampling(spec: RunSpec) -> Rules:
+    sampling, model, part = spec.sampling, spec.model, drawing_part(spec.model)
+    if part.denoises:
+        most = getattr(part, "num_train_timesteps", 1000)
+        yield (
+            1 <= sampling.num_diffusion_steps <= most,
+            f"sampling.num_diffusion_steps {sampling.num_diffusion_steps} must lie between 1 and "
+            + (f"the model's num_train_timesteps {most}" if hasattr(part, "num_train_timesteps") else str(most)),
+        )
+    if isinstance(model, ARModel):
+        yield from _ar_sampling(spec)
+    elif sampling.guided_channels is not None:
+        yield (
+            sampling.guided_channels <= spec.space.dim,
+            f"sampling.guided_channels {sampling.guided_channels} is more than a token has: {spec.space.dim}",
+        )
+
+
+def _ar_sampling(spec: RunSpec) -> Rules:
     sampling, model, length = spec.sampling, spec.model, num_tokens(spec.space)
     steps = sampling.num_ar_steps
     yield (
@@ -198,6 +255,13 @@ def _sampling(spec: RunSpec) -> Rules:
         "(null: one token a step)",
     )
     causal = model.backbone.attention == "causal"
+    if sampling.order == "confidence":
+        yield (
+            model.head.space is Discrete,
+            f"confidence order needs a head with probabilities of tokens, and '{model.head.kind}' has none; take "
+            "cross_entropy, or another sampling.order",
+        )
+        yield not causal, "confidence order needs the masked backbone: a causal one does not see all open positions"
     yield (
         not causal or steps == length,
         f"causal attention draws one token a step: sampling.num_ar_steps {steps} is fewer than the {length} tokens; "
@@ -208,13 +272,6 @@ def _sampling(spec: RunSpec) -> Rules:
         f"a causal backbone trained in {model.order} order cannot be sampled in {sampling.order} order; "
         "leave sampling.order null",
     )
-    if model.head.denoises:
-        most = model.head.num_train_timesteps
-        yield (
-            1 <= sampling.num_diffusion_steps <= most,
-            f"sampling.num_diffusion_steps {sampling.num_diffusion_steps} must lie between 1 and "
-            f"model.head.num_train_timesteps {most}",
-        )
 
 
 def _measuring(spec: RunSpec) -> Rules:

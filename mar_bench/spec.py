@@ -317,6 +317,8 @@ class CrossEntropyHead:
 
     space: ClassVar[type] = Discrete
     denoises: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = False
     kind: Literal["cross_entropy"] = "cross_entropy"
 
 
@@ -326,6 +328,8 @@ class DiffusionHead:
 
     space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = True
     kind: Literal["diffusion"] = "diffusion"
     depth: int = 3
     width: int = 1024
@@ -333,7 +337,59 @@ class DiffusionHead:
     draws_per_token: int = 4  # timesteps drawn for each token in a training step
 
 
-HeadSpec = CrossEntropyHead | DiffusionHead
+@dataclass(frozen=True)
+class GaussianMixtureHead:
+    """A mixture of diagonal Gaussians a token, trained by its likelihood (GIVT)."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = False
+    kind: Literal["gmm"] = "gmm"
+    num_components: int = 16
+
+
+@dataclass(frozen=True)
+class MSEHead:
+    """The token itself, by squared error (paper, appendix D.3): what a loss without a distribution comes to."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    clamps: ClassVar[bool] = False
+    kind: Literal["mse"] = "mse"
+
+
+@dataclass(frozen=True)
+class FlowHead:
+    """Flow matching: the denoising MLP predicts a velocity, and a few steps of its ODE draw a token."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = False
+    kind: Literal["flow"] = "flow"
+    depth: int = 3
+    width: int = 1024
+    draws_per_token: int = 4
+
+
+@dataclass(frozen=True)
+class EnergyHead:
+    """An MLP turns noise into a token in one step, trained by the energy score (EAR, 2505.07812)."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = False
+    kind: Literal["energy"] = "energy"
+    depth: int = 3
+    width: int = 1024
+    noise_dim: int = 64
+    samples_per_token: int = 2  # of the model in a training step, at least two: the score compares them
+
+
+HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | FlowHead | EnergyHead
 
 
 @dataclass(frozen=True)
@@ -344,6 +400,32 @@ class ARModel:
     order: Literal["raster", "random"] = "random"
     backbone: BackboneSpec = field(default_factory=MaskedBackbone)
     head: HeadSpec = field(default_factory=DiffusionHead)
+
+
+@dataclass(frozen=True)
+class DiTModel:
+    """The rival: a diffusion transformer over all latents of an image at once (DiT, 2212.09748). Defaults: XL/2."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = True
+    kind: Literal["dit"] = "dit"
+    patch_size: int = 2  # latents square that make a token of the transformer
+    dim: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_train_timesteps: int = 1000
+    beta_schedule: Literal["linear", "cosine"] = "linear"
+
+
+ModelSpec = ARModel | DiTModel
+
+
+def drawing_part(model: ModelSpec) -> HeadSpec | DiTModel:
+    """What draws tokens: the head of an autoregressive model, or the whole of one that denoises an image at once."""
+    return model.head if isinstance(model, ARModel) else model
 
 
 # --- training, sampling, measuring ----------------------------------------------------------------------
@@ -378,11 +460,14 @@ class SamplingSpec:
     num_images: int = 50_000
     batch_size: int = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
-    order: Literal["raster", "random"] | None = None  # None: the training order
+    order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
+    choice_temperature: float | None = None  # of confidence order: how much chance decides beside the confidence
     num_ar_steps: int | None = 64  # None: one token a step
     num_diffusion_steps: int | None = 100  # None: the head does not denoise
+    sampler: Literal["ddpm", "ddim"] = "ddpm"  # of a whole-image diffusion model
     guidance_scale: float = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
+    guided_channels: int | None = None  # of DiT, whose code guides the first three latent channels; None: all
     temperature: float = 1.0
     clamp_x0: float | None = None  # guard for undertrained heads: bound of the predicted x0 in token units
     seed: int = 0
@@ -497,7 +582,7 @@ class RunSpec:
     data: DataSpec = field(default_factory=ImageFolderData)
     tokenizer: TokenizerSpec = field(default_factory=LDMKLTokenizer)
     latents: LatentsSpec = field(default_factory=LatentsSpec)
-    model: ARModel = field(default_factory=ARModel)
+    model: ModelSpec = field(default_factory=ARModel)
     train: TrainSpec = field(default_factory=TrainSpec)
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     metrics: MetricsSpec = field(default_factory=MetricsSpec)
