@@ -59,7 +59,8 @@ def _kind_of(members: list[type], value: Any, path: str) -> type:
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
         raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}", value)
-    kind = value.get("kind")
+    assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)
+    kind = value.get("kind", assumed)
     if kind not in list(kinds):
         raise KeyPathError(f"{path}.kind", f"unknown kind '{kind}', {did_you_mean(kind, kinds)}", kind)
     return kinds[kind]

@@ -396,6 +396,7 @@ HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | Fl
 class ARModel:
     """The single core: an order, a backbone and a head."""
 
+    assumed: ClassVar[bool] = True  # where a block of the spec names no kind
     kind: Literal["ar"] = "ar"
     order: Literal["raster", "random"] = "random"
     backbone: BackboneSpec = field(default_factory=MaskedBackbone)
