@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -316,8 +315,14 @@ METRICS = (
     "copied",
     "accuracy",
 )  # of a generation record; see records.metric_name
-LAYOUT_KEYS = ("rows", "columns", "metrics")
-BUNDLE_KEYS = ("label", "set")
+BESIDE = ("parameters", "head_parameters", "rfd", "seconds_per_image")  # of a line of a table, once
+LAYOUT_KEYS = ("rows", "columns", "metrics", "beside")
+BUNDLE_KEYS = ("label", "set", "select", "absent")
+SELECT_KEYS = ("minimise", "maximise", "over")
+FIGURES = ("speed", "curve", "gallery")
+FIGURE_KEYS = ("kind", "x", "x_title", "y", "line", "point", "log_x")
+SEED_KEYS = ("training", "sampling")
+PUBLISHED = (*METRICS, *BESIDE, "head_parameters_code", "parameters_code", "fd_above")
 ORDERING_KEYS = ("claim", "axis", "better", "worse", "costs_at_most")
 
 
@@ -331,9 +336,12 @@ def check_experiment(tree: dict) -> None:
     _need(isinstance(name, str) and re.fullmatch(r"[\w-]+", name), "id", f"'{name}': letters, digits, _ and - only")
     for key in ("title", "source"):
         _need(isinstance(tree.get(key) or "", str), key, f"expected a text, found {tree.get(key)!r}")
-    axes = {axis: list(bundles) for axis, bundles in _axes(tree["axes"])}
+    axes = {axis: [name for name, b in bundles.items() if b is not None] for axis, bundles in _axes(tree["axes"])}
     _layout(tree["layout"], axes)
-    _paper(tree.get("paper") or {}, axes)
+    _paper(tree.get("paper") or {})
+    _need(isinstance(tree.get("quoted") or [], list), "quoted", "expected a list of tables of results/paper")
+    _figure(tree.get("figure") or {}, axes, tree["axes"])
+    _seeds(tree.get("seeds") or {})
     _orderings(tree.get("orderings") or [], axes)
 
 
@@ -366,10 +374,54 @@ def _axes(axes: Any) -> Iterator[tuple[str, dict]]:
         for name, bundle in bundles.items():
             where = join(path, name)
             _need(isinstance(name, str) and "/" not in name, where, "names of bundles are texts without /; quote them")
+            if bundle is None:  # this scale leaves it out
+                continue
             check_keys(where, bundle, BUNDLE_KEYS)
-            for key in BUNDLE_KEYS:
+            for key in BUNDLE_KEYS[:3]:
                 check_block(join(where, key), bundle.get(key) or {})
+            _need(isinstance(bundle.get("absent") or "", str), join(where, "absent"), "expected a text")
+            if bundle.get("select"):
+                _select(bundle["select"], join(where, "select"))
+        _need(any(b is not None for b in bundles.values()), path, "an axis needs at least one bundle")
         yield axis, bundles
+
+
+def _select(select: dict, path: str) -> None:
+    """How a cell's point is chosen: one metric, and the values of knobs of the sampling to choose from."""
+    check_keys(path, select, SELECT_KEYS)
+    metrics = [select[key] for key in SELECT_KEYS[:2] if key in select]
+    _need(len(metrics) == 1, path, "needs one of minimise and maximise")
+    _one_of(path, metrics[0], METRICS, "metric")
+    _need(check_block(join(path, "over"), select.get("over")), join(path, "over"), "names no knob to choose")
+    for knob, values in select["over"].items():
+        where = join(join(path, "over"), str(knob))
+        _need(str(knob).startswith("sampling.") and knob != "sampling.seed", where, "only knobs of sampling are chosen")
+        _need(isinstance(values, list) and values, where, f"expected a list of values, found {values!r}", values)
+
+
+def _figure(figure: Any, axes: dict[str, list[str]], bundles: dict) -> None:
+    if not check_block("figure", figure):
+        return
+    check_keys("figure", figure, FIGURE_KEYS)
+    _one_of("figure.kind", figure.get("kind"), FIGURES, "kind of figure")
+    labels = {name for axis in axes for b in bundles[axis].values() if b for name in b.get("label") or {axis: 0}}
+    for key in ("line", "point"):
+        if key in figure:
+            _one_of(f"figure.{key}", figure[key], labels, "label")
+    for metric in figure.get("y", []):
+        _one_of("figure.y", metric, METRICS, "metric")
+    if figure["kind"] == "curve":
+        x = figure.get("x")
+        _need(isinstance(x, str) and x.startswith("sampling."), "figure.x", "a curve runs over a knob of sampling", x)
+
+
+def _seeds(seeds: Any) -> None:
+    check_keys("seeds", seeds, SEED_KEYS)
+    for key, values in seeds.items():
+        path = f"seeds.{key}"
+        _need(isinstance(values, list) and values, path, f"expected a list of seeds, found {values!r}", values)
+        for value in values:
+            _need(parse(int, value, path) >= 0, path, f"{value} must be 0 or more", value)
 
 
 def _layout(layout: Any, axes: dict[str, list[str]]) -> None:
@@ -381,19 +433,24 @@ def _layout(layout: Any, axes: dict[str, list[str]]) -> None:
         for axis in layout.get(key, []):
             _one_of(f"layout.{key}", axis, axes, "axis")
             _need(placed.count(axis) == 1, f"layout.{key}", f"axis '{axis}' is placed twice")
+    for name in layout.get("beside", []):
+        _one_of("layout.beside", name, BESIDE, "column")
     metrics = layout.get("metrics", METRICS)
     _need(metrics, "layout.metrics", f"is empty; {did_you_mean('', METRICS)}")
     for metric in metrics:
         _one_of("layout.metrics", metric, METRICS, "metric")
 
 
-def _paper(paper: Any, axes: dict[str, list[str]]) -> None:
-    rows = ["/".join(names) for names in itertools.product(*axes.values())]
+def _paper(paper: Any) -> None:
+    """Published numbers, or where they are: a table of results/paper, or one of its rows for a row of ours."""
+    if isinstance(paper, str):
+        return
     for row, cell in check_block("paper", paper).items():
-        _one_of("paper", row, rows, "row")
+        if isinstance(cell, str):
+            continue
         for metric, value in check_block(f"paper.{row}", cell).items():
             path = f"paper.{row}.{metric}"
-            _one_of(path, metric, METRICS, "metric")
+            _one_of(path, metric, PUBLISHED, "metric")
             parse(float, value, path)
 
 

@@ -11,17 +11,22 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mar_bench.checks import check_block, check_experiment, check_keys, finish
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, join, parse
+from mar_bench.published import PublishedRow, lookup, published
 from mar_bench.spec import RunSpec
 
 SCALES = ("smoke", "tiny", "desk", "paper")
-EXPERIMENT_KEYS = ("id", "title", "source", "base", "run", "parts", "axes", "layout", "paper", "orderings", "scales")
+EXPERIMENT_KEYS = (
+    "id", "title", "source", "base", "run", "parts", "seeds", "axes", "layout", "figure", "paper", "quoted",
+    "orderings", "scales",
+)  # fmt: skip
+LAYER_KEYS = ("run", "parts", "seeds")  # of a base and of a scale
 SECTION_KEYS = tuple(key for key in EXPERIMENT_KEYS if key not in ("id", "base", "scales"))
 RUN_KEYS = tuple(f.name for f in fields(RunSpec))
 
@@ -151,6 +156,15 @@ def _one_line(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """The points of a row that differ in ``sampling`` alone, and the metric by which one is chosen."""
+
+    metric: str
+    minimise: bool
+    points: list[tuple[dict[str, Any], RunSpec]]  # dotted path -> value, and the row with these values
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One table or figure at one scale, every row resolved and checked."""
 
@@ -161,9 +175,15 @@ class Experiment:
     file: Path
     labels: dict[str, dict[str, dict[str, str]]]  # axis -> bundle -> what the table prints for it
     layout: dict[str, list[str]]
-    paper: dict[str, dict[str, float]]  # row -> published numbers
+    paper: dict[str, dict[str, float]]  # row, or bundles of the row axes -> published numbers
     orderings: list[dict]
     rows: dict[str, RunSpec]  # "bundle/bundle/..." in the order of the axes
+    absent: dict[str, str] = field(default_factory=dict)  # row that this scale has not -> what stands in its place
+    quoted: list[PublishedRow] = field(default_factory=list)  # published rows of other systems
+    figure: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: what run does unless told
+    sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points among which one is to be chosen
+    choices: dict[str, dict] = field(default_factory=dict)  # row -> how its point was chosen (selection.py)
 
     def bundles(self, row: str) -> dict[str, str]:
         """The row's bundle on each axis."""
@@ -177,15 +197,26 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
     file = find_experiment(name)
     command_line = parse_overrides(overrides)
     tree, files = _layered(file, scale, command_line.pop("parts", None))
-    axes = tree["axes"]
-    rows = {}
+    every_bundle = {axis: list(bundles) for axis, bundles in tree["axes"].items()}
+    axes = {a: {n: b for n, b in bundles.items() if b is not None} for a, bundles in tree["axes"].items()}
+    rows, absent, sweeps = {}, {}, {}
     for names in itertools.product(*(axes[a] for a in axes)):
         row = "/".join(names)
+        bundles = [axes[axis][name] for axis, name in zip(axes, names)]
+        if why := next((b["absent"] for b in bundles if b.get("absent")), None):
+            absent[row] = why
+            continue
         spec_tree = tree.get("run") or {}
-        for axis, bundle in zip(axes, names):
-            spec_tree = overlay(spec_tree, axes[axis][bundle].get("set") or {})
+        for bundle in bundles:
+            spec_tree = overlay(spec_tree, bundle.get("set") or {})
         try:
-            rows[row] = finish(parse(RunSpec, overlay(spec_tree, command_line)))
+            points = [
+                (values, finish(parse(RunSpec, overlay(overlay(spec_tree, point), command_line))))
+                for values, point in _points(bundles)
+            ]
+            rows[row] = points[0][1]
+            if len(points) > 1:
+                sweeps[row] = Sweep(*_wanted(bundles), points)
         except KeyPathError as error:
             where = _blame(error.path, error.value, files, overrides)
             if where == "command line" and "of kind" in error.message:
@@ -201,10 +232,72 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
         file=file,
         labels={axis: {b: block.get("label") or {axis: b} for b, block in axes[axis].items()} for axis in axes},
         layout=tree["layout"],
-        paper=tree.get("paper") or {},
+        **_published(file, tree, every_bundle),
         orderings=tree.get("orderings") or [],
         rows=rows,
+        absent=absent,
+        figure=tree.get("figure") or {},
+        seeds=tree.get("seeds") or {},
+        sweeps=sweeps,
     )
+
+
+def _points(bundles: list[dict]) -> Iterator[tuple[dict[str, Any], dict]]:
+    """The values of every combination that the bundles' sweeps name, also as a tree; one empty pair without sweeps."""
+    over: dict[str, list] = {}
+    for bundle in bundles:
+        over |= (bundle.get("select") or {}).get("over", {})
+    for values in itertools.product(*over.values()):
+        tree: dict = {}
+        for path, value in zip(over, values):
+            block = value
+            for key in reversed(path.split(".")):
+                block = {key: block}
+            tree = overlay(tree, block)
+        yield dict(zip(over, values)), tree
+
+
+def _wanted(bundles: list[dict]) -> tuple[str, bool]:
+    """The metric that a row's sweep is judged by, and whether less of it is better."""
+    select = next(b["select"] for b in bundles if b.get("select"))
+    return (select["minimise"], True) if "minimise" in select else (select["maximise"], False)
+
+
+def _published(file: Path, tree: dict, every_bundle: dict[str, list[str]]) -> dict[str, Any]:
+    """``paper`` and ``quoted`` of an experiment: numbers written there, or references to results/paper.
+
+    A key is a row, or the bundles of the row axes alone for what the paper gives once a line of its table; a reference
+    to a whole published row brings all its columns. What is of a bundle that this scale leaves out is left out."""
+    given, layout = tree.get("paper") or {}, tree["layout"]
+    try:
+        if isinstance(given, str):
+            given = {name: f"{given}/{name}" for name in published(given)}
+        here = [axis for axis in every_bundle if axis not in layout.get("columns", [])]
+        names = {
+            "/".join(names): all(tree["axes"][axis].get(name) is not None for axis, name in zip(axes, names))
+            for axes in (here, list(every_bundle))
+            for names in itertools.product(*(every_bundle[axis] for axis in axes))
+        }
+        paper: dict[str, dict[str, float]] = {}
+        for key, value in given.items():
+            cells = {key: value}
+            if isinstance(value, str):
+                table, _, row = value.partition("/")
+                whole = published(table).get(row)
+                columns = whole.numbers if whole else {"": lookup(value)}
+                cells = {"/".join(filter(None, (key, column))): numbers for column, numbers in columns.items()}
+            for cell, numbers in cells.items():
+                if cell not in names:
+                    raise UserError(f"paper.{cell}: no such row, {did_you_mean(cell, names)}")
+                if names[cell]:
+                    paper[cell] = numbers
+        quoted = []
+        for table in tree.get("quoted") or []:
+            used = {value for value in given.values() if isinstance(value, str)}
+            quoted += [row for row in published(table).values() if f"{table}/{row.row}" not in used]
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return {"paper": paper, "quoted": quoted}
 
 
 def _layered(file: Path, scale: str, parts: Any) -> tuple[dict, list[Path]]:
@@ -216,10 +309,10 @@ def _layered(file: Path, scale: str, parts: Any) -> tuple[dict, list[Path]]:
     if base := own.get("base"):
         files.insert(0, _beside(file, "base", base))
         layers.append(load_yaml(files[0]))
-        _known_keys(files[0], layers[0], ("run", "parts"))
+        _known_keys(files[0], layers[0], LAYER_KEYS)
     files.append(_beside(file, "scale", scale))
     scale_tree = load_yaml(files[-1])
-    _known_keys(files[-1], scale_tree, ("run", "parts"))
+    _known_keys(files[-1], scale_tree, LAYER_KEYS)
     layers += [{k: v for k, v in own.items() if k not in ("base", "scales")}, scale_tree]
     layers.append(_section(file, own.get("scales") or {}, scale))
     tree: dict = {}
@@ -281,7 +374,7 @@ def _known_keys(file: Path, tree: dict, known: tuple[str, ...]) -> None:
     """Of a layer's keys: that they are known, and that run and parts are blocks."""
     try:
         check_keys("", tree, known)
-        for key in ("run", "parts"):
+        for key in LAYER_KEYS:
             check_block(key, tree.get(key) or {})
     except KeyPathError as error:
         raise UserError(f"{_blame(error.path, error.value, [file], ())}: {error.path}: {error.message}") from None

@@ -28,6 +28,7 @@ REVISIONS = {
     "speed": 1,
 }
 TASKS = ("generation", "reconstruction", "speed")
+CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 
 def canonical(value: Any) -> Any:
@@ -127,6 +128,8 @@ class Run:
     row: str
     spec: RunSpec
     ids: dict[str, str]
+    sweep: bool = False  # a point of a sweep, from which a cell's is chosen
+    choice: dict[str, Any] | None = None  # how this cell's point was chosen
 
     @property
     def id(self) -> str:
@@ -184,15 +187,21 @@ def plan_runs(
 ) -> list[Run]:
     """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
 
-    For ``only`` see ``chosen_rows``."""
+    Of a row with a sweep all its points, and the row itself where its point is chosen. Seeds that are not given are
+    the experiment's, else the spec's. For ``only`` see ``chosen_rows``."""
     rows = chosen_rows(experiment, only)
     runs: dict[str, Run] = {}
     speed: dict[str, Run] = {}
     for row, spec in rows.items():
-        for seed in [spec.train.seed] if seeds is None else seeds:
-            for sampling_seed in [spec.sampling.seed] if sampling_seeds is None else sampling_seeds:
+        for _, point in experiment.sweeps[row].points if row in experiment.sweeps else ():
+            run = replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
+            runs.setdefault(run.id, run)
+        if row in experiment.sweeps and row not in experiment.choices:
+            continue
+        for seed in seeds or experiment.seeds.get("training") or [spec.train.seed]:
+            for sampling_seed in sampling_seeds or experiment.seeds.get("sampling") or [spec.sampling.seed]:
                 seeded = with_seeds(spec, seed, sampling_seed)
-                run = generation_run(row, seeded)
+                run = replace(generation_run(row, seeded), choice=experiment.choices.get(row))
                 runs.setdefault(run.id, run)
                 for other in (reconstruction_run(row, seeded), speed_run(row, seeded, device)):
                     speed.setdefault(other.id, other)

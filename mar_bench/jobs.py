@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -240,12 +240,16 @@ def previews(runs: dict[str, Run], places: Places) -> dict[str, Any]:
 
 
 def publish(runs: list[Run], places: Places) -> None:
-    """Copy records that are done in ``runs`` and are not among the results yet."""
+    """Copy records that are done in ``runs`` and are not among the results yet.
+
+    The cell of a sweep may have been measured for another table before: its record learns how it was chosen."""
     for run in runs:
         source = places.folder(run.task, run.id) / "record.json"
         target = places.records / f"{run.id}.json"
         if is_sound(source.parent) and not (target.is_file() and read_record(target).status == "done"):
             write_record(places.records, read_record(source))
+        if run.choice and target.is_file() and (record := read_record(target)).selection != run.choice:
+            write_record(places.records, replace(record, selection=run.choice))
 
 
 def give_up(job: Job, jobs: list[Job], error: str, seconds: float, places: Places) -> set[str]:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
+from mar_bench.config import Experiment
 from mar_bench.console import console_table
 from mar_bench.ids import Run
 from mar_bench.jobs import Places, is_sound, jobs_for, status
 from mar_bench.records import Record
+from mar_bench.spec import ARModel, RunSpec, num_tokens
 
 SHARED_STAGES = ("tokenizer", "latents", "extractor", "train", "sample")
+MAR_L_HOURS = 16 * 35  # H100 hours of 400 epochs
 
 
-def make_plan(name: str, scale: str, runs: list[Run], places: Places, records: dict[str, Record]) -> dict:
-    """A JSON object. ``done``, ``missing`` and ``failed`` count evaluations, the entries of ``runs``;
+def make_plan(
+    experiments: list[Experiment],
+    scale: str,
+    planned: dict[str, list[Run]],
+    runs: list[Run],
+    places: Places,
+    records: dict[str, Record],
+) -> dict:
+    """A JSON object; ``planned`` has the runs of each experiment by its id, ``runs`` each of them once.
+
+    ``evaluations`` counts cells (on all their seeds), those included whose point is not ``chosen`` yet, and ``sweep``
+    the points that are measured to choose it. ``done``, ``missing`` and ``failed`` count the entries of ``runs``;
     ``companions`` are the reconstruction and speed records that the table shows beside them, and ``stages``
     says for each kind of stage how many different ones are needed, for how many evaluations, and how many are done;
     ``recorded_only`` are done by a record whose run is not in ``places.runs``.
@@ -26,12 +40,15 @@ def make_plan(name: str, scale: str, runs: list[Run], places: Places, records: d
     evaluations = [run for run in runs if run.task == "generation"]
     entries = [entry(run) for run in evaluations]
     counts = Counter(e["status"] for e in entries)
+    waiting = sum(_seeds(e) for e in experiments for row in e.sweeps if row not in e.choices)
     return {
-        "experiment": name,
+        "experiment": ", ".join(planned),
         "scale": scale,
-        "evaluations": len(evaluations),
-        "sweep": 0,
+        "evaluations": sum(not run.sweep for run in evaluations) + waiting,
+        "sweep": sum(run.sweep for run in evaluations),
+        "not_chosen": waiting,
         "trainings": len({run.ids["train_id"] for run in evaluations}),
+        "reuse": _reuse(planned),
         **{state: counts[state] for state in ("done", "missing", "failed")},
         "recorded_only": sum(
             e["status"] == "done" and not is_sound(places.folder(run.task, run.id))
@@ -42,6 +59,45 @@ def make_plan(name: str, scale: str, runs: list[Run], places: Places, records: d
         "runs": entries,
         "companions": [entry(run) for run in runs if run.task != "generation"],
     }
+
+
+def _seeds(experiment: Experiment) -> int:
+    """On how many pairs of seeds a cell is measured, unless it is said otherwise."""
+    return len(experiment.seeds.get("training", [0])) * len(experiment.seeds.get("sampling", [0]))
+
+
+def _reuse(planned: dict[str, list[Run]]) -> dict[str, Any]:
+    """Trainings of all tables together, of every table by itself, and of every cell by itself; their GPU hours."""
+    every = {name: [run for run in runs if run.task == "generation"] for name, runs in planned.items()}
+    once, by_table, by_cell = {}, {}, {}
+    for name, runs in every.items():
+        for run in runs:
+            train_id = run.ids["train_id"]
+            hours = gpu_hours(run.spec)
+            once[train_id] = by_table[name, train_id] = hours
+            if not run.sweep:
+                by_cell[name, run.row, train_id] = hours
+    ways = {"shared": once, "each_table_alone": by_table, "each_cell_alone": by_cell}
+    return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
+
+
+def gpu_hours(spec: RunSpec) -> float:
+    """About the hours of one H100 that a training takes, by its work against that of MAR-L in 400 epochs, which took 16
+    of them 35 hours from cached latents (paper.md's source: the authors). 0 for published weights."""
+    return 0.0 if spec.train.published is not None else MAR_L_HOURS * _work(spec) / _work(RunSpec())
+
+
+def _work(spec: RunSpec) -> float:
+    """Weights of the transformer times the tokens that it sees, and of the head times its draws, over the training."""
+    model, length = spec.model, num_tokens(spec.space)
+    if not isinstance(model, ARModel):  # AdaLN's weights are applied to one condition an image
+        return spec.train.steps * spec.train.batch_size * 12 * model.depth * model.dim**2 * length / model.patch_size**2
+    backbone, head = model.backbone, model.head
+    depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
+    transformer = 12 * depth * backbone.dim**2 * (length + backbone.num_class_tokens)
+    draws = getattr(head, "draws_per_token", getattr(head, "samples_per_token", 1))
+    mlp = 5 * getattr(head, "depth", 0) * getattr(head, "width", 0) ** 2 * length * draws
+    return spec.train.steps * spec.train.batch_size * (transformer + mlp)
 
 
 def _stage(kind: str, runs: list[Run], places: Places) -> dict[str, int]:
@@ -64,8 +120,35 @@ def plan_text(plan: dict) -> str:
             console_table(["row", "training seed", "sampling seed", *shown, "status"], lines),
             f"{plan['evaluations']} evaluations over {plan['trainings']} trainings "
             f"(sharing saves {plan['evaluations'] - plan['trainings']}); stages: {stages}",
+            *_sweep_text(plan),
+            *_reuse_text(plan),
             f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; beside them "
             + ", ".join(f"{n} {task} {state}" for (task, state), n in beside.items()),
             f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else ""),
         ]
     )
+
+
+def _sweep_text(plan: dict) -> list[str]:
+    if not plan["sweep"]:
+        return []
+    waiting = f"; {plan['not_chosen']} evaluations wait for theirs" if plan["not_chosen"] else ""
+    return [f"beside them {plan['sweep']} points of sweeps, from which cells are chosen{waiting}"]
+
+
+def _reuse_text(plan: dict) -> list[str]:
+    """What several experiments share; the hours are of trainings at the paper's scale."""
+    if "," not in plan["experiment"]:
+        return []
+    shared, table, cell = (plan["reuse"][k] for k in ("shared", "each_table_alone", "each_cell_alone"))
+    lines = [
+        f"trainings: {shared['trainings']}; {table['trainings']} if every table trained its own, "
+        f"{cell['trainings']} if every cell did"
+    ]
+    if plan["scale"] == "paper":
+        lines += [
+            f"GPU hours of training (one H100, estimated from the work of MAR-L): about {shared['gpu_hours']:,.0f}; "
+            f"reuse saves {table['gpu_hours'] - shared['gpu_hours']:,.0f} against every table by itself, "
+            f"{cell['gpu_hours'] - shared['gpu_hours']:,.0f} against every cell by itself"
+        ]
+    return lines

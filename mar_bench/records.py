@@ -38,6 +38,7 @@ class Record:
     parameters: dict[str, int] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     uncertainty: dict[str, dict[str, Any]] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)  # how the point of a sweep was chosen, with all its values
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     schema_version: int = SCHEMA_VERSION
@@ -109,7 +110,7 @@ def read_record(path: Path) -> Record:
 def _looks_like_one(content: Any) -> bool:
     if not (isinstance(content, dict) and {"task", "status", "ids", "spec"} <= set(content)):
         return False
-    blocks = ("ids", "spec", "metrics", "protocol", "parameters", "training", "uncertainty", "provenance")
+    blocks = ("ids", "spec", "metrics", "protocol", "parameters", "training", "uncertainty", "selection", "provenance")
     if not all(isinstance(content.get(name, {}), dict) for name in blocks):
         return False
     ids, spec, metrics = content["ids"], content["spec"], content.get("metrics", {})

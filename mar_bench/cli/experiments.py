@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from mar_bench.cli.options import (
+    All,
     ExperimentName,
+    ExperimentNames,
     Only,
     Overrides,
     Records,
@@ -25,13 +27,19 @@ from mar_bench.cli.options import (
     cores,
     find_record,
     is_record,
+    load,
+    named,
     no_seeds,
+    once,
     parse_seeds,
     plan_of,
     results,
     split_row,
 )
 from mar_bench.errors import UserError, did_you_mean
+
+
+TABLE_FORMATS = ("md", "csv", "tex")
 
 
 @app.command("list")
@@ -77,7 +85,6 @@ def show(
 
         print(record_text(find_record(name, runs, records)[1]))
         return
-    from mar_bench.config import load_experiment
     from mar_bench.console import console_table, to_yaml
     from mar_bench.ids import generation_run, reconstruction_run, speed_run
     from mar_bench.jobs import status
@@ -85,14 +92,17 @@ def show(
     from mar_bench.provenance import device_name
 
     experiment_name, row = split_row(name)
-    experiment = load_experiment(experiment_name, scale, overrides or ())
     places, found = results(runs, records)
+    experiment = load(experiment_name, scale, overrides, found)
     if row is None:
         print(f"{experiment.id}: {experiment.title}, {scale} scale\n{experiment.source}\n")
         lines = []
         for row, spec in experiment.rows.items():
             run = generation_run(row, spec)
-            lines.append([row, run.ids["train_id"], run.id, status(run, places, found), _paper_cell(experiment, row)])
+            open_yet = row in experiment.sweeps and row not in experiment.choices
+            state = "not chosen yet" if open_yet else status(run, places, found)
+            lines.append([row, run.ids["train_id"], run.id, state, _paper_cell(experiment, row)])
+        lines += [[row, "", "", why, _paper_cell(experiment, row)] for row, why in experiment.absent.items()]
         print(console_table(["row", "train_id", "eval_id", "status", "paper"], lines))
         return
     if row not in experiment.rows:
@@ -107,8 +117,8 @@ def show(
 
 @app.command()
 def plan(
-    name: ExperimentName,
-    overrides: Overrides = None,
+    words: ExperimentNames = None,
+    every: All = False,
     scale: Scale = "tiny",
     seeds: Seeds = None,
     sampling_seeds: SamplingSeeds = None,
@@ -119,21 +129,22 @@ def plan(
 ) -> None:
     """Say what a run would do.
 
-    Evaluations, trainings and what they share; what is done, missing or failed."""
+    Evaluations, trainings and what they share; what is done, missing or failed. With several experiments, or --all,
+    also what they share between them."""
     from mar_bench.planning import make_plan, plan_text
 
     places, found = results(runs, records)
-    _, planned = plan_of([name], scale, no_seeds(overrides), seeds, sampling_seeds, only)
-    content = make_plan(name, scale, planned, places, found)
+    names, overrides = _names_and_overrides(words)
+    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
+    planned = plan_of(experiments, seeds, sampling_seeds, only)
+    content = make_plan(experiments, scale, planned, once(planned), places, found)
     print(json.dumps(content, indent=1) if as_json else plan_text(content))
 
 
 @app.command()
 def run(
-    words: Annotated[
-        list[str],
-        typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides."),
-    ],
+    words: ExperimentNames = None,
+    every: All = False,
     scale: Scale = "tiny",
     jobs: Annotated[
         int,
@@ -152,19 +163,43 @@ def run(
 ) -> None:
     """Train, sample and measure what is not done yet.
 
-    Stopped, the same command goes on where it was."""
+    Stopped, the same command goes on where it was. Cells that are chosen by a sweep follow once its points are
+    measured."""
+    from mar_bench.jobs import publish
+
+    names, overrides = _names_and_overrides(words)
+    names, overrides, world = named(names, every), no_seeds(overrides), _world()
+    done, todo_at_all = 0, False
+    for sweeps_are_done in (False, True):
+        places, found = results(runs, records)
+        experiments = [load(name, scale, overrides, found) for name in names]
+        planned = once(plan_of(experiments, seeds, sampling_seeds, only))
+        done = len(planned)
+        if reuse_records:
+            publish([r for r in planned if r.choice], places)
+            planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
+        todo_at_all |= _run_planned(planned, places, jobs, world)
+        publish(planned, places)
+        if sweeps_are_done or all(e.sweeps.keys() == e.choices.keys() for e in experiments):
+            break
+    if world is not None and not world.first:
+        return
+    if not todo_at_all:
+        print(f"nothing to do: all {done} runs are done; records are in {places.records}")
+        return
+    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
+    print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(words)}")
+
+
+def _names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
+    return [w for w in words or () if "=" not in w], [w for w in words or () if "=" in w]
+
+
+def _run_planned(planned: list, places, jobs: int | None, world) -> bool:
+    """Do what runs still need; whether there was anything. Exits where it was stopped or a job failed."""
     from mar_bench.jobs import jobs_for, preflight, publish, writable
     from mar_bench.progress import duration, make_report
 
-    places, found = results(runs, records)
-    names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
-    if not names:
-        raise UserError(f"run needs an experiment before {overrides[0]}; see mar-bench list")
-    _, planned = plan_of(names, scale, no_seeds(overrides), seeds, sampling_seeds, only)
-    world = _world()
-    wanted = len(planned)
-    if reuse_records:
-        planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
     publish(planned, places)
     todo = jobs_for(planned, places)
     if world:
@@ -173,8 +208,7 @@ def run(
                 world.share(range(job.run.spec.train.batch_size))  # raises before any work
         todo = world.agreed(todo)
     if not todo:
-        print(f"nothing to do: all {wanted} runs are done; records are in {places.records}")
-        return
+        return False
     preflight([job.run for job in todo])
     writable(places)
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
@@ -206,38 +240,45 @@ def run(
             print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
         print("their records say more; run the same command to try again", file=sys.stderr)
         raise typer.Exit(1)
-    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
     if world is None or world.first:
-        print(f"{outcome.done} jobs done in {taken}; next: mar-bench table {names[0]} {' '.join(words)}")
+        print(f"{outcome.done} jobs done in {taken}")
+    return True
 
 
 @app.command()
 def table(
-    name: ExperimentName,
-    overrides: Overrides = None,
+    words: ExperimentNames = None,
+    every: All = False,
     scale: Scale = "tiny",
-    output_format: Annotated[str, typer.Option("--format", metavar="md|csv", help="What to print.")] = "md",
-    save: Annotated[bool, typer.Option("--save", help="Write both formats into the reports folder as well.")] = False,
+    output_format: Annotated[str, typer.Option("--format", metavar="md|csv|tex", help="What to print.")] = "md",
+    save: Annotated[bool, typer.Option("--save", help="Write all formats into the reports folder as well.")] = False,
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
     """Print a table beside the paper's numbers."""
-    from mar_bench.config import load_experiment
-    from mar_bench.records import atomic_write
-
-    if output_format not in ("md", "csv"):
-        raise UserError(f"--format {output_format}: {did_you_mean(output_format, ('md', 'csv'))}")
-    experiment = load_experiment(name, scale, no_seeds(overrides))
+    if output_format not in TABLE_FORMATS:
+        raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
     places, found = results(None, records)
+    names, overrides = _names_and_overrides(words)
+    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
+    for experiment in experiments:
+        _table(experiment, found, places, output_format, save, reports, strict=save and not every)
+
+
+def _table(experiment, found: dict, places, output_format: str, save: bool, reports: str, strict: bool) -> None:
+    """Print one table; without records print a note, or with ``strict`` raise UserError, and save nothing."""
+    from mar_bench.records import atomic_write
     from mar_bench.report.tables import build
 
+    scale = experiment.scale
     result = build(experiment, found)
     if not any(tasks["generation"] for tasks in result.selection.values()):
         nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
-        if save:
+        if strict:
             raise UserError(nothing)
         print(f"note: {nothing}", file=sys.stderr)
-    texts = {"md": result.markdown(), "csv": result.csv()}
+        save = False
+    texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
     print(texts[output_format], end="")
     if save:
         for ending, text in texts.items():
@@ -248,23 +289,30 @@ def table(
 
 @app.command()
 def plot(
-    name: ExperimentName,
-    overrides: Overrides = None,
+    words: ExperimentNames = None,
+    every: All = False,
     scale: Scale = "tiny",
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
-    """Draw distance against seconds per image.
+    """Draw an experiment's figure, or distance against seconds per image where it names none.
 
     Writes <reports>/<scale>/<experiment>.png, .pdf and .svg."""
-    from mar_bench.config import load_experiment
-
-    experiment = load_experiment(name, scale, no_seeds(overrides))
     _, found = results(None, records)
-    from mar_bench.report.plots import speed_accuracy
+    names, overrides = _names_and_overrides(words)
+    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
+    from mar_bench.report.figures import draw
 
-    for path in speed_accuracy(experiment, found, Path(reports) / scale / experiment.id):
-        print(f"wrote {path}")
+    for experiment in experiments:
+        try:
+            paths = draw(experiment, found, Path(reports) / scale / experiment.id)
+        except UserError as error:
+            if not every:
+                raise
+            print(f"note: {error}", file=sys.stderr)
+            continue
+        for path in paths:
+            print(f"wrote {path}")
 
 
 @app.command()
@@ -276,16 +324,16 @@ def sample(
     sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are drawn.")] = "0",
     reports: Reports = "reports",
     runs: Runs = None,
+    records: Records = None,
 ) -> None:
     """Draw a sheet of generated images.
 
     A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
-    from mar_bench.config import load_experiment
     from mar_bench.ids import generation_run, with_seeds
-    from mar_bench.jobs import default_places, previews
+    from mar_bench.jobs import previews
 
-    experiment = load_experiment(name, scale, no_seeds(overrides))
-    places = default_places(runs, None)
+    places, found = results(runs, records)
+    experiment = load(name, scale, no_seeds(overrides), found)
     train_seeds, drawn_seeds = parse_seeds("--seeds", seeds), parse_seeds("--sampling-seeds", sampling_seeds)
     if len(train_seeds) != 1 or len(drawn_seeds) != 1:
         raise UserError("a sheet shows one training seed and one sampling seed")

@@ -23,10 +23,15 @@ app = typer.Typer(
 Scale = Annotated[
     str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk or paper.")
 ]
-Seeds = Annotated[str, typer.Option(metavar="0,1,2", help="Training seeds of the generators. Default: the spec's, 0.")]
+All = Annotated[bool, typer.Option("--all", help="Every experiment there is.")]
+Seeds = Annotated[
+    str, typer.Option(metavar="0,1,2", help="Training seeds of the generators. Default: the experiment's, else 0.")
+]
 SamplingSeeds = Annotated[
     str,
-    typer.Option(metavar="0,1,2", help="Sampling seeds: other images from the same weights. Default: the spec's, 0."),
+    typer.Option(
+        metavar="0,1,2", help="Sampling seeds: other images of the same weights. Default: the experiment's, else 0."
+    ),
 ]
 Only = Annotated[
     str, typer.Option(metavar="PATTERN", help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")
@@ -46,6 +51,9 @@ Records = Annotated[
 Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
 Weights = Annotated[str, _folder("WEIGHTS", "Folder of public files.")]
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
+ExperimentNames = Annotated[
+    list[str], typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides.")
+]
 Overrides = Annotated[
     list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
 ]
@@ -77,20 +85,48 @@ def find_record(name: str, runs: str | None, records: str | None):
     return places, read_record(path)
 
 
-def plan_of(names: list[str], scale: str, overrides: list[str], seeds, sampling_seeds, only: str | None):
-    """Experiments and all their runs, each id once."""
+def load(name: str, scale: str, overrides: list[str] | None, records):
+    """An experiment, with every cell of a sweep at the point that the records choose."""
     from mar_bench.config import load_experiment
-    from mar_bench.ids import plan_runs
+    from mar_bench.selection import with_choices
+
+    return with_choices(load_experiment(name, scale, overrides or ()), records)
+
+
+def named(names: list[str] | str | None, every: bool) -> list[str]:
+    """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
+    from mar_bench.config import experiment_files
+
+    names = [names] if isinstance(names, str) else list(names or ())
+    if every and names:
+        raise UserError(f"--all is every experiment; leave out {' '.join(names)}")
+    if not (names or every):
+        raise UserError("name an experiment (mar-bench list has them), or say --all")
+    return list(experiment_files()) if every else names
+
+
+def plan_of(experiments: list, seeds, sampling_seeds, only: str | None) -> dict[str, list]:
+    """The runs of each experiment by its id."""
+    from mar_bench.ids import CHOICE_SEED, plan_runs
     from mar_bench.provenance import device_name
 
     train_seeds, drawn_seeds = parse_seeds("--seeds", seeds), parse_seeds("--sampling-seeds", sampling_seeds)
-    experiments = [load_experiment(name, scale, overrides) for name in names]
-    found = {}
+    if CHOICE_SEED in (drawn_seeds or ()):
+        raise UserError(f"--sampling-seeds {sampling_seeds}: {CHOICE_SEED} is the seed on which sweeps are compared")
+    planned = {}
     for experiment in experiments:
         device = device_name(next(iter(experiment.rows.values())).compute.device)
-        for planned in plan_runs(experiment, train_seeds, drawn_seeds, only, device):
-            found.setdefault(planned.id, planned)
-    return experiments, list(found.values())
+        planned[experiment.id] = plan_runs(experiment, train_seeds, drawn_seeds, only, device)
+    return planned
+
+
+def once(planned: dict[str, list]) -> list:
+    """The runs of several experiments, each id once; a cell before a sweep's point of the same id."""
+    found: dict[str, object] = {}
+    for run in (run for runs in planned.values() for run in runs):
+        if run.id not in found or (run.choice and not found[run.id].choice):
+            found[run.id] = run
+    return list(found.values())
 
 
 def no_seeds(overrides: list[str] | None) -> list[str]:
