@@ -38,7 +38,6 @@ from mar_bench.cli.options import (
 )
 from mar_bench.errors import UserError, did_you_mean
 
-
 TABLE_FORMATS = ("md", "csv", "tex")
 
 
