@@ -319,6 +319,7 @@ BESIDE = ("parameters", "head_parameters", "rfd", "seconds_per_image")  # of a l
 LAYOUT_KEYS = ("rows", "columns", "metrics", "beside")
 BUNDLE_KEYS = ("label", "set", "select", "absent")
 SELECT_KEYS = ("minimise", "maximise", "over")
+SEARCH_KEYS = ("rows", "judge", "steps", "tokenizers")
 FIGURES = ("speed", "curve", "gallery")
 FIGURE_KEYS = ("kind", "x", "x_title", "y", "line", "point", "log_x")
 SEED_KEYS = ("training", "sampling")
@@ -337,6 +338,7 @@ def check_experiment(tree: dict) -> None:
     for key in ("title", "source"):
         _need(isinstance(tree.get(key) or "", str), key, f"expected a text, found {tree.get(key)!r}")
     axes = {axis: [name for name, b in bundles.items() if b is not None] for axis, bundles in _axes(tree["axes"])}
+    _search(tree.get("search") or {})
     _layout(tree["layout"], axes)
     _paper(tree.get("paper") or {})
     _need(isinstance(tree.get("quoted") or [], list), "quoted", "expected a list of tables of results/paper")
@@ -397,6 +399,23 @@ def _select(select: dict, path: str) -> None:
         where = join(join(path, "over"), str(knob))
         _need(str(knob).startswith("sampling.") and knob != "sampling.seed", where, "only knobs of sampling are chosen")
         _need(isinstance(values, list) and values, where, f"expected a list of values, found {values!r}", values)
+
+
+def _search(searches: Any) -> None:
+    """Tokenizers to choose from for the rows of a pattern, each judged by a short training of one of these rows."""
+    for name, search in check_block("search", searches).items():
+        path = join("search", name)
+        if search is None:
+            continue
+        check_keys(path, search, SEARCH_KEYS)
+        for key in SEARCH_KEYS:
+            _need(search.get(key), join(path, key), "is missing; a search has rows, judge, steps and tokenizers")
+        for key in ("rows", "judge"):
+            _need(isinstance(search[key], str), join(path, key), f"expected a text, found {search[key]!r}")
+        _need(parse(int, search["steps"], join(path, "steps")) > 0, join(path, "steps"), "must be above 0")
+        _need(isinstance(search["tokenizers"], list), join(path, "tokenizers"), "expected a list of blocks")
+        for i, block in enumerate(search["tokenizers"]):
+            check_block(f"{path}.tokenizers[{i}]", block)
 
 
 def _figure(figure: Any, axes: dict[str, list[str]], bundles: dict) -> None:

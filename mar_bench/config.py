@@ -6,6 +6,7 @@ the bundles of a row, ``key=value`` from the command line. A block whose ``kind`
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 import os
@@ -17,14 +18,14 @@ from typing import Any
 
 from mar_bench.checks import check_block, check_experiment, check_keys, finish
 from mar_bench.errors import UserError, did_you_mean
-from mar_bench.parse import KeyPathError, join, parse
+from mar_bench.parse import KeyPathError, as_tree, join, parse
 from mar_bench.published import PublishedRow, lookup, published
 from mar_bench.spec import RunSpec
 
 SCALES = ("smoke", "tiny", "desk", "paper")
 EXPERIMENT_KEYS = (
-    "id", "title", "source", "base", "run", "parts", "seeds", "axes", "layout", "figure", "paper", "quoted",
-    "orderings", "scales",
+    "id", "title", "source", "base", "run", "parts", "seeds", "axes", "search", "layout", "figure", "paper",
+    "quoted", "orderings", "scales",
 )  # fmt: skip
 LAYER_KEYS = ("run", "parts", "seeds")  # of a base and of a scale
 SECTION_KEYS = tuple(key for key in EXPERIMENT_KEYS if key not in ("id", "base", "scales"))
@@ -165,6 +166,14 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Settings of a tokenizer, of which one is to be chosen for several rows, each tried in a short training."""
+
+    rows: list[str]
+    points: list[tuple[dict[str, Any], RunSpec]]  # fields of the tokenizer, and one row with these, trained shortly
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One table or figure at one scale, every row resolved and checked."""
 
@@ -182,8 +191,14 @@ class Experiment:
     quoted: list[PublishedRow] = field(default_factory=list)  # published rows of other systems
     figure: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: what run does unless told
+    searches: list[Search] = field(default_factory=list)
     sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points among which one is to be chosen
     choices: dict[str, dict] = field(default_factory=dict)  # row -> how its point was chosen (selection.py)
+
+    def is_open(self, row: str) -> bool:
+        """Whether the row's point is still to be chosen, so that it cannot be run yet."""
+        chosen = row in self.sweeps or any(row in search.rows for search in self.searches)
+        return chosen and row not in self.choices
 
     def bundles(self, row: str) -> dict[str, str]:
         """The row's bundle on each axis."""
@@ -238,8 +253,34 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
         absent=absent,
         figure=tree.get("figure") or {},
         seeds=tree.get("seeds") or {},
+        searches=_searches(file, tree.get("search") or {}, rows, sweeps),
         sweeps=sweeps,
     )
+
+
+def _searches(file: Path, tree: dict, rows: dict[str, RunSpec], sweeps: dict[str, Sweep]) -> list[Search]:
+    """The searches of an experiment. Raises UserError naming the one that does not fit its rows."""
+    searches = []
+    for name, search in tree.items():
+        if not search:  # this scale has published tokenizers
+            continue
+        chosen = [row for row in rows if fnmatch.fnmatch(row, search["rows"])]
+        if search["judge"] not in chosen:
+            raise UserError(
+                f"{file}: search.{name}.judge: '{search['judge']}' is none of its rows: {', '.join(chosen)}"
+            )
+        judge = as_tree(rows[search["judge"]])
+        points = []
+        for fields_ in search["tokenizers"]:
+            short = {"tokenizer": fields_, "train": {"steps": search["steps"]}}
+            try:
+                points.append((fields_, finish(parse(RunSpec, overlay(judge, short)))))
+            except (KeyPathError, UserError) as error:
+                raise UserError(f"{file}: search.{name}: {error}") from None
+        if swept := sorted(sweeps.keys() & set(chosen)):
+            raise UserError(f"{file}: search.{name}: row '{swept[0]}' has a sweep too; a row is chosen by one of them")
+        searches.append(Search(chosen, points))
+    return searches
 
 
 def _points(bundles: list[dict]) -> Iterator[tuple[dict[str, Any], dict]]:

@@ -170,6 +170,11 @@ def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     )
 
 
+def choosing_run(row: str, point: RunSpec) -> Run:
+    """The measurement of a point from among which a row's is chosen."""
+    return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
+
+
 def chosen_rows(experiment: Experiment, only: str | None) -> dict[str, RunSpec]:
     """The rows whose names match ``only``, a shell pattern; all for None. Raises UserError where it matches none."""
     rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
@@ -192,11 +197,17 @@ def plan_runs(
     rows = chosen_rows(experiment, only)
     runs: dict[str, Run] = {}
     speed: dict[str, Run] = {}
+    for search in experiment.searches:
+        for _, point in search.points if set(search.rows) & rows.keys() else ():
+            tried = choosing_run(search.rows[0], point)
+            runs.setdefault(tried.id, tried)
+            alone = replace(reconstruction_run(tried.row, point), sweep=True)
+            speed.setdefault(alone.id, alone)
     for row, spec in rows.items():
         for _, point in experiment.sweeps[row].points if row in experiment.sweeps else ():
-            run = replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
+            run = choosing_run(row, point)
             runs.setdefault(run.id, run)
-        if row in experiment.sweeps and row not in experiment.choices:
+        if experiment.is_open(row):
             continue
         for seed in seeds or experiment.seeds.get("training") or [spec.train.seed]:
             for sampling_seed in sampling_seeds or experiment.seeds.get("sampling") or [spec.sampling.seed]:

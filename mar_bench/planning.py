@@ -40,7 +40,7 @@ def make_plan(
     evaluations = [run for run in runs if run.task == "generation"]
     entries = [entry(run) for run in evaluations]
     counts = Counter(e["status"] for e in entries)
-    waiting = sum(_seeds(e) for e in experiments for row in e.sweeps if row not in e.choices)
+    waiting = sum(_seeds(e) for e in experiments for row in e.rows if e.is_open(row))
     return {
         "experiment": ", ".join(planned),
         "scale": scale,

@@ -98,8 +98,7 @@ def show(
         lines = []
         for row, spec in experiment.rows.items():
             run = generation_run(row, spec)
-            open_yet = row in experiment.sweeps and row not in experiment.choices
-            state = "not chosen yet" if open_yet else status(run, places, found)
+            state = "not chosen yet" if experiment.is_open(row) else status(run, places, found)
             lines.append([row, run.ids["train_id"], run.id, state, _paper_cell(experiment, row)])
         lines += [[row, "", "", why, _paper_cell(experiment, row)] for row, why in experiment.absent.items()]
         print(console_table(["row", "train_id", "eval_id", "status", "paper"], lines))
@@ -179,7 +178,7 @@ def run(
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
         todo_at_all |= _run_planned(planned, places, jobs, world)
         publish(planned, places)
-        if sweeps_are_done or all(e.sweeps.keys() == e.choices.keys() for e in experiments):
+        if sweeps_are_done or not any(e.is_open(row) for e in experiments for row in e.rows):
             break
     if world is not None and not world.first:
         return
