@@ -381,7 +381,10 @@ def _axes(axes: Any) -> Iterator[tuple[str, dict]]:
             check_keys(where, bundle, BUNDLE_KEYS)
             for key in BUNDLE_KEYS[:3]:
                 check_block(join(where, key), bundle.get(key) or {})
-            _need(isinstance(bundle.get("absent") or "", str), join(where, "absent"), "expected a text")
+            absent = bundle.get("absent") or ""
+            texts = absent.values() if isinstance(absent, dict) else [absent]
+            what = "expected a text, or a text for each bundle of another axis that it cannot stand beside"
+            _need(all(isinstance(text, str) for text in texts), join(where, "absent"), what)
             if bundle.get("select"):
                 _select(bundle["select"], join(where, "select"))
         _need(any(b is not None for b in bundles.values()), path, "an axis needs at least one bundle")

@@ -218,7 +218,7 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
     for names in itertools.product(*(axes[a] for a in axes)):
         row = "/".join(names)
         bundles = [axes[axis][name] for axis, name in zip(axes, names)]
-        if why := next((b["absent"] for b in bundles if b.get("absent")), None):
+        if why := _absent(bundles, names):
             absent[row] = why
             continue
         spec_tree = tree.get("run") or {}
@@ -266,9 +266,7 @@ def _searches(file: Path, tree: dict, rows: dict[str, RunSpec], sweeps: dict[str
             continue
         chosen = [row for row in rows if fnmatch.fnmatch(row, search["rows"])]
         if search["judge"] not in chosen:
-            raise UserError(
-                f"{file}: search.{name}.judge: '{search['judge']}' is none of its rows: {', '.join(chosen)}"
-            )
+            raise UserError(f"{file}: search.{name}.judge: '{search['judge']}' is none of {', '.join(chosen)}")
         judge = as_tree(rows[search["judge"]])
         points = []
         for fields_ in search["tokenizers"]:
@@ -281,6 +279,17 @@ def _searches(file: Path, tree: dict, rows: dict[str, RunSpec], sweeps: dict[str
             raise UserError(f"{file}: search.{name}: row '{swept[0]}' has a sweep too; a row is chosen by one of them")
         searches.append(Search(chosen, points))
     return searches
+
+
+def _absent(bundles: list[dict], names: tuple[str, ...]) -> str | None:
+    """What stands in the place of a row that does not exist: of a bundle, or of a bundle beside another one."""
+    for bundle in bundles:
+        why = bundle.get("absent")
+        if isinstance(why, dict):
+            why = next((text for name, text in why.items() if name in names), None)
+        if why:
+            return why
+    return None
 
 
 def _points(bundles: list[dict]) -> Iterator[tuple[dict[str, Any], dict]]:
