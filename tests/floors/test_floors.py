@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "mar_bench"
 FLOORS = (
     {"errors", "spec", "parse", "checks", "config", "ids", "records", "protocol"}
-    | {"provenance", "locks", "console", "fetch"},
+    | {"provenance", "locks", "console", "fetch", "published"},
     {"schedules", "orders", "diffusion", "noise", "official"},
     {"tokenizers", "backbones", "heads"},
     {"model", "sampler", "build"},
