@@ -229,6 +229,7 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
                 (values, finish(parse(RunSpec, overlay(overlay(spec_tree, point), command_line))))
                 for values, point in _points(bundles)
             ]
+            points = [point for i, point in enumerate(points) if point[1] not in [spec for _, spec in points[:i]]]
             rows[row] = points[0][1]
             if len(points) > 1:
                 sweeps[row] = Sweep(*_wanted(bundles), points)
