@@ -192,8 +192,8 @@ def plan_runs(
 ) -> list[Run]:
     """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
 
-    Of a row with a sweep all its points, and the row itself where its point is chosen. Seeds that are not given are
-    the experiment's, else the spec's. For ``only`` see ``chosen_rows``."""
+    Of a row with a sweep all its points, and the row itself where its point is chosen. For ``only`` see
+    ``chosen_rows``."""
     rows = chosen_rows(experiment, only)
     runs: dict[str, Run] = {}
     speed: dict[str, Run] = {}
@@ -209,8 +209,8 @@ def plan_runs(
             runs.setdefault(run.id, run)
         if experiment.is_open(row):
             continue
-        for seed in seeds or experiment.seeds.get("training") or [spec.train.seed]:
-            for sampling_seed in sampling_seeds or experiment.seeds.get("sampling") or [spec.sampling.seed]:
+        for seed in [spec.train.seed] if seeds is None else seeds:
+            for sampling_seed in [spec.sampling.seed] if sampling_seeds is None else sampling_seeds:
                 seeded = with_seeds(spec, seed, sampling_seed)
                 run = replace(generation_run(row, seeded), choice=experiment.choices.get(row))
                 runs.setdefault(run.id, run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from mar_bench.config import Experiment
 from mar_bench.console import console_table
 from mar_bench.ids import Run
 from mar_bench.jobs import Places, is_sound, jobs_for, status
@@ -17,17 +16,18 @@ MAR_L_HOURS = 16 * 35  # H100 hours of 400 epochs
 
 
 def make_plan(
-    experiments: list[Experiment],
-    scale: str,
     planned: dict[str, list[Run]],
     runs: list[Run],
+    waiting: int,
+    scale: str,
     places: Places,
     records: dict[str, Record],
 ) -> dict:
-    """A JSON object; ``planned`` has the runs of each experiment by its id, ``runs`` each of them once.
+    """A JSON object; ``planned`` has the runs of each experiment by its id, ``runs`` each of them once, and ``waiting``
+    is the number of those that cannot be planned yet, as their point is still to be chosen.
 
-    ``evaluations`` counts cells (on all their seeds), those included whose point is not ``chosen`` yet, and ``sweep``
-    the points that are measured to choose it. ``done``, ``missing`` and ``failed`` count the entries of ``runs``;
+    ``evaluations`` counts cells on all their seeds, with those that wait, and ``sweep`` the points that are measured to
+    choose from. ``done``, ``missing`` and ``failed`` count the entries of ``runs``;
     ``companions`` are the reconstruction and speed records that the table shows beside them, and ``stages``
     says for each kind of stage how many different ones are needed, for how many evaluations, and how many are done;
     ``recorded_only`` are done by a record whose run is not in ``places.runs``.
@@ -40,7 +40,6 @@ def make_plan(
     evaluations = [run for run in runs if run.task == "generation"]
     entries = [entry(run) for run in evaluations]
     counts = Counter(e["status"] for e in entries)
-    waiting = sum(_seeds(e) for e in experiments for row in e.rows if e.is_open(row))
     return {
         "experiment": ", ".join(planned),
         "scale": scale,
@@ -59,11 +58,6 @@ def make_plan(
         "runs": entries,
         "companions": [entry(run) for run in runs if run.task != "generation"],
     }
-
-
-def _seeds(experiment: Experiment) -> int:
-    """On how many pairs of seeds a cell is measured, unless it is said otherwise."""
-    return len(experiment.seeds.get("training", [0])) * len(experiment.seeds.get("sampling", [0]))
 
 
 def _reuse(planned: dict[str, list[Run]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -34,6 +35,7 @@ from mar_bench.cli.options import (
     parse_seeds,
     plan_of,
     results,
+    seeds_of,
     split_row,
 )
 from mar_bench.errors import UserError, did_you_mean
@@ -129,13 +131,19 @@ def plan(
 
     Evaluations, trainings and what they share; what is done, missing or failed. With several experiments, or --all,
     also what they share between them."""
+    from mar_bench.ids import chosen_rows
     from mar_bench.planning import make_plan, plan_text
 
     places, found = results(runs, records)
     names, overrides = _names_and_overrides(words)
     experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
-    planned = plan_of(experiments, seeds, sampling_seeds, only)
-    content = make_plan(experiments, scale, planned, once(planned), places, found)
+    planned = plan_of(experiments, seeds, sampling_seeds, only, every)
+    waiting = 0
+    for experiment in experiments:
+        chosen = seeds_of(experiment, seeds, sampling_seeds, every)
+        open_rows = sum(experiment.is_open(row) for row in chosen_rows(experiment, only))
+        waiting += open_rows * math.prod(len(seeds or [0]) for seeds in chosen)
+    content = make_plan(planned, once(planned), waiting, scale, places, found)
     print(json.dumps(content, indent=1) if as_json else plan_text(content))
 
 
@@ -171,7 +179,7 @@ def run(
     for sweeps_are_done in (False, True):
         places, found = results(runs, records)
         experiments = [load(name, scale, overrides, found) for name in names]
-        planned = once(plan_of(experiments, seeds, sampling_seeds, only))
+        planned = once(plan_of(experiments, seeds, sampling_seeds, only, every))
         done = len(planned)
         if reuse_records:
             publish([r for r in planned if r.choice], places)

@@ -23,14 +23,15 @@ app = typer.Typer(
 Scale = Annotated[
     str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk or paper.")
 ]
+OWN = "own"  # seeds as the experiment's file names them
 All = Annotated[bool, typer.Option("--all", help="Every experiment there is.")]
 Seeds = Annotated[
-    str, typer.Option(metavar="0,1,2", help="Training seeds of the generators. Default: the experiment's, else 0.")
+    str, typer.Option(metavar="0,1,2", help="Training seeds; own: the experiment's, as --all has them. Default: 0.")
 ]
 SamplingSeeds = Annotated[
     str,
     typer.Option(
-        metavar="0,1,2", help="Sampling seeds: other images of the same weights. Default: the experiment's, else 0."
+        metavar="0,1,2", help="Sampling seeds: other images of the same weights; own as in --seeds. Default: 0."
     ),
 ]
 Only = Annotated[
@@ -105,18 +106,29 @@ def named(names: list[str] | str | None, every: bool) -> list[str]:
     return list(experiment_files()) if every else names
 
 
-def plan_of(experiments: list, seeds, sampling_seeds, only: str | None) -> dict[str, list]:
-    """The runs of each experiment by its id."""
-    from mar_bench.ids import CHOICE_SEED, plan_runs
+def seeds_of(experiment, seeds: str | None, sampling_seeds: str | None, every: bool) -> tuple[list | None, list | None]:
+    """Training and sampling seeds: those asked for, or with --all those that the experiment's file names."""
+    from mar_bench.ids import CHOICE_SEED
+
+    found = []
+    for option, text, kind in (("--seeds", seeds, "training"), ("--sampling-seeds", sampling_seeds, "sampling")):
+        own = text == OWN or text is None and every
+        found.append(experiment.seeds.get(kind) if own else parse_seeds(option, text))
+    if CHOICE_SEED in (found[1] or ()):
+        raise UserError(f"--sampling-seeds {sampling_seeds}: {CHOICE_SEED} is the seed on which sweeps are compared")
+    return found[0], found[1]
+
+
+def plan_of(experiments: list, seeds, sampling_seeds, only: str | None, every: bool) -> dict[str, list]:
+    """The runs of each experiment by its id; for the seeds see ``seeds_of``."""
+    from mar_bench.ids import plan_runs
     from mar_bench.provenance import device_name
 
-    train_seeds, drawn_seeds = parse_seeds("--seeds", seeds), parse_seeds("--sampling-seeds", sampling_seeds)
-    if CHOICE_SEED in (drawn_seeds or ()):
-        raise UserError(f"--sampling-seeds {sampling_seeds}: {CHOICE_SEED} is the seed on which sweeps are compared")
     planned = {}
     for experiment in experiments:
         device = device_name(next(iter(experiment.rows.values())).compute.device)
-        planned[experiment.id] = plan_runs(experiment, train_seeds, drawn_seeds, only, device)
+        chosen = seeds_of(experiment, seeds, sampling_seeds, every)
+        planned[experiment.id] = plan_runs(experiment, *chosen, only, device)
     return planned
 
 
