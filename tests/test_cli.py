@@ -120,7 +120,7 @@ def test_show_prints_rows_then_a_row(places):
         (("plan", "table1", "sampling.num_ar_steps=4"), ("causal", "num_ar_steps 4", "masked backbone")),
         (("plan", "table1", "--only", "mar/*", "parts.few_steps=17"), ("17", "16 tokens")),
         (("plan", "table1", "train.label_dropout=0"), ("guidance", "label_dropout")),
-        (("plan", "table1", "model.head.kind=gmm"), ("gmm", "cross_entropy")),
+        (("plan", "table1", "model.head.kind=gmn"), ("gmn", "did you mean 'gmm'")),
         (("plan", "table1", "model.head.kind=diffusion"), ("needs continuous tokens", "'vq'")),
         (("show", "table1/mar/dif/guided"), ("did you mean 'mar/diff/guided'",)),
         (("plan", "table1", "train.steps=[1"), ("overrides train.steps=[1",)),

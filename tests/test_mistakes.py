@@ -106,7 +106,7 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("metrics: [fd, is]", "metrics: [fid, is]", ("layout.metrics", "did you mean 'fd'")),
         ("metrics: [fd, is]", "metrics: []", ("layout.metrics", "known:")),
         # published cells
-        ("  mar/ce/guided:", "  mar/ce/guide:", ("no row 'mar/ce/guide'", "did you mean 'mar/ce/guided'")),
+        ("  mar/ce/guided:", "  mar/ce/guide:", ("paper.mar/ce/guide: no such row", "did you mean 'mar/ce/guided'")),
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fid: 3.69", ("paper.mar/ce/guided", "did you mean 'fd'")),
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fd: '-'", ("paper.mar/ce/guided.fd", "finite number")),
         ("mar/ce/guided: {fd: 3.69, is: 278.4}", "mar/ce/guided: 3.69", ("paper.mar/ce/guided", "block of keys")),

@@ -198,7 +198,14 @@ def run(
 
 
 def _names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
-    return [w for w in words or () if "=" not in w], [w for w in words or () if "=" in w]
+    """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
+    from mar_bench.config import RUN_KEYS
+
+    def is_override(word: str) -> bool:
+        block, dot, _ = word.partition(".")
+        return "=" in word or bool(dot) and block in (*RUN_KEYS, "parts")
+
+    return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]
 
 
 def _run_planned(planned: list, places, jobs: int | None, world) -> bool:

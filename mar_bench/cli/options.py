@@ -102,7 +102,7 @@ def named(names: list[str] | str | None, every: bool) -> list[str]:
     if every and names:
         raise UserError(f"--all is every experiment; leave out {' '.join(names)}")
     if not (names or every):
-        raise UserError("name an experiment (mar-bench list has them), or say --all")
+        raise UserError("this needs an experiment (mar-bench list has them), or --all")
     return list(experiment_files()) if every else names
 
 
