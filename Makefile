@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
 
-.PHONY: install demo test lint reference reports bench-loader bench-metrics rehearsal clean
+.PHONY: install demo smoke test lint reference reports bench-loader bench-metrics rehearsal clean
 
 install: $(INSTALLED)
 
@@ -30,16 +30,27 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
 
-# What is committed in results/ and reports/: three training seeds, about half an hour on two cores.
+# What is committed in results/ and reports/: every table at tiny scale on its own seeds, about an hour on two cores,
+# and two at desk scale, about an hour more.
 reference: $(INSTALLED)
-	$(MAR) run table1 --scale tiny --seeds 0,1,2 --records results/records
+	$(MAR) run --all --scale tiny --records results/records
+	$(MAR) run table1 same_tokenizer --scale desk --records results/records
 	$(MAKE) reports
 
 reports: $(INSTALLED)
-	$(MAR) table table1 --scale tiny --save >/dev/null
-	$(MAR) plot table1 --scale tiny
-	$(MAR) sample table1 --scale tiny
+	for scale in tiny desk; do \
+		$(MAR) table --all --scale $$scale --save >/dev/null; \
+		$(MAR) plot --all --scale $$scale; \
+		$(MAR) sample --all --scale $$scale; \
+	done
 	$(MAR) neighbours table1/raster_causal/diff/guided --scale tiny
+	$(MAR) claims --save >/dev/null
+
+# Every experiment at the scale that shows that the pipeline works: three minutes on two cores.
+smoke: $(INSTALLED)
+	$(MAR) run --all --scale smoke --runs runs/smoke --records runs/smoke/records
+	$(MAR) table --all --scale smoke --save --records runs/smoke/records --reports runs/smoke/reports >/dev/null
+	$(MAR) plot --all --scale smoke --records runs/smoke/records --reports runs/smoke/reports
 
 # Training tokens a second from the latent cache, against the official code's npz file an image: half a minute.
 bench-loader: $(INSTALLED)

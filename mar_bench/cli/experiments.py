@@ -14,7 +14,6 @@ import typer
 
 from mar_bench.cli.options import (
     All,
-    ExperimentName,
     ExperimentNames,
     Only,
     Overrides,
@@ -32,7 +31,7 @@ from mar_bench.cli.options import (
     named,
     no_seeds,
     once,
-    parse_seeds,
+    one_seed,
     plan_of,
     results,
     seeds_of,
@@ -330,8 +329,8 @@ def plot(
 
 @app.command()
 def sample(
-    name: ExperimentName,
-    overrides: Overrides = None,
+    words: ExperimentNames = None,
+    every: All = False,
     scale: Scale = "tiny",
     seeds: Annotated[str, typer.Option(metavar="N", help="The training seed whose images are drawn.")] = "0",
     sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are drawn.")] = "0",
@@ -344,18 +343,20 @@ def sample(
     A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.ids import generation_run, with_seeds
     from mar_bench.jobs import previews
-
-    places, found = results(runs, records)
-    experiment = load(name, scale, no_seeds(overrides), found)
-    train_seeds, drawn_seeds = parse_seeds("--seeds", seeds), parse_seeds("--sampling-seeds", sampling_seeds)
-    if len(train_seeds) != 1 or len(drawn_seeds) != 1:
-        raise UserError("a sheet shows one training seed and one sampling seed")
-    chosen = {r: generation_run(r, with_seeds(s, train_seeds[0], drawn_seeds[0])) for r, s in experiment.rows.items()}
-    images = previews(chosen, places)
     from mar_bench.report.samples import sample_grid
 
-    path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
-    print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+    places, found = results(runs, records)
+    pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
+    names, overrides = _names_and_overrides(words)
+    for name in named(names, every):
+        experiment = load(name, scale, no_seeds(overrides), found)
+        chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
+        images = previews(chosen, places)
+        if every and not images:
+            print(f"note: no images of {experiment.id} at scale {scale} in {places.runs}", file=sys.stderr)
+            continue
+        path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
+        print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
 
 
 def _paper_cell(experiment, row: str) -> str:
