@@ -1,17 +1,24 @@
-"""The only place that maps spec kinds to classes. A new part: one file, one dataclass, one line here."""
+"""The only place that maps spec kinds to classes, and kinds of generators to how they generate.
+
+A new part: one file, one dataclass, one line here."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from mar_bench import sampler
 from mar_bench.backbones.causal import CausalDecoder
 from mar_bench.backbones.masked import MaskedEncoderDecoder
 from mar_bench.heads.cross_entropy import CrossEntropy
 from mar_bench.heads.diffusion import Diffusion
-from mar_bench.model import ARGenerator
-from mar_bench.noise import seeded
-from mar_bench.spec import RunSpec
+from mar_bench.model import ARGenerator, Generator
+from mar_bench.noise import NoiseSource, seeded
+from mar_bench.rivals import dit
+from mar_bench.spec import ARModel, RunSpec, SamplingSpec
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.tokenizers.grouped import Grouped
 from mar_bench.tokenizers.kl import KLAutoencoder
@@ -30,6 +37,7 @@ TOKENIZERS = {
 }
 BACKBONES = {"masked": MaskedEncoderDecoder, "causal": CausalDecoder}
 HEADS = {"cross_entropy": CrossEntropy, "diffusion": Diffusion}
+GENERATE = {ARGenerator: sampler.generate, dit.DiT: dit.generate}
 
 
 def build_tokenizer(spec: RunSpec) -> Tokenizer:
@@ -39,20 +47,38 @@ def build_tokenizer(spec: RunSpec) -> Tokenizer:
     return tokenizer if spec.tokenizer.group == 1 else Grouped(tokenizer, spec.tokenizer.group)
 
 
-def build_generator(spec: RunSpec) -> ARGenerator:
+def build_generator(spec: RunSpec) -> Generator:
     """The generator with fresh weights drawn from the training seed; on the meta device, shapes only."""
     model = spec.model
     with seeded(spec.train.seed, "init"):
+        if not isinstance(model, ARModel):
+            return dit.DiT(model, spec.space, spec.data.num_classes, spec.train.label_dropout)
         backbone = BACKBONES[model.backbone.kind](model.backbone, spec.space, spec.data.num_classes)
         head = HEADS[model.head.kind](model.head, spec.space, model.backbone.dim)
         return ARGenerator(model.order, backbone, head, spec.space, spec.train.label_dropout)
 
 
-def count_parameters(model: ARGenerator) -> dict[str, int]:
+def generate(
+    model: Generator,
+    labels: torch.Tensor,
+    sampling: SamplingSpec,
+    noise: NoiseSource,
+    clock: Callable[[str], contextlib.AbstractContextManager] = sampler.no_clock,
+) -> torch.Tensor:
+    """Draw tokens (B, L[, D]) for labels (B,), on the labels' device, as the kind of generator does it.
+
+    ``clock(part)`` times "backbone" and, where there is one, "head"."""
+    return GENERATE[type(model)](model, labels, sampling, noise, clock)
+
+
+def count_parameters(model: Generator) -> dict[str, int]:
+    """Numbers of parameters; one without a head is all backbone."""
+
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    return {"total": count(model), "backbone": count(model.backbone), "head": count(model.head)}
+    total, head = count(model), count(model.head) if isinstance(model, ARGenerator) else 0
+    return {"total": total, "backbone": total - head, "head": head}
 
 
 def pick_device(name: str) -> torch.device:

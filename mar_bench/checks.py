@@ -62,9 +62,11 @@ def _sampling_that_counts(spec: RunSpec) -> SamplingSpec:
     )
     if not isinstance(model, ARModel):
         alone = {"order": None, "num_ar_steps": None, "choice_temperature": None}
-        if sampling.guidance_scale == 1:
-            return replace(sampling, **alone, guided_channels=None)
-        return replace(sampling, **alone, guidance_schedule="constant")
+        if sampling.sampler == "ddim":  # it adds no noise that a temperature could multiply
+            alone["temperature"] = 1.0
+        if sampling.guidance_scale == 1 or sampling.guided_channels == getattr(spec.space, "dim", None):
+            alone["guided_channels"] = None
+        return replace(sampling, **alone, guidance_schedule="linear" if sampling.guidance_scale == 1 else "constant")
     order = sampling.order or model.order
     chance = CHOICE_TEMPERATURE if sampling.choice_temperature is None else sampling.choice_temperature
     return replace(

@@ -1,14 +1,15 @@
-"""Gaussian diffusion on tokens: iDDPM's cosine schedule, learned-range variances, respaced sampling.
+"""Gaussian diffusion on tokens: cosine and linear schedules, learned-range variances, respaced sampling.
 
 Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models (2021), cited below as iDDPM; the
-settings are those of the MAR paper, appendix A. Tables are float64; a network sees float32.
+settings are those of the MAR paper, appendix A. The linear schedule is DDPM's (Ho et al. 2020), which DiT takes.
+Tables are float64; a network sees float32.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -23,6 +24,15 @@ def cosine_betas(num_timesteps: int) -> np.ndarray:
 
     n = num_timesteps
     return np.array([min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)])
+
+
+def linear_betas(num_timesteps: int) -> np.ndarray:
+    """DDPM, section 4: from 1e-4 to 0.02 in 1000 steps; of fewer each adds more, capped at 0.999 like the cosine's."""
+    scale = 1000 / num_timesteps
+    return np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps).clip(max=0.999)
+
+
+BETAS = {"cosine": cosine_betas, "linear": linear_betas}
 
 
 def respaced_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
@@ -54,9 +64,9 @@ class DiffusionTables:
     posterior_mean_xt: torch.Tensor  # weight of x_t in it
 
     @staticmethod
-    def make(num_timesteps: int, num_steps: int | None = None) -> DiffusionTables:
-        """Tables of the training schedule, or respaced to ``num_steps``."""
-        full = np.cumprod(1 - cosine_betas(num_timesteps))
+    def make(num_timesteps: int, num_steps: int | None = None, schedule: str = "cosine") -> DiffusionTables:
+        """Tables of the training schedule (one of BETAS), or respaced to ``num_steps``."""
+        full = np.cumprod(1 - BETAS[schedule](num_timesteps))
         timesteps = respaced_timesteps(num_timesteps, num_steps or num_timesteps)
         kept = full[timesteps]
         previous = np.append(1.0, kept[:-1])
@@ -165,18 +175,19 @@ def discretised_gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log
 def sample(
     tables: DiffusionTables,
     denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    noise: torch.Tensor,
+    noise: torch.Tensor | Sequence[torch.Tensor],
     *,
     temperature: float = 1.0,
     clamp_x0: float | None = None,
 ) -> torch.Tensor:
     """Ancestral sampling along respaced ``tables`` with T steps.
 
-    noise (T + 1, N, D): row 0 the start, row i the noise of the i-th denoising step (i = 1 the noisiest).
+    noise (T + 1, N, D), or what gives row i (N, D) when it is asked for: row 0 the start, row i the noise of the i-th
+    denoising step (i = 1 the noisiest).
     ``temperature`` multiplies the added noise (paper, section 3.2); ``clamp_x0`` bounds the predicted x0.
     Returns (N, D)."""
     num_steps = len(tables.timesteps)
-    assert noise.shape[0] == num_steps + 1
+    assert len(noise) == num_steps + 1
     x = noise[0]
     for i, step in enumerate(reversed(range(num_steps)), start=1):
         t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
@@ -188,4 +199,27 @@ def sample(
         x = posterior_mean(tables, x0, x, t)
         if step > 0:  # the last step adds no noise
             x = x + torch.exp(0.5 * learned_log_variance(tables, raw, t)) * noise[i] * temperature
+    return x
+
+
+def sample_ddim(
+    tables: DiffusionTables,
+    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    *,
+    clamp_x0: float | None = None,
+) -> torch.Tensor:
+    """Deterministic sampling along respaced ``tables`` (Song et al. 2020, DDIM, equation 12 with sigma = 0).
+
+    start (N, D) is all the noise there is; the predicted variance is not used. A clamp of x0 changes the noise with
+    it, so that both together still make x_t. Returns (N, D)."""
+    x = start
+    for step in reversed(range(len(tables.timesteps))):
+        t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
+        eps = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)[0]
+        x0 = predict_x0(tables, x, t, eps)
+        if clamp_x0 is not None:
+            x0 = x0.clamp(-clamp_x0, clamp_x0)
+            eps = (tables.at("inverse_signal", t) * x - x0) / tables.at("inverse_snr", t)
+        x = noised(tables, x0, t - 1, eps) if step > 0 else x0
     return x

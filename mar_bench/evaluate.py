@@ -9,16 +9,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mar_bench.build import generate
 from mar_bench.data import CONVERSION, ArrayImages, DataSet, FolderImages, batches, to_images, to_unit
 from mar_bench.distributed import ALONE, World
 from mar_bench.errors import UserError
 from mar_bench.features import FeatureSpace
 from mar_bench.metrics import psnr
-from mar_bench.model import ARGenerator
+from mar_bench.model import Generator
 from mar_bench.noise import NoiseSource
 from mar_bench.records import replacing
 from mar_bench.references import Reference, build_reference
-from mar_bench.sampler import generate
 from mar_bench.scores import Measure, Scores, Seen, one_pass
 from mar_bench.spec import DataSpec, RunSpec
 from mar_bench.tokenizers.base import Tokenizer
@@ -29,7 +29,7 @@ from mar_bench.train import Progress
 
 def draw_samples(
     spec: RunSpec,
-    model: ARGenerator,
+    model: Generator,
     folder: Path,
     device: torch.device,
     progress: Progress,
@@ -47,14 +47,14 @@ def draw_samples(
             tokens = draw_batch(spec, model, indices, device)
             if not tokens.isfinite().all():
                 raise UserError(
-                    f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the head is undertrained; "
-                    "set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
+                    f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained"
+                    "; set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
                 )
             with replacing(path) as temporary:
                 save_file({"tokens": tokens}, temporary)
 
 
-def draw_batch(spec: RunSpec, model: ARGenerator, indices: range, device: torch.device) -> torch.Tensor:
+def draw_batch(spec: RunSpec, model: Generator, indices: range, device: torch.device) -> torch.Tensor:
     """The tokens of images ``indices``, a whole batch, on the CPU."""
     labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
     tokens = generate(model, labels, spec.sampling, NoiseSource(spec.sampling.seed, indices))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mar_bench.build import build_generator
-from mar_bench.model import ARGenerator
+from mar_bench.build import build_generator, generate
+from mar_bench.model import ARGenerator, Generator
 from mar_bench.noise import NoiseSource
 from mar_bench.schedules import tokens_per_step
 from mar_bench.spec import Discrete, RunSpec, SamplingSpec, TokenSpace, num_tokens
@@ -33,7 +33,7 @@ class _GivenShare(NoiseSource):
         return self.u
 
 
-def on_meta(spec: RunSpec) -> ARGenerator:
+def on_meta(spec: RunSpec) -> Generator:
     with META:
         return build_generator(spec)
 
@@ -43,18 +43,27 @@ def training_flops(spec: RunSpec) -> float:
     model = on_meta(spec).train()
     tokens = _tokens(model.space, model.length)
     labels = torch.zeros(1, dtype=torch.int64, device=META)
-    shares = QUANTILES if hasattr(spec.model.backbone, "masking") else QUANTILES[:1]
+    shares = QUANTILES if hasattr(getattr(spec.model, "backbone", None), "masking") else QUANTILES[:1]
     counts = [_count(lambda u=u: model(tokens, labels, _GivenShare(u), 0).mean().backward()) for u in shares]
     return sum(counts) / len(counts)
 
 
 def sampling_flops(spec: RunSpec) -> float:
-    """All AR steps of one image, guidance's second half included, without decoding."""
+    """All AR steps of one image, or all denoising steps of a whole one, guidance's second half included, without
+    decoding."""
     model, sampling = on_meta(spec).eval(), spec.sampling
+    if not isinstance(model, ARGenerator):
+        return sampling.num_diffusion_steps * _whole_image_step_flops(model, sampling)
     counts = tokens_per_step(model.length, sampling.num_ar_steps or model.length)
     known = [sum(counts[:step]) for step in range(len(counts))]  # before each step
     guided = sampling.guidance_scale != 1
     return (1 + guided) * _backbone_flops(model, known) + _head_flops(model, sampling, counts, guided)
+
+
+def _whole_image_step_flops(model: Generator, sampling: SamplingSpec) -> float:
+    """One denoising step of one image; all of them cost the same."""
+    labels, one = torch.zeros(1, dtype=torch.int64, device=META), replace(sampling, num_diffusion_steps=1)
+    return _count(lambda: generate(model, labels, one, NoiseSource(0, [0])))
 
 
 def _backbone_flops(model: ARGenerator, known: list[int]) -> float:

@@ -19,7 +19,7 @@ from mar_bench.ids import Run
 from mar_bench.parse import as_tree
 from mar_bench.provenance import provenance
 from mar_bench.records import PREVIEW, Record, atomic_write, read_record, write_record
-from mar_bench.spec import ExtractorSpec, MetricsSpec, RunSpec, TokenizerSpec, num_tokens
+from mar_bench.spec import DiTModel, ExtractorSpec, MetricsSpec, RunSpec, TokenizerSpec, num_tokens
 
 MARKER = "stage.json"
 CHECKPOINTS = ("checkpoint*.pt", ".damaged-checkpoint*.pt")
@@ -128,16 +128,18 @@ def jobs_for(runs: list[Run], places: Places) -> list[Job]:
 
 def cost(kind: str, spec: RunSpec) -> float:
     """About the seconds a stage takes on one CPU core: weights of the time left, not a promise."""
+    if kind == "tokenizer":
+        return _convolutional(spec.tokenizer, spec, 7e-4)
+    if kind == "extractor":
+        return _convolutional(spec.metrics.extractor, spec, 3e-4)
+    if isinstance(spec.model, DiTModel):
+        return _whole_image(kind, spec, spec.model)
     sampling, backbone, head = spec.sampling, spec.model.backbone, spec.model.head
     length = num_tokens(spec.space)
     depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
     # measured on tiny's sizes and scaled from there
     forward = 1e-4 * length / 16 * (backbone.dim / 64) ** 1.5 * depth / 4
     denoise = 1.3e-6 * length * head.width / 96 * head.depth if head.denoises else 0.0
-    if kind == "tokenizer":
-        return _convolutional(spec.tokenizer, spec, 7e-4)
-    if kind == "extractor":
-        return _convolutional(spec.metrics.extractor, spec, 3e-4)
     if kind == "train" and spec.train.published is None:
         draws = 2.5 * denoise * head.draws_per_token if head.denoises else 0.0
         return spec.train.steps * (0.006 + (3 * forward + draws) * spec.train.batch_size)
@@ -145,6 +147,21 @@ def cost(kind: str, spec: RunSpec) -> float:
     passes = sampling.num_ar_steps if backbone.attention == "bidirectional" else 3
     image = passes * forward + (sampling.num_diffusion_steps or 0) * denoise
     image *= 1 if sampling.guidance_scale == 1 else 2
+    if kind == "sample":
+        return sampling.num_images * image
+    if kind == "speed":
+        return spec.speed.repeats * (spec.speed.batch_size + 10) * image
+    return 1.0
+
+
+def _whole_image(kind: str, spec: RunSpec, model: DiTModel) -> float:
+    """``cost`` of what a diffusion transformer over all latents does: a pass over the image in each denoising step."""
+    sampling = spec.sampling
+    patches = num_tokens(spec.space) / model.patch_size**2
+    forward = 1.3e-4 * patches / 16 * (model.dim / 64) ** 1.5 * model.depth / 4  # measured at these sizes
+    image = sampling.num_diffusion_steps * forward * (1 if sampling.guidance_scale == 1 else 2)
+    if kind == "train" and spec.train.published is None:
+        return spec.train.steps * (0.006 + 3 * forward * spec.train.batch_size)
     if kind == "sample":
         return sampling.num_images * image
     if kind == "speed":

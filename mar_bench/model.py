@@ -1,6 +1,10 @@
-"""The single core: an order, a backbone and a head make a training loss. It knows no concrete class of them."""
+"""The single core: an order, a backbone and a head make a training loss. It knows no concrete class of them.
+
+And what it has in common with the rival that draws whole images (rivals/dit.py): a Generator."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -8,6 +12,19 @@ from torch import nn
 from mar_bench.noise import NoiseSource
 from mar_bench.orders import draw_order, gather
 from mar_bench.spec import TokenSpace, num_tokens
+
+
+class Generator(Protocol):
+    """The nn.Module that trainer and evaluator see; calling it is its loss. ``build.generate`` draws tokens from it."""
+
+    space: TokenSpace
+    length: int  # tokens of an image, L
+    label_dropout: float
+
+    def loss(self, tokens: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
+        """Training loss of tokens (B, L[, D]) with labels (B,): (B, n) over the tokens that it is of, n <= L.
+
+        All randomness comes from ``noise``, by the images' slots in the global batch."""
 
 
 class ARGenerator(nn.Module):

@@ -32,7 +32,7 @@ from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, mark_done
 from mar_bench.latents import encoded, finish_latents, imported, load_latents, manifest_of, write_shards
 from mar_bench.metrics import statistics
-from mar_bench.model import ARGenerator
+from mar_bench.model import Generator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
 from mar_bench.parse import as_tree
 from mar_bench.provenance import device_name, provenance
@@ -40,7 +40,7 @@ from mar_bench.records import PREVIEW, Record, atomic_write, sha256_of, write_re
 from mar_bench.references import load_reference, read_reference
 from mar_bench.schedules import learning_rate
 from mar_bench.scores import Measure, Seen, save_seen
-from mar_bench.spec import RunSpec, measures_scale, num_tokens
+from mar_bench.spec import ARModel, RunSpec, is_causal, measures_scale, num_tokens
 from mar_bench.timing import measure_speed
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.train import Progress, fit, save_tensors, train_generator
@@ -218,10 +218,12 @@ def take_published(spec: RunSpec, folder: Path) -> None:
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
         except (ValueError, AttributeError):
             raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
-        if heads not in (None, spec.model.backbone.num_heads):  # which no shape tells
+        key, part = ("model", spec.model)
+        if isinstance(part, ARModel):
+            key, part = ("model.backbone", part.backbone)
+        if heads not in (None, part.num_heads):  # which no shape tells
             raise UserError(
-                f"{manifest}: these weights have {heads} attention heads, and model.backbone.num_heads is "
-                f"{spec.model.backbone.num_heads}"
+                f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {part.num_heads}"
             )
     with torch.device("meta"):
         model = build_generator(spec)
@@ -264,7 +266,7 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
     return Path(spec.weights) if hasattr(spec, "weights") else None
 
 
-def load_generator(run: Run, places: Places, device: torch.device) -> ARGenerator:
+def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
     """The trained generator with the weights (EMA or raw) that the sampling spec asks for."""
     folder = places.folder("train", run.ids["train_id"])
     model = build_generator(run.spec)
@@ -337,7 +339,7 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
         "batch_size": run.spec.speed.batch_size,
         "repeats": run.spec.speed.repeats,
         "includes": "sampling and decoding, no image writing",
-        "kv_cache": run.spec.model.backbone.attention == "causal",
+        "kv_cache": is_causal(run.spec.model),
     }
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=count_parameters(model))
 

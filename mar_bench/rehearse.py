@@ -30,15 +30,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mar_bench.build import TOKENIZERS, build_tokenizer, count_parameters
+from mar_bench import sampler
+from mar_bench.build import TOKENIZERS, build_tokenizer, count_parameters, generate
 from mar_bench.data import IMAGE_ENDINGS, ArrayImages, DataSet, read_image
 from mar_bench.errors import UserError
 from mar_bench.flops import decoding_flops, on_meta, sampling_flops, training_flops
 from mar_bench.ids import generation_run
 from mar_bench.latents import build_latents, load_latents
 from mar_bench.noise import NoiseSource, seeded
-from mar_bench.sampler import generate
-from mar_bench.spec import RunSpec, measures_scale, num_tokens
+from mar_bench.spec import ARModel, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.tokenizers.published import net_of
 from mar_bench.train import checkpoints, fit_generator, generator_and_average
@@ -272,15 +272,16 @@ def small_run(spec: RunSpec, batch: int) -> RunSpec:
     """The same architecture on the CPU, a few images and a few steps; one more step than is made, never reached."""
     train = replace(spec.train, steps=STEPS + 1, batch_size=batch, warmup_steps=1)
     compute = replace(spec.compute, device="cpu", checkpoint_every=RESUME_AT, compile=False, micro_batch=None)
-    causal = spec.model.backbone.attention == "causal"
+    part, ar_steps = drawing_part(spec.model), spec.sampling.num_ar_steps
+    if isinstance(spec.model, ARModel) and not is_causal(spec.model):
+        ar_steps = min(AR_STEPS, num_tokens(spec.space))
+    most = getattr(part, "num_train_timesteps", DENOISING_STEPS)
     sampling = replace(
         spec.sampling,
-        num_ar_steps=spec.sampling.num_ar_steps if causal else min(AR_STEPS, num_tokens(spec.space)),
-        num_diffusion_steps=min(DENOISING_STEPS, spec.model.head.num_train_timesteps)
-        if spec.model.head.denoises
-        else None,
+        num_ar_steps=ar_steps,
+        num_diffusion_steps=min(DENOISING_STEPS, most) if part.denoises else None,
         guidance_scale=3.0,
-        clamp_x0=4.0 if spec.model.head.denoises else None,  # a head of three steps knows nothing yet
+        clamp_x0=4.0 if part.clamps else None,  # what has learned for three steps knows nothing yet
     )
     return replace(spec, train=train, compute=compute, sampling=sampling)
 
@@ -335,11 +336,13 @@ def digest(*modules: nn.Module) -> str:
 
 
 def _sample(spec: RunSpec, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """One guided image: all of it in a few AR steps, or the first tokens with the kv-cache."""
+    """One guided image: all of it in a few steps, or the first tokens with the kv-cache."""
     model.eval()
-    causal = spec.model.backbone.attention == "causal"
     noise, labels = NoiseSource(0, [0]), torch.zeros(1, dtype=torch.int64)
-    tokens = generate(model, labels, spec.sampling, noise, limit=CAUSAL_TOKENS if causal else None)
+    if is_causal(spec.model):
+        tokens = sampler.generate(model, labels, spec.sampling, noise, limit=CAUSAL_TOKENS)
+    else:
+        tokens = generate(model, labels, spec.sampling, noise)
     if not tokens.isfinite().all():
         raise UserError("the sampled tokens are not finite")
     with torch.inference_mode():

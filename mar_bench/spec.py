@@ -429,6 +429,11 @@ def drawing_part(model: ModelSpec) -> HeadSpec | DiTModel:
     return model.head if isinstance(model, ARModel) else model
 
 
+def is_causal(model: ModelSpec) -> bool:
+    """Whether attention looks back along the order alone, so that generation keeps keys and values."""
+    return isinstance(model, ARModel) and model.backbone.attention == "causal"
+
+
 # --- training, sampling, measuring ----------------------------------------------------------------------
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from mar_bench.model import ARGenerator
+from mar_bench.build import generate
+from mar_bench.model import Generator
 from mar_bench.noise import NoiseSource
-from mar_bench.sampler import generate
 from mar_bench.spec import RunSpec
 from mar_bench.tokenizers.base import Tokenizer
 
@@ -43,7 +43,7 @@ class Stopwatch:
 
 @torch.inference_mode()
 def measure_speed(
-    spec: RunSpec, model: ARGenerator, tokenizer: Tokenizer, device: torch.device, progress: Callable[[int, int], None]
+    spec: RunSpec, model: Generator, tokenizer: Tokenizer, device: torch.device, progress: Callable[[int, int], None]
 ) -> dict[str, float]:
     """Metrics of a ``speed`` record; times in seconds, memory in MB (10^6 bytes)."""
 
@@ -75,6 +75,6 @@ def measure_speed(
         "seconds_per_image_q25": float(np.quantile(totals, 0.25)),
         "seconds_per_image_q75": float(np.quantile(totals, 0.75)),
         "latency_batch1": float(np.median([lap["total"] for lap in watches[1]])),
-        **{f"share_{p}": sum(lap[p] for lap in watches[size]) / whole for p in ("backbone", "head", "decode")},
+        **{f"share_{p}": sum(lap.get(p, 0.0) for lap in watches[size]) / whole for p in ("backbone", "head", "decode")},
         "peak_memory_mb": memory / 1e6,
     }

@@ -24,7 +24,7 @@ from mar_bench.distributed import ALONE, World
 from mar_bench.errors import UserError
 from mar_bench.ids import stage_ids
 from mar_bench.latents import Latents
-from mar_bench.model import ARGenerator
+from mar_bench.model import Generator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
 from mar_bench.parse import as_tree
 from mar_bench.records import atomic_write, replacing
@@ -192,10 +192,14 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file(tensors, temporary)
 
 
-def decay_groups(model: ARGenerator, weight_decay: float) -> list[dict]:
-    """AdamW's groups: no decay on biases, norms, other 1-D parameters and the head (official code)."""
+def decay_groups(model: Generator, weight_decay: float) -> list[dict]:
+    """AdamW's groups: no decay on biases, norms, other 1-D parameters and the head (official code).
+
+    Frozen parameters are in none."""
     decayed, free = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (free if parameter.ndim <= 1 or name.startswith("head.") else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
@@ -232,7 +236,7 @@ def train_generator(
     }
 
 
-def generator_and_average(spec: RunSpec) -> tuple[ARGenerator, AveragedModel]:
+def generator_and_average(spec: RunSpec) -> tuple[Generator, AveragedModel]:
     """A generator with fresh weights, set up for training, and the average that follows it."""
     model = build_generator(spec).to(pick_device(spec.compute.device))
     ema = AveragedModel(model, multi_avg_fn=ema_update(spec.train))
@@ -242,7 +246,7 @@ def generator_and_average(spec: RunSpec) -> tuple[ARGenerator, AveragedModel]:
 
 def fit_generator(
     spec: RunSpec,
-    model: ARGenerator,
+    model: Generator,
     ema: AveragedModel,
     latents: Latents,
     folder: Path,
@@ -272,7 +276,7 @@ def fit_generator(
 
 
 def generator_losses(
-    spec: RunSpec, model: ARGenerator, latents: Latents, device: torch.device, world: World
+    spec: RunSpec, model: Generator, latents: Latents, device: torch.device, world: World
 ) -> Callable[[int], Iterator[torch.Tensor]]:
     """What ``fit`` asks for: the losses of a step's micro-batches, weighted so that they add up to the batch's mean.
 
@@ -328,7 +332,7 @@ def change_blocks(model: nn.Module, compute: ComputeSpec) -> None:
 
 
 @torch.no_grad()
-def split_loss(model: ARGenerator, latents: Latents, heldout: bool, seed: int) -> float | None:
+def split_loss(model: Generator, latents: Latents, heldout: bool, seed: int) -> float | None:
     """Mean loss over the first images of a split, unaugmented, with the same noise for both splits.
 
     None where the split is empty."""

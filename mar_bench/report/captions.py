@@ -181,15 +181,21 @@ def _knobs(experiment: Experiment) -> str:
 
     def guidance(spec: RunSpec) -> str:
         s = spec.sampling
-        return "off" if s.guidance_scale == 1 else f"{s.guidance_scale:g} {s.guidance_schedule}"
+        channels = "" if s.guided_channels is None else f" on {s.guided_channels} channels"
+        return "off" if s.guidance_scale == 1 else f"{s.guidance_scale:g} {s.guidance_schedule}{channels}"
 
     def denoising(spec: RunSpec) -> str:
-        return "none" if spec.sampling.num_diffusion_steps is None else str(spec.sampling.num_diffusion_steps)
+        s = spec.sampling
+        steps = "none" if s.num_diffusion_steps is None else str(s.num_diffusion_steps)
+        return f"{steps} of DDIM" if s.sampler == "ddim" else steps
+
+    def ar_steps(spec: RunSpec) -> str:
+        return "none" if spec.sampling.num_ar_steps is None else str(spec.sampling.num_ar_steps)
 
     knobs: dict[str, Callable[[RunSpec], str]] = {
         "guidance": guidance,
         "temperature": lambda spec: f"{spec.sampling.temperature:g}",
-        "AR steps": lambda spec: str(spec.sampling.num_ar_steps),
+        "AR steps": ar_steps,
         "denoising steps": denoising,
         "training": lambda spec: f"{spec.train.steps} steps of {spec.train.batch_size} images",
         "weights": lambda spec: spec.sampling.weights,

@@ -37,6 +37,7 @@ from mar_bench.spec import (
     Continuous,
     DiffusionHead,
     DigitsData,
+    DiTModel,
     EfficientNetExtractor,
     FileReference,
     ImageFolderData,
@@ -59,6 +60,7 @@ from mar_bench.spec import (
     TruncatedNormalMasking,
     UniformMasking,
     VQTokenizer,
+    drawing_part,
     latent_space,
 )
 from mar_bench.timing import measure_speed
@@ -96,6 +98,10 @@ ALTERNATIVES = {
     PixelTokenizer: {"group": 2},
     LatentsSpec: {"dtype": "fp16"},
     ARModel: {"order": "raster"},
+    DiTModel: {
+        "patch_size": 1, "dim": 48, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "num_train_timesteps": 60,
+        "beta_schedule": "cosine",
+    },
     MaskedBackbone: {**_TRANSFORMER, "encoder_depth": 2, "decoder_depth": 2},
     CausalBackbone: {**_TRANSFORMER, "depth": 1},
     TruncatedNormalMasking: {"low": 0.1, "high": 0.75, "mean": 0.0, "std": 0.05},
@@ -109,7 +115,7 @@ ALTERNATIVES = {
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
         "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 0.5,
-        "clamp_x0": 0.1, "seed": 1,
+        "clamp_x0": 0.1, "seed": 1, "sampler": "ddim", "guided_channels": 2,
     },
     MetricsSpec: {
         "reference_images": 40, "is_splits": 3, "kid_subsets": 7, "kid_subset_size": 3, "neighbours": 2,
@@ -151,6 +157,7 @@ PINNED_BASES = {
     ConsistencyTokenizer: ConsistencyTokenizer(),
     PixelTokenizer: PixelTokenizer(),
 }
+OF_DIT = {"sampler", "guided_channels"}  # fields of the sampling that only a whole-image model has
 NAMES = {"name", "published"}  # they stand for content in ids
 
 
@@ -203,8 +210,11 @@ def base_of(leaf: Leaf) -> RunSpec:
         spec = with_block(spec, leaf.path, PINNED_BASES.get(leaf.cls) or shrunk(leaf.cls))
     if (leaf.cls, leaf.name) == (VQTokenizer, "group"):
         spec = with_block(spec, leaf.path, replace(spec.tokenizer, output="latents"))  # codes are not grouped
-    if not isinstance(spec.space, spec.model.head.space) and leaf.path[0] == "model":
-        fitting = KLTokenizer if spec.model.head.space is Continuous else VQTokenizer
+    if leaf.cls is SamplingSpec and leaf.name in OF_DIT:
+        spec = replace(spec, model=shrunk(DiTModel))
+    space = drawing_part(spec.model).space
+    if not isinstance(spec.space, space) and leaf.path[0] == "model":
+        fitting = KLTokenizer if space is Continuous else VQTokenizer
         spec = replace(spec, tokenizer=shrunk(fitting))
     return spec
 

@@ -16,7 +16,7 @@ FLOORS = (
     {"errors", "spec", "parse", "checks", "config", "ids", "records", "protocol"}
     | {"provenance", "locks", "console", "fetch", "published"},
     {"schedules", "orders", "diffusion", "noise", "official"},
-    {"tokenizers", "backbones", "heads"},
+    {"tokenizers", "backbones", "heads", "rivals"},
     {"model", "sampler", "build"},
     {
         "data",

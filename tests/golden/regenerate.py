@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mar_bench import build
 from mar_bench.build import build_generator, build_tokenizer
 from mar_bench.data import load_data, silent, to_uint8
 from mar_bench.diffusion import DiffusionTables
@@ -35,6 +36,7 @@ from mar_bench.spec import (
     ClassifierExtractor,
     Continuous,
     DigitsData,
+    DiTModel,
     ImageFolderData,
     KLTokenizer,
     LDMKLTokenizer,
@@ -58,11 +60,11 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, -1, 3, 2])
 def descend(module: nn.Module, loss_at: Callable[[int], torch.Tensor]) -> list[float]:
     """The loss before each of STEPS steps of gradient descent."""
     module.train()
-    losses = []
+    losses, trained = [], [parameter for parameter in module.parameters() if parameter.requires_grad]
     for step in range(STEPS):
         loss = loss_at(step)
         losses.append(loss.item())
-        for parameter, grad in zip(module.parameters(), torch.autograd.grad(loss, list(module.parameters()))):
+        for parameter, grad in zip(trained, torch.autograd.grad(loss, trained)):
             parameter.data -= LEARNING_RATE * grad
     return losses
 
@@ -92,6 +94,23 @@ def losses() -> dict[str, float]:
         out |= {f"{backbone}/{head}/{step}": every[step] for step in (2, STEPS - 1)}
     for spec in (shrunk(KLTokenizer), shrunk(VQTokenizer)):
         out[f"tokenizer/{spec.kind}/{STEPS - 1}"] = tokenizer_losses(spec)[-1]
+    return out
+
+
+def dit() -> dict[str, list[float]]:
+    """Of the whole-image rival: losses on the way down, and with weights filled from streams all that it computes."""
+    spec = RunSpec(data=DigitsData(), tokenizer=shrunk(KLTokenizer), model=shrunk(DiTModel))
+    model, tokens, labels = build_generator(spec), tokens_in(spec.space, BATCH), LABELS.clamp(min=0)
+    noise = NoiseSource(0, range(BATCH))
+    out = {"losses": descend(model, lambda step: model.loss(tokens, labels, noise, step).mean())}
+    model = scrambled(build_generator(spec))
+    loss = model.loss(tokens, labels, noise, 0)
+    out["loss"] = a_few(loss)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    out["gradient norms"] = [g.norm().item() for g in torch.autograd.grad(loss.mean(), trained)]
+    for sampler in ("ddpm", "ddim"):
+        sampling = SamplingSpec(num_diffusion_steps=5, sampler=sampler, guidance_scale=3.0, guided_channels=2)
+        out[f"samples of {sampler}"] = a_few(build.generate(model, labels, sampling, noise))
     return out
 
 
@@ -179,7 +198,7 @@ def kl16() -> dict[str, list[float]]:
 
 
 def golden() -> dict:
-    fixed = {"losses": losses(), "measures": measures(), "tables": tables(), "kl16": kl16()}
+    fixed = {"losses": losses(), "measures": measures(), "tables": tables(), "kl16": kl16(), "dit": dit()}
     return {**fixed, **{f"{b}/{h}": quantities(b, h) for b, h in PARTS}}
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.golden.regenerate import FILE, PARTS, kl16, losses, measures, quantities, tables
+from tests.golden.regenerate import FILE, PARTS, dit, kl16, losses, measures, quantities, tables
 
 GOLDEN = json.loads(FILE.read_text())
 
@@ -47,6 +47,15 @@ def test_kl16_encodes_and_decodes_as_it_did():
     assert set(found) == set(GOLDEN["kl16"])
     for name, values in GOLDEN["kl16"].items():
         assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+
+
+def test_the_whole_image_rival_computes_what_it_did():
+    found = dit()
+    assert set(found) == set(GOLDEN["dit"])
+    for name, values in GOLDEN["dit"].items():
+        # of samples mean, deviation, values: untrained weights magnify rounding
+        tolerance = {"abs": 2e-3 * values[1]} if name.startswith("samples") else {"rel": 1e-4, "abs": 1e-5}
+        assert found[name] == pytest.approx(values, **tolerance), name
 
 
 @pytest.mark.parametrize(("backbone", "head"), PARTS)
