@@ -276,11 +276,11 @@ def small_run(spec: RunSpec, batch: int) -> RunSpec:
     sampling = replace(
         spec.sampling,
         num_ar_steps=spec.sampling.num_ar_steps if causal else min(AR_STEPS, num_tokens(spec.space)),
-        num_diffusion_steps=min(DENOISING_STEPS, spec.model.head.num_train_timesteps)
+        num_diffusion_steps=min(DENOISING_STEPS, getattr(spec.model.head, "num_train_timesteps", DENOISING_STEPS))
         if spec.model.head.denoises
         else None,
         guidance_scale=3.0,
-        clamp_x0=4.0 if spec.model.head.denoises else None,  # a head of three steps knows nothing yet
+        clamp_x0=4.0 if spec.model.head.clamps else None,  # a head of three steps knows nothing yet
     )
     return replace(spec, train=train, compute=compute, sampling=sampling)
 
