@@ -15,6 +15,10 @@ from mar_bench.backbones.causal import CausalDecoder
 from mar_bench.backbones.masked import MaskedEncoderDecoder
 from mar_bench.heads.cross_entropy import CrossEntropy
 from mar_bench.heads.diffusion import Diffusion
+from mar_bench.heads.energy import Energy
+from mar_bench.heads.flow import Flow
+from mar_bench.heads.gmm import GaussianMixture
+from mar_bench.heads.mse import MSE
 from mar_bench.model import ARGenerator, Generator
 from mar_bench.noise import NoiseSource, seeded
 from mar_bench.rivals import dit
@@ -36,7 +40,14 @@ TOKENIZERS = {
     "pixel": Pixels,
 }
 BACKBONES = {"masked": MaskedEncoderDecoder, "causal": CausalDecoder}
-HEADS = {"cross_entropy": CrossEntropy, "diffusion": Diffusion}
+HEADS = {
+    "cross_entropy": CrossEntropy,
+    "diffusion": Diffusion,
+    "gmm": GaussianMixture,
+    "mse": MSE,
+    "flow": Flow,
+    "energy": Energy,
+}
 GENERATE = {ARGenerator: sampler.generate, dit.DiT: dit.generate}
 
 

@@ -57,6 +57,8 @@ def sampling_flops(spec: RunSpec) -> float:
     counts = tokens_per_step(model.length, sampling.num_ar_steps or model.length)
     known = [sum(counts[:step]) for step in range(len(counts))]  # before each step
     guided = sampling.guidance_scale != 1
+    if sampling.order == "confidence":  # a token is drawn at all open positions, and most are dropped again
+        counts = [model.length - k for k in known]
     return (1 + guided) * _backbone_flops(model, known) + _head_flops(model, sampling, counts, guided)
 
 
@@ -68,7 +70,8 @@ def _whole_image_step_flops(model: Generator, sampling: SamplingSpec) -> float:
 
 def _backbone_flops(model: ARGenerator, known: list[int]) -> float:
     """Steps that begin with so many known tokens. A few are counted and the others follow exactly: the operations of
-    attention are a polynomial of degree two in the number of tokens."""
+    attention are a polynomial of degree two in the number of tokens. How many positions are asked for changes nothing:
+    a masked backbone computes all, a causal one is asked for one."""
     labels = torch.zeros(1, dtype=torch.int64, device=META)
     order = torch.arange(model.length, device=META)[None]
 

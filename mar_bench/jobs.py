@@ -139,13 +139,14 @@ def cost(kind: str, spec: RunSpec) -> float:
     depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
     # measured on tiny's sizes and scaled from there
     forward = 1e-4 * length / 16 * (backbone.dim / 64) ** 1.5 * depth / 4
-    denoise = 1.3e-6 * length * head.width / 96 * head.depth if head.denoises else 0.0
+    # one pass of a head's MLP over the image; a linear head costs next to nothing
+    mlp = 1.3e-6 * length * getattr(head, "width", 0) / 96 * getattr(head, "depth", 0)
     if kind == "train" and spec.train.published is None:
-        draws = 2.5 * denoise * head.draws_per_token if head.denoises else 0.0
+        draws = 2.5 * mlp * (getattr(head, "draws_per_token", 0) or getattr(head, "samples_per_token", 0))
         return spec.train.steps * (0.006 + (3 * forward + draws) * spec.train.batch_size)
     # with a kv-cache all steps together cost about three passes over the image
     passes = sampling.num_ar_steps if backbone.attention == "bidirectional" else 3
-    image = passes * forward + (sampling.num_diffusion_steps or 0) * denoise
+    image = passes * forward + (sampling.num_diffusion_steps or 1) * mlp
     image *= 1 if sampling.guidance_scale == 1 else 2
     if kind == "sample":
         return sampling.num_images * image

@@ -11,7 +11,8 @@ from mar_bench.config import load_experiment
 from mar_bench.flops import META, _count, decoding_flops, on_meta, sampling_flops, training_flops
 from mar_bench.noise import NoiseSource
 from mar_bench.sampler import generate
-from mar_bench.spec import RunSpec
+from mar_bench.spec import Continuous, RunSpec
+from tests.tiny import HEAD_SPECS, shrunk
 
 ROWS = load_experiment("table1", "tiny").rows
 
@@ -31,6 +32,27 @@ def test_any_number_of_steps_is_counted_right(steps):
     spec = ROWS["mar/diff/guided"]
     few = replace(spec, sampling=replace(spec.sampling, num_ar_steps=steps, num_diffusion_steps=steps))
     assert sampling_flops(few) == pytest.approx(all_of_it(few), rel=1e-9)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("head", [kind for kind, cls in HEAD_SPECS.items() if cls.space is Continuous])
+def test_every_head_is_counted_right(head, guidance):
+    spec = ROWS["mar/diff/guided"]
+    steps = 7 if HEAD_SPECS[head].denoises else None
+    sampling = replace(spec.sampling, guidance_scale=guidance, num_diffusion_steps=steps)
+    other = replace(spec, model=replace(spec.model, head=shrunk(HEAD_SPECS[head])), sampling=sampling)
+    assert sampling_flops(other) == pytest.approx(all_of_it(other), rel=1e-9)
+    assert training_flops(other) > 0
+
+
+def test_confidence_order_asks_for_all_open_positions():
+    spec = ROWS["mar/ce/unguided"]
+    ordered = replace(spec.sampling, order="confidence", choice_temperature=4.5, num_ar_steps=4)
+    by_chance, by_confidence = (
+        replace(spec, sampling=s) for s in (replace(ordered, order="random", choice_temperature=None), ordered)
+    )
+    assert sampling_flops(by_confidence) == pytest.approx(all_of_it(by_confidence), rel=1e-9)
+    assert sampling_flops(by_confidence) > sampling_flops(by_chance)
 
 
 def test_a_matrix_product_is_counted_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mar_bench.jobs import (
     MARKER,
     Job,
     Places,
+    cost,
     default_places,
     is_sound,
     jobs_for,
@@ -28,6 +30,7 @@ from mar_bench.jobs import (
 )
 from mar_bench.planning import make_plan, plan_text
 from mar_bench.records import PREVIEW, read_record, read_records, write_record
+from mar_bench.spec import DiffusionHead, EnergyHead, FlowHead, GaussianMixtureHead, MSEHead
 from tests.made_up import generation
 
 ROW = "mar/diff/guided"
@@ -62,6 +65,27 @@ def finish(run: Run, places: Places) -> Path:
 
 def kinds(jobs: list[Job]) -> dict[str, int]:
     return dict(Counter(job.kind for job in jobs))
+
+
+# --- what they cost --------------------------------------------------------------------------------------
+
+
+def test_a_head_costs_what_it_computes():
+    """A linear head next to nothing, energy one pass of its MLP, flow and diffusion one a denoising step."""
+
+    def costs(head) -> tuple[float, float]:
+        steps = 20 if head.denoises else None
+        model, sampling = replace(RUN.spec.model, head=head), replace(RUN.spec.sampling, num_diffusion_steps=steps)
+        spec = replace(RUN.spec, model=model, sampling=sampling)
+        return cost("train", spec), cost("sample", spec)
+
+    size = {"depth": 3, "width": 96}
+    gmm, mse = costs(GaussianMixtureHead()), costs(MSEHead())
+    energy, flow = costs(EnergyHead(**size)), costs(FlowHead(**size))
+    assert gmm == mse
+    assert all(a < b for a, b in zip(mse, energy))
+    assert all(a < b for a, b in zip(energy, flow))
+    assert flow == costs(DiffusionHead(**size))
 
 
 # --- jobs and their order -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mar_bench.heads.layers import invert
 from mar_bench.noise import NoiseSource
 from mar_bench.spec import CrossEntropyHead, Discrete, SamplingSpec
 
@@ -39,10 +40,31 @@ class CrossEntropy(nn.Module):
         z_uncond: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Codes (B, n) by inverting the distribution function at ``drawn``; no top-k."""
+        return self._draw(self._logits(z, guidance_scale, z_uncond), drawn, sampling)
+
+    def sample_with_log_probability(
+        self,
+        z: torch.Tensor,
+        drawn: torch.Tensor,
+        sampling: SamplingSpec,
+        guidance_scale: float = 1.0,
+        z_uncond: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``sample`` draws, and the log-probabilities (B, n) of it in nats, which confidence order compares.
+
+        They are of the guided logits before temperature: the nearer it is to 0 the surer every drawn token would
+        look, and at 0 there would be nothing to compare."""
+        logits = self._logits(z, guidance_scale, z_uncond)
+        codes = self._draw(logits, drawn, sampling)
+        return codes, logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+
+    def _logits(self, z: torch.Tensor, guidance_scale: float, z_uncond: torch.Tensor | None) -> torch.Tensor:
+        """(B, n, V) in float32, guided."""
         logits = self.classifier(z).float()
-        if z_uncond is not None:
-            uncond = self.classifier(z_uncond).float()
-            logits = uncond + guidance_scale * (logits - uncond)
-        cumulative = (logits / sampling.temperature).softmax(-1).cumsum(-1)
-        threshold = drawn[..., None] * cumulative[..., -1:]
-        return (cumulative <= threshold).sum(-1).clamp(max=cumulative.shape[-1] - 1)
+        if z_uncond is None:
+            return logits
+        uncond = self.classifier(z_uncond).float()
+        return uncond + guidance_scale * (logits - uncond)
+
+    def _draw(self, logits: torch.Tensor, drawn: torch.Tensor, sampling: SamplingSpec) -> torch.Tensor:
+        return invert((logits / sampling.temperature).softmax(-1), drawn)

@@ -2,76 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mar_bench.diffusion import DiffusionTables, sample, training_loss
+from mar_bench.heads.layers import AdaLNMLP
 from mar_bench.noise import NoiseSource
 from mar_bench.spec import Continuous, DiffusionHead, SamplingSpec
-
-FREQUENCIES = 256  # size of the sinusoidal timestep embedding
-
-
-def timestep_embedding(t: torch.Tensor) -> torch.Tensor:
-    """Sinusoids of the timestep (N,) -> (N, 256), cosines first."""
-    half = FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = t[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class ResidualBlock(nn.Module):
-    """x + gate * MLP(AdaLN(x)); shift, scale and gate come from the condition."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.modulation = nn.Linear(width, 3 * width)
-
-    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
-
-
-class DenoisingMLP(nn.Module):
-    """Noisy token (N, D), timestep (N,), condition (N, E) -> noise and raw variance (N, 2 D)."""
-
-    def __init__(self, token_dim: int, condition_dim: int, width: int, depth: int):
-        super().__init__()
-        self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.condition = nn.Linear(condition_dim, width)
-        self.input = nn.Linear(token_dim, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, 2 * token_dim)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
-        for layer in (self.time_mlp[0], self.time_mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        # AdaLN-Zero: every block starts as the identity and the output at zero (DiT)
-        for layer in (*(b.modulation for b in self.blocks), self.final_modulation, self.output):
-            nn.init.zeros_(layer.weight)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return self.denoise(x, t, self.condition(z))
-
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """The same from an embedded condition ``c`` (N, W), which a sampler computes once for all steps.
-
-        ``t`` has one entry (all tokens at the same step) or one a token."""
-        c = F.silu(self.time_mlp(timestep_embedding(t)) + c)
-        x = self.input(x)
-        for block in self.blocks:
-            x = block(x, c)
-        shift, scale = self.final_modulation(c).chunk(2, dim=-1)
-        return self.output(self.final_norm(x) * (1 + scale) + shift)
 
 
 class Diffusion(nn.Module):
@@ -80,7 +17,8 @@ class Diffusion(nn.Module):
     def __init__(self, spec: DiffusionHead, space: Continuous, dim: int):
         super().__init__()
         self.spec, self.token_dim = spec, space.dim
-        self.net = DenoisingMLP(space.dim, dim, spec.width, spec.depth)
+        # noise and raw variance come out of it, each of a token's size
+        self.net = AdaLNMLP(space.dim, 2 * space.dim, dim, spec.width, spec.depth)
         self._tables: dict[tuple, DiffusionTables] = {}
 
     def tables(self, num_steps: int | None, device: torch.device) -> DiffusionTables:
@@ -106,7 +44,7 @@ class Diffusion(nn.Module):
         x0 = target[:, :, None].expand(-1, -1, draws, -1).flatten(0, 2)
 
         def denoise(xt: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-            return self.net.denoise(xt, steps, condition).float()
+            return self.net.conditioned(xt, steps, condition).float()
 
         loss = training_loss(self.tables(None, z.device), denoise, x0, t.flatten(), eps.flatten(0, 2))
         return loss.view(t.shape).mean(-1)
@@ -131,8 +69,8 @@ class Diffusion(nn.Module):
 
         def denoise(xt: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             if uncond is None:
-                return self.net.denoise(xt, timestep[:1], condition).float()
-            both = self.net.denoise(xt.repeat(2, 1), timestep[:1], torch.cat([condition, uncond])).float()
+                return self.net.conditioned(xt, timestep[:1], condition).float()
+            both = self.net.conditioned(xt.repeat(2, 1), timestep[:1], torch.cat([condition, uncond])).float()
             conditional, unconditional = both.chunk(2)
             eps, raw = conditional.chunk(2, dim=-1)
             eps_uncond = unconditional.chunk(2, dim=-1)[0]

@@ -35,11 +35,15 @@ from mar_bench.spec import (
     ComputeSpec,
     ConsistencyTokenizer,
     Continuous,
+    CrossEntropyHead,
     DiffusionHead,
     DigitsData,
     DiTModel,
     EfficientNetExtractor,
+    EnergyHead,
     FileReference,
+    FlowHead,
+    GaussianMixtureHead,
     ImageFolderData,
     InceptionExtractor,
     KLTokenizer,
@@ -107,6 +111,9 @@ ALTERNATIVES = {
     TruncatedNormalMasking: {"low": 0.1, "high": 0.75, "mean": 0.0, "std": 0.05},
     UniformMasking: {"low": 0.8, "high": 0.2},
     DiffusionHead: {"depth": 3, "width": 24, "num_train_timesteps": 60, "draws_per_token": 3},
+    GaussianMixtureHead: {"num_components": 2},
+    FlowHead: {"depth": 3, "width": 24, "draws_per_token": 3},
+    EnergyHead: {"depth": 3, "width": 24, "noise_dim": 5, "samples_per_token": 3},
     TrainSpec: {
         "steps": 4, "batch_size": 5, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 2,
         "weight_decay": 0.5, "betas": (0.5, 0.9), "grad_clip": 1e-3, "ema_decay": 0.1, "label_dropout": 0.9,
@@ -115,7 +122,7 @@ ALTERNATIVES = {
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
         "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 0.5,
-        "clamp_x0": 0.1, "seed": 1, "sampler": "ddim", "guided_channels": 2,
+        "clamp_x0": 0.1, "seed": 1, "sampler": "ddim", "guided_channels": 2, "choice_temperature": 100.0,
     },
     MetricsSpec: {
         "reference_images": 40, "is_splits": 3, "kid_subsets": 7, "kid_subset_size": 3, "neighbours": 2,
@@ -212,6 +219,10 @@ def base_of(leaf: Leaf) -> RunSpec:
         spec = with_block(spec, leaf.path, replace(spec.tokenizer, output="latents"))  # codes are not grouped
     if leaf.cls is SamplingSpec and leaf.name in OF_DIT:
         spec = replace(spec, model=shrunk(DiTModel))
+    if leaf.name == "choice_temperature":
+        ordered = replace(spec.sampling, order="confidence", choice_temperature=0.0)
+        spec = replace(spec, tokenizer=shrunk(VQTokenizer), sampling=ordered)
+        spec = replace(spec, model=replace(spec.model, head=CrossEntropyHead()))
     space = drawing_part(spec.model).space
     if not isinstance(spec.space, space) and leaf.path[0] == "model":
         fitting = KLTokenizer if space is Continuous else VQTokenizer

@@ -53,7 +53,8 @@ from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, samplin
 
 FILE = Path(__file__).with_name("losses.json")
 BATCH, STEPS, LEARNING_RATE = 8, 6, 0.1
-PARTS = [(b, h) for b in ("masked", "causal") for h in ("diffusion", "cross_entropy")]
+HEADS = ("diffusion", "cross_entropy", "gmm", "mse", "flow", "energy")
+PARTS = [(b, h) for b in ("masked", "causal") for h in HEADS]
 LABELS = torch.tensor([0, 1, 2, 3, 4, -1, 3, 2])
 
 
@@ -85,7 +86,7 @@ def tokenizer_losses(spec: KLTokenizer | VQTokenizer) -> list[float]:
 
 
 def losses() -> dict[str, float]:
-    """Ten losses: of every pair of backbone and head the third and the last, of both tokenizers the last.
+    """26 losses: of every pair of backbone and head the third and the last, of both tokenizers the last.
 
     Before the third step a diffusion head does not look at z yet (its gates start at zero)."""
     out = {}

@@ -25,7 +25,7 @@ from torch import nn
 from mar_bench.build import BACKBONES, HEADS
 from mar_bench.convert import convert
 from mar_bench.diffusion import DiffusionTables
-from mar_bench.heads.diffusion import DenoisingMLP
+from mar_bench.heads.layers import AdaLNMLP
 from mar_bench.model import ARGenerator
 from mar_bench.noise import NoiseSource
 from mar_bench.official import our_name
@@ -287,7 +287,7 @@ def parameters(module: nn.Module) -> int:
 
 def denoising_mlp(width: int) -> nn.Module:
     with torch.device("meta"):
-        return DenoisingMLP(token_dim=16, condition_dim=1024, width=width, depth=3)
+        return AdaLNMLP(input_dim=16, output_dim=32, condition_dim=1024, width=width, depth=3)
 
 
 # --- the table ------------------------------------------------------------------------------------------
