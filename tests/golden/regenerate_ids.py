@@ -1,4 +1,7 @@
-"""Write ids.json, the ids of Table 1 at every scale: ``python -m tests.golden.regenerate_ids``.
+"""Write ids.json, the ids of every experiment at every scale: ``python -m tests.golden.regenerate_ids``.
+
+Table 1 with all its stages, the others with the ids of trainings and records. A row with a sweep stands at its first
+point.
 
 Right after a change that was meant to move ids: an experiment or an overlay says something else, a default of
 spec.py was wrong, a number in ids.REVISIONS was raised because a stage's output changed. Read the diff of the
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mar_bench.config import load_experiment
+from mar_bench.config import experiment_files, load_experiment
 from mar_bench.ids import generation_run, reconstruction_run, speed_run
 
 FILE = Path(__file__).with_name("ids.json")
@@ -33,6 +36,18 @@ def table1_ids() -> dict[str, dict[str, dict[str, str]]]:
     }
 
 
+def every_id() -> dict[str, dict]:
+    """Experiment -> scale -> row -> ids."""
+
+    def short(name: str, scale: str) -> dict[str, list[str]]:
+        rows = load_experiment(name, scale).rows
+        runs = {row: generation_run(row, spec) for row, spec in rows.items()}
+        return {row: [run.ids["train_id"], run.id] for row, run in runs.items()}
+
+    others = [name for name in experiment_files() if name != "table1"]
+    return {"table1": table1_ids()} | {name: {scale: short(name, scale) for scale in SCALES} for name in others}
+
+
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(table1_ids(), indent=1) + "\n")
+    FILE.write_text(json.dumps(every_id(), indent=1) + "\n")
     print(f"wrote {FILE}")
