@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mar_bench import sampler
 from mar_bench.backbones.causal import CausalDecoder
 from mar_bench.backbones.masked import MaskedEncoderDecoder
 from mar_bench.heads.cross_entropy import CrossEntropy
@@ -21,7 +20,10 @@ from mar_bench.heads.gmm import GaussianMixture
 from mar_bench.heads.mse import MSE
 from mar_bench.model import ARGenerator, Generator
 from mar_bench.noise import NoiseSource, seeded
-from mar_bench.rivals import dit
+from mar_bench.rivals.dit import DiT
+from mar_bench.rivals.dit import generate as generate_at_once
+from mar_bench.sampler import generate as generate_in_order
+from mar_bench.sampler import no_clock
 from mar_bench.spec import ARModel, RunSpec, SamplingSpec
 from mar_bench.tokenizers.base import Tokenizer
 from mar_bench.tokenizers.grouped import Grouped
@@ -48,7 +50,7 @@ HEADS = {
     "flow": Flow,
     "energy": Energy,
 }
-GENERATE = {ARGenerator: sampler.generate, dit.DiT: dit.generate}
+GENERATE = {ARGenerator: generate_in_order, DiT: generate_at_once}
 
 
 def build_tokenizer(spec: RunSpec) -> Tokenizer:
@@ -63,7 +65,7 @@ def build_generator(spec: RunSpec) -> Generator:
     model = spec.model
     with seeded(spec.train.seed, "init"):
         if not isinstance(model, ARModel):
-            return dit.DiT(model, spec.space, spec.data.num_classes, spec.train.label_dropout)
+            return DiT(model, spec.space, spec.data.num_classes, spec.train.label_dropout)
         backbone = BACKBONES[model.backbone.kind](model.backbone, spec.space, spec.data.num_classes)
         head = HEADS[model.head.kind](model.head, spec.space, model.backbone.dim)
         return ARGenerator(model.order, backbone, head, spec.space, spec.train.label_dropout)
@@ -74,7 +76,7 @@ def generate(
     labels: torch.Tensor,
     sampling: SamplingSpec,
     noise: NoiseSource,
-    clock: Callable[[str], contextlib.AbstractContextManager] = sampler.no_clock,
+    clock: Callable[[str], contextlib.AbstractContextManager] = no_clock,
 ) -> torch.Tensor:
     """Draw tokens (B, L[, D]) for labels (B,), on the labels' device, as the kind of generator does it.
 
