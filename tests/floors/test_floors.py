@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mar_bench"
 FLOORS = (
-    {"errors", "spec", "parse", "checks", "config", "ids", "records", "protocol"}
+    {"errors", "spec", "parse", "checks", "config", "ids", "records", "protocol", "published", "selection"}
     | {"provenance", "locks", "console", "fetch"},
     {"schedules", "orders", "diffusion", "noise", "official"},
     {"tokenizers", "backbones", "heads"},
