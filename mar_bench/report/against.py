@@ -34,8 +34,9 @@ class Agreement:
 
 
 def agreement(table: Measured, row: str, metric: str) -> Agreement:
-    """The verdict is empty where either number is missing or the metric has no rule. Of a published bound (``fd_above``)
-    there is no difference: a value above it is a match."""
+    """The verdict is empty where either number is missing or the metric has no rule.
+
+    Of a published bound (``fd_above``) there is no difference: a value above it is a match."""
     numbers = table.experiment.paper.get(row, {})
     value = table.spread(row, metric.replace(":", "_")).mean
     published, bound = numbers.get(metric, math.nan), numbers.get(f"{metric}_above", math.nan)

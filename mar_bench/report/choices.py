@@ -5,23 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from mar_bench.config import Experiment
-from mar_bench.report.wording import in_units, metric_short, number, with_unit
-
-NOT_CHOSEN = "not chosen yet"
+from mar_bench.report.wording import NOT_CHOSEN, in_units, metric_short, number, with_unit
 
 
 def footnotes(experiment: Experiment) -> list[str]:
     """One line for each row that has a sweep."""
-    return [
-        _footnote(experiment, row) for row in experiment.rows if row in experiment.sweeps or row in experiment.choices
-    ]
+    return [_footnote(experiment, row) for row in experiment.rows if chosen_words(experiment, row)]
 
 
 def _footnote(experiment: Experiment, row: str) -> str:
     choice = experiment.choices.get(row)
     if choice is None:
-        points = len(experiment.sweeps[row].points)
-        return f"{row}: {NOT_CHOSEN}; `mar-bench run {experiment.id}` measures the {points} points of its sweep."
+        points, command = len(experiment.sweeps[row].points), f"mar-bench run {experiment.id} --scale {experiment.scale}"
+        return f"{row}: {NOT_CHOSEN}; `{command}` measures the {points} points of its sweep."
     name = with_unit(experiment, metric_short(experiment, choice["metric"]), choice["metric"])
     chosen = ", ".join(f"{_knob(path)} {_word(value)}" for path, value in choice["chosen"].items())
     knobs = ", ".join(_knob(path) for path in choice["chosen"])

@@ -12,7 +12,7 @@ from mar_bench.config import Experiment
 from mar_bench.report.cells import Selection, Spread, floor_of, is_chosen, main_setting, se_of, seconds_of, seed_values
 from mar_bench.report.cells import spread as spread_of
 from mar_bench.report.orderings import Comparison
-from mar_bench.report.wording import lines_and_columns, row_at
+from mar_bench.report.wording import NOT_CHOSEN, lines_and_columns, row_at
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Measured:
         return spread_of(seed_values(self.cells, row, role), seed_values(self.cells, row, se_of(role)))
 
     def status(self, row: str) -> str:
-        """``done`` (one run at least), ``failed``, ``absent`` (not of this scale), ``not chosen yet`` or ``missing``."""
+        """``done`` (one run at least), ``failed``, ``absent`` from this scale, ``not chosen yet`` or ``missing``."""
         if row in self.experiment.absent:
             return "absent"
         found = set(self.cells.loc[self.cells["row"] == row, "status"])
-        missing = "missing" if is_chosen(self.experiment, row) else "not chosen yet"
+        missing = "missing" if is_chosen(self.experiment, row) else NOT_CHOSEN
         return "done" if "done" in found else "failed" if "failed" in found else missing
 
     @property

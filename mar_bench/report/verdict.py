@@ -21,7 +21,7 @@ WHY_NONE = (
 
 @dataclass(frozen=True)
 class Rule:
-    """A difference up to ``share`` of the published value, or up to ``absolute``, matches; up to ``close`` it is close."""
+    """A difference up to ``share`` of the published value or up to ``absolute`` matches; up to ``close`` is close."""
 
     share: float = 0.0
     absolute: float = 0.0

@@ -14,6 +14,7 @@ from mar_bench.report.cells import extractor_block
 from mar_bench.spec import RunSpec
 
 MISSING, FAILED = "–", "FAILED"
+NOT_CHOSEN = "not chosen yet"  # of a row whose sweep is not done
 PAPER_SAMPLES = 50_000
 PAPER_NAMES = {"fd": "FID", "is": "IS"}  # with the 2015 Inception features, as in the paper
 OUR_NAMES = {"fd": "FD", "is": "IS"}  # with any other extractor, whose name follows
