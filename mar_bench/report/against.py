@@ -13,10 +13,10 @@ from mar_bench.report.wording import (
     MISSING,
     markdown_table,
     metric_short,
+    number,
     percent,
     plus_minus,
     published_text,
-    signed,
     with_unit,
 )
 
@@ -63,7 +63,8 @@ def markdown(table: Measured) -> str:
     for one in found:
         name = with_unit(experiment, metric_short(experiment, one.metric), one.metric)
         spread = table.spread(one.row, one.metric)
-        change = MISSING if math.isnan(one.difference) else signed(one.difference)
+        sign = "+" if one.difference > 0 else ""
+        change = f"{sign}{number(one.difference, like=one.ours)}"
         if one.published and not math.isnan(one.difference):
             change += f" ({percent(100 * one.difference / one.published)})"
         published = published_text(experiment, one.row, one.metric) or MISSING

@@ -64,7 +64,8 @@ def _brackets(experiment: Experiment) -> str:
     if not names:
         return ""
     where = "" if experiment.scale == "paper" else ", another data set at another scale"
-    return f"In brackets: the paper's {listed(names)} on ImageNet 256x256{where}. Source: {experiment.source}."
+    source = f" Source: {experiment.source}." if experiment.source else ""
+    return f"In brackets: the paper's {listed(names)} on ImageNet 256x256{where}.{source}"
 
 
 def listed(words: list[str]) -> str:

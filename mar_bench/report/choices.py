@@ -16,7 +16,10 @@ def footnotes(experiment: Experiment) -> list[str]:
 def _footnote(experiment: Experiment, row: str) -> str:
     choice = experiment.choices.get(row)
     if choice is None:
-        points, command = len(experiment.sweeps[row].points), f"mar-bench run {experiment.id} --scale {experiment.scale}"
+        points, command = (
+            len(experiment.sweeps[row].points),
+            f"mar-bench run {experiment.id} --scale {experiment.scale}",
+        )
         return f"{row}: {NOT_CHOSEN}; `{command}` measures the {points} points of its sweep."
     name = with_unit(experiment, metric_short(experiment, choice["metric"]), choice["metric"])
     chosen = ", ".join(f"{_knob(path)} {_word(value)}" for path, value in choice["chosen"].items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
@@ -22,13 +21,14 @@ from mar_bench.report.lines import (
     MARKER_SIZE,
     Looks,
     bars_word,
+    heading,
     hollow,
     label_of,
     legend,
     legend_handles,
     legend_inches,
 )
-from mar_bench.report.plots import CHARACTER_INCHES, PANEL_INCHES, STYLE, no_generations, save, title
+from mar_bench.report.plots import PANEL_INCHES, STYLE, no_generations, save
 from mar_bench.report.verdict import is_comparable
 from mar_bench.report.wording import in_units, metric_title, with_unit
 
@@ -88,11 +88,9 @@ def _draw(experiment: Experiment, points: dict[str, list[Point]]) -> Figure:
     published = "paper" if any(point.published is not None for point in every) else ""
     bars = ", ".join(bars_word(point.spread for point in every))
     width = PANEL_INCHES[0] * max(len(points), 1.4)
-    heading = "\n".join(
-        line for text in title(experiment).splitlines() for line in textwrap.wrap(text, int(width / CHARACTER_INCHES))
-    )
+    words = heading(experiment, width)
     handles = legend_handles(looks, published, bars)
-    height = PANEL_INCHES[1] + legend_inches(handles, width) + 0.17 * (1 + heading.count("\n"))
+    height = PANEL_INCHES[1] + legend_inches(handles, width) + 0.17 * (1 + words.count("\n"))
     figure = Figure(figsize=(width, height), layout="constrained")
     for ax, (metric, found) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items()):
         _panel(ax, found, looks)
@@ -101,7 +99,7 @@ def _draw(experiment: Experiment, points: dict[str, list[Point]]) -> Figure:
         ax.set_ylabel(with_unit(experiment, metric_title(experiment, metric), metric))
     sns.despine(fig=figure)
     legend(figure, looks, published, bars, width)
-    figure.suptitle(heading, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterable
 
 import seaborn as sns
@@ -12,10 +13,11 @@ from matplotlib.lines import Line2D
 
 from mar_bench.config import Experiment
 from mar_bench.report.cells import Spread
-from mar_bench.report.plots import CHARACTER_INCHES, MARKERS, NEUTRAL
+from mar_bench.report.plots import CHARACTER_INCHES, MARKERS, NEUTRAL, title
 from mar_bench.report.wording import axis_labels
 
 MARKER_SIZE = 5
+TITLE_INCHES = 0.072  # a character of it, on average
 LEGEND_INCHES = 0.19  # a line of it
 OVER = {"training": "sd over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
 
@@ -23,6 +25,12 @@ OVER = {"training": "sd over seeds", "sampling": "sd over seeds", "images": "sta
 def label_of(experiment: Experiment, row: str, name: str | None) -> str:
     """A row's value of a label, empty where it has none."""
     return axis_labels(experiment, row, experiment.labels).get(name, "") if name else ""
+
+
+def heading(experiment: Experiment, width: float) -> str:
+    """The figure's title in lines that fit on so many inches."""
+    characters = int(width / TITLE_INCHES)
+    return "\n".join(line for text in title(experiment).splitlines() for line in textwrap.wrap(text, characters))
 
 
 class Looks:

@@ -23,6 +23,7 @@ from mar_bench.report.lines import (
     MARKER_SIZE,
     Looks,
     bars_word,
+    heading,
     hollow,
     label_of,
     legend,
@@ -30,7 +31,7 @@ from mar_bench.report.lines import (
     legend_inches,
 )
 from mar_bench.report.names import name_points
-from mar_bench.report.plots import CHARACTER_INCHES, NEUTRAL, PANEL_INCHES, STYLE, save, seconds_axis, title, widen
+from mar_bench.report.plots import CHARACTER_INCHES, NEUTRAL, PANEL_INCHES, STYLE, save, seconds_axis, widen
 from mar_bench.report.plots import points as timed_points
 from mar_bench.report.verdict import is_comparable
 from mar_bench.report.wording import axis_labels, column_axes, describe, metric_title
@@ -59,11 +60,11 @@ def _draw(experiment: Experiment, points: pd.DataFrame, spreads: list[Spread]) -
     panels = [
         p for p in dict.fromkeys(_panel_of(experiment, row) for row in experiment.rows) if p in set(points["panel"])
     ]
-    width, characters = PANEL_WIDTH * len(panels), int(PANEL_WIDTH * len(panels) / CHARACTER_INCHES)
-    heading = "\n".join(line for text in title(experiment).splitlines() for line in textwrap.wrap(text, characters))
+    width = PANEL_WIDTH * len(panels)
+    words = heading(experiment, width)
     bars = ", ".join([*bars_word(spreads), "quartiles of the time"])
     handles = legend_handles(looks, PAPER if len(published) else "", bars)
-    height = PANEL_HEIGHT * len(settings) + legend_inches(handles, width) + 0.17 * (1 + heading.count("\n"))
+    height = PANEL_HEIGHT * len(settings) + legend_inches(handles, width) + 0.17 * (1 + words.count("\n"))
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(len(settings), len(panels), squeeze=False)
     named = []
@@ -71,15 +72,15 @@ def _draw(experiment: Experiment, points: pd.DataFrame, spreads: list[Spread]) -
         for ax, panel in zip(line_of_axes, panels):
             here = points[(points["setting"] == setting) & (points["panel"] == panel)]
             theirs = published[published["panel"] == panel]
-            words = ", ".join(w for w in (panel, setting) if w)
-            ax.set_title(textwrap.fill(words, int(PANEL_WIDTH / CHARACTER_INCHES)), fontsize=8, color=NEUTRAL)
+            above = ", ".join(w for w in (panel, setting) if w)
+            ax.set_title(textwrap.fill(above, int(PANEL_WIDTH / CHARACTER_INCHES)), fontsize=8, color=NEUTRAL)
             _panel(ax, here, theirs, looks)
             ax.set_xlabel("seconds per image")
             ax.set_ylabel(metric_title(experiment, "fd"))
             named.append((ax, here, theirs))
     sns.despine(fig=figure)
     legend(figure, looks, PAPER if len(published) else "", bars, width)
-    figure.suptitle(heading, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
     figure.draw_without_rendering()  # so that it is known where the points are
     for ax, here, theirs in named:
         name_points(ax, here, theirs, looks.colours)
