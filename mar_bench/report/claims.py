@@ -115,7 +115,7 @@ def _how_to_read(scale: str | None) -> str:
     if scale != "paper":
         lines.append("What holds at a scale below the paper's holds there, on other data and smaller models.")
     lines += [
-        "Evidence holds if it does on every pair; it does not hold if a single pair speaks against it; else it is undecided.",
+        "Evidence holds if it does on every pair; not if a single pair speaks against it; else it is undecided.",
         f"Differences are of distances, paired on common seeds, in percent of the second; the {100 * CONFIDENCE:g} % "
         f"interval is over training seeds, else over samplings. A difference below {MIN_EFFECT} %, an interval that "
         "contains 0 and a single run decide nothing.",
