@@ -1,4 +1,4 @@
-"""The verbs of an experiment: list, show, plan, run, table, plot, sample."""
+"""The verbs of an experiment: list, show, plan, run, table, plot, sample, claims."""
 
 from __future__ import annotations
 
@@ -357,6 +357,29 @@ def sample(
             continue
         path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
         print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+
+
+@app.command()
+def claims(
+    scale: Scale = None,
+    save: Annotated[bool, typer.Option("--save", help="Write it into the reports folder as well.")] = False,
+    reports: Reports = "reports",
+    records: Records = None,
+) -> None:
+    """Judge the paper's claims by the records there are.
+
+    Each at the largest scale that has its evidence, or all at --scale. --save writes <reports>/claims.md, with --scale
+    <reports>/<scale>/claims.md."""
+    from mar_bench.records import atomic_write
+    from mar_bench.report.claim_file import claims_file
+    from mar_bench.report.claims import markdown
+
+    text = markdown(claims_file(), results(None, records)[1], scale)
+    print(text, end="")
+    if save:
+        path = Path(reports, scale or "", "claims.md")
+        atomic_write(path, text)
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def _paper_cell(experiment, row: str) -> str:

@@ -12,9 +12,13 @@ import pandas as pd
 from mar_bench.config import Experiment
 from mar_bench.records import Record
 from mar_bench.report.cells import REAL_ROLES, Selection, Spread, metric_value
+from mar_bench.report.measured import Measured
+from mar_bench.report.verdict import RULES, WHY_NONE, is_comparable
 from mar_bench.report.wording import (
+    NAMES,
     PAPER_NAMES,
     by_axes,
+    column_words,
     extractors,
     in_paper,
     in_units,
@@ -26,27 +30,69 @@ from mar_bench.report.wording import (
 from mar_bench.spec import RunSpec
 
 Records = dict[str, Record]  # by id
+PUBLISHED_NAMES = {
+    **PAPER_NAMES,
+    **NAMES,
+    "head_parameters": "parameters of the head",
+    "rfd": "reconstruction FID",
+    "seconds_per_image": "seconds per image (one A100)",
+}
 
 OF_ONE_RUN = "The chance of training and of sampling is not in the ± of one run; a number without ± has none recorded."
 
 
-def caption(
-    experiment: Experiment, selection: Selection, floors: pd.DataFrame, spreads: dict[str, Spread]
-) -> list[str]:
+def caption(table: Measured, spreads: dict[str, Spread]) -> list[str]:
     """The lines under a table; ``spreads`` is the first metric of every row that has a number."""
-    done = _done(selection, "generation")
-    lines = [_brackets(experiment), _features(experiment), _samples(experiment, done, floors), _further(done)]
-    lines += [_real(experiment, floors), _seeds(spreads, done), _knobs(experiment), _origin(selection)]
+    experiment, floors = table.experiment, table.floors
+    done = _done(table.selection, "generation")
+    lines = [_brackets(experiment), _no_verdict(experiment), _features(experiment), _samples(experiment, done, floors)]
+    lines += [_further(done), _speed(table), _real(experiment, floors), _seeds(spreads, done), _left_out(table)]
+    lines += [_knobs(experiment), _origin(table.selection)]
+    return [line for line in lines if line]
+
+
+def short(table: Measured, spreads: dict[str, Spread]) -> list[str]:
+    """The sentences that no table may go without."""
+    done = _done(table.selection, "generation")
+    lines = [_brackets(table.experiment), _features(table.experiment), _speed(table), _seeds(spreads, done)]
     return [line for line in lines if line]
 
 
 def _brackets(experiment: Experiment) -> str:
-    metrics = [m for m in experiment.layout.get("metrics", ["fd"]) if in_paper(experiment, m)]
-    if not metrics:
+    shown = [*experiment.layout.get("metrics", ["fd"]), *experiment.layout.get("beside", [])]
+    names = [PUBLISHED_NAMES.get(m, m) for m in shown if in_paper(experiment, m)]
+    if not names:
         return ""
-    names = " and ".join(PAPER_NAMES.get(m, m) for m in metrics)
     where = "" if experiment.scale == "paper" else ", another data set at another scale"
-    return f"In brackets: the paper's {names} on ImageNet 256x256{where}. Source: {experiment.source}."
+    source = f" Source: {experiment.source}." if experiment.source else ""
+    return f"In brackets: the paper's {listed(names)} on ImageNet 256x256{where}.{source}"
+
+
+def listed(words: list[str]) -> str:
+    """``FID, IS and parameters``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _no_verdict(experiment: Experiment) -> str:
+    """Why no number is judged against the paper's, where there are any."""
+    judged = [row for row in experiment.rows if RULES.keys() & experiment.paper.get(row, {}).keys()]
+    return WHY_NONE if judged and not any(is_comparable(experiment, row) for row in judged) else ""
+
+
+def _speed(table: Measured) -> str:
+    """In which setting the seconds of a line were taken, and of which of its cells."""
+    experiment = table.experiment
+    if "seconds_per_image" not in experiment.layout.get("beside", []) or table.speed_setting is None:
+        return ""
+    words = column_words(experiment, table.speed_column or ())
+    return f"Seconds per image: {', '.join(w for w in (words, table.speed_setting) if w)}."
+
+
+def _left_out(table: Measured) -> str:
+    if not table.left_out:
+        return ""
+    were = f"{table.left_out} {'record is' if table.left_out == 1 else 'records are'}"
+    return f"{were} left out, on seeds that other tables use and not all rows here have."
 
 
 def _features(experiment: Experiment) -> str:

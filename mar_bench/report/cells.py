@@ -5,6 +5,7 @@ their seeds and devices."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ import pandas as pd
 
 from mar_bench.checks import METRICS
 from mar_bench.config import Experiment
-from mar_bench.ids import TASKS, generation_run, reconstruction_run, speed_run
+from mar_bench.ids import CHOICE_SEED, TASKS, generation_run, reconstruction_run, speed_run
 from mar_bench.records import Record, metric_name
 from mar_bench.spec import RunSpec
 
@@ -48,16 +49,59 @@ def extractor_block(spec: RunSpec) -> dict[str, str]:
 
 
 def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
-    """The records of every row by task, ordered by seeds, then by id; an empty list where there are none."""
+    """The records of every row by task, ordered by seeds, then by id; an empty list where there are none.
+
+    Generation records on the seed of choices are of no table, nor are any of a row whose point is not chosen yet. Rows
+    are shared between tables by their ids, and others may have measured some of them on more seeds: where an experiment
+    declares its seeds, records on others count if all of its rows have them (see ``left_out``)."""
+    found = _found(experiment, records)
+    outside = {record.id for record in _outside(experiment, found)}
+    for tasks in found.values():
+        tasks["generation"] = [record for record in tasks["generation"] if record.id not in outside]
+    return found
+
+
+def left_out(experiment: Experiment, records: dict[str, Record]) -> int:
+    """How many generation records are on seeds that the experiment does not declare and not all of its rows have."""
+    return len({record.id for record in _outside(experiment, _found(experiment, records))})
+
+
+def _found(experiment: Experiment, records: dict[str, Record]) -> Selection:
+    """The records of every row, whatever seeds the experiment declares."""
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records.values(), key=lambda r: (*seeds(r), r.id)):
-        by_cell[record.task, record.ids.get("cell_id", "")].append(record)
-    chosen = {}
+        if record.task != "generation" or seeds(record)[1] != CHOICE_SEED:
+            by_cell[record.task, record.ids.get("cell_id", "")].append(record)
+    found = {}
     for row, spec in experiment.rows.items():
         # a speed cell holds every device, so the device given here does not matter
         runs = (generation_run(row, spec), reconstruction_run(row, spec), speed_run(row, spec, "any"))
-        chosen[row] = {run.task: by_cell[run.task, run.cell_id] for run in runs}
-    return chosen
+        found[row] = {run.task: list(by_cell[run.task, run.cell_id]) for run in runs}
+        if not is_chosen(experiment, row):
+            found[row]["generation"] = []
+    return found
+
+
+def is_chosen(experiment: Experiment, row: str) -> bool:
+    """False while it is not known which point of its sweep a row stands for."""
+    return row not in experiment.sweeps or row in experiment.choices
+
+
+def _outside(experiment: Experiment, found: Selection) -> list[Record]:
+    """Records on undeclared seeds that some row lacks, of the rows that have any done."""
+    if not experiment.seeds:
+        return []
+    by_row = {row: tasks["generation"] for row, tasks in found.items()}
+    done = [pairs for records in by_row.values() if (pairs := {seeds(r) for r in records if r.status == "done"})]
+    common = set.intersection(*done) if done else set()
+    outside = []
+    for row, records in by_row.items():
+        spec = experiment.rows[row]
+        training = experiment.seeds.get("training") or [spec.train.seed]
+        sampling = experiment.seeds.get("sampling") or [spec.sampling.seed]
+        declared = set(itertools.product(training, sampling))
+        outside += [record for record in records if seeds(record) not in declared | common]
+    return outside
 
 
 def runs_with(records: Iterable[Record], metric: str) -> Runs:
@@ -140,6 +184,18 @@ def _setting(protocol: dict[str, Any]) -> str:
         protocol["batch_size"] and f"batch {protocol['batch_size']}",
     ]
     return ", ".join(str(w) for w in words if w)
+
+
+def main_setting(frame: pd.DataFrame) -> str | None:
+    """The setting in which most rows were timed, the first by name among equals."""
+    counts = frame["setting"].value_counts()
+    return min((s for s, n in counts.items() if n == counts.max()), default=None)
+
+
+def seconds_of(frame: pd.DataFrame, row: str, setting: str | None) -> float:
+    """A row's seconds per image in a setting, NaN where it was not timed in it."""
+    timed = frame.loc[(frame["row"] == row) & (frame["setting"] == setting), "seconds_per_image"]
+    return float(timed.iloc[0]) if len(timed) else math.nan
 
 
 def metric_value(record: Record, metric: str) -> float:

@@ -100,6 +100,11 @@ def _floor(selection: Selection, row: str) -> Record | None:
     return next(iter(runs_with(selection[row]["reconstruction"], "fd").values()), None)
 
 
+def effect_of(better: Runs, worse: Runs) -> Effect:
+    """``paired_effect`` of the distances of two rows; not comparable where they were not measured alike."""
+    return _effect(better, worse, reasons=_unlike(better, worse))
+
+
 def _unlike(better: Runs, worse: Runs) -> list[str]:
     """Why two rows do not compare: of every pair of runs on common seeds, each reason once."""
     pairs = [(better[seed], worse[seed]) for seed in sorted(better.keys() & worse.keys())]
@@ -136,7 +141,7 @@ def _effect(
 
 
 def _pairs(experiment: Experiment, item: dict) -> list[tuple[str, str]]:
-    """Rows (better, worse) that differ in the item's axis only."""
+    """Rows (better, worse) that differ in the item's axis only, of those that the scale has."""
     for key in ("claim", "axis", "better", "worse"):
         if key not in item:
             raise UserError(f"{experiment.file}: orderings: {item} has no key '{key}'")
@@ -152,7 +157,7 @@ def _pairs(experiment: Experiment, item: dict) -> list[tuple[str, str]]:
         bundles = experiment.bundles(row)
         if bundles[axis] == item["better"]:
             pairs.append((row, "/".join({**bundles, axis: item["worse"]}.values())))
-    return pairs
+    return [pair for pair in pairs if pair[1] in experiment.rows]
 
 
 def _paper_percent(experiment: Experiment, better: str, worse: str) -> float | None:
@@ -217,7 +222,7 @@ def markdown(experiment: Experiment, comparisons: list[Comparison]) -> str:
         chosen = [c for c in comparisons if c.claim == claim]
         cost = chosen[0].costs_at_most
         allowed = "" if cost is None else f" (at most {percent(100 * cost, signed=False)})"
-        parts += [f"### Claim: {claim}{allowed}", _table(experiment, chosen), _summary(chosen)]
+        parts += [f"### Claim: {claim}{allowed}", pairs_table(experiment, chosen), _summary(chosen)]
         if not all(c.same_tokenizer for c in chosen):
             parts.append(_tokenizer_sentence(experiment, chosen))
     return "\n\n".join(parts)
@@ -243,7 +248,8 @@ def _how_to_read(experiment: Experiment) -> str:
     )
 
 
-def _table(experiment: Experiment, comparisons: list[Comparison]) -> str:
+def pairs_table(experiment: Experiment, comparisons: list[Comparison]) -> str:
+    """One line for each pair of a claim: means, difference, interval, seeds and verdict."""
     first = comparisons[0]
     better, worse = (_bundle(experiment, first.axis, row) for row in (first.better_row, first.worse_row))
     heading = ["all else equal", better, worse, "difference"]
@@ -253,9 +259,8 @@ def _table(experiment: Experiment, comparisons: list[Comparison]) -> str:
     lines = []
     for c in comparisons:
         e = c.effect
-        interval = MISSING if math.isnan(e.low) else f"{e.low:+.1f} to {e.high:+.1f} %"
-        line = [c.others, number(e.better), number(e.worse), percent(e.percent), interval]
-        line += [seed_count(e.seeds, e.samplings), _verdict(e), *[_above(c.above_floor)] * floors_shown]
+        line = [c.others, number(e.better), number(e.worse), percent(e.percent), interval_of(e)]
+        line += [seed_count(e.seeds, e.samplings), verdict_of(e), *[_above(c.above_floor)] * floors_shown]
         lines.append([*line, percent(c.paper_percent)])
     return markdown_table(heading, lines)
 
@@ -264,7 +269,12 @@ def _bundle(experiment: Experiment, axis: str, row: str) -> str:
     return experiment.bundles(row)[axis]
 
 
-def _verdict(effect: Effect) -> str:
+def interval_of(effect: Effect) -> str:
+    return MISSING if math.isnan(effect.low) else f"{effect.low:+.1f} to {effect.high:+.1f} %"
+
+
+def verdict_of(effect: Effect) -> str:
+    """The verdict with the remarks to it."""
     if effect.verdict == INCOMPARABLE:
         return f"{INCOMPARABLE}: {effect.note}" if effect.note else INCOMPARABLE
     return f"{effect.verdict} ({effect.note})" if effect.note else effect.verdict
@@ -274,7 +284,7 @@ def _above(effect: Effect | None) -> str:
     if effect is None:
         return MISSING
     change = "" if math.isnan(effect.percent) else f"{percent(effect.percent)}, "
-    return change + _verdict(effect)
+    return change + verdict_of(effect)
 
 
 def _summary(comparisons: list[Comparison]) -> str:

@@ -68,9 +68,9 @@ def speed_accuracy(experiment: Experiment, records: dict[str, Record], stem: Pat
     """Draw distance against seconds per image; write ``stem`` with .png, .pdf and .svg; return their paths.
 
     Equal records give equal bytes. Raises UserError where no row has both a distance and a speed."""
-    points = _points(experiment, records)
+    found = points(experiment, records)
     with rc_context({**sns.axes_style("ticks"), **STYLE}):
-        figure = _draw(experiment, points, floors(experiment, records))
+        figure = _draw(experiment, found, floors(experiment, records))
         return save(figure, stem)
 
 
@@ -86,7 +86,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
+def points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
     """One line per row and setting that has both numbers: distance with sd, seconds with quartiles, panel,
     hue, style (the texts of column, colour and marker)."""
     cells, timed = collect(experiment, records), speeds(experiment, records)
@@ -95,7 +95,7 @@ def _points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
         raise UserError(f"no speed records of {experiment.id} at scale {experiment.scale}; {run} measures them")
     distances = {row: spread(seed_values(cells, row)) for row in experiment.rows}
     if not any(d.n for d in distances.values()):
-        raise UserError(f"no generation records of {experiment.id} at scale {experiment.scale}; {run} makes them")
+        raise UserError(no_generations(experiment))
     *style_axes, hue_axis = row_axes(experiment) or list(experiment.labels)
     lines = []
     for line in timed.to_dict("records"):
@@ -115,14 +115,20 @@ def _points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def no_generations(experiment: Experiment) -> str:
+    """What a user is told where there is nothing to draw."""
+    run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
+    return f"no generation records of {experiment.id} at scale {experiment.scale}; {run} makes them"
+
+
 def _draw(experiment: Experiment, points: pd.DataFrame, floor_frame: pd.DataFrame) -> Figure:
     looks = _Looks(experiment)
     settings = sorted(points["setting"].unique())
     panels = [p for p in looks.panels if p in set(points["panel"])]
     keys = _legend_columns(looks, points, with_floors=floor_frame["row"].isin(points["row"]).any())
-    title = _title(experiment)
+    heading = title(experiment)
     widest = sum(max(len(handle.get_label()) for handle in column) + 10 for column in keys)
-    widest = max(widest, *(int(1.15 * len(line)) for line in title.splitlines()))
+    widest = max(widest, *(int(1.15 * len(line)) for line in heading.splitlines()))
     width = max(PANEL_INCHES[0] * len(panels), CHARACTER_INCHES * widest)
     height = (PANEL_INCHES[1] + 0.3) * len(settings) + 0.19 * len(keys[0]) + 0.5
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -132,11 +138,12 @@ def _draw(experiment: Experiment, points: pd.DataFrame, floor_frame: pd.DataFram
         part.suptitle(textwrap.fill(setting, int(width / CHARACTER_INCHES)), fontsize=8, color=NEUTRAL)
     sns.despine(fig=figure)
     _legend(figure, keys)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(heading, fontsize=9, x=0.01, ha="left")
     return figure
 
 
-def _title(experiment: Experiment) -> str:
+def title(experiment: Experiment) -> str:
+    """Of a figure: what it is of, the distance, the number of images and the scale."""
     counts = dict.fromkeys(thousands(spec.sampling.num_images) for spec in experiment.rows.values())
     images = f"{metric_of(experiment, 'fd', images=None, named=True)} of {'/'.join(counts)} images"
     return f"{experiment.title}\n{images}, {scale_title(experiment)}"
@@ -164,10 +171,10 @@ def _panels(
         _floor_lines(ax, experiment, chosen, floor_frame, looks)
         ax.set_xlabel("seconds per image")
         ax.set_ylabel(metric_title(experiment, "fd") if panel == labelled else "")
-    _widen(axes[0])
+    widen(axes[0])
 
 
-def _widen(ax: Axes) -> None:
+def widen(ax: Axes) -> None:
     """At least a factor of MIN_RATIO on the axis of seconds, so that two of its ticks 1, 2, 5 are in view."""
     low, high = ax.get_xlim()
     factor = max(1.0, MIN_RATIO * low / high) ** 0.5
@@ -221,6 +228,11 @@ def _panel(ax: Axes, points: pd.DataFrame, looks: _Looks) -> None:
         zorder=3,
         ax=ax,
     )
+    seconds_axis(ax)
+
+
+def seconds_axis(ax: Axes) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5 of each decade, written out."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(_decimal))

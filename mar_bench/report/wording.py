@@ -14,11 +14,13 @@ from mar_bench.report.cells import extractor_block
 from mar_bench.spec import RunSpec
 
 MISSING, FAILED = "–", "FAILED"
+NOT_CHOSEN = "not chosen yet"  # of a row whose sweep is not done
 PAPER_SAMPLES = 50_000
 PAPER_NAMES = {"fd": "FID", "is": "IS"}  # with the 2015 Inception features, as in the paper
 OUR_NAMES = {"fd": "FD", "is": "IS"}  # with any other extractor, whose name follows
 NAMES = {"kid": "KID", "precision": "Precision", "recall": "Recall"}  # with every extractor
 BIASED = ("fd", "is")  # by the number of images, which therefore stands in their names
+LOWER_IS_BETTER = ("fd", "kid", "copied")  # of all others a higher value is the better one
 UNITS = {"kid": (1000, "x 1000"), "copied": (100, "%")}  # by which tables show a number; KID with Inception alone
 
 
@@ -53,9 +55,35 @@ def paper_number(metric: str, value: float | None) -> str:
     return {"fd": f"{value:.2f}", "is": f"{value:.1f}"}.get(metric, f"{value:g}")
 
 
+def published_text(experiment: Experiment, row: str, metric: str) -> str | None:
+    """The paper's number of a row as a table shows it, ``> 100`` where it gives a bound; None for a column that the
+    paper has not."""
+    if not in_paper(experiment, metric):
+        return None
+    numbers = experiment.paper.get(row, {})
+    if metric not in numbers and f"{metric}_above" in numbers:
+        return f"> {numbers[f'{metric}_above']:g}"
+    return paper_number(metric, in_units(experiment, metric, numbers.get(metric)))
+
+
 def in_paper(experiment: Experiment, metric: str) -> bool:
-    """Whether the paper gives this number for any row."""
-    return any(metric in numbers for numbers in experiment.paper.values())
+    """Whether the paper gives this number, or a bound of it, for any row."""
+    return any(metric in numbers or f"{metric}_above" in numbers for numbers in experiment.paper.values())
+
+
+def is_lower_better(metric: str) -> bool:
+    return metric.partition(":")[0] in LOWER_IS_BETTER
+
+
+def count_of(parameters: float | None) -> str:
+    """Parameters in two or three digits: ``943M``, ``1.5M``, ``2B``, ``50k``."""
+    if parameters is None or math.isnan(parameters):
+        return MISSING
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            scaled = parameters / size
+            return f"{f'{scaled:.1f}'.removesuffix('.0') if scaled < 10 else f'{scaled:.0f}'}{letter}"
+    return f"{parameters:.0f}"
 
 
 def percent(value: float | None, signed: bool = True) -> str:
@@ -174,6 +202,18 @@ def row_at(experiment: Experiment, line: tuple[str, ...], column: tuple[str, ...
     """The row of the experiment at a place of the table's grid."""
     bundles = dict(zip([*row_axes(experiment), *column_axes(experiment)], [*line, *column]))
     return "/".join(bundles[axis] for axis in experiment.labels)
+
+
+def line_key(experiment: Experiment, row: str) -> str:
+    """What ``paper`` calls the line of a row: its bundles on the axes that are no columns, in the axes' order."""
+    columns = column_axes(experiment)
+    return "/".join(bundle for axis, bundle in experiment.bundles(row).items() if axis not in columns)
+
+
+def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
+    """``without CFG``; empty where the table's rows are not spread over columns."""
+    axes = column_axes(experiment)
+    return describe({k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()})
 
 
 def by_axes(experiment: Experiment, value_of: Callable[[RunSpec], str]) -> str:

@@ -1,0 +1,123 @@
+"""The paper's claims against the records there are: each judged at the largest scale that has its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mar_bench.config import SCALES, Experiment, experiment_files, load_experiment, scales
+from mar_bench.errors import UserError, did_you_mean
+from mar_bench.records import Record
+from mar_bench.report.cells import runs_with, select
+from mar_bench.report.claim_file import Claim, Evidence, read_claims
+from mar_bench.report.evidence import Judged, judge, missing, rows_of
+from mar_bench.report.orderings import MIN_EFFECT, UNDECIDED
+from mar_bench.report.pairing import CONFIDENCE
+from mar_bench.report.wording import MISSING, markdown_table
+from mar_bench.selection import with_choices
+
+NO_EVIDENCE = "smoke"  # the scale whose numbers mean nothing
+WHOLE = "paper"  # the scale that leaves nothing out
+NO_RECORDS = "no records"
+
+
+@dataclass(frozen=True)
+class _Finding:
+    claim: Claim
+    evidence: Evidence
+    scale: str | None  # at which it was judged; None where no scale has records
+    judged: Judged
+    measured: tuple[int, int] = (0, 0)  # rows that have a distance, of how many
+    missing: tuple[str, ...] = ()  # what this scale has not of it
+
+
+def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -> str:
+    """Every claim of a file with its evidence, at ``scale`` or at the largest one that has the records.
+
+    Raises UserError for a file that is not as it should be and for an experiment, ordering, axis or label that is not
+    there."""
+    claims = read_claims(path)
+    for name in (evidence.experiment for claim in claims for evidence in claim.evidence):
+        if name not in experiment_files():
+            raise UserError(f"{path}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
+    loaded: dict[tuple[str, str], Experiment] = {}
+    found = [_finding(path, claim, evidence, records, scale, loaded) for claim in claims for evidence in claim.evidence]
+    summary = markdown_table(
+        ["claim", "", "evidence", "scale", "verdict"],
+        [[str(f.claim.number), f.claim.text, f.evidence.title, f.scale or MISSING, _verdict(f)] for f in found],
+    )
+    parts = ["# What the paper claims, and what the records say", _how_to_read(scale), summary]
+    for claim in claims:
+        parts.append(f"## {claim.number}. {claim.text}")
+        for finding in (f for f in found if f.claim is claim):
+            parts += _section(finding)
+    return "\n\n".join(parts) + "\n"
+
+
+def _finding(
+    path: Path,
+    claim: Claim,
+    evidence: Evidence,
+    records: dict[str, Record],
+    scale: str | None,
+    loaded: dict[tuple[str, str], Experiment],
+) -> _Finding:
+    """Judged at ``scale``, else at the largest scale where all its rows are measured, else where any is."""
+
+    def at(name: str) -> Experiment:
+        key = evidence.experiment, name
+        if key not in loaded:
+            loaded[key] = with_choices(load_experiment(*key), records)
+        return loaded[key]
+
+    def measured(name: str) -> tuple[int, int]:
+        rows, selection = rows_of(at(name), evidence), select(at(name), records)
+        return sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
+
+    candidates = [scale] if scale else [s for s in reversed(SCALES) if s in scales() and s != NO_EVIDENCE]
+    lacking = {name: missing(at(name), evidence) for name in candidates}
+    if all(lacking.values()) and (wrong := missing(at(WHOLE), evidence)):  # which a smaller scale may leave out
+        raise UserError(f"{path}: claim {claim.number}: {evidence.experiment} has {', '.join(wrong[0])}")
+    counts = {name: measured(name) for name in candidates}
+    whole = (name for name, (done, rows) in counts.items() if rows and done == rows)
+    some = (name for name, (done, _) in counts.items() if done)
+    chosen = next(whole, None) or next(some, None)
+    if chosen is None:
+        where = f"at scale {scale}" if scale else "at any scale"
+        return _Finding(claim, evidence, None, Judged(UNDECIDED, f"There are no records of it {where}."))
+    judged = judge(at(chosen), evidence, records)
+    return _Finding(claim, evidence, chosen, judged, counts[chosen], tuple(what for what, _ in lacking[chosen]))
+
+
+def _verdict(finding: _Finding) -> str:
+    return finding.judged.verdict if finding.scale else f"{UNDECIDED} ({NO_RECORDS})"
+
+
+def _section(finding: _Finding) -> list[str]:
+    evidence, (done, rows) = finding.evidence, finding.measured
+    parts = [f"### {evidence.title}: {_verdict(finding)}"]
+    if finding.scale:
+        rows_done = "" if done == rows else f"; {done} of its {rows} rows are measured"
+        lacks = "".join(f"; this scale has {what}" for what in finding.missing)
+        parts.append(f"Experiment {evidence.experiment}, {finding.scale} scale{rows_done}{lacks}.")
+    return [*parts, finding.judged.text]
+
+
+def _how_to_read(scale: str | None) -> str:
+    order = ", ".join(name for name in reversed(SCALES) if name != NO_EVIDENCE)
+    at = f"All at {scale} scale." if scale else (
+        f"Each evidence is judged at the largest scale ({order}) that has records of all its rows, else at the largest "
+        f"that has any; {NO_EVIDENCE} scale is no evidence."
+    )  # fmt: skip
+    lines = [at]
+    if scale == NO_EVIDENCE:
+        lines.append(f"**{NO_EVIDENCE} scale only shows that everything runs: its numbers mean nothing.**")
+    if scale != "paper":
+        lines.append("What holds at a scale below the paper's holds there, on other data and smaller models.")
+    lines += [
+        "Evidence holds if it does on every pair; not if a single pair speaks against it; else it is undecided.",
+        f"Differences are of distances, paired on common seeds, in percent of the second; the {100 * CONFIDENCE:g} % "
+        f"interval is over training seeds, else over samplings. A difference below {MIN_EFFECT} %, an interval that "
+        "contains 0 and a single run decide nothing.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
