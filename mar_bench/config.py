@@ -99,6 +99,10 @@ def load_yaml(path: Path) -> dict:
 
 def overlay(base: Any, over: Any) -> Any:
     """``over`` laid on ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
+    if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
+        raise UserError(
+            f"'{base}' is a whole block, and a later layer lays {over} over it; refer to its keys one by one"
+        )
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     if "kind" in over and over["kind"] != base.get("kind"):
@@ -367,8 +371,11 @@ def _layered(file: Path, scale: str, parts: Any) -> tuple[dict, list[Path]]:
     layers += [{k: v for k, v in own.items() if k not in ("base", "scales")}, scale_tree]
     layers.append(_section(file, own.get("scales") or {}, scale))
     tree: dict = {}
-    for layer in layers:
-        tree = overlay(tree, {k: v for k, v in layer.items() if v is not None})
+    try:
+        for layer in layers:
+            tree = overlay(tree, {k: v for k, v in layer.items() if v is not None})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     if parts is not None:
         _known_parts(tree, parts)
         tree = overlay(tree, {"parts": parts})

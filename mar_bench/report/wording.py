@@ -52,7 +52,7 @@ def paper_number(metric: str, value: float | None) -> str:
     """A published value with as many decimals as the paper gives."""
     if value is None:
         return MISSING
-    return {"fd": f"{value:.2f}", "is": f"{value:.1f}"}.get(metric, f"{value:g}")
+    return {"fd": f"{value:.2f}", "rfd": f"{value:.2f}", "is": f"{value:.1f}"}.get(metric, f"{value:g}")
 
 
 def published_text(experiment: Experiment, row: str, metric: str) -> str | None:
