@@ -224,9 +224,15 @@ def _list(kind: str, seeds: tuple[int, ...]) -> str:
 
 def _knobs(experiment: Experiment) -> str:
     """Training and sampling settings, each with the bundles that change it."""
+    swept = [(experiment.rows[row], sweep.points[0][0]) for row, sweep in experiment.sweeps.items()]
+
+    def is_chosen(spec: RunSpec, knob: str) -> bool:
+        return any(spec is other and f"sampling.{knob}" in values for other, values in swept)
 
     def guidance(spec: RunSpec) -> str:
         s = spec.sampling
+        if is_chosen(spec, "guidance_scale"):
+            return "chosen for each cell"
         channels = "" if s.guided_channels is None else f" on {s.guided_channels} channels"
         return "off" if s.guidance_scale == 1 else f"{s.guidance_scale:g} {s.guidance_schedule}{channels}"
 
@@ -240,7 +246,9 @@ def _knobs(experiment: Experiment) -> str:
 
     knobs: dict[str, Callable[[RunSpec], str]] = {
         "guidance": guidance,
-        "temperature": lambda spec: f"{spec.sampling.temperature:g}",
+        "temperature": lambda spec: (
+            "chosen for each cell" if is_chosen(spec, "temperature") else f"{spec.sampling.temperature:g}"
+        ),
         "AR steps": ar_steps,
         "denoising steps": denoising,
         "training": lambda spec: f"{spec.train.steps} steps of {spec.train.batch_size} images",
