@@ -28,9 +28,10 @@ from mar_bench.image_sets import ImageSet, cropped_folder, open_images
 from mar_bench.jobs import Places, is_sound, mark_done
 from mar_bench.parse import KeyPathError, parse
 from mar_bench.pipeline import HELDOUT, IMAGES, REFERENCE, SEEN, load_extractor, load_tokenizer
-from mar_bench.records import Record, write_record
+from mar_bench.records import Record, read_records, write_record
 from mar_bench.references import Reference, build_reference, load_reference, read_reference
 from mar_bench.scores import Scores, Seen, largest_settings, load_seen, one_pass, save_seen
+from mar_bench.selection import with_choices
 from mar_bench.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
 
 TASK = "evaluation"
@@ -38,11 +39,17 @@ SPLIT_IMAGES = 100  # of an IS split, at least, unless splits are chosen
 OURS = {"inception": InceptionExtractor, "efficientnet_lite0": EfficientNetExtractor}
 
 
-def row_run(name: str, row: str, scale: str, overrides: list[str], seed: int = 0, sampling_seed: int = 0) -> Run:
-    """The generation run of a row of an experiment. Raises UserError where there is no such row."""
+def row_run(
+    name: str, row: str, scale: str, overrides: list[str], places: Places, seed: int = 0, sampling_seed: int = 0
+) -> Run:
+    """The generation run of a row of an experiment. Raises UserError where there is no such row, or none chosen yet."""
     experiment = load_experiment(name, scale, overrides)
+    if experiment.sweeps or experiment.searches:
+        experiment = with_choices(experiment, read_records(places.records))
     if row not in experiment.rows:
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
+    if experiment.is_open(row):
+        raise UserError(f"{name}/{row}: its point is chosen by a sweep that is not measured yet; mar-bench run does it")
     return generation_run(row, with_seeds(experiment.rows[row], seed, sampling_seed))
 
 

@@ -23,6 +23,7 @@ from mar_bench.cli.options import (
     cores,
     find_record,
     is_record,
+    load,
     no_seeds,
     one_seed,
     results,
@@ -218,11 +219,10 @@ def _records_of(name: str, scale: str, overrides: list[str], records: str | None
     experiment_name, row = split_row(name)
     if row is None:
         raise UserError(f"{name}: neither a record nor a row, as in table1/mar/diff/guided")
-    from mar_bench.config import load_experiment
     from mar_bench.report.cells import select
 
     places, found = results(None, records)
-    experiment = load_experiment(experiment_name, scale, overrides)
+    experiment = load(experiment_name, scale, overrides, found)
     if row not in experiment.rows:
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
     tasks = select(experiment, found)[row]
@@ -293,8 +293,9 @@ def neighbours(
 
     _use_cores()
     train_seed, sampling_seed = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
-    run = row_run(experiment_name, row, scale, overrides or [], train_seed, sampling_seed)
-    found = find(run, default_places(runs, None), count, nearest)
+    places = default_places(runs, None)
+    run = row_run(experiment_name, row, scale, overrides or [], places, train_seed, sampling_seed)
+    found = find(run, places, count, nearest)
     experiment = load_experiment(experiment_name, scale, overrides or [])
     target = Path(reports) / scale / f"{experiment.id}-neighbours-{row.replace('/', '-')}.png"
     print(f"wrote {neighbour_page(experiment, row, found, target)}")
@@ -321,7 +322,9 @@ def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds:
     except UserError as error:
         raise UserError(f"{text}: no such file or folder, nor a row of an experiment ({error})") from None
     seed, sampling_seed = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
-    return eval_sets.samples_of_run(eval_sets.row_run(experiment, row, scale, overrides, seed, sampling_seed), places)
+    return eval_sets.samples_of_run(
+        eval_sets.row_run(experiment, row, scale, overrides, places, seed, sampling_seed), places
+    )
 
 
 def _spaces(names: list[str] | None, source, inception_weights: str | None, weights: Path, places):
