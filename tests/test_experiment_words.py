@@ -1,4 +1,4 @@
-"""What an experiment says beside its rows: bundles left out, published and quoted rows, seeds, figures, plans of several."""
+"""What an experiment says beside its rows: bundles left out, published and quoted rows, seeds, figures, plans."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def test_a_scale_leaves_a_bundle_out(tmp_path):
 def test_an_absent_bundle_keeps_its_place(tmp_path):
     experiment = made(tmp_path, "scales: {little: {axes: {head: {large: {absent: elsewhere}}}}}")
     assert experiment.absent == {"large/without": "elsewhere", "large/with": "elsewhere"}
-    assert list(experiment.rows) == ["small/without", "small/with"] and list(experiment.labels["head"]) == ["small", "large"]
+    assert list(experiment.rows) == ["small/without", "small/with"]
+    assert list(experiment.labels["head"]) == ["small", "large"]
 
 
 def test_a_bundle_is_absent_beside_another(tmp_path):
-    experiment = made(tmp_path, 'scales: {little: {axes: {head: {large: {absent: {with: too slow}}}}}}')
+    experiment = made(tmp_path, "scales: {little: {axes: {head: {large: {absent: {with: too slow}}}}}}")
     assert experiment.absent == {"large/with": "too slow"} and "large/without" in experiment.rows
     assert "expected a text" in wrong(tmp_path, "scales: {little: {axes: {head: {large: {absent: [1]}}}}}")
 
