@@ -174,7 +174,8 @@ class Search:
     """Settings of a tokenizer, of which one is to be chosen for several rows, each tried in a short training."""
 
     rows: list[str]
-    points: list[tuple[dict[str, Any], RunSpec]]  # fields of the tokenizer, and one row with these, trained shortly
+    judge: str  # the one of them that is trained
+    points: list[tuple[dict[str, Any], RunSpec]]  # fields of the tokenizer, and that row with these, trained shortly
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ def _searches(file: Path, tree: dict, rows: dict[str, RunSpec], sweeps: dict[str
                 raise UserError(f"{file}: search.{name}: {error}") from None
         if swept := sorted(sweeps.keys() & set(chosen)):
             raise UserError(f"{file}: search.{name}: row '{swept[0]}' has a sweep too; a row is chosen by one of them")
-        searches.append(Search(chosen, points))
+        searches.append(Search(chosen, search["judge"], points))
     return searches
 
 

@@ -199,7 +199,7 @@ def plan_runs(
     speed: dict[str, Run] = {}
     for search in experiment.searches:
         for _, point in search.points if set(search.rows) & rows.keys() else ():
-            tried = choosing_run(search.rows[0], point)
+            tried = choosing_run(search.judge, point)
             runs.setdefault(tried.id, tried)
             alone = replace(reconstruction_run(tried.row, point), sweep=True)
             speed.setdefault(alone.id, alone)

@@ -32,7 +32,7 @@ def _tokenizer(search: Search, records: dict[str, Record]) -> dict | None:
     multiples of the best setting's, added up: a tokenizer has to keep the image and to be learnable."""
     points = []
     for values, spec in search.points:
-        tried, alone = choosing_run(search.rows[0], spec), reconstruction_run(search.rows[0], spec)
+        tried, alone = choosing_run(search.judge, spec), reconstruction_run(search.judge, spec)
         found = [_measured(records, run.id) for run in (tried, alone)]
         if None in found:
             return None
