@@ -10,6 +10,7 @@ from typing import Any
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, join, parse
 from mar_bench.spec import (
+    CHOICE_SEED,
     ARModel,
     Continuous,
     Discrete,
@@ -321,6 +322,9 @@ BESIDE = ("parameters", "head_parameters", "rfd", "seconds_per_image")  # of a l
 LAYOUT_KEYS = ("rows", "columns", "metrics", "beside")
 BUNDLE_KEYS = ("label", "set", "select", "absent")
 SELECT_KEYS = ("minimise", "maximise", "over")
+# what is chosen must not change what a number is of: how many images, in which batches, from which seed and weights
+CHOSEN = ("guidance_scale", "guidance_schedule", "temperature", "num_ar_steps", "num_diffusion_steps", "sampler")
+CHOSEN += ("choice_temperature", "clamp_x0", "guided_channels", "order")
 SEARCH_KEYS = ("rows", "judge", "steps", "tokenizers")
 FIGURES = ("speed", "curve", "gallery")
 FIGURE_KEYS = ("kind", "x", "x_title", "y", "line", "point", "log_x")
@@ -371,7 +375,9 @@ def _one_of(path: str, name: Any, known: Any, what: str, where: str = "") -> Non
 
 
 def _axes(axes: Any) -> Iterator[tuple[str, dict]]:
-    for axis, bundles in check_block("axes", axes).items():
+    for axis in check_block("axes", axes):
+        check_block(join("axes", str(axis)), axes[axis] or {})
+    for axis, bundles in axes.items():
         path = join("axes", axis)
         _need(isinstance(axis, str), path, "names of axes are texts; put it in quotes")
         _need(check_block(path, bundles or {}), path, "an axis needs at least one bundle")
@@ -387,6 +393,9 @@ def _axes(axes: Any) -> Iterator[tuple[str, dict]]:
             texts = absent.values() if isinstance(absent, dict) else [absent]
             what = "expected a text, or a text for each bundle of another axis that it cannot stand beside"
             _need(all(isinstance(text, str) for text in texts), join(where, "absent"), what)
+            others = [name for other, them in axes.items() if other != axis for name in them or {}]
+            for name in absent if isinstance(absent, dict) else ():
+                _one_of(join(where, "absent"), name, others, "bundle", " on another axis")
             if bundle.get("select"):
                 _select(bundle["select"], join(where, "select"))
         _need(any(b is not None for b in bundles.values()), path, "an axis needs at least one bundle")
@@ -402,7 +411,9 @@ def _select(select: dict, path: str) -> None:
     _need(check_block(join(path, "over"), select.get("over")), join(path, "over"), "names no knob to choose")
     for knob, values in select["over"].items():
         where = join(join(path, "over"), str(knob))
-        _need(str(knob).startswith("sampling.") and knob != "sampling.seed", where, "only knobs of sampling are chosen")
+        block, _, name = str(knob).partition(".")
+        _need(block == "sampling", where, "only knobs of sampling are chosen")
+        _one_of(where, name, CHOSEN, "knob")
         _need(isinstance(values, list) and values, where, f"expected a list of values, found {values!r}", values)
 
 
@@ -414,11 +425,12 @@ def _search(searches: Any) -> None:
             continue
         check_keys(path, search, SEARCH_KEYS)
         for key in SEARCH_KEYS:
-            _need(search.get(key), join(path, key), "is missing; a search has rows, judge, steps and tokenizers")
+            _need(key in search, join(path, key), "is missing; a search has rows, judge, steps and tokenizers")
         for key in ("rows", "judge"):
             _need(isinstance(search[key], str), join(path, key), f"expected a text, found {search[key]!r}")
         _need(parse(int, search["steps"], join(path, "steps")) > 0, join(path, "steps"), "must be above 0")
-        _need(isinstance(search["tokenizers"], list), join(path, "tokenizers"), "expected a list of blocks")
+        blocks = search["tokenizers"]
+        _need(isinstance(blocks, list) and blocks, join(path, "tokenizers"), "expected a list of blocks", blocks)
         for i, block in enumerate(search["tokenizers"]):
             check_block(f"{path}.tokenizers[{i}]", block)
 
@@ -436,7 +448,8 @@ def _figure(figure: Any, axes: dict[str, list[str]], bundles: dict) -> None:
         _one_of("figure.y", metric, METRICS, "metric")
     if figure["kind"] == "curve":
         x = figure.get("x")
-        _need(isinstance(x, str) and x.startswith("sampling."), "figure.x", "a curve runs over a knob of sampling", x)
+        knobs = [f"sampling.{f.name}" for f in fields(SamplingSpec)]
+        _need(x in knobs, "figure.x", f"a curve runs over a knob of sampling, {did_you_mean(str(x), knobs)}", x)
 
 
 def _seeds(seeds: Any) -> None:
@@ -446,6 +459,8 @@ def _seeds(seeds: Any) -> None:
         _need(isinstance(values, list) and values, path, f"expected a list of seeds, found {values!r}", values)
         for value in values:
             _need(parse(int, value, path) >= 0, path, f"{value} must be 0 or more", value)
+            what = f"{CHOICE_SEED} is the sampling seed on which sweeps are compared; take another"
+            _need(key != "sampling" or value != CHOICE_SEED, path, what, value)
 
 
 def _layout(layout: Any, axes: dict[str, list[str]]) -> None:

@@ -20,7 +20,7 @@ from mar_bench.checks import check_block, check_experiment, check_keys, finish
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, as_tree, join, parse
 from mar_bench.published import PublishedRow, lookup, published
-from mar_bench.spec import RunSpec
+from mar_bench.spec import CHOICE_SEED, RunSpec
 
 SCALES = ("smoke", "tiny", "desk", "paper")
 EXPERIMENT_KEYS = (
@@ -173,9 +173,9 @@ class Sweep:
 class Search:
     """Settings of a tokenizer, of which one is to be chosen for several rows, each tried in a short training."""
 
-    rows: list[str]
-    judge: str  # the one of them that is trained
+    judge: str  # the row that is trained to compare them
     points: list[tuple[dict[str, Any], RunSpec]]  # fields of the tokenizer, and that row with these, trained shortly
+    rows: dict[str, list[RunSpec]]  # every row that the choice is for, at each of the points
 
 
 @dataclass(frozen=True)
@@ -230,14 +230,15 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
         for bundle in bundles:
             spec_tree = overlay(spec_tree, bundle.get("set") or {})
         try:
-            points = [
-                (values, finish(parse(RunSpec, overlay(overlay(spec_tree, point), command_line))))
-                for values, point in _points(bundles)
-            ]
-            points = [point for i, point in enumerate(points) if point[1] not in [spec for _, spec in points[:i]]]
-            rows[row] = points[0][1]
-            if len(points) > 1:
-                sweeps[row] = Sweep(*_wanted(bundles), points)
+            specs = {
+                finish(parse(RunSpec, overlay(overlay(spec_tree, point), command_line))): None
+                for point in _points(bundles)
+            }
+            rows[row] = next(iter(specs))
+            if rows[row].sampling.seed == CHOICE_SEED:
+                raise UserError(f"sampling.seed {CHOICE_SEED} is the one on which sweeps are compared; take another")
+            if len(specs) > 1:
+                sweeps[row] = _sweep(bundles, list(specs))
         except KeyPathError as error:
             where = _blame(error.path, error.value, files, overrides)
             if where == "command line" and "of kind" in error.message:
@@ -251,7 +252,10 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
         source=tree.get("source") or "",
         scale=scale,
         file=file,
-        labels={axis: {b: block.get("label") or {axis: b} for b, block in axes[axis].items()} for axis in axes},
+        labels={
+            axis: {b: {axis: b} if block.get("label") is None else block["label"] for b, block in axes[axis].items()}
+            for axis in axes
+        },
         layout=tree["layout"],
         **_published(file, tree, every_bundle),
         orderings=tree.get("orderings") or [],
@@ -259,32 +263,50 @@ def load_experiment(name: str, scale: str, overrides: tuple[str, ...] | list[str
         absent=absent,
         figure=tree.get("figure") or {},
         seeds=tree.get("seeds") or {},
-        searches=_searches(file, tree.get("search") or {}, rows, sweeps),
+        searches=_searches(file, tree.get("search") or {}, rows, sweeps, overrides),
         sweeps=sweeps,
     )
 
 
-def _searches(file: Path, tree: dict, rows: dict[str, RunSpec], sweeps: dict[str, Sweep]) -> list[Search]:
-    """The searches of an experiment. Raises UserError naming the one that does not fit its rows."""
-    searches = []
+def _searches(
+    file: Path, tree: dict, rows: dict[str, RunSpec], sweeps: dict[str, Sweep], overrides: tuple[str, ...] | list[str]
+) -> list[Search]:
+    """The searches of an experiment. Raises UserError naming the one that does not fit its rows or the overrides."""
+    searches: list[Search] = []
     for name, search in tree.items():
         if not search:  # this scale has published tokenizers
             continue
+        where = f"{file}: search.{name}"
         chosen = [row for row in rows if fnmatch.fnmatch(row, search["rows"])]
         if search["judge"] not in chosen:
-            raise UserError(f"{file}: search.{name}.judge: '{search['judge']}' is none of {', '.join(chosen)}")
-        judge = as_tree(rows[search["judge"]])
+            raise UserError(f"{where}.judge: '{search['judge']}' is none of {', '.join(chosen) or 'no rows'}")
+        if rows[search["judge"]].model.kind == "ar" and rows[search["judge"]].model.head.kind == "gmm":
+            raise UserError(
+                f"{where}.judge: a mixture's loss may be below 0, where no multiple of the best one is better"
+            )
+        for row in chosen:
+            if row in sweeps or any(row in other.rows for other in searches):
+                raise UserError(f"{where}: row '{row}' is chosen by another sweep or search too; one of them decides")
+        for key in {key for setting in search["tokenizers"] for key in setting}:
+            if hit := [w for w in overrides if "tokenizer" in w and w.partition("=")[0].endswith(f".{key}")]:
+                raise UserError(f"override '{hit[0]}': search.{name} of {file} chooses this; change it there")
+        specs: dict[str, list[RunSpec]] = {row: [] for row in chosen}
         points = []
-        for fields_ in search["tokenizers"]:
-            short = {"tokenizer": fields_, "train": {"steps": search["steps"]}}
+        for setting in search["tokenizers"]:
             try:
-                points.append((fields_, finish(parse(RunSpec, overlay(judge, short)))))
+                for row in chosen:
+                    specs[row].append(_with(rows[row], {"tokenizer": setting}))
+                short = _with(rows[search["judge"]], {"tokenizer": setting, "train": {"steps": search["steps"]}})
             except (KeyPathError, UserError) as error:
-                raise UserError(f"{file}: search.{name}: {error}") from None
-        if swept := sorted(sweeps.keys() & set(chosen)):
-            raise UserError(f"{file}: search.{name}: row '{swept[0]}' has a sweep too; a row is chosen by one of them")
-        searches.append(Search(chosen, search["judge"], points))
+                raise UserError(f"{where}: {error}") from None
+            points.append(({key: getattr(short.tokenizer, key) for key in setting}, short))
+        searches.append(Search(search["judge"], points, specs))
     return searches
+
+
+def _with(spec: RunSpec, tree: dict) -> RunSpec:
+    """A row with some of its fields changed, as if its file had said so."""
+    return finish(parse(RunSpec, overlay(as_tree(spec), tree)))
 
 
 def _absent(bundles: list[dict], names: tuple[str, ...]) -> str | None:
@@ -298,11 +320,12 @@ def _absent(bundles: list[dict], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _points(bundles: list[dict]) -> Iterator[tuple[dict[str, Any], dict]]:
-    """The values of every combination that the bundles' sweeps name, also as a tree; one empty pair without sweeps."""
-    over: dict[str, list] = {}
-    for bundle in bundles:
-        over |= (bundle.get("select") or {}).get("over", {})
+def _points(bundles: list[dict]) -> Iterator[dict]:
+    """Every combination of values that the row's sweep names, as a tree; an empty one without a sweep."""
+    selects = [bundle["select"] for bundle in bundles if bundle.get("select")]
+    if len(selects) > 1:
+        raise UserError("two of its bundles have a select; one of them decides")
+    over = selects[0]["over"] if selects else {}
     for values in itertools.product(*over.values()):
         tree: dict = {}
         for path, value in zip(over, values):
@@ -310,13 +333,17 @@ def _points(bundles: list[dict]) -> Iterator[tuple[dict[str, Any], dict]]:
             for key in reversed(path.split(".")):
                 block = {key: block}
             tree = overlay(tree, block)
-        yield dict(zip(over, values)), tree
+        yield tree
 
 
-def _wanted(bundles: list[dict]) -> tuple[str, bool]:
-    """The metric that a row's sweep is judged by, and whether less of it is better."""
-    select = next(b["select"] for b in bundles if b.get("select"))
-    return (select["minimise"], True) if "minimise" in select else (select["maximise"], False)
+def _sweep(bundles: list[dict], specs: list[RunSpec]) -> Sweep:
+    """The row's points by the knobs in which they differ; one that an override fixes is none."""
+    select = next(bundle["select"] for bundle in bundles if bundle.get("select"))
+    values = {path: [getattr(spec.sampling, path.partition(".")[2]) for spec in specs] for path in select["over"]}
+    differ = [path for path, found in values.items() if len(set(found)) > 1]
+    minimise = "minimise" in select
+    points = [({path: values[path][i] for path in differ}, spec) for i, spec in enumerate(specs)]
+    return Sweep(select["minimise" if minimise else "maximise"], minimise, points)
 
 
 def _published(file: Path, tree: dict, every_bundle: dict[str, list[str]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mar_bench.config import Experiment
 from mar_bench.errors import UserError
-from mar_bench.spec import RunSpec, SamplingSpec, TokenizerSpec, measures_scale
+from mar_bench.spec import CHOICE_SEED, RunSpec, SamplingSpec, TokenizerSpec, measures_scale
 
 REVISIONS = {
     "tokenizer": 1,
@@ -28,7 +28,6 @@ REVISIONS = {
     "speed": 1,
 }
 TASKS = ("generation", "reconstruction", "speed")
-CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 
 def canonical(value: Any) -> Any:
@@ -175,10 +174,12 @@ def choosing_run(row: str, point: RunSpec) -> Run:
     return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
 
 
-def chosen_rows(experiment: Experiment, only: str | None) -> dict[str, RunSpec]:
-    """The rows whose names match ``only``, a shell pattern; all for None. Raises UserError where it matches none."""
+def chosen_rows(experiment: Experiment, only: str | None, perhaps_none: bool = False) -> dict[str, RunSpec]:
+    """The rows whose names match ``only``, a shell pattern; all for None.
+
+    Raises UserError where it matches none, unless that is what may be."""
     rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
-    if not rows:
+    if not rows and not perhaps_none:
         raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
     return rows
 
@@ -198,7 +199,7 @@ def plan_runs(
     runs: dict[str, Run] = {}
     speed: dict[str, Run] = {}
     for search in experiment.searches:
-        for _, point in search.points if set(search.rows) & rows.keys() else ():
+        for _, point in search.points if search.rows.keys() & rows.keys() else ():
             tried = choosing_run(search.judge, point)
             runs.setdefault(tried.id, tried)
             alone = replace(reconstruction_run(tried.row, point), sweep=True)

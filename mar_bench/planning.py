@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from mar_bench.config import Experiment
 from mar_bench.console import console_table
 from mar_bench.ids import Run
 from mar_bench.jobs import Places, is_sound, jobs_for, status
@@ -16,6 +17,7 @@ MAR_L_HOURS = 16 * 35  # H100 hours of 400 epochs
 
 
 def make_plan(
+    experiments: list[Experiment],
     planned: dict[str, list[Run]],
     runs: list[Run],
     waiting: int,
@@ -42,12 +44,13 @@ def make_plan(
     counts = Counter(e["status"] for e in entries)
     return {
         "experiment": ", ".join(planned),
+        "experiments": list(planned),
         "scale": scale,
         "evaluations": sum(not run.sweep for run in evaluations) + waiting,
         "sweep": sum(run.sweep for run in evaluations),
         "not_chosen": waiting,
         "trainings": len({run.ids["train_id"] for run in evaluations}),
-        "reuse": _reuse(planned),
+        "reuse": _reuse(experiments, planned),
         **{state: counts[state] for state in ("done", "missing", "failed")},
         "recorded_only": sum(
             e["status"] == "done" and not is_sound(places.folder(run.task, run.id))
@@ -60,17 +63,18 @@ def make_plan(
     }
 
 
-def _reuse(planned: dict[str, list[Run]]) -> dict[str, Any]:
+def _reuse(experiments: list[Experiment], planned: dict[str, list[Run]]) -> dict[str, Any]:
     """Trainings of all tables together, of every table by itself, and of every cell by itself; their GPU hours."""
-    every = {name: [run for run in runs if run.task == "generation"] for name, runs in planned.items()}
     once, by_table, by_cell = {}, {}, {}
-    for name, runs in every.items():
-        for run in runs:
-            train_id = run.ids["train_id"]
-            hours = gpu_hours(run.spec)
-            once[train_id] = by_table[name, train_id] = hours
-            if not run.sweep:
-                by_cell[name, run.row, train_id] = hours
+    for experiment in experiments:
+        for run in planned.get(experiment.id, ()):
+            if run.task != "generation":
+                continue
+            train_id, hours = run.ids["train_id"], gpu_hours(run.spec)
+            once[train_id] = by_table[experiment.id, train_id] = hours
+            searched = run.sweep and run.row not in experiment.sweeps
+            if not searched:  # the trainings of a search are of no cell
+                by_cell[experiment.id, run.row, train_id] = hours
     ways = {"shared": once, "each_table_alone": by_table, "each_cell_alone": by_cell}
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
 
@@ -88,7 +92,11 @@ def _work(spec: RunSpec) -> float:
         return spec.train.steps * spec.train.batch_size * 12 * model.depth * model.dim**2 * length / model.patch_size**2
     backbone, head = model.backbone, model.head
     depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
-    transformer = 12 * depth * backbone.dim**2 * (length + backbone.num_class_tokens)
+    seen = length + backbone.num_class_tokens
+    if hasattr(backbone, "masking"):  # the encoder, half of the depth, sees the known tokens alone
+        known = 1 - (backbone.masking.low + backbone.masking.high) / 2
+        seen = (seen + known * length + backbone.num_class_tokens) / 2
+    transformer = 12 * depth * backbone.dim**2 * seen
     draws = getattr(head, "draws_per_token", getattr(head, "samples_per_token", 1))
     mlp = 5 * getattr(head, "depth", 0) * getattr(head, "width", 0) ** 2 * length * draws
     return spec.train.steps * spec.train.batch_size * (transformer + mlp)
@@ -113,7 +121,7 @@ def plan_text(plan: dict) -> str:
         [
             console_table(["row", "training seed", "sampling seed", *shown, "status"], lines),
             f"{plan['evaluations']} evaluations over {plan['trainings']} trainings "
-            f"(sharing saves {plan['evaluations'] - plan['trainings']}); stages: {stages}",
+            f"(sharing saves {max(0, plan['evaluations'] - plan['trainings'])}); stages: {stages}",
             *_sweep_text(plan),
             *_reuse_text(plan),
             f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; beside them "
@@ -132,7 +140,7 @@ def _sweep_text(plan: dict) -> list[str]:
 
 def _reuse_text(plan: dict) -> list[str]:
     """What several experiments share; the hours are of trainings at the paper's scale."""
-    if "," not in plan["experiment"]:
+    if len(plan["experiments"]) < 2:
         return []
     shared, table, cell = (plan["reuse"][k] for k in ("shared", "each_table_alone", "each_cell_alone"))
     lines = [

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mar_bench.config import Experiment, Search, Sweep
-from mar_bench.ids import CHOICE_SEED, choosing_run, reconstruction_run
+from mar_bench.ids import choosing_run, reconstruction_run
 from mar_bench.records import Record, metric_name
+from mar_bench.spec import CHOICE_SEED
 
 
 def with_choices(experiment: Experiment, records: dict[str, Record]) -> Experiment:
@@ -18,13 +19,15 @@ def with_choices(experiment: Experiment, records: dict[str, Record]) -> Experime
     for search in experiment.searches:
         if (choice := _tokenizer(search, records)) is not None:
             for row in search.rows:
-                rows[row] = replace(rows[row], tokenizer=replace(rows[row].tokenizer, **choice["chosen"]))
-                choices[row] = choice
+                rows[row], choices[row] = search.rows[row][_place(choice)], choice
     for row, sweep in experiment.sweeps.items():
         if (choice := _choice(row, sweep, records)) is not None:
-            best = next(i for i, point in enumerate(choice["points"]) if point["values"] == choice["chosen"])
-            rows[row], choices[row] = sweep.points[best][1], choice
+            rows[row], choices[row] = sweep.points[_place(choice)][1], choice
     return replace(experiment, rows=rows, choices=choices)
+
+
+def _place(choice: dict) -> int:
+    return next(i for i, point in enumerate(choice["points"]) if point["values"] == choice["chosen"])
 
 
 def _tokenizer(search: Search, records: dict[str, Record]) -> dict | None:

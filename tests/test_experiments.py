@@ -46,7 +46,7 @@ def test_it_plans(name, scale, tmp_path):
     experiment, places = load_experiment(name, scale), Places(tmp_path / "runs", tmp_path / "records")
     runs = plan_runs(experiment, [0, 1])
     waiting = 2 * sum(map(experiment.is_open, experiment.rows))
-    plan = make_plan({name: runs}, runs, waiting, scale, places, {})
+    plan = make_plan([experiment], {name: runs}, runs, waiting, scale, places, {})
     json.dumps(plan)
     assert experiment.id == name and experiment.title and experiment.source
     assert plan["evaluations"] <= 2 * len(experiment.rows)  # rows that differ in what a scale has not are one

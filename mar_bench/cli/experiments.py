@@ -106,6 +106,12 @@ def show(
         return
     if row not in experiment.rows:
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
+    if experiment.is_open(row):
+        points = next((s.points for s in experiment.searches if row in s.rows), None) or experiment.sweeps[row].points
+        print(f"# {experiment.id}/{row}, {scale} scale: not chosen yet, one of {len(points)} points; run measures them")
+        print(f"# paper: {_paper_cell(experiment, row) or 'no such cell'}")
+        print(to_yaml({"points": [values for values, _ in points], "spec of the first": as_tree(points[0][1])}))
+        return
     spec = experiment.rows[row]
     run = generation_run(row, spec)
     others = reconstruction_run(row, spec), speed_run(row, spec, device_name(spec.compute.device))
@@ -140,9 +146,9 @@ def plan(
     waiting = 0
     for experiment in experiments:
         chosen = seeds_of(experiment, seeds, sampling_seeds, every)
-        open_rows = sum(experiment.is_open(row) for row in chosen_rows(experiment, only))
+        open_rows = sum(experiment.is_open(row) for row in chosen_rows(experiment, only, every))
         waiting += open_rows * math.prod(len(seeds or [0]) for seeds in chosen)
-    content = make_plan(planned, once(planned), waiting, scale, places, found)
+    content = make_plan(experiments, planned, once(planned), waiting, scale, places, found)
     print(json.dumps(content, indent=1) if as_json else plan_text(content))
 
 
@@ -170,11 +176,12 @@ def run(
 
     Stopped, the same command goes on where it was. Cells that are chosen by a sweep follow once its points are
     measured."""
+    from mar_bench.ids import chosen_rows
     from mar_bench.jobs import publish
 
     names, overrides = _names_and_overrides(words)
     names, overrides, world = named(names, every), no_seeds(overrides), _world()
-    done, todo_at_all = 0, False
+    done, outcomes, tried = 0, [], set()
     for sweeps_are_done in (False, True):
         places, found = results(runs, records)
         experiments = [load(name, scale, overrides, found) for name in names]
@@ -183,13 +190,25 @@ def run(
         if reuse_records:
             publish([r for r in planned if r.choice], places)
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
-        todo_at_all |= _run_planned(planned, places, jobs, world)
+        planned = [r for r in planned if r.id not in tried]  # others had their turn
+        tried |= {r.id for r in planned}
+        outcomes.append(_run_planned(planned, places, jobs, world))
         publish(planned, places)
         if sweeps_are_done or not any(e.is_open(row) for e in experiments for row in e.rows):
             break
+    if FAILED in outcomes:
+        print("records of what failed say more; run the same command to try again", file=sys.stderr)
+        raise typer.Exit(1)
     if world is not None and not world.first:
         return
-    if not todo_at_all:
+    if waiting := [f"{e.id}/{row}" for e in experiments for row in chosen_rows(e, only, every) if e.is_open(row)]:
+        print(
+            f"{len(waiting)} rows cannot be chosen, {waiting[0]} the first: a point has no number of the metric that "
+            "decides; the records of its points say more (mar-bench show)",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+    if not any(outcomes):
         print(f"nothing to do: all {done} runs are done; records are in {places.records}")
         return
     words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
@@ -207,8 +226,11 @@ def _names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]
     return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]
 
 
-def _run_planned(planned: list, places, jobs: int | None, world) -> bool:
-    """Do what runs still need; whether there was anything. Exits where it was stopped or a job failed."""
+DONE, FAILED = "done", "failed"  # of a pass; None where there was nothing to do
+
+
+def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
+    """Do what runs still need. Exits where it was stopped."""
     from mar_bench.jobs import jobs_for, preflight, publish, writable
     from mar_bench.progress import duration, make_report
 
@@ -220,7 +242,7 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> bool:
                 world.share(range(job.run.spec.train.batch_size))  # raises before any work
         todo = world.agreed(todo)
     if not todo:
-        return False
+        return None
     preflight([job.run for job in todo])
     writable(places)
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
@@ -250,11 +272,10 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> bool:
         titles = {job.id: job.title for job in todo}
         for job_id, error in outcome.failed.items():
             print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
-        print("their records say more; run the same command to try again", file=sys.stderr)
-        raise typer.Exit(1)
+        return FAILED
     if world is None or world.first:
         print(f"{outcome.done} jobs done in {taken}")
-    return True
+    return DONE
 
 
 @app.command()

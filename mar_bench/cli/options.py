@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from pathlib import Path
@@ -108,7 +109,7 @@ def named(names: list[str] | str | None, every: bool) -> list[str]:
 
 def seeds_of(experiment, seeds: str | None, sampling_seeds: str | None, every: bool) -> tuple[list | None, list | None]:
     """Training and sampling seeds: those asked for, or with --all those that the experiment's file names."""
-    from mar_bench.ids import CHOICE_SEED
+    from mar_bench.spec import CHOICE_SEED
 
     found = []
     for option, text, kind in (("--seeds", seeds, "training"), ("--sampling-seeds", sampling_seeds, "sampling")):
@@ -124,11 +125,17 @@ def plan_of(experiments: list, seeds, sampling_seeds, only: str | None, every: b
     from mar_bench.ids import plan_runs
     from mar_bench.provenance import device_name
 
-    planned = {}
+    planned, files = {}, {}
     for experiment in experiments:
+        if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
+            raise UserError(f"{experiment.file}: its id '{experiment.id}' is that of {file} too; give it another")
+        if every and only is not None and not fnmatch.filter(experiment.rows, only):
+            continue
         device = device_name(next(iter(experiment.rows.values())).compute.device)
         chosen = seeds_of(experiment, seeds, sampling_seeds, every)
         planned[experiment.id] = plan_runs(experiment, *chosen, only, device)
+    if not planned:
+        raise UserError(f"--only '{only}' matches no row of any experiment")
     return planned
 
 
