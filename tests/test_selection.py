@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from mar_bench.cli.options import app
 from mar_bench.config import load_experiment
-from mar_bench.ids import CHOICE_SEED, Run, plan_runs
+from mar_bench.ids import Run, plan_runs, stage_ids
 from mar_bench.jobs import Places, publish
+from mar_bench.launch import Outcome
 from mar_bench.parse import as_tree
 from mar_bench.records import Record, read_record, write_record
 from mar_bench.selection import with_choices
+from mar_bench.spec import CHOICE_SEED
 from tests.experiment_files import MINE, load, mistake, written
 
 SWEPT = """
@@ -161,3 +165,73 @@ def test_mistakes_in_a_search(old, new, hints, tmp_path):
 def test_table1_is_swept_at_paper_scale_alone():
     assert not any(load_experiment("table1", scale).sweeps for scale in ("smoke", "tiny", "desk"))
     assert len(load_experiment("table1", "paper").sweeps) == 16
+
+
+def test_a_failed_point_does_not_hold_up_the_other_cells(tmp_path, monkeypatch):
+    """The first pass measures the points, and one fails; the second makes the cells that could be chosen."""
+    text = MINE.partition("axes:")[0] + SWEPT.replace(
+        "width: 16}}}}", "width: 16}}}, select: {maximise: is, over: {sampling.temperature: [0.9, 1.0]}}}"
+    )
+    file = written(tmp_path, text)
+    passes = []
+
+    def run_jobs(jobs, places, workers, report):
+        runs = {job.id: job.run for job in jobs if job.kind == "generation"}
+        passes.append(runs)
+        failed = {}
+        for i, run in runs.items():
+            if run.row == "large" and run.spec.sampling.temperature == 0.9:
+                failed[i] = "no memory"
+            else:
+                write_record(places.records, record_of(run, fd=1.0, **{"is": 1.0}))
+        return Outcome(done=len(runs) - len(failed), failed=failed, stopped=False)
+
+    monkeypatch.setattr("mar_bench.launch.run_jobs", run_jobs)
+    places = ("--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records"))
+    done = CliRunner().invoke(app, ["run", str(file), "--scale", "little", *places])
+    assert done.exit_code == 1 and "large" in done.output
+    assert [run.row for run in passes[1].values()] == ["small"] and len(passes) == 2
+    assert not next(iter(passes[1].values())).sweep
+
+
+def test_what_an_override_fixes_is_not_chosen(tmp_path):
+    file = written(tmp_path, MINE.partition("axes:")[0] + SWEPT)
+    sweep = load(file, "sampling.temperature=0.5").sweeps["small"]
+    assert [values for values, _ in sweep.points] == [{"sampling.guidance_scale": g} for g in (1.5, 2.0, 3.0)]
+    assert {spec.sampling.temperature for _, spec in sweep.points} == {0.5}
+    both = load(file, "sampling.temperature=0.5", "sampling.guidance_scale=2.0")
+    assert not both.sweeps and not both.is_open("small")
+
+
+def test_an_override_does_not_meet_a_search_in_silence(tmp_path):
+    file = written(tmp_path, SEARCHED)
+    assert "search.kl" in mistake(file, "tokenizer.kl_weight=0.5")
+    assert load(file, "tokenizer.width=16").searches
+
+
+def test_a_setting_is_tried_under_the_ids_that_the_rows_will_have(tmp_path):
+    """Whole numbers in YAML are numbers of the spec's type all the same."""
+    (search,) = load(written(tmp_path, SEARCHED.replace("kl_weight: 0.1", "kl_weight: 1"))).searches
+    for place, (_, tried) in enumerate(search.points):
+        ids = {stage_ids(spec)["tokenizer_id"] for spec in (tried, *(specs[place] for specs in search.rows.values()))}
+        assert len(ids) == 1
+    assert search.points[0][0] == {"kl_weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ("  again: {rows: small, judge: small, steps: 3, tokenizers: [{width: 16}]}\n", "another sweep or search"),
+        ("  more: {rows: large, judge: large, steps: 0, tokenizers: [{width: 16}]}\n", "above 0"),
+        ("  more: {rows: large, judge: large, steps: 1, tokenizers: []}\n", "list of blocks"),
+    ],
+)
+def test_searches_that_do_not_fit(more, hint, tmp_path):
+    assert hint in mistake(written(tmp_path, SEARCHED + more))
+
+
+def test_a_row_has_one_sweep(tmp_path):
+    text = MINE.partition("axes:")[0] + SWEPT.replace(
+        "layout:", "  more: {one: {select: {minimise: fd, over: {sampling.temperature: [1.0, 2.0]}}}}\nlayout:"
+    )
+    assert "two of its bundles have a select" in mistake(written(tmp_path, text))
