@@ -69,7 +69,8 @@ class GaussianMixture(nn.Module):
 
     def mixture(self, z: torch.Tensor, temperature: float = 1.0) -> Mixture:
         """z (..., E) -> the distribution of its token, in float32."""
-        logits, means, scales = self.output(z).float().split(self.sizes, dim=-1)
+        with torch.autocast(z.device.type, enabled=False):  # a likelihood with scales down to 1e-6 needs all digits
+            logits, means, scales = self.output(z.float()).split(self.sizes, dim=-1)
         means, scales = (part.unflatten(-1, (self.components, self.token_dim)) for part in (means, scales))
         return Mixture(logits.log_softmax(-1), means, temperature * squareplus(scales).clamp(min=SMALLEST_SCALE))
 
