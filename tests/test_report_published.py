@@ -111,6 +111,14 @@ def test_quoted_rows_have_a_table_of_what_they_give(table1):
     assert "Quoted" not in build(table1, {}).markdown()
 
 
+def test_a_quoted_bound_stands_in_the_column_of_its_metric():
+    text = build(load_experiment("appendix_l2", "tiny"), {}).markdown()
+    part = text.split("Quoted from the paper (Appendix D.3), not measured here:")[1]
+    assert first_table(part) == [["system", "FID"], ["L2 loss instead of DiffLoss", "> 100"]]
+    tex = build(load_experiment("appendix_l2", "tiny"), {}).tex()
+    assert "L2 loss instead of DiffLoss (FID $>$ 100) &" in tex
+
+
 # --- choices of sweeps ----------------------------------------------------------------------------------
 
 

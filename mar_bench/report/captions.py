@@ -22,6 +22,7 @@ from mar_bench.report.wording import (
     extractors,
     in_paper,
     in_units,
+    listed,
     metric_of,
     metric_short,
     number,
@@ -66,11 +67,6 @@ def _brackets(experiment: Experiment) -> str:
     where = "" if experiment.scale == "paper" else ", another data set at another scale"
     source = f" Source: {experiment.source}." if experiment.source else ""
     return f"In brackets: the paper's {listed(names)} on ImageNet 256x256{where}.{source}"
-
-
-def listed(words: list[str]) -> str:
-    """``FID, IS and parameters``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _no_verdict(experiment: Experiment) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from itertools import groupby
 
+from mar_bench.published import PublishedRow
 from mar_bench.report.grid import Cell, Column, Grid, grid
 from mar_bench.report.measured import Measured
-from mar_bench.report.quoted import quoted_text
+from mar_bench.report.quoted import TITLES, quoted_text
 from mar_bench.report.wording import in_units, is_lower_better, number, scale_title
 
 QUOTED = "Quoted from the paper, not measured here"
@@ -112,5 +113,12 @@ def _quoted(table: Measured, found: Grid) -> list[str]:
     lines = [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{QUOTED}}}}} \\"]
     for row in rows:
         cells = [escape(quoted_text(row, "/".join(column.column), column.metric)) for column in found.columns]
-        lines.append(_row([escape(row.label), *[""] * (labels - 1), *cells]))
+        label = row.label if any(cells) else f"{row.label}{_of_no_column(row)}"
+        lines.append(_row([escape(label), *[""] * (labels - 1), *cells]))
     return lines
+
+
+def _of_no_column(row: PublishedRow) -> str:
+    """`` (FID > 100)``: what the paper says of a row as a whole, where no column of ours has such numbers."""
+    words = [f"{TITLES[metric]} {text}" for metric in TITLES if (text := quoted_text(row, "", metric))]
+    return f" ({', '.join(words)})" if words else ""

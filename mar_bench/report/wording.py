@@ -216,6 +216,11 @@ def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
     return describe({k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()})
 
 
+def listed(words: list[str]) -> str:
+    """``FID, IS and parameters``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def by_axes(experiment: Experiment, value_of: Callable[[RunSpec], str]) -> str:
     """A knob's value in all rows, said with as few axes as determine it: ``25 (diff), none (ce)``.
 
