@@ -21,11 +21,10 @@ from mar_bench.report.wording import (
     column_words,
     extractors,
     in_paper,
-    in_units,
     listed,
+    metric_number,
     metric_of,
     metric_short,
-    number,
     unit_in_brackets,
 )
 from mar_bench.spec import RunSpec
@@ -259,7 +258,7 @@ def _real(experiment: Experiment, floors: pd.DataFrame) -> str:
     words = []
     for role, metric in REAL_ROLES.items():
         base = metric.partition(":")[0]
-        values = dict.fromkeys(number(in_units(experiment, base, value)) for value in floors[role].dropna())
+        values = dict.fromkeys(metric_number(experiment, base, value) for value in floors[role].dropna())
         name = floor_name(experiment, floors) if base == "fd" else metric_of(experiment, base, None)
         words += [f"{name} {' / '.join(values)}{unit_in_brackets(experiment, base)}"] * bool(values)
     return f"Real held-out images against the training images: {', '.join(words)}." if words else ""

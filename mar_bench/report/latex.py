@@ -9,7 +9,7 @@ from mar_bench.published import PublishedRow
 from mar_bench.report.grid import Cell, Column, Grid, grid
 from mar_bench.report.measured import Measured
 from mar_bench.report.quoted import TITLES, quoted_text
-from mar_bench.report.wording import in_units, is_lower_better, number, scale_title
+from mar_bench.report.wording import is_lower_better, metric_number, scale_title
 
 QUOTED = "Quoted from the paper, not measured here"
 SPECIAL = {
@@ -72,7 +72,7 @@ def _cell(cell: Cell, bold: bool) -> str:
 
 def _shown(table: Measured, column: Column, cell: Cell) -> str:
     """The mean as it is printed: what looks equal is equal."""
-    return number(in_units(table.experiment, column.metric, cell.value))
+    return metric_number(table.experiment, column.metric, cell.value)
 
 
 def _best(table: Measured, found: Grid) -> dict[int, str]:

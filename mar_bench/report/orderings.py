@@ -78,7 +78,8 @@ def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparis
 def _comparison(experiment: Experiment, selection: Selection, item: dict, better: str, worse: str) -> Comparison:
     runs = tuple(runs_with(selection[row]["generation"], "fd") for row in (better, worse))
     tokenizers = {reconstruction_run(r, experiment.rows[r]).ids["tokenizer_id"] for r in (better, worse)}
-    shared = [b for axis, b in experiment.bundles(better).items() if axis != item["axis"]]
+    bundles = experiment.bundles(better).items()
+    shared = [b for axis, b in bundles if axis != item["axis"] and experiment.labels[axis][b]]  # the unlabelled: unsaid
     limit, grounds = item.get("costs_at_most"), (_floor(selection, better), _floor(selection, worse))
     effect = _effect(*runs, costs_at_most=limit, reasons=_unlike(*runs))
     return Comparison(
