@@ -254,6 +254,11 @@ def test_a_point_outside_that_was_not_measured_alike_is_undecided(folder):
     assert found.verdict == UNDECIDED and f"{CE4} | undecided: 0.05" in compact(found.text)
 
 
+def test_one_step_is_no_steps(folder):
+    (folder / "speed.yaml").write_text(FILES["speed"].replace("steps: '4'", "steps: '1'"))
+    assert "MAR, DiffLoss, 1 step against MAR, CrossEnt, 1 step |" in compact(judged(folder, BELOW, of_speed()).text)
+
+
 def test_the_setting_is_said_once(folder):
     text = judged(folder, BELOW, of_speed()).text
     assert text.count("1 thread") == 1 and text.startswith("Seconds per image: ")

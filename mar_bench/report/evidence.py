@@ -187,9 +187,10 @@ def _column(experiment: Experiment, row: str) -> str:
 
 
 def _point(experiment: Experiment, row: str) -> str:
-    """A row by its labels; a number takes the label's name along: ``MAR, CrossEnt, 8 steps``."""
+    """A row by its labels; a number takes the label's name along: ``MAR, CrossEnt, 8 steps``, ``DiT, 1 step``."""
     labels = axis_labels(experiment, row, experiment.labels)
-    return ", ".join(v if any(c.isalpha() for c in v) else f"{v} {k}" for k, v in labels.items())
+    of_one = {k: k.removesuffix("s") if v == "1" else k for k, v in labels.items()}
+    return ", ".join(v if any(c.isalpha() for c in v) else f"{v} {of_one[k]}" for k, v in labels.items())
 
 
 def _one_rival(
