@@ -190,7 +190,7 @@ def test_a_deviation_has_the_decimals_of_its_mean(mean, sd, text):
 
 def test_published_numbers_keep_the_paper_s_decimals():
     published = {"fd": 3.5, "is": 227.3, "recall": 0.6}
-    assert [wording.paper_number(*cell) for cell in published.items()] == ["3.50", "227.3", "0.6"]
+    assert [wording.paper_number(*cell) for cell in published.items()] == ["3.50", "227.3", "0.60"]
     assert wording.paper_number("fd", None) == "–"
 
 

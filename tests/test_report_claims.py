@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from mar_bench.cli import app
 from mar_bench.config import load_experiment
 from mar_bench.errors import UserError
+from mar_bench.published import PublishedRow
 from mar_bench.records import write_record
 from mar_bench.report import claims, evidence
 from mar_bench.report.claim_file import Evidence, claims_file, read_claims
@@ -198,6 +199,7 @@ def test_the_axis_runs_in_the_order_of_the_figure_s_x(folder):
 # --- one system below others ----------------------------------------------------------------------------
 
 DISTANCES = {"mar4": 3.0, "mar8": 2.2, "mar16": 2.0, "ce4": 5.0, "ce16": 3.9, "ar": 4.5}
+MAR4, CE4 = "MAR, DiffLoss, 4 steps", "MAR, CrossEnt, 4 steps"
 SECONDS = {"mar4": 0.05, "mar8": 0.2, "mar16": 0.5, "ce4": 0.06, "ce16": 0.23, "ar": 0.9}
 
 
@@ -219,20 +221,47 @@ def of_speed(distances=(), seconds=(), noise: float = 0.02, timed=None, measured
 @pytest.mark.parametrize(
     ("records", "expected", "words"),
     [
-        ({}, HOLDS, "mar8 against ce16"),
-        ({"distances": {"ce4": 2.0}}, FAILS, "mar4 against ce4"),  # better and as fast
-        ({"seconds": {"ce4": 0.01}}, FAILS, "no point takes at most 0.010 s"),
-        ({"distances": {"ce4": 3.01}}, UNDECIDED, "mar4 against ce4"),
-        ({"distances": {"ar": 2.05}, "noise": 0.05}, UNDECIDED, "mar16 against ar"),
+        ({}, HOLDS, "MAR, DiffLoss, 8 steps against MAR, CrossEnt, 16 steps"),
+        ({"distances": {"ce4": 2.0}}, FAILS, f"{MAR4} against {CE4}"),  # better and as fast
+        ({"seconds": {"ce4": 0.01}}, HOLDS, f"{evidence.OUTSIDE}: 0.05 s against 0.01 s | {MAR4} against {CE4}"),
+        ({"seconds": {"ce4": 0.01}, "distances": {"ce4": 2.5}}, FAILS, f"{CE4} | {FAILS}: 0.05 s against 0.01 s"),
+        ({"seconds": {"ce4": 0.01}, "distances": {"ce4": 2.99}, "noise": 0.1}, HOLDS, f"{CE4} | {evidence.OUTSIDE}"),
+        ({"seconds": {"ce4": 0.01, "ce16": 0.02, "ar": 0.03}}, UNDECIDED, evidence.OUTSIDE),  # all of them
+        ({"seconds": {"ce4": 0.01}, "measured": ["mar8", "mar16", "ce4", "ce16", "ar"]}, UNDECIDED,
+         f"{CE4} | {UNDECIDED}: {evidence.NOT_MEASURED}"),  # the fastest is
+        ({"distances": {"ce4": 3.01}}, UNDECIDED, f"{MAR4} against {CE4}"),
+        ({"distances": {"ar": 2.05}, "noise": 0.05}, UNDECIDED, "MAR, DiffLoss, 16 steps against AR, CrossEnt"),
         ({"timed": ["mar4", "mar8", "mar16", "ce4", "ce16"]}, UNDECIDED, "it was not timed"),
         ({"measured": ["mar4", "mar8", "mar16", "ce4", "ce16"]}, UNDECIDED, "it has no distance"),
         ({"timed": ["mar16", "ce4", "ce16", "ar"]}, UNDECIDED, evidence.NOT_MEASURED),
         ({"measured": ["mar16", "ce4", "ce16", "ar"]}, UNDECIDED, evidence.NOT_MEASURED),
     ],
-)
+)  # fmt: skip
 def test_below_every_rival_by_points_at_most_as_slow(folder, records, expected, words):
     found = judged(folder, BELOW, of_speed(**records))
-    assert found.verdict == expected and words in found.text
+    text = compact(found.text).replace("0.050", "0.05").replace("0.010", "0.01")
+    assert found.verdict == expected and words in text
+
+
+def test_a_point_outside_that_was_not_measured_alike_is_undecided(folder):
+    made = of_speed(seconds={"ce4": 0.01})
+    other = {
+        key: replace(r, protocol={**r.protocol, "label_mode": "random"}) if r.task == "generation" else r
+        for key, r in made.items()
+        if r.spec["model"].get("head", {}).get("kind") == "cross_entropy"
+    }
+    found = judged(folder, BELOW, {**made, **other})
+    assert found.verdict == UNDECIDED and f"{CE4} | undecided: 0.05" in compact(found.text)
+
+
+def test_one_step_is_no_steps(folder):
+    (folder / "speed.yaml").write_text(FILES["speed"].replace("steps: '4'", "steps: '1'"))
+    assert "MAR, DiffLoss, 1 step against MAR, CrossEnt, 1 step |" in compact(judged(folder, BELOW, of_speed()).text)
+
+
+def test_the_setting_is_said_once(folder):
+    text = judged(folder, BELOW, of_speed()).text
+    assert text.count("1 thread") == 1 and text.startswith("Seconds per image: ")
 
 
 def test_seconds_compare_within_a_setting_only(folder):
@@ -240,7 +269,9 @@ def test_seconds_compare_within_a_setting_only(folder):
     other = speed(experiment, "ce4", "GPU")
     other = replace(other, metrics={**other.metrics, "seconds_per_image": 0.001})
     found = judged(folder, BELOW, {**of_speed(), **by_id(other)})
-    assert found.verdict == UNDECIDED and "ce4 (GPU, 1 thread" in found.text and evidence.NOT_MEASURED in found.text
+    assert found.verdict == UNDECIDED
+    of_gpu = compact(found.text).split("Seconds per image: GPU, 1 thread")[1]
+    assert f"{CE4} | undecided: {evidence.NOT_MEASURED}" in of_gpu
 
 
 # --- the report -----------------------------------------------------------------------------------------
@@ -280,6 +311,7 @@ def test_the_report_says_claim_evidence_scale_and_verdict(folder):
         "## 1. claim 1\n\n### t: undecided (no records)\n\nThere are no records of it at any scale.",
         "## 2. claim 2\n\n### t: holds\n\nExperiment speed, tiny scale.",
         "smoke scale is no evidence",
+        "A curve below others: each of the others' points",
     ):
         assert words in compact(text)
 
@@ -288,6 +320,29 @@ def test_what_a_scale_leaves_out_is_told_and_is_no_mistake(folder):
     (folder / "speed.yaml").write_text(FILES["speed"] + "scales: {tiny: {axes: {system: {ar: null}}}}\n")
     text = claims.markdown(written(folder, BELOW), of_speed_without_ar())
     assert "Experiment speed, tiny scale; this scale has no system 'AR, CrossEnt'." in text and "t: holds" in text
+
+
+def test_what_a_scale_has_not_is_no_lack_of_records(folder):
+    (folder / "steps.yaml").write_text(FILES["steps"] + "scales: {tiny: {orderings: []}}\n")
+    path, what = written(folder, ORDERING), "no ordering 'a quarter of the steps is enough'"
+    text = claims.markdown(path, {}, "tiny")
+    assert f"### t: undecided (not at this scale)\n\nTiny scale has {what}." in text
+    text = claims.markdown(path, {})
+    assert f"### t: undecided (no records)\n\nThere are no records of it at any scale. Tiny scale has {what}." in text
+    assert "A curve below others" not in text
+
+
+def test_the_cost_that_a_claim_allows_stands_beside_its_verdict(folder):
+    path = written(folder, ORDERING)
+    text = claims.markdown(path, of_steps(load_experiment("steps", "tiny"), {"unguided": 1.01, "guided": 1.01}))
+    assert "| t | tiny | holds (at most 5 % worse) |" in compact(text) and "### t: holds (at most 5 % worse)" in text
+
+
+def test_what_the_paper_says_of_rows_that_are_none_of_ours_stands_below_the_pairs(folder):
+    row = PublishedRow("a", "l2", "L2 loss", {"": {"fd_above": 100.0}}, "Appendix")
+    steps = replace(load_experiment("steps", "tiny"), quoted=[row])
+    text = compact(evidence.judge(steps, parsed(folder, ORDERING), {}).text)
+    assert "Quoted from the paper (Appendix), not measured here:" in text and "| L2 loss | > 100 |" in text
 
 
 def of_speed_without_ar():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mar_bench.config import Experiment, load_experiment
 from mar_bench.errors import UserError
-from mar_bench.report import plots, samples
+from mar_bench.report import floor_lines, plots, samples
 from tests.made_up import base, by_id, everything, generations, reconstruction, speed
 
 ROW = "mar/diff/guided"
@@ -80,6 +81,42 @@ def test_floors_are_drawn_as_dashed_lines(table1, monkeypatch):
     assert dashed(everything(table1)) == [2.6, 4.2]
     assert dashed({**made, **by_id(reconstruction(table1, ROW))}) == [2.6]
     assert dashed(made) == []
+
+
+def test_floors_without_a_colour_are_named_at_their_ends(monkeypatch):
+    both = replace(load_experiment("same_tokenizer", "tiny"), searches=[])
+    figure = figure_of(monkeypatch, both, everything(both, lambda row, t, s: 5.0 + len(row) + 0.1 * t))
+    for ax in figure.axes:
+        assert {text.get_text(): text.xy[1] for text in ax.texts} == {"KL": 2.6, "VQ": 4.2}
+        assert all(text.get_window_extent().x0 >= ax.bbox.x1 for text in ax.texts)
+    assert all(box.x1 <= figure.bbox.x1 for box in (t.get_window_extent() for ax in figure.axes for t in ax.texts))
+
+
+def test_floors_of_one_colour_each_have_no_names(table1, monkeypatch):
+    assert not any(ax.texts for ax in figure_of(monkeypatch, table1, everything(table1)).axes)
+    assert floor_lines.names_of(table1, [["mar/ce/guided"], ["mar/ce/unguided"]]) == ["with CFG", "without CFG"]
+    mixed = [["mar/ce/guided", "random_causal/diff/unguided"], ["mar/ce/unguided", "mar/diff/guided"]]
+    assert floor_lines.names_of(table1, mixed) == [] == floor_lines.names_of(table1, mixed[:1])
+
+
+def heights(figure: Figure) -> list[float]:
+    """Of the vertical error bars, each once."""
+    bars = [segment for ax in figure.axes for c in ax.collections if isinstance(c, LineCollection)
+            for segment in c.get_segments()]  # fmt: skip
+    return sorted({round(float(np.ptp(segment[:, 1])), 6) for segment in bars} - {0.0})
+
+
+@pytest.mark.parametrize(
+    ("seeds", "height", "words"),
+    [((0,), None, "± standard error of one run"), ((0, 1, 2), 0.2, "± sd over seeds")],
+)
+def test_bars_are_what_the_tables_say(table1, monkeypatch, seeds, height, words):
+    made = everything(table1, seeds=seeds)
+    figure = figure_of(monkeypatch, table1, made)
+    errors = sorted({round(2 * plots.points(table1, made)["sd"][i], 6) for i in range(len(table1.rows))})
+    assert heights(figure) == pytest.approx(errors) and all(errors) and (height is None or errors == [height])
+    handles = {handle.get_label(): handle for handle in figure.legends[0].legend_handles}
+    assert handles[f"bars: {words}, quartiles of the time"].get_marker() == "+"
 
 
 def test_each_device_has_panels_of_its_own(table1, monkeypatch):

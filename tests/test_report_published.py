@@ -15,7 +15,7 @@ from mar_bench.report import wording
 from mar_bench.report.cells import select
 from mar_bench.report.tables import build
 from mar_bench.selection import with_choices
-from tests.made_up import by_id, everything, generation, generations, speed
+from tests.made_up import by_id, everything, generation, generations, reconstruction, speed
 from tests.made_up_files import made_up
 from tests.test_report_tables import first_table
 
@@ -111,6 +111,14 @@ def test_quoted_rows_have_a_table_of_what_they_give(table1):
     assert "Quoted" not in build(table1, {}).markdown()
 
 
+def test_a_quoted_bound_stands_in_the_column_of_its_metric():
+    text = build(load_experiment("appendix_l2", "tiny"), {}).markdown()
+    part = text.split("Quoted from the paper (Appendix D.3), not measured here:")[1]
+    assert first_table(part) == [["system", "FID"], ["L2 loss instead of DiffLoss", "> 100"]]
+    tex = build(load_experiment("appendix_l2", "tiny"), {}).tex()
+    assert "L2 loss instead of DiffLoss (FID $>$ 100) &" in tex
+
+
 # --- choices of sweeps ----------------------------------------------------------------------------------
 
 
@@ -149,6 +157,62 @@ def test_a_chosen_row_says_among_what(tmp_path):
     assert cells_of(table.markdown())["best"]["FD-1k (paper)"] == "3.10 ± 0.00 (–)"
     frame = pd.read_csv(io.StringIO(table.csv())).drop_duplicates("row").set_index("row")
     assert frame.loc["best", "chosen"] == "guidance_scale=3;temperature=0.9"
+
+
+@pytest.fixture(scope="module")
+def searched():
+    return load_experiment("same_tokenizer", "tiny")
+
+
+def tried(experiment, distances=(3.0, 2.0, 4.0), losses=(1.0, 1.5, 2.0)) -> dict:
+    """Records of every setting of every search: its short training and its tokenizer alone."""
+    made = []
+    for search in experiment.searches:
+        for (_, spec), fd, loss in zip(search.points, distances, losses):
+            alone = replace(experiment, rows={search.judge: with_seeds(spec, 0, 0)})
+            training = {"loss_train": 1.0, "loss_heldout": loss, "steps": 1000, "seconds": 1.0}
+            made.append(generation(alone, search.judge, spec.train.seed, CHOICE_SEED, 9.0, training=training))
+            floor = reconstruction(alone, search.judge)
+            made.append(replace(floor, metrics={**floor.metrics, "fd_mnist5k": fd}))
+    return by_id(*made)
+
+
+def test_a_search_is_told_once_for_all_its_rows(searched):
+    chosen = with_choices(searched, made := tried(searched))
+    text = build(chosen, made).markdown()
+    told = [line for line in text.splitlines() if "tokenizer with" in line]
+    assert told == [
+        "- vq_ce/unguided, vq_ce/guided, vq_diff/unguided, vq_diff/guided: tokenizer with commitment_weight 1, chosen "
+        "among (reconstruction FD and held-out loss of a training of 1000 steps of vq_ce/unguided) commitment_weight "
+        "1: 3.00 and 1.00, score 2.50; commitment_weight 0.25: 2.00 and 1.50, score 2.50; code_dim 4: 4.00 and 2.00, "
+        "score 4.00. The score, lower is better, is the sum of both, each as a multiple of the best.",
+        told[1],
+    ]
+    assert "kl_weight 0.02: 3.00 and 1.00" in told[1] and "sampling seed" not in text.split("tokenizer with")[1]
+    frame = pd.read_csv(io.StringIO(build(chosen, made).csv())).drop_duplicates("row").set_index("row")
+    assert frame.loc["vq_diff/guided", "chosen"] == "commitment_weight=1"
+
+
+def test_rows_of_a_search_that_is_not_done_show_nothing(searched):
+    table = build(searched, everything(searched, lambda *_: 5.0))
+    assert {table.status(row) for row in searched.rows} == {"not chosen yet"}
+    assert table.cells.empty and table.floors.empty and table.speeds.empty
+    waits = "not chosen yet; `mar-bench run same_tokenizer --scale tiny` measures the 3 tokenizers of their search."
+    assert table.markdown().count(waits) == 2
+
+
+def test_a_failed_point_shows_in_the_rows_that_wait_for_it(searched, tmp_path):
+    search = searched.searches[0]
+    alone = replace(searched, rows={search.judge: with_seeds(search.points[1][1], 0, 0)})
+    failed = by_id(generation(alone, search.judge, 0, CHOICE_SEED, None))
+    declared = replace(searched, seeds={"training": [0], "sampling": [0]})
+    table = build(declared, {**tried(searched), **failed})
+    assert {row for row in searched.rows if table.status(row) == "failed"} == set(search.rows)
+    assert "FAILED" in table.markdown() and "Failed runs" in table.markdown() and table.left_out == 0
+    swept = made_up(tmp_path, "swept")
+    alone = replace(swept, rows={"best": with_seeds(swept.sweeps["best"].points[2][1], 0, 0)})
+    failed = by_id(generation(alone, "best", 0, CHOICE_SEED, None))
+    assert build(swept, failed).status("best") == "failed"
 
 
 def test_the_seed_of_choices_is_of_no_table(tmp_path):
@@ -194,3 +258,36 @@ def test_failed_records_of_other_tables_seeds_are_left_out_too(table1):
     made = {**generations(table1, lambda *_: 5.0, seeds=(0,)), **by_id(generation(table1, ROW, 3, 0, None))}
     table = build(declared, made)
     assert "Failed runs" not in table.markdown() and table.left_out == 1
+
+
+# --- how numbers are written ----------------------------------------------------------------------------
+
+
+def test_published_shares_have_two_decimals():
+    assert [wording.paper_number(m, 0.6) for m in ("precision", "recall", "rfd")] == ["0.60", "0.60", "0.60"]
+
+
+def test_kid_without_inception_has_three_digits_and_a_power_of_ten(table1):
+    def shown(*values):
+        return wording.metric_number(table1, "kid", *values)
+
+    assert [shown(-28008.2), shown(0.005, 0.0001), shown(0.0), shown(float("nan"))] == [
+        "-2.80e4",
+        "5.00e-3 ± 1.00e-4",
+        "0",
+        "–",
+    ]
+    inception = load_experiment("table1", "paper")
+    assert wording.metric_number(inception, "kid", 0.002, 0.0001) == "2.00 ± 0.10"
+    assert wording.metric_number(table1, "fd", 5.0, 0.1) == "5.00 ± 0.10"
+
+
+def test_columns_of_a_bundle_without_label_have_no_words():
+    table5 = load_experiment("table5", "tiny")
+    table5 = replace(table5, labels={**table5.labels, "sampling": {"mar": {}}})
+    table = build(table5, everything(table5, lambda row, t, s: 5.0 + 0.1 * t))
+    assert first_table(table.markdown())[0] == ["loss", "order", "FD-1k (paper)", "IS-1k (paper)"]
+    assert "multicolumn" not in table.tex() and ", , " not in table.markdown()
+    assert "The same rows, beside the columns above:" in table.markdown()
+    claims = table.markdown().split("## What the paper claims")[1]
+    assert "| mar " not in claims and "| order " in claims

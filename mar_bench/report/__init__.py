@@ -16,5 +16,6 @@ orderings   an experiment's claims as paired comparisons
 claims      the paper's ten claims: written in claim_file, each piece judged in evidence
 comparison  two sets of runs, metric by metric
 figures     an experiment's figure by its kind: plots, curve, tradeoff; lines and names are what these share
+            bars and floor_lines are of what their bars and dashed lines mean
 samples     sheets of generated images
 """

@@ -21,10 +21,10 @@ from mar_bench.report.wording import (
     column_words,
     extractors,
     in_paper,
-    in_units,
+    listed,
+    metric_number,
     metric_of,
     metric_short,
-    number,
     unit_in_brackets,
 )
 from mar_bench.spec import RunSpec
@@ -66,11 +66,6 @@ def _brackets(experiment: Experiment) -> str:
     where = "" if experiment.scale == "paper" else ", another data set at another scale"
     source = f" Source: {experiment.source}." if experiment.source else ""
     return f"In brackets: the paper's {listed(names)} on ImageNet 256x256{where}.{source}"
-
-
-def listed(words: list[str]) -> str:
-    """``FID, IS and parameters``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _no_verdict(experiment: Experiment) -> str:
@@ -263,7 +258,7 @@ def _real(experiment: Experiment, floors: pd.DataFrame) -> str:
     words = []
     for role, metric in REAL_ROLES.items():
         base = metric.partition(":")[0]
-        values = dict.fromkeys(number(in_units(experiment, base, value)) for value in floors[role].dropna())
+        values = dict.fromkeys(metric_number(experiment, base, value) for value in floors[role].dropna())
         name = floor_name(experiment, floors) if base == "fd" else metric_of(experiment, base, None)
         words += [f"{name} {' / '.join(values)}{unit_in_brackets(experiment, base)}"] * bool(values)
     return f"Real held-out images against the training images: {', '.join(words)}." if words else ""

@@ -17,7 +17,7 @@ import pandas as pd
 
 from mar_bench.checks import METRICS
 from mar_bench.config import Experiment
-from mar_bench.ids import CHOICE_SEED, TASKS, generation_run, reconstruction_run, speed_run
+from mar_bench.ids import CHOICE_SEED, TASKS, choosing_run, generation_run, reconstruction_run, speed_run
 from mar_bench.records import Record, metric_name
 from mar_bench.spec import RunSpec
 
@@ -51,7 +51,8 @@ def extractor_block(spec: RunSpec) -> dict[str, str]:
 def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
     """The records of every row by task, ordered by seeds, then by id; an empty list where there are none.
 
-    Generation records on the seed of choices are of no table, nor are any of a row whose point is not chosen yet. Rows
+    Generation records on the seed of choices are of no table, nor are any of a row whose point is not chosen yet, but
+    for the points of it that failed. Rows
     are shared between tables by their ids, and others may have measured some of them on more seeds: where an experiment
     declares its seeds, records on others count if all of its rows have them (see ``left_out``)."""
     found = _found(experiment, records)
@@ -77,14 +78,19 @@ def _found(experiment: Experiment, records: dict[str, Record]) -> Selection:
         # a speed cell holds every device, so the device given here does not matter
         runs = (generation_run(row, spec), reconstruction_run(row, spec), speed_run(row, spec, "any"))
         found[row] = {run.task: list(by_cell[run.task, run.cell_id]) for run in runs}
-        if not is_chosen(experiment, row):
-            found[row]["generation"] = []
+        if experiment.is_open(row):  # its spec is that of one point, which need not be the chosen one
+            found[row] = {task: [] for task in found[row]} | {"generation": _failed_points(experiment, row, records)}
     return found
 
 
-def is_chosen(experiment: Experiment, row: str) -> bool:
-    """False while it is not known which point of its sweep a row stands for."""
-    return row not in experiment.sweeps or row in experiment.choices
+def _failed_points(experiment: Experiment, row: str, records: dict[str, Record]) -> list[Record]:
+    """What keeps a row open until it is run again: the points, from among which its own is chosen, that failed."""
+    sweep = experiment.sweeps.get(row)
+    points = [choosing_run(row, spec) for _, spec in sweep.points] if sweep else []
+    for search in experiment.searches:
+        points += [choosing_run(search.judge, spec) for _, spec in search.points if row in search.rows]
+    found = (records.get(run.id) for run in points)
+    return [record for record in found if record is not None and record.status == "failed"]
 
 
 def _outside(experiment: Experiment, found: Selection) -> list[Record]:
@@ -96,6 +102,8 @@ def _outside(experiment: Experiment, found: Selection) -> list[Record]:
     common = set.intersection(*done) if done else set()
     outside = []
     for row, records in by_row.items():
+        if experiment.is_open(row):  # failed points, which are on the seed of choices
+            continue
         spec = experiment.rows[row]
         training = experiment.seeds.get("training") or [spec.train.seed]
         sampling = experiment.seeds.get("sampling") or [spec.sampling.seed]

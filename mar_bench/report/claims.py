@@ -10,7 +10,7 @@ from mar_bench.errors import UserError, did_you_mean
 from mar_bench.records import Record
 from mar_bench.report.cells import runs_with, select
 from mar_bench.report.claim_file import Claim, Evidence, read_claims
-from mar_bench.report.evidence import Judged, judge, missing, rows_of
+from mar_bench.report.evidence import OUTSIDE, Judged, judge, missing, rows_of, tolerance
 from mar_bench.report.orderings import MIN_EFFECT, UNDECIDED
 from mar_bench.report.pairing import CONFIDENCE
 from mar_bench.report.wording import MISSING, markdown_table
@@ -18,7 +18,7 @@ from mar_bench.selection import with_choices
 
 NO_EVIDENCE = "smoke"  # the scale whose numbers mean nothing
 WHOLE = "paper"  # the scale that leaves nothing out
-NO_RECORDS = "no records"
+NO_RECORDS, NOT_THERE = "no records", "not at this scale"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class _Finding:
     judged: Judged
     measured: tuple[int, int] = (0, 0)  # rows that have a distance, of how many
     missing: tuple[str, ...] = ()  # what this scale has not of it
+    tolerance: str = ""  # by how much the verdict lets one row be worse
+    why: str = NO_RECORDS  # there is no verdict, where there is none
 
 
 def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -> str:
@@ -46,7 +48,8 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
         ["claim", "", "evidence", "scale", "verdict"],
         [[str(f.claim.number), f.claim.text, f.evidence.title, f.scale or MISSING, _verdict(f)] for f in found],
     )
-    parts = ["# What the paper claims, and what the records say", _how_to_read(scale), summary]
+    below = any(finding.evidence.kind == "below" for finding in found)
+    parts = ["# What the paper claims, and what the records say", _how_to_read(scale, below), summary]
     for claim in claims:
         parts.append(f"## {claim.number}. {claim.text}")
         for finding in (f for f in found if f.claim is claim):
@@ -83,14 +86,31 @@ def _finding(
     some = (name for name, (done, _) in counts.items() if done)
     chosen = next(whole, None) or next(some, None)
     if chosen is None:
-        where = f"at scale {scale}" if scale else "at any scale"
-        return _Finding(claim, evidence, None, Judged(UNDECIDED, f"There are no records of it {where}."))
-    judged = judge(at(chosen), evidence, records)
-    return _Finding(claim, evidence, chosen, judged, counts[chosen], tuple(what for what, _ in lacking[chosen]))
+        there = {name: rows for name, (_, rows) in counts.items()}
+        gone = {name: _has_not(lacking[name]) for name, rows in there.items() if not rows}
+        records_of = [] if not any(there.values()) else [f"There are no records of it at {scale or 'any'} scale."]
+        sentences = [f"{name[:1].upper()}{name[1:]} scale has {what}." for name, what in gone.items()]
+        nothing = Judged(UNDECIDED, " ".join(records_of + sentences))
+        return _Finding(claim, evidence, None, nothing, why=NO_RECORDS if records_of else NOT_THERE)
+    return _Finding(
+        claim,
+        evidence,
+        chosen,
+        judge(at(chosen), evidence, records),
+        counts[chosen],
+        tuple(what for what, _ in lacking[chosen]),
+        tolerance(at(chosen), evidence),
+    )
+
+
+def _has_not(lacking: list[tuple[str, str]]) -> str:
+    return " and ".join(what for what, _ in lacking) or "none of its rows"
 
 
 def _verdict(finding: _Finding) -> str:
-    return finding.judged.verdict if finding.scale else f"{UNDECIDED} ({NO_RECORDS})"
+    if finding.scale is None:
+        return f"{UNDECIDED} ({finding.why})"
+    return f"{finding.judged.verdict} ({finding.tolerance})" if finding.tolerance else finding.judged.verdict
 
 
 def _section(finding: _Finding) -> list[str]:
@@ -103,7 +123,8 @@ def _section(finding: _Finding) -> list[str]:
     return [*parts, finding.judged.text]
 
 
-def _how_to_read(scale: str | None) -> str:
+def _how_to_read(scale: str | None, below: bool) -> str:
+    """``below``: whether a claim is of one system below others."""
     order = ", ".join(name for name in reversed(SCALES) if name != NO_EVIDENCE)
     at = f"All at {scale} scale." if scale else (
         f"Each evidence is judged at the largest scale ({order}) that has records of all its rows, else at the largest "
@@ -119,5 +140,13 @@ def _how_to_read(scale: str | None) -> str:
         f"Differences are of distances, paired on common seeds, in percent of the second; the {100 * CONFIDENCE:g} % "
         f"interval is over training seeds, else over samplings. A difference below {MIN_EFFECT} %, an interval that "
         "contains 0 and a single run decide nothing.",
+        "A claim that allows a cost ('at most 25 % worse') holds where the whole interval lies below that cost, and "
+        "does not where it lies above.",
     ]
+    if below:
+        lines.append(
+            "A curve below others: each of the others' points is held against the best point of the better system that "
+            f"takes at most as long. A point faster than all of these is '{OUTSIDE}' and left out of the verdict, "
+            "unless it is better than the fastest of them, beyond the interval: then the claim does not hold."
+        )
     return "\n".join(f"- {line}" for line in lines)

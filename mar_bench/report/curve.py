@@ -16,11 +16,11 @@ from matplotlib.ticker import NullLocator
 from mar_bench.config import Experiment
 from mar_bench.errors import UserError
 from mar_bench.records import Record
+from mar_bench.report.bars import bars_word
 from mar_bench.report.cells import Spread, collect, se_of, seed_values, spread
 from mar_bench.report.lines import (
     MARKER_SIZE,
     Looks,
-    bars_word,
     heading,
     hollow,
     label_of,

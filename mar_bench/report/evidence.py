@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from mar_bench.config import Experiment
 from mar_bench.errors import did_you_mean
 from mar_bench.records import Record
+from mar_bench.report import quoted
 from mar_bench.report.cells import Runs, metric_value, runs_with, select, speeds
 from mar_bench.report.claim_file import Evidence
 from mar_bench.report.curve import value_at
@@ -17,8 +18,10 @@ from mar_bench.report.lines import label_of
 from mar_bench.report.orderings import (
     FAILS,
     HOLDS,
+    INCOMPARABLE,
     UNDECIDED,
     Effect,
+    allowed,
     compare,
     effect_of,
     interval_of,
@@ -37,6 +40,7 @@ from mar_bench.report.wording import (
 )
 
 NOT_MEASURED = "not all points are measured"
+OUTSIDE = "outside the range of times"  # of the better system: such a point is left out of the verdict
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,15 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one setting or one rival says; ``pairs`` are (what is compared, its effect)."""
+    """What one setting or one rival says; ``pairs`` are (what is compared, its effect).
+
+    ``timed`` is the setting of the seconds that it goes by, if it goes by any."""
 
     name: str
     verdict: str
     why: str
     pairs: list[tuple[str, Effect]]
+    timed: str = ""
 
 
 def missing(experiment: Experiment, evidence: Evidence) -> list[tuple[str, str]]:
@@ -91,16 +98,25 @@ def judge(experiment: Experiment, evidence: Evidence, records: dict[str, Record]
 
 
 def all_of(verdicts: list[str]) -> str:
-    """Holds if all do, does not if any does not, else it is undecided; so it is where there is nothing."""
+    """Holds if all do, does not if any does not, else it is undecided; so it is where there is nothing.
+
+    What lies outside the range of times says nothing."""
     if FAILS in verdicts:
         return FAILS
-    return HOLDS if verdicts and set(verdicts) == {HOLDS} else UNDECIDED
+    return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED
+
+
+def tolerance(experiment: Experiment, evidence: Evidence) -> str:
+    """``at most 25 % worse``: what an ordering allows; empty where it allows nothing."""
+    items = [item for item in experiment.orderings if evidence.kind == "ordering" and item["claim"] == evidence.claim]
+    return allowed(item.get("costs_at_most") for item in items)
 
 
 def _ordering(experiment: Experiment, evidence: Evidence, records: dict[str, Record]) -> Judged:
     pairs = [c for c in compare(experiment, records) if c.claim == evidence.claim]
     text = pairs_table(experiment, pairs) if pairs else "This scale has no such pair."
-    return Judged(all_of([c.effect.verdict for c in pairs]), text)
+    parts = [text, quoted.markdown(experiment)]  # what the paper gives of rows that are none of ours
+    return Judged(all_of([c.effect.verdict for c in pairs]), "\n\n".join(filter(None, parts)))
 
 
 # --- an optimum along an axis ---------------------------------------------------------------------------
@@ -158,40 +174,64 @@ def _below(experiment: Experiment, evidence: Evidence, records: dict[str, Record
     for rival in (row for row, system in systems.items() if system in evidence.worse):
         settings = [setting for row, setting in seconds if row == rival]
         if not settings:
-            yield _Part(rival, UNDECIDED, "it was not timed", [])
+            yield _Part(_point(experiment, rival), UNDECIDED, "it was not timed", [])
         alike = [row for row in ours if _column(experiment, row) == _column(experiment, rival)]
         for setting in settings:
             of_setting = {row: seconds[row, setting] for row in (*alike, rival) if (row, setting) in seconds}
-            yield _one_rival(f"{rival} ({setting})", rival, alike, of_setting, runs)
+            names = {row: _point(experiment, row) for row in (*alike, rival)}
+            yield replace(_one_rival(names, rival, alike, of_setting, runs), timed=setting)
 
 
 def _column(experiment: Experiment, row: str) -> str:
     return describe(axis_labels(experiment, row, column_axes(experiment)))
 
 
-def _one_rival(name: str, rival: str, ours: list[str], seconds: dict[str, float], runs: dict[str, Runs]) -> _Part:
-    """``seconds`` are of one setting. A point that was not measured yet may be the one that is missed."""
+def _point(experiment: Experiment, row: str) -> str:
+    """A row by its labels; a number takes the label's name along: ``MAR, CrossEnt, 8 steps``, ``DiT, 1 step``."""
+    labels = axis_labels(experiment, row, experiment.labels)
+    of_one = {k: k.removesuffix("s") if v == "1" else k for k, v in labels.items()}
+    return ", ".join(v if any(c.isalpha() for c in v) else f"{v} {of_one[k]}" for k, v in labels.items())
+
+
+def _one_rival(
+    names: dict[str, str], rival: str, ours: list[str], seconds: dict[str, float], runs: dict[str, Runs]
+) -> _Part:
+    """``seconds`` are of one setting. A point that was not measured yet may be the one that is missed.
+
+    A rival that is faster than all of ours is compared with the fastest of them: it speaks against the claim where it
+    is better too. Where it is not, it has only less time than our system can go down to, which says nothing."""
+    name = names[rival]
     if not runs[rival]:
         return _Part(name, UNDECIDED, "it has no distance", [])
     fast = [row for row in ours if row in seconds and seconds[row] <= seconds[rival]]
-    measured = [row for row in fast if runs[row]]
+    outside = bool(ours) and not fast and all(row in seconds for row in ours)
+    measured = [row for row in ([min(ours, key=seconds.__getitem__)] if outside else fast) if runs[row]]
     if not measured:
-        known = not fast and all(row in seconds for row in ours)
-        why = f"no point takes at most {number(seconds[rival])} s" if known else NOT_MEASURED
-        return _Part(name, FAILS if known else UNDECIDED, why, [])
+        return _Part(name, UNDECIDED, NOT_MEASURED, [])
     best = min(measured, key=lambda row: mean(metric_value(run, "fd") for run in runs[row].values()))
     effect = effect_of(runs[best], runs[rival])
+    pairs = [(f"{names[best]} against {name}", effect)]
     why = f"{number(seconds[best])} s against {number(seconds[rival])} s"
-    verdict = effect.verdict if effect.verdict in (HOLDS, FAILS) else UNDECIDED
-    return _Part(name, verdict, why, [(f"{best} against {rival}", effect)])
+    if outside and effect.verdict not in (FAILS, INCOMPARABLE):
+        return _Part(name, OUTSIDE, why, pairs)
+    return _Part(name, effect.verdict if effect.verdict in (HOLDS, FAILS) else UNDECIDED, why, pairs)
 
 
 # --- Markdown -------------------------------------------------------------------------------------------
 
 
 def _text(parts: list[_Part]) -> str:
+    """A table; where times are compared, one for each setting in which they were taken."""
     if not parts:
         return "This scale has no such points."
+    texts = []
+    for setting in dict.fromkeys(part.timed for part in parts):
+        table = _table([part for part in parts if part.timed == setting])
+        texts += [f"Seconds per image: {setting}.", table] if setting else [table]
+    return "\n\n".join(texts)
+
+
+def _table(parts: list[_Part]) -> str:
     lines = []
     for part in parts:
         for what, effect in part.pairs or [(MISSING, None)]:

@@ -14,13 +14,12 @@ from mar_bench.report.wording import (
     column_words,
     count_of,
     in_paper,
-    in_units,
     line_key,
     lines_and_columns,
+    metric_number,
     metric_short,
     number,
     paper_number,
-    plus_minus,
     published_text,
     row_at,
     row_axes,
@@ -88,7 +87,7 @@ def ours(table: Measured, row: str, metric: str) -> str:
     found = table.spread(row, metric.replace(":", "_"))
     if not found.n:
         return FAILED if table.status(row) == "failed" else MISSING
-    text = plus_minus(in_units(table.experiment, metric, found.mean), in_units(table.experiment, metric, found.sd))
+    text = metric_number(table.experiment, metric, found.mean, found.sd)
     statuses = table.cells.loc[table.cells["row"] == row, "status"]
     return f"{text} {PARTLY}" if "failed" in set(statuses) else text
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from itertools import groupby
 
+from mar_bench.published import PublishedRow
 from mar_bench.report.grid import Cell, Column, Grid, grid
 from mar_bench.report.measured import Measured
-from mar_bench.report.quoted import quoted_text
-from mar_bench.report.wording import in_units, is_lower_better, number, scale_title
+from mar_bench.report.quoted import TITLES, quoted_text
+from mar_bench.report.wording import is_lower_better, metric_number, scale_title
 
 QUOTED = "Quoted from the paper, not measured here"
 SPECIAL = {
@@ -71,7 +72,7 @@ def _cell(cell: Cell, bold: bool) -> str:
 
 def _shown(table: Measured, column: Column, cell: Cell) -> str:
     """The mean as it is printed: what looks equal is equal."""
-    return number(in_units(table.experiment, column.metric, cell.value))
+    return metric_number(table.experiment, column.metric, cell.value)
 
 
 def _best(table: Measured, found: Grid) -> dict[int, str]:
@@ -112,5 +113,12 @@ def _quoted(table: Measured, found: Grid) -> list[str]:
     lines = [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{QUOTED}}}}} \\"]
     for row in rows:
         cells = [escape(quoted_text(row, "/".join(column.column), column.metric)) for column in found.columns]
-        lines.append(_row([escape(row.label), *[""] * (labels - 1), *cells]))
+        label = row.label if any(cells) else f"{row.label}{_of_no_column(row)}"
+        lines.append(_row([escape(label), *[""] * (labels - 1), *cells]))
     return lines
+
+
+def _of_no_column(row: PublishedRow) -> str:
+    """`` (FID > 100)``: what the paper says of a row as a whole, where no column of ours has such numbers."""
+    words = [f"{TITLES[metric]} {text}" for metric in TITLES if (text := quoted_text(row, "", metric))]
+    return f" ({', '.join(words)})" if words else ""

@@ -12,14 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mar_bench.config import Experiment
-from mar_bench.report.cells import Spread
 from mar_bench.report.plots import CHARACTER_INCHES, MARKERS, NEUTRAL, title
 from mar_bench.report.wording import axis_labels
 
 MARKER_SIZE = 5
 TITLE_INCHES = 0.072  # a character of it, on average
 LEGEND_INCHES = 0.19  # a line of it
-OVER = {"training": "sd over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
 
 
 def label_of(experiment: Experiment, row: str, name: str | None) -> str:
@@ -55,12 +53,6 @@ def hollow(ax: Axes, x: Iterable[float], y: Iterable[float], looks: Looks, line:
         markeredgecolor=looks.colours[line],
         zorder=4,
     )
-
-
-def bars_word(spreads: Iterable[Spread]) -> list[str]:
-    """What the bars of a distance are: ``± sd over seeds``; none where there are no bars."""
-    words = list(dict.fromkeys(OVER[s.over] for s in spreads if s.over and s.sd))
-    return [f"± {' or '.join(words)}"] if words else []
 
 
 def legend(figure: Figure, looks: Looks, published: str, bars: str, width: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mar_bench.config import Experiment
-from mar_bench.report.cells import Selection, Spread, floor_of, is_chosen, main_setting, se_of, seconds_of, seed_values
+from mar_bench.report.cells import Selection, Spread, floor_of, main_setting, se_of, seconds_of, seed_values
 from mar_bench.report.cells import spread as spread_of
 from mar_bench.report.orderings import Comparison
 from mar_bench.report.wording import NOT_CHOSEN, lines_and_columns, row_at
@@ -36,7 +36,7 @@ class Measured:
         if row in self.experiment.absent:
             return "absent"
         found = set(self.cells.loc[self.cells["row"] == row, "status"])
-        missing = "missing" if is_chosen(self.experiment, row) else NOT_CHOSEN
+        missing = NOT_CHOSEN if self.experiment.is_open(row) else "missing"
         return "done" if "done" in found else "failed" if "failed" in found else missing
 
     @property

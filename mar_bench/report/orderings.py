@@ -6,6 +6,7 @@ nothing, and neither does a single run. Rows that were not measured alike are no
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mar_bench.config import Experiment
@@ -15,7 +16,7 @@ from mar_bench.protocol import differences, instrument_differences
 from mar_bench.records import Record
 from mar_bench.report.cells import Runs, SeedValues, Selection, metric_value, runs_with, select
 from mar_bench.report.pairing import CONFIDENCE, paired_difference
-from mar_bench.report.wording import MISSING, markdown_table, metric_title, number, percent, seed_count
+from mar_bench.report.wording import MISSING, listed, markdown_table, metric_title, number, percent, seed_count
 
 HOLDS, FAILS, UNDECIDED, INCOMPARABLE = "holds", "does not hold", "undecided", "not comparable"
 MIN_EFFECT = 1.3  # percent; smaller differences of FID are inconclusive ("The FID Lottery", 2606.20536)
@@ -77,7 +78,8 @@ def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparis
 def _comparison(experiment: Experiment, selection: Selection, item: dict, better: str, worse: str) -> Comparison:
     runs = tuple(runs_with(selection[row]["generation"], "fd") for row in (better, worse))
     tokenizers = {reconstruction_run(r, experiment.rows[r]).ids["tokenizer_id"] for r in (better, worse)}
-    shared = [b for axis, b in experiment.bundles(better).items() if axis != item["axis"]]
+    bundles = experiment.bundles(better).items()
+    shared = [b for axis, b in bundles if axis != item["axis"] and experiment.labels[axis][b]]  # the unlabelled: unsaid
     limit, grounds = item.get("costs_at_most"), (_floor(selection, better), _floor(selection, worse))
     effect = _effect(*runs, costs_at_most=limit, reasons=_unlike(*runs))
     return Comparison(
@@ -220,12 +222,18 @@ def markdown(experiment: Experiment, comparisons: list[Comparison]) -> str:
     parts = ["## What the paper claims, pair by pair", _how_to_read(experiment)]
     for claim in claims:
         chosen = [c for c in comparisons if c.claim == claim]
-        cost = chosen[0].costs_at_most
-        allowed = "" if cost is None else f" (at most {percent(100 * cost, signed=False)})"
-        parts += [f"### Claim: {claim}{allowed}", pairs_table(experiment, chosen), _summary(chosen)]
+        cost = allowed(c.costs_at_most for c in chosen)
+        title = f"### Claim: {claim}{f' ({cost})' if cost else ''}"
+        parts += [title, pairs_table(experiment, chosen), _summary(chosen)]
         if not all(c.same_tokenizer for c in chosen):
             parts.append(_tokenizer_sentence(experiment, chosen))
     return "\n\n".join(parts)
+
+
+def allowed(costs: Iterable[float | None]) -> str:
+    """``at most 25 % worse``: the cost that a claim allows; empty where it allows none."""
+    shares = dict.fromkeys(cost for cost in costs if cost is not None)
+    return f"at most {' / '.join(percent(100 * cost, signed=False) for cost in shares)} worse" if shares else ""
 
 
 def _how_to_read(experiment: Experiment) -> str:
@@ -249,24 +257,39 @@ def _how_to_read(experiment: Experiment) -> str:
 
 
 def pairs_table(experiment: Experiment, comparisons: list[Comparison]) -> str:
-    """One line for each pair of a claim: means, difference, interval, seeds and verdict."""
-    first = comparisons[0]
-    better, worse = (_bundle(experiment, first.axis, row) for row in (first.better_row, first.worse_row))
-    heading = ["all else equal", better, worse, "difference"]
+    """One line for each pair of a claim: means, difference, interval, seeds and verdict.
+
+    The bundles head the columns; where a claim is of several pairs of them, each line names its own."""
+    several = len({_bundles(experiment, c) for c in comparisons}) > 1
+    sides = ("first", "second") if several else _bundles(experiment, comparisons[0])
+    heading = ["pair" if several else "all else equal", *sides, "difference"]
     heading += [f"{100 * CONFIDENCE:g} % interval", "seeds", "verdict"]
     floors_shown = any(c.above_floor for c in comparisons)
     heading += ["above own floor"] * floors_shown + ["paper"]
     lines = []
     for c in comparisons:
         e = c.effect
-        line = [c.others, number(e.better), number(e.worse), percent(e.percent), interval_of(e)]
+        line = [
+            _pair(experiment, c) if several else c.others,
+            number(e.better),
+            number(e.worse),
+            percent(e.percent),
+            interval_of(e),
+        ]
         line += [seed_count(e.seeds, e.samplings), verdict_of(e), *[_above(c.above_floor)] * floors_shown]
         lines.append([*line, percent(c.paper_percent)])
     return markdown_table(heading, lines)
 
 
-def _bundle(experiment: Experiment, axis: str, row: str) -> str:
-    return experiment.bundles(row)[axis]
+def _bundles(experiment: Experiment, c: Comparison) -> tuple[str, str]:
+    """The bundles of the claim's axis: of the better row and of the worse one."""
+    return experiment.bundles(c.better_row)[c.axis], experiment.bundles(c.worse_row)[c.axis]
+
+
+def _pair(experiment: Experiment, c: Comparison) -> str:
+    """``kl8 against kl16, guided``."""
+    names = " against ".join(_bundles(experiment, c))
+    return names if c.others == c.axis else f"{names}, {c.others}"
 
 
 def interval_of(effect: Effect) -> str:
@@ -289,13 +312,11 @@ def _above(effect: Effect | None) -> str:
 
 def _summary(comparisons: list[Comparison]) -> str:
     """The count of verdicts of one claim, and how often the paper's own numbers lie that way."""
-    limit = comparisons[0].costs_at_most
     text = f"**{count([c.effect for c in comparisons])}.**"
-    published = [c.paper_percent for c in comparisons if c.paper_percent is not None]
+    published = [(c.paper_percent, c.costs_at_most) for c in comparisons if c.paper_percent is not None]
     if published:
-        agreeing = sum(p < 0 if limit is None else p <= 100 * limit for p in published)
-        cost = limit and f"at a cost of at most {percent(100 * limit, signed=False)}"
-        way = "in this direction" if limit is None else cost
+        agreeing = sum(p < 0 if limit is None else p <= 100 * limit for p, limit in published)
+        way = allowed(limit for _, limit in published) or "in this direction"
         text += f" In the paper's numbers {agreeing} of {len(published)} are {way}."
     return text
 
@@ -315,16 +336,19 @@ def count(effects: list[Effect]) -> str:
 
 def _tokenizer_sentence(experiment: Experiment, comparisons: list[Comparison]) -> str:
     """What a comparison across tokenizers cannot tell, and what is left of it above the floors."""
-    first = comparisons[0]
-    better, worse = (_bundle(experiment, first.axis, row) for row in (first.better_row, first.worse_row))
-    confound = f"The axis '{first.axis}' changes the tokenizer too, so these differences are of both together."
-    above = [c.above_floor for c in comparisons if c.above_floor]
-    if not above:
+    axes = " and ".join(f"'{axis}'" for axis in dict.fromkeys(c.axis for c in comparisons))
+    confound = f"The axis {axes} changes the tokenizer too, so these differences are of both together."
+    known = [c for c in comparisons if c.above_floor]
+    if not known:
         return f"{confound} The tokenizers' own floors were not measured."
-    known = [c.floors for c in comparisons if c.above_floor]
-    sides = [" / ".join(dict.fromkeys(number(pair[i]) for pair in known)) for i in (0, 1)]
+    floors: dict[str, list[str]] = {}
+    for side in (0, 1):
+        for c in known:
+            floors.setdefault(_bundles(experiment, c)[side], []).append(number(c.floors[side]))
+    sides = listed([f"{' / '.join(dict.fromkeys(values))} ({bundle})" for bundle, values in floors.items()])
+    above = [c.above_floor for c in known]
     return (
-        f"{confound} Reconstruction alone has a distance of {sides[0]} ({better}) and {sides[1]} ({worse}). "
+        f"{confound} Reconstruction alone has a distance of {sides}. "
         f"Above its own floor (distance less reconstruction distance): {count(above)}. A distance is not a "
         "sum of parts and the floors have no interval here, so this is a caution and not a correction."
     )

@@ -20,9 +20,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mar_bench.config import Experiment
 from mar_bench.errors import UserError
-from mar_bench.ids import reconstruction_run
 from mar_bench.records import Record, atomic_write
-from mar_bench.report.cells import collect, floor_of, floors, seed_values, speeds, spread
+from mar_bench.report.bars import bars_word
+from mar_bench.report.cells import collect, floors, se_of, seed_values, speeds, spread
+from mar_bench.report.floor_lines import DASHES, NEUTRAL, floor_lines
 from mar_bench.report.wording import (
     axis_labels,
     column_axes,
@@ -35,8 +36,6 @@ from mar_bench.report.wording import (
 )
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-NEUTRAL = "0.35"
-DASHES = (0, (4, 2))
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -87,13 +86,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
-    """One line per row and setting that has both numbers: distance with sd, seconds with quartiles, panel,
-    hue, style (the texts of column, colour and marker)."""
+    """One line per row and setting that has both numbers: distance with its ± and what that is of (sd, spread),
+    seconds with quartiles, panel, hue, style (the texts of column, colour and marker)."""
     cells, timed = collect(experiment, records), speeds(experiment, records)
     run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
     if timed.empty:
         raise UserError(f"no speed records of {experiment.id} at scale {experiment.scale}; {run} measures them")
-    distances = {row: spread(seed_values(cells, row)) for row in experiment.rows}
+    distances = {row: spread(seed_values(cells, row), seed_values(cells, row, se_of("fd"))) for row in experiment.rows}
     if not any(d.n for d in distances.values()):
         raise UserError(no_generations(experiment))
     *style_axes, hue_axis = row_axes(experiment) or list(experiment.labels)
@@ -106,7 +105,7 @@ def points(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
                 "hue": describe(axis_labels(experiment, line["row"], [hue_axis])),
                 "style": describe(axis_labels(experiment, line["row"], style_axes)),
             }
-            lines.append({**line, **texts, "fd": distance.mean, "sd": distance.sd or 0.0})
+            lines.append({**line, **texts, "fd": distance.mean, "sd": distance.sd or 0.0, "spread": distance})
     if not lines:
         raise UserError(
             f"{experiment.id} at scale {experiment.scale}: no row has both a speed and a generation record; "
@@ -168,7 +167,7 @@ def _panels(
             ax.text(0.5, 0.5, "no points", ha="center", va="center", color=NEUTRAL, transform=ax.transAxes)
             continue
         _panel(ax, chosen, looks)
-        _floor_lines(ax, experiment, chosen, floor_frame, looks)
+        floor_lines(ax, experiment, chosen, floor_frame, looks.colours)
         ax.set_xlabel("seconds per image")
         ax.set_ylabel(metric_title(experiment, "fd") if panel == labelled else "")
     widen(axes[0])
@@ -244,24 +243,6 @@ def _decimal(value: float, _position: int) -> str:
     return np.format_float_positional(value, precision=6, trim="-")
 
 
-def _floor_lines(
-    ax: Axes, experiment: Experiment, points: pd.DataFrame, floor_frame: pd.DataFrame, looks: _Looks
-) -> None:
-    """A dashed line for each tokenizer, in the colour of its rows where these have one colour."""
-    tokenizers: dict[str, set[str]] = {}
-    values: dict[str, float] = {}
-    for point in points.to_dict("records"):
-        row, floor = point["row"], floor_of(floor_frame, point["row"])
-        if not math.isnan(floor):
-            tokenizer = reconstruction_run(row, experiment.rows[row]).cell_id
-            tokenizers.setdefault(tokenizer, set()).add(point["hue"])
-            values[tokenizer] = floor
-    for tokenizer, hues in tokenizers.items():
-        colour = looks.colours[next(iter(hues))] if len(hues) == 1 else NEUTRAL
-        ax.axhline(values[tokenizer], color=colour, linestyle=DASHES, linewidth=1, zorder=1)
-    ax.set_ylim(bottom=0)  # so that heights compare as distances do
-
-
 def _legend_columns(looks: _Looks, points: pd.DataFrame, with_floors: bool) -> list[list[Line2D]]:
     """Two columns of equal length: colours, floor and bars on the left, markers on the right."""
 
@@ -274,9 +255,9 @@ def _legend_columns(looks: _Looks, points: pd.DataFrame, with_floors: bool) -> l
     left = [line(looks.hue_title), *(dot(text, "o", colour) for text, colour in looks.colours.items())]
     right = [line(looks.style_title)] if looks.style_title else []
     right += [dot(text, marker, NEUTRAL) for text, marker in looks.markers.items()] if right else []
-    bars = "± sd over seeds, quartiles of the time" if points["sd"].any() else "quartiles of the time"
+    bars = ", ".join([*bars_word(points["spread"]), "quartiles of the time"])
     more = [line("reconstruction alone", linestyle=DASHES, linewidth=1)] if with_floors else []
-    left += [*more, line(f"bars: {bars}")]
+    left += [*more, line(f"bars: {bars}", marker="+", markersize=8)]
     longest = max(len(left), len(right))
     return [column + [line("")] * (longest - len(column)) for column in (left, right) if column]
 

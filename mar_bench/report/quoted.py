@@ -30,7 +30,7 @@ def markdown(experiment: Experiment) -> str:
         (column, metric)
         for column in _columns(experiment, rows)
         for metric in PUBLISHED
-        if metric in TITLES and any(metric in row.numbers.get(column, {}) for row in rows)
+        if metric in TITLES and any(quoted_text(row, column, metric) for row in rows)
     ]
     heading = ["system", *(_title(experiment, column, metric) for column, metric in places)]
     lines = [[row.label, *(quoted_text(row, column, metric) or MISSING for column, metric in places)] for row in rows]
@@ -53,8 +53,10 @@ def _title(experiment: Experiment, column: str, metric: str) -> str:
 
 
 def quoted_text(row: PublishedRow, column: str, metric: str) -> str:
-    """A published number as the paper writes it; empty where it gives none."""
-    value = row.numbers.get(column, {}).get(metric)
+    """A published number as the paper writes it, ``> 100`` where it gives a bound; empty where it gives none."""
+    numbers = row.numbers.get(column, {})
+    value = numbers.get(metric)
     if value is None:
-        return ""
+        bound = numbers.get(f"{metric}_above")
+        return "" if bound is None else f"> {bound:g}"
     return count_of(value) if metric in COUNTS else paper_number("fd" if metric == "rfd" else metric, value)

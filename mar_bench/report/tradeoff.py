@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 
 from mar_bench.config import Experiment
 from mar_bench.records import Record
-from mar_bench.report.cells import Spread, collect, se_of, seed_values, spread
+from mar_bench.report.bars import bars_word
 from mar_bench.report.lines import (
     MARKER_SIZE,
     Looks,
-    bars_word,
     heading,
     hollow,
     label_of,
@@ -47,14 +46,11 @@ def tradeoff(experiment: Experiment, records: dict[str, Record], stem: Path) -> 
     found = timed_points(experiment, records)
     for key in ("line", "point"):
         found[key] = [label_of(experiment, row, experiment.figure.get(key)) for row in found["row"]]
-    cells = collect(experiment, records)
-    spreads = [spread(seed_values(cells, row), seed_values(cells, row, se_of("fd"))) for row in found["row"]]
-    found["sd"] = [s.sd or 0.0 for s in spreads]
     with rc_context({**sns.axes_style("ticks"), **STYLE}):
-        return save(_draw(experiment, found, spreads), stem)
+        return save(_draw(experiment, found), stem)
 
 
-def _draw(experiment: Experiment, points: pd.DataFrame, spreads: list[Spread]) -> Figure:
+def _draw(experiment: Experiment, points: pd.DataFrame) -> Figure:
     looks, published = Looks(experiment), _published(experiment)
     settings = sorted(points["setting"].unique())
     panels = [
@@ -62,7 +58,7 @@ def _draw(experiment: Experiment, points: pd.DataFrame, spreads: list[Spread]) -
     ]
     width = PANEL_WIDTH * len(panels)
     words = heading(experiment, width)
-    bars = ", ".join([*bars_word(spreads), "quartiles of the time"])
+    bars = ", ".join([*bars_word(points["spread"]), "quartiles of the time"])
     handles = legend_handles(looks, PAPER if len(published) else "", bars)
     height = PANEL_HEIGHT * len(settings) + legend_inches(handles, width) + 0.17 * (1 + words.count("\n"))
     figure = Figure(figsize=(width, height), layout="constrained")

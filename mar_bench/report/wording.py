@@ -40,7 +40,7 @@ def signed(value: float) -> str:
     return f"{'+' if value > 0 else ''}{number(value)}"
 
 
-def plus_minus(value: float, sd: float | None) -> str:
+def plus_minus(value: float | None, sd: float | None) -> str:
     """Both with the decimals of the mean, or of the deviation where that is the larger one."""
     if sd is None:
         return number(value)
@@ -52,7 +52,9 @@ def paper_number(metric: str, value: float | None) -> str:
     """A published value with as many decimals as the paper gives."""
     if value is None:
         return MISSING
-    return {"fd": f"{value:.2f}", "rfd": f"{value:.2f}", "is": f"{value:.1f}"}.get(metric, f"{value:g}")
+    if metric in ("fd", "rfd", "precision", "recall"):
+        return f"{value:.2f}"
+    return f"{value:.1f}" if metric == "is" else f"{value:g}"
 
 
 def published_text(experiment: Experiment, row: str, metric: str) -> str | None:
@@ -140,6 +142,21 @@ def in_units(experiment: Experiment, metric: str, value: float | None) -> float 
     return None if value is None else value * _unit(experiment, metric)[0]
 
 
+def metric_number(experiment: Experiment, metric: str, value: float | None, sd: float | None = None) -> str:
+    """A metric as tables show it, in its unit, with its deviation where there is one: ``5.41 ± 0.12``.
+
+    KID with other features than Inception's may be of any size and sign: ``-2.80e4 ± 1.20e2``."""
+    if metric.partition(":")[0] == "kid" and extractors(experiment):
+        known = [v for v in (value, sd) if v is not None and not math.isnan(v)]
+        return " ± ".join(map(_powers, known)) if known else MISSING
+    return plus_minus(in_units(experiment, metric, value), in_units(experiment, metric, sd))
+
+
+def _powers(value: float) -> str:
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits}e{int(exponent)}" if value else "0"
+
+
 def _unit(experiment: Experiment, metric: str) -> tuple[int, str]:
     base = metric.partition(":")[0]
     if base == "kid" and extractors(experiment):  # how large it is depends on the features: thousands are for Inception
@@ -214,6 +231,11 @@ def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
     """``without CFG``; empty where the table's rows are not spread over columns."""
     axes = column_axes(experiment)
     return describe({k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()})
+
+
+def listed(words: list[str]) -> str:
+    """``FID, IS and parameters``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def by_axes(experiment: Experiment, value_of: Callable[[RunSpec], str]) -> str:
