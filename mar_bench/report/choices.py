@@ -15,7 +15,7 @@ def footnotes(experiment: Experiment) -> list[str]:
 
 
 def _of_search(experiment: Experiment, search: Search) -> str:
-    rows, choice = ", ".join(search.rows), experiment.choices.get(search.rows[0])
+    rows, choice = ", ".join(search.rows), experiment.choices.get(search.judge)
     if choice is None:
         return f"{rows}: {_to_be_chosen(experiment, len(search.points), 'tokenizers of their search')}."
     distance = f"reconstruction {metric_of(experiment, 'fd', images=None)}"
