@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
+SHEETS := table1 table2 table6 fig7 heads same_tokenizer appendix_pixel appendix_l2
 
 .PHONY: install demo smoke test lint reference reports bench-loader bench-metrics rehearsal clean
 
@@ -41,10 +42,11 @@ reports: $(INSTALLED)
 	for scale in tiny desk; do \
 		$(MAR) table --all --scale $$scale --save >/dev/null; \
 		$(MAR) plot --all --scale $$scale; \
-		$(MAR) sample --all --scale $$scale; \
 	done
+	$(MAR) sample $(SHEETS) --scale tiny
 	$(MAR) neighbours table1/raster_causal/diff/guided --scale tiny
 	$(MAR) claims --save >/dev/null
+	$(MAR) claims --scale tiny --save >/dev/null
 
 # Every experiment at the scale that shows that the pipeline works: three minutes on two cores.
 smoke: $(INSTALLED)

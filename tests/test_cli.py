@@ -102,6 +102,8 @@ def test_show_prints_rows_then_a_row(places):
     assert call("show", "table1", *places).count("missing") == 16
     text = call("show", "table1/mar/diff/guided", "--scale", "paper", "train.steps=7", *places)
     assert "FID 1.98, IS 290.3" in text and "steps: 7" in text and "num_ar_steps: 64" in text
+    assert "not chosen yet, one of 6 points" in text and "sampling.guidance_scale: 4.0" in text
+    text = call("show", "table1/mar/diff/guided", *places)
     assert "train_id" in text and "speed_id" in text
 
 

@@ -310,7 +310,7 @@ def test_preflight_names_the_key_to_set(tmp_path, monkeypatch):
 
 def test_a_plan_counts_what_is_shared_and_done(places):
     runs = plan_runs(EXPERIMENT, [0, 1], only="*/diff/*")
-    plan = make_plan("table1", "smoke", runs, places, {})
+    plan = make_plan([EXPERIMENT], {"table1": runs}, runs, 0, "smoke", places, {})
     assert (plan["evaluations"], plan["trainings"], plan["jobs"]) == (16, 6, 50)
     assert (plan["done"], plan["missing"], plan["failed"]) == (0, 16, 0)
     assert plan["stages"]["train"] == {"needed": 6, "without_reuse": 16, "done_here": 0}
@@ -329,7 +329,8 @@ def test_a_plan_counts_what_is_shared_and_done(places):
 
 
 def test_a_plan_in_words(places):
-    text = plan_text(make_plan("table1", "smoke", plan_runs(EXPERIMENT), places, {}))
+    runs = plan_runs(EXPERIMENT)
+    text = plan_text(make_plan([EXPERIMENT], {"table1": runs}, runs, 0, "smoke", places, {}))
     assert "16 evaluations over 6 trainings" in text
     assert "2 tokenizer" in text and "0 done, 16 missing, 0 failed" in text and "jobs to do: 61" in text
     assert all(row in text for row in EXPERIMENT.rows)

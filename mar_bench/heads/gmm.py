@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -46,6 +47,12 @@ def as_uniform(normal: torch.Tensor) -> torch.Tensor:
     return torch.special.ndtr(normal).clamp(max=1 - 2**-24)
 
 
+def _all_digits(device: torch.device) -> contextlib.AbstractContextManager:
+    """No autocast inside, where the device (not meta) knows of any."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+
+
 def squareplus(x: torch.Tensor) -> torch.Tensor:
     """A smooth and positive (x + sqrt(x^2 + 4)) / 2: 1 at 0, x far above, -1 / x far below."""
     return (x + (x.square() + 4).sqrt()) / 2
@@ -69,7 +76,7 @@ class GaussianMixture(nn.Module):
 
     def mixture(self, z: torch.Tensor, temperature: float = 1.0) -> Mixture:
         """z (..., E) -> the distribution of its token, in float32."""
-        with torch.autocast(z.device.type, enabled=False):  # a likelihood with scales down to 1e-6 needs all digits
+        with _all_digits(z.device):  # which a likelihood with scales down to 1e-6 needs
             logits, means, scales = self.output(z.float()).split(self.sizes, dim=-1)
         means, scales = (part.unflatten(-1, (self.components, self.token_dim)) for part in (means, scales))
         return Mixture(logits.log_softmax(-1), means, temperature * squareplus(scales).clamp(min=SMALLEST_SCALE))
