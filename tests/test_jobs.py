@@ -321,7 +321,7 @@ def test_a_plan_counts_what_is_shared_and_done(places):
     finish(RUN, places)
     make(places, "train", RUN.ids["train_id"])
     failed = generation(EXPERIMENT, "raster_causal/diff/guided", 1, 0, None)
-    after = make_plan("table1", "smoke", runs, places, {failed.id: failed})
+    after = make_plan([EXPERIMENT], {"table1": runs}, runs, 0, "smoke", places, {failed.id: failed})
     assert (after["done"], after["missing"], after["failed"]) == (1, 14, 1)
     assert after["stages"]["train"]["done_here"] == 1 and after["jobs"] == 47
     assert [e["row"] for e in after["runs"] if e["status"] == "done"] == [ROW]
