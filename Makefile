@@ -39,10 +39,10 @@ reference: $(INSTALLED)
 	$(MAKE) reports
 
 reports: $(INSTALLED)
-	for scale in tiny desk; do \
-		$(MAR) table --all --scale $$scale --save >/dev/null; \
-		$(MAR) plot --all --scale $$scale; \
-	done
+	$(MAR) table --all --scale tiny --save >/dev/null
+	$(MAR) plot --all --scale tiny
+	$(MAR) table table1 same_tokenizer --scale desk --save >/dev/null
+	$(MAR) plot table1 same_tokenizer --scale desk
 	$(MAR) sample $(SHEETS) --scale tiny
 	$(MAR) neighbours table1/raster_causal/diff/guided --scale tiny
 	$(MAR) claims --save >/dev/null
