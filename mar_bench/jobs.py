@@ -266,8 +266,10 @@ def publish(runs: list[Run], places: Places) -> None:
         target = places.records / f"{run.id}.json"
         if is_sound(source.parent) and not (target.is_file() and read_record(target).status == "done"):
             write_record(places.records, read_record(source))
-        if run.choice and target.is_file() and (record := read_record(target)).selection != run.choice:
-            write_record(places.records, replace(record, selection=run.choice))
+        if run.choice and target.is_file():
+            record, metric = read_record(target), run.choice["metric"]  # two tables may choose one cell in two ways
+            if record.selection.get(metric) != run.choice:
+                write_record(places.records, replace(record, selection={**record.selection, metric: run.choice}))
 
 
 def give_up(job: Job, jobs: list[Job], error: str, seconds: float, places: Places) -> set[str]:

@@ -360,7 +360,7 @@ def _record(run: Run, places: Places, folder: Path, begin: float, **measured) ->
         ids=run.ids,
         spec=as_tree(run.spec),
         provenance=provenance(compute.device, compute.threads, seconds),
-        selection=run.choice or {},
+        selection={run.choice["metric"]: run.choice} if run.choice else {},
         **measured,
     )
     path = write_record(folder, record)

@@ -38,7 +38,7 @@ class Record:
     parameters: dict[str, int] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     uncertainty: dict[str, dict[str, Any]] = field(default_factory=dict)
-    selection: dict[str, Any] = field(default_factory=dict)  # how the point of a sweep was chosen, with all its values
+    selection: dict[str, Any] = field(default_factory=dict)  # metric -> how the cell was chosen by it
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     schema_version: int = SCHEMA_VERSION

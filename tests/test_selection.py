@@ -125,7 +125,7 @@ def test_a_record_made_for_another_table_learns_how_its_cell_was_chosen(swept, t
     places = Places(tmp_path / "runs", tmp_path / "records")
     write_record(places.records, record_of(run, fd=1.0))
     publish([run], places)
-    assert read_record(places.records / f"{run.id}.json").selection == run.choice
+    assert read_record(places.records / f"{run.id}.json").selection == {run.choice["metric"]: run.choice}
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,10 @@ def test_every_row_is_measured_and_has_its_table(name, folder, records):
             assert [r.status for r in found] == ["done"] * len(found) and found, task
     for row in experiment.choices:
         (record,) = select(experiment, records)[row]["generation"]
-        assert record.selection == experiment.choices[row] and record.spec["sampling"]["seed"] != CHOICE_SEED
+        assert (
+            record.selection[experiment.choices[row]["metric"]] == experiment.choices[row]
+            and record.spec["sampling"]["seed"] != CHOICE_SEED
+        )
 
 
 def test_tables_figures_and_claims(folder):
