@@ -185,15 +185,15 @@ def run(
     for sweeps_are_done in (False, True):
         places, found = results(runs, records)
         experiments = [load(name, scale, overrides, found) for name in names]
-        planned = once(plan_of(experiments, seeds, sampling_seeds, only, every))
+        each = plan_of(experiments, seeds, sampling_seeds, only, every)
+        chosen = [r for of_one in each.values() for r in of_one if r.choice]  # the same cell, chosen by several
+        planned = once(each)
         done = len(planned)
-        if reuse_records:
-            publish([r for r in planned if r.choice], places)
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
         planned = [r for r in planned if r.id not in tried]  # others had their turn
         tried |= {r.id for r in planned}
         outcomes.append(_run_planned(planned, places, jobs, world))
-        publish(planned, places)
+        publish([*planned, *chosen], places)
         if sweeps_are_done or not any(e.is_open(row) for e in experiments for row in e.rows):
             break
     if FAILED in outcomes:
