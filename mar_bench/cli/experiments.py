@@ -189,6 +189,7 @@ def run(
         chosen = [r for of_one in each.values() for r in of_one if r.choice]  # the same cell, chosen by several
         planned = once(each)
         done = len(planned)
+        if reuse_records:
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
         planned = [r for r in planned if r.id not in tried]  # others had their turn
         tried |= {r.id for r in planned}
