@@ -9,7 +9,7 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union
 
-from mar_bench.errors import did_you_mean
+from mar_bench.errors import UserError, did_you_mean
 
 
 class KeyPathError(Exception):
@@ -85,3 +85,16 @@ def join(path: str, key: str) -> str:
 def as_tree(block: Any) -> dict:
     """A spec as plain containers, every field written out."""
     return dataclasses.asdict(block)
+
+
+def overlay(base: Any, over: Any) -> Any:
+    """``over`` laid on ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
+    if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
+        raise UserError(
+            f"'{base}' is a whole block, and a later layer lays {over} over it; refer to its keys one by one"
+        )
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if "kind" in over and over["kind"] != base.get("kind"):
+        return over
+    return {**base, **{key: overlay(base.get(key), value) for key, value in over.items()}}

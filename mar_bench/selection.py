@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mar_bench.config import Experiment, Search, Sweep
+from mar_bench.config import Experiment
 from mar_bench.ids import choosing_run, reconstruction_run
+from mar_bench.points import Search, Sweep
 from mar_bench.records import Record, metric_name
 from mar_bench.spec import CHOICE_SEED
 

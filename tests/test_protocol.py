@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from mar_bench.checks import METRICS
 from mar_bench.config import Experiment, load_experiment
+from mar_bench.experiment_checks import METRICS
 from mar_bench.protocol import ALL, OF_MADE_IMAGES, OF_REAL_IMAGES, differences, instrument_differences
 from mar_bench.records import Record
 from tests.made_up import as_before, generation, reconstruction

@@ -1,4 +1,4 @@
-"""The verbs of an experiment: list, show, plan, run, table, plot, sample, claims."""
+"""The verbs of an experiment: list, show, plan, run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,6 @@ from mar_bench.cli.options import (
     Only,
     Overrides,
     Records,
-    Reports,
     Runs,
     SamplingSeeds,
     Scale,
@@ -29,17 +27,15 @@ from mar_bench.cli.options import (
     is_record,
     load,
     named,
+    names_and_overrides,
     no_seeds,
     once,
-    one_seed,
     plan_of,
     results,
     seeds_of,
     split_row,
 )
 from mar_bench.errors import UserError, did_you_mean
-
-TABLE_FORMATS = ("md", "csv", "tex")
 
 
 @app.command("list")
@@ -140,7 +136,7 @@ def plan(
     from mar_bench.planning import make_plan, plan_text
 
     places, found = results(runs, records)
-    names, overrides = _names_and_overrides(words)
+    names, overrides = names_and_overrides(words)
     experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
     planned = plan_of(experiments, seeds, sampling_seeds, only, every)
     waiting = 0
@@ -179,7 +175,7 @@ def run(
     from mar_bench.ids import chosen_rows
     from mar_bench.jobs import publish
 
-    names, overrides = _names_and_overrides(words)
+    names, overrides = names_and_overrides(words)
     names, overrides, world = named(names, every), no_seeds(overrides), _world()
     done, outcomes, tried = 0, [], set()
     for sweeps_are_done in (False, True):
@@ -214,17 +210,6 @@ def run(
         return
     words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
     print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(words)}")
-
-
-def _names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
-    """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
-    from mar_bench.config import RUN_KEYS
-
-    def is_override(word: str) -> bool:
-        block, dot, _ = word.partition(".")
-        return "=" in word or bool(dot) and block in (*RUN_KEYS, "parts")
-
-    return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]
 
 
 DONE, FAILED = "done", "failed"  # of a pass; None where there was nothing to do
@@ -277,131 +262,6 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
     if world is None or world.first:
         print(f"{outcome.done} jobs done in {taken}")
     return DONE
-
-
-@app.command()
-def table(
-    words: ExperimentNames = None,
-    every: All = False,
-    scale: Scale = "tiny",
-    output_format: Annotated[str, typer.Option("--format", metavar="md|csv|tex", help="What to print.")] = "md",
-    save: Annotated[bool, typer.Option("--save", help="Write all formats into the reports folder as well.")] = False,
-    reports: Reports = "reports",
-    records: Records = None,
-) -> None:
-    """Print a table beside the paper's numbers."""
-    if output_format not in TABLE_FORMATS:
-        raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
-    places, found = results(None, records)
-    names, overrides = _names_and_overrides(words)
-    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
-    for experiment in experiments:
-        _table(experiment, found, places, output_format, save, reports, strict=save and not every)
-
-
-def _table(experiment, found: dict, places, output_format: str, save: bool, reports: str, strict: bool) -> None:
-    """Print one table; without records print a note, or with ``strict`` raise UserError, and save nothing."""
-    from mar_bench.records import atomic_write
-    from mar_bench.report.tables import build
-
-    scale = experiment.scale
-    result = build(experiment, found)
-    if not any(tasks["generation"] for tasks in result.selection.values()):
-        nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
-        if strict:
-            raise UserError(nothing)
-        print(f"note: {nothing}", file=sys.stderr)
-        save = False
-    texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
-    print(texts[output_format], end="")
-    if save:
-        for ending, text in texts.items():
-            path = Path(reports) / scale / f"{experiment.id}.{ending}"
-            atomic_write(path, text)
-            print(f"wrote {path}", file=sys.stderr)
-
-
-@app.command()
-def plot(
-    words: ExperimentNames = None,
-    every: All = False,
-    scale: Scale = "tiny",
-    reports: Reports = "reports",
-    records: Records = None,
-) -> None:
-    """Draw an experiment's figure, or distance against seconds per image where it names none.
-
-    Writes <reports>/<scale>/<experiment>.png, .pdf and .svg."""
-    _, found = results(None, records)
-    names, overrides = _names_and_overrides(words)
-    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
-    from mar_bench.report.figures import draw
-
-    for experiment in experiments:
-        try:
-            paths = draw(experiment, found, Path(reports) / scale / experiment.id)
-        except UserError as error:
-            if not every:
-                raise
-            print(f"note: {error}", file=sys.stderr)
-            continue
-        for path in paths:
-            print(f"wrote {path}")
-
-
-@app.command()
-def sample(
-    words: ExperimentNames = None,
-    every: All = False,
-    scale: Scale = "tiny",
-    seeds: Annotated[str, typer.Option(metavar="N", help="The training seed whose images are drawn.")] = "0",
-    sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are drawn.")] = "0",
-    reports: Reports = "reports",
-    runs: Runs = None,
-    records: Records = None,
-) -> None:
-    """Draw a sheet of generated images.
-
-    A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
-    from mar_bench.ids import generation_run, with_seeds
-    from mar_bench.jobs import previews
-    from mar_bench.report.samples import sample_grid
-
-    places, found = results(runs, records)
-    pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
-    names, overrides = _names_and_overrides(words)
-    for name in named(names, every):
-        experiment = load(name, scale, no_seeds(overrides), found)
-        chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
-        images = previews(chosen, places)
-        if every and not images:
-            print(f"note: no images of {experiment.id} at scale {scale} in {places.runs}", file=sys.stderr)
-            continue
-        path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
-        print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
-
-
-@app.command()
-def claims(
-    scale: Scale = None,
-    save: Annotated[bool, typer.Option("--save", help="Write it into the reports folder as well.")] = False,
-    reports: Reports = "reports",
-    records: Records = None,
-) -> None:
-    """Judge the paper's claims by the records there are.
-
-    Each at the largest scale that has its evidence, or all at --scale. --save writes <reports>/claims.md, with --scale
-    <reports>/<scale>/claims.md."""
-    from mar_bench.records import atomic_write
-    from mar_bench.report.claim_file import claims_file
-    from mar_bench.report.claims import markdown
-
-    text = markdown(claims_file(), results(None, records)[1], scale)
-    print(text, end="")
-    if save:
-        path = Path(reports, scale or "", "claims.md")
-        atomic_write(path, text)
-        print(f"wrote {path}", file=sys.stderr)
 
 
 def _paper_cell(experiment, row: str) -> str:

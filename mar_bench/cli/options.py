@@ -189,3 +189,14 @@ def split_row(name: str) -> tuple[str, str | None]:
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
+    """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
+    from mar_bench.config import RUN_KEYS
+
+    def is_override(word: str) -> bool:
+        block, dot, _ = word.partition(".")
+        return "=" in word or bool(dot) and block in (*RUN_KEYS, "parts")
+
+    return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from mar_bench.checks import METRICS
 from mar_bench.config import Experiment
+from mar_bench.experiment_checks import METRICS
 from mar_bench.ids import CHOICE_SEED, TASKS, choosing_run, generation_run, reconstruction_run, speed_run
 from mar_bench.records import Record, metric_name
 from mar_bench.spec import RunSpec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mar_bench.config import Experiment, Search
+from mar_bench.config import Experiment
+from mar_bench.points import Search
 from mar_bench.report.wording import NOT_CHOSEN, metric_number, metric_of, metric_short, number, with_unit
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mar_bench.checks import check_keys
 from mar_bench.config import experiments_dir, load_yaml
 from mar_bench.errors import UserError, did_you_mean
+from mar_bench.experiment_checks import check_keys
 from mar_bench.parse import KeyPathError
 
 KINDS = {"ordering": ("claim",), "optimum": ("axis",), "below": ("label", "better", "worse")}  # kind -> its own keys

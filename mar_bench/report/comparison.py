@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mar_bench.checks import METRICS
 from mar_bench.errors import UserError
+from mar_bench.experiment_checks import METRICS
 from mar_bench.protocol import differences
 from mar_bench.records import Record, metric_name
 from mar_bench.report.captions import design, jackknife_groups

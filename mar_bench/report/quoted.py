@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mar_bench.checks import PUBLISHED
 from mar_bench.config import Experiment
+from mar_bench.experiment_checks import PUBLISHED
 from mar_bench.published import PublishedRow
 from mar_bench.report.grid import COUNTS
 from mar_bench.report.wording import (

@@ -13,7 +13,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mar_bench"
 FLOORS = (
-    {"errors", "spec", "parse", "checks", "config", "ids", "records", "protocol", "selection"}
+    {
+        "errors",
+        "spec",
+        "parse",
+        "checks",
+        "experiment_checks",
+        "points",
+        "config",
+        "ids",
+        "records",
+        "protocol",
+        "selection",
+    }
     | {"provenance", "locks", "console", "fetch", "published"},
     {"schedules", "orders", "diffusion", "noise", "official"},
     {"tokenizers", "backbones", "heads", "rivals"},
