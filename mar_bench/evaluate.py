@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from mar_bench.build import generate
 from mar_bench.data import CONVERSION, ArrayImages, DataSet, FolderImages, batches, to_images, to_unit
-from mar_bench.distributed import ALONE, World
 from mar_bench.errors import UserError
 from mar_bench.features import FeatureSpace
 from mar_bench.metrics import psnr
@@ -33,25 +32,32 @@ def draw_samples(
     folder: Path,
     device: torch.device,
     progress: Progress,
-    world: World = ALONE,
+    missing: list[range] | None = None,
 ) -> None:
-    """Write the tokens of every image into ``folder``, one file a batch; image i has class i mod C.
+    """Write the tokens of images into ``folder``, one file a batch; image i has class i mod C.
 
-    A batch whose file is there is not drawn again; several processes take turns in batches.
+    ``missing``: the batches to draw, as of ``not_drawn``; None: all that are.
     Raises UserError where a token is not finite: such images would come out black."""
-    sampling = spec.sampling
-    for indices in batches(sampling.num_images, sampling.batch_size)[world.rank :: world.size]:
-        progress(indices.start, sampling.num_images)
-        path = batch_file(folder, indices)
-        if _whole(path, len(indices)) is None:
-            tokens = draw_batch(spec, model, indices, device)
-            if not tokens.isfinite().all():
-                raise UserError(
-                    f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained"
-                    "; set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
-                )
-            with replacing(path) as temporary:
-                save_file({"tokens": tokens}, temporary)
+    missing = not_drawn(spec, folder) if missing is None else missing
+    total = sum(map(len, missing))
+    done = 0
+    for indices in missing:
+        progress(done, total)
+        tokens = draw_batch(spec, model, indices, device)
+        if not tokens.isfinite().all():
+            raise UserError(
+                f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained"
+                "; set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
+            )
+        with replacing(batch_file(folder, indices)) as temporary:
+            save_file({"tokens": tokens}, temporary)
+        done += len(indices)
+
+
+def not_drawn(spec: RunSpec, folder: Path, part: tuple[int, int] = (0, 1)) -> list[range]:
+    """The batches of images without a whole file of tokens in ``folder``; of ``part`` (j, n) every n-th from j on."""
+    every = batches(spec.sampling.num_images, spec.sampling.batch_size)[part[0] :: part[1]]
+    return [indices for indices in every if _whole(batch_file(folder, indices), len(indices)) is None]
 
 
 def draw_batch(spec: RunSpec, model: Generator, indices: range, device: torch.device) -> torch.Tensor:

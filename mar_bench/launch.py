@@ -10,23 +10,18 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
-from mar_bench.errors import UserError
+from mar_bench.errors import Stopped, described
 from mar_bench.jobs import Job, Places, give_up
 from mar_bench.progress import Report
 
 STOP = "stop"
 TELL_SECONDS = 0.25  # how often a worker reports and looks for a stop
 STOP_SECONDS = 120  # how long a worker may take to save before it is ended
-
-
-class Stopped(BaseException):
-    """Raised inside a stage when the work is to stop; not an Exception, so that no handler swallows it."""
 
 
 # --- in the worker --------------------------------------------------------------------------------------
@@ -44,11 +39,8 @@ def _work(pipe: Connection, places: Places) -> None:
                 answer = ("done", time.monotonic() - begin)
             except Stopped:
                 answer = ("stopped",)
-            except UserError as error:
-                answer = ("failed", str(error))
             except Exception as error:
-                first = " ".join(str(error).split()) or "no message"
-                answer = ("failed", f"{type(error).__name__}: {first}\n{traceback.format_exc()}")
+                answer = ("failed", described(error))
             try:
                 pipe.send(answer)
             except OSError:

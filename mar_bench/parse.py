@@ -37,9 +37,18 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
             raise KeyPathError(path, f"'{value}' is not one of {', '.join(map(str, args))}", value)
         return value
     if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(args):
-            raise KeyPathError(path, f"expected a list of {len(args)} values, found {value!r}", value)
+        listed, open_ended = isinstance(value, (list, tuple)), Ellipsis in args
+        if not listed or not (open_ended or len(value) == len(args)):
+            length = "" if open_ended else f" of {len(args)} values"
+            raise KeyPathError(path, f"expected a list{length}, found {value!r}", value)
+        args = args[:1] * len(value) if open_ended else args
         return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise KeyPathError(path, f"expected a block of keys, found {value!r}", value)
+        return {str(key): parse(args[1], v, join(path, key)) for key, v in value.items()}
+    if expected is Any:
+        return value
     return _parse_scalar(expected, value, path)
 
 

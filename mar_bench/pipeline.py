@@ -24,6 +24,7 @@ from mar_bench.evaluate import (
     draw_samples,
     evaluate_generation,
     evaluate_reconstruction,
+    not_drawn,
     reference_of_part,
 )
 from mar_bench.features import Classifier, FeatureSpace
@@ -31,6 +32,7 @@ from mar_bench.fetch import located
 from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, mark_done
 from mar_bench.latents import encoded, finish_latents, imported, load_latents, manifest_of, write_shards
+from mar_bench.locks import Claim
 from mar_bench.metrics import statistics
 from mar_bench.model import Generator
 from mar_bench.noise import NoiseSource, epoch_indices, seeded
@@ -58,10 +60,14 @@ def execute(
     progress: Progress,
     waiting: Callable[[str], None] = lambda why: None,
     world: World = ALONE,
-) -> None:
-    """Do a job unless its output is there; two processes never do the same one twice.
+    shard: tuple[int, int] | None = None,
+    claimed: Callable[[Path], Claim] | None = None,
+) -> bool:
+    """Do a job unless its output is there, and say whether it did; two processes never do the same one twice.
 
     Of the processes of a ``world`` all call it: they share the stages that can be, the first one does the others.
+    ``shard`` (j, n) of sampling: part j of n of its batches, which leaves the stage to be finished by who comes last.
+    ``claimed`` makes the claim by which earlier starts of the same job learn that they are to leave.
 
     A speed measurement has the machine to itself: it waits for other work of mar_bench and holds it up.
     ``progress`` and ``waiting`` are called all along and may raise to stop; what was done by then is kept."""
@@ -72,21 +78,31 @@ def execute(
     with contextlib.ExitStack() as held:
         if world.first:
             others, same = "waiting for other work on this machine", "another process does it"
+            lock = (
+                places.runs / "locks" / (f"{job.id}.lock" if shard is None else f"{job.id}-{shard[0]}-{shard[1]}.lock")
+            )
+            claim = claimed(lock.with_suffix(".claim")) if claimed else None
+            if claim:
+                claim.fence()
             held.enter_context(locks.machine(job.kind != "speed", lambda: waiting(others)))
-            lock = places.runs / "locks" / f"{job.id}.lock"
             held.enter_context(locks.held(lock, waiting=lambda: waiting(same)))
+            if claim:
+                claim.take()
         if world.agreed(is_sound(folder)):
-            return
+            return False
         folder.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
-        if job.kind in SHARED:
+        if shard is not None:
+            draw(run, places, folder, progress, (shard[0] * world.size + world.rank, shard[1] * world.size))
+        elif job.kind in SHARED:
             STAGES[job.kind](run, places, folder, progress, world)
         elif world.first:
             STAGES[job.kind](run, places, folder, progress)
         world.wait()
-        if world.first:
+        if world.first and shard is None:
             mark_done(folder, time.perf_counter() - begin)
         world.wait()
+        return True
 
 
 # --- training stages ------------------------------------------------------------------------------------
@@ -180,6 +196,7 @@ def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress
         progress=progress,
         checkpoint_every=run_spec.compute.checkpoint_every,
         grad_clip=1.0,
+        pause=run_spec.compute.step_pause,
     )
 
 
@@ -238,8 +255,14 @@ def take_published(spec: RunSpec, folder: Path) -> None:
 
 
 def sample(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
-    device = pick_device(run.spec.compute.device)
-    draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, world)
+    draw(run, places, folder, progress, (world.rank, world.size))
+
+
+def draw(run: Run, places: Places, folder: Path, progress: Progress, part: tuple[int, int]) -> None:
+    """Draw the batches of ``part`` that are not there; the generator is loaded only where one is missing."""
+    if missing := not_drawn(run.spec, folder, part):
+        device = pick_device(run.spec.compute.device)
+        draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, missing)
 
 
 # --- loading what stages made ---------------------------------------------------------------------------

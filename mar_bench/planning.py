@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from mar_bench.config import Experiment
 from mar_bench.console import console_table
 from mar_bench.ids import Run
-from mar_bench.jobs import Places, is_sound, jobs_for, status
+from mar_bench.jobs import Job, Places, is_sound, jobs_for, status
 from mar_bench.records import Record
 from mar_bench.spec import ARModel, RunSpec, num_tokens
 
 SHARED_STAGES = ("tokenizer", "latents", "extractor", "train", "sample")
 MAR_L_HOURS = 16 * 35  # H100 hours of 400 epochs
+MAR_L_SECONDS = 0.288 / 2  # an image; an H100 taken as twice an A100
 
 
 def make_plan(
@@ -83,6 +85,40 @@ def gpu_hours(spec: RunSpec) -> float:
     """About the hours of one H100 that a training takes, by its work against that of MAR-L in 400 epochs, which took 16
     of them 35 hours from cached latents (paper.md's source: the authors). 0 for published weights."""
     return 0.0 if spec.train.published is not None else MAR_L_HOURS * _work(spec) / _work(RunSpec())
+
+
+def gpu_hours_of(stage: Job) -> float:
+    """About the hours of one H100 that training or sampling takes; 0 for the stages that are small beside them.
+
+    Sampling by its work against MAR-L's 64 steps with guidance, 0.288 s an image on an A100 (paper, Fig. 6)."""
+    spec = stage.run.spec
+    if stage.kind == "train":
+        return gpu_hours(spec)
+    if stage.kind != "sample":
+        return 0.0
+    seconds = MAR_L_SECONDS * _image_work(spec) / _image_work(_guided_mar_l())
+    return spec.sampling.num_images * seconds / 3600
+
+
+def _guided_mar_l() -> RunSpec:
+    """The paper's MAR-L as it samples with guidance."""
+    default = RunSpec()
+    return replace(default, sampling=replace(default.sampling, guidance_scale=2.0))
+
+
+def _image_work(spec: RunSpec) -> float:
+    """Of drawing one image: weights times tokens, over all passes of the transformer and of the head."""
+    model, sampling, length = spec.model, spec.sampling, num_tokens(spec.space)
+    guided = 1 if sampling.guidance_scale == 1 else 2
+    if not isinstance(model, ARModel):
+        return guided * sampling.num_diffusion_steps * 12 * model.depth * model.dim**2 * length / model.patch_size**2
+    backbone, head = model.backbone, model.head
+    depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
+    # with a kv-cache every token is seen once; else all of them in each step
+    passes = 1 if backbone.attention == "causal" else sampling.num_ar_steps or length
+    transformer = passes * 12 * depth * backbone.dim**2 * (length + backbone.num_class_tokens)
+    mlp = 5 * getattr(head, "depth", 0) * getattr(head, "width", 0) ** 2 * length
+    return guided * (transformer + (sampling.num_diffusion_steps or 1) * mlp)
 
 
 def _work(spec: RunSpec) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +20,18 @@ from mar_bench.errors import UserError
 
 LIBRARIES = ("torch", "timm", "torch-fidelity", "vector-quantize-pytorch", "numpy", "scipy")
 
+SNAPSHOT = "snapshot.json"  # beside a copy of the package: where the copy was taken
+COMMAND_VARIABLE = "MAR_BENCH_COMMAND"  # in a job: the command that submitted it
+
 
 @lru_cache(maxsize=1)
 def git_state() -> dict:
-    """Commit of the checkout that holds the package and whether its code differs; empty outside one."""
+    """Commit of the checkout that holds the package and whether its code differs; empty outside one.
+
+    In a snapshot: of the checkout that it was taken from."""
     root = Path(mar_bench.__file__).parents[1]
+    if (root / SNAPSHOT).is_file():
+        return json.loads((root / SNAPSHOT).read_text())["git"]
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -66,9 +75,19 @@ def device_name(device: str = "auto") -> str:
 
 def _command() -> str | None:
     """As one types it; None where something else than the command line called."""
+    if submitted := os.environ.get(COMMAND_VARIABLE):
+        return submitted
     script = Path(sys.argv[0] if sys.argv else "")
     ours = script.name == "mar-bench" or script == Path(mar_bench.__file__).parent / "cli" / "__main__.py"
     return shlex.join(["mar-bench", *sys.argv[1:]]) if ours else None
+
+
+def _slurm_job(environ: Mapping[str, str]) -> dict:
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{element}" if array else environ["SLURM_JOB_ID"]
+    return {"slurm": {"job": job, "restarts": int(environ.get("SLURM_RESTART_COUNT", 0))}}
 
 
 def provenance(device: str, threads: int, seconds: float) -> dict:
@@ -77,6 +96,7 @@ def provenance(device: str, threads: int, seconds: float) -> dict:
         "mar_bench": mar_bench.__version__,
         "git": git_state(),
         "command": _command(),
+        **_slurm_job(os.environ),
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
         "platform": f"{platform.system()} {platform.machine()}",
         # a short digest tells hosts apart without publishing their names

@@ -6,12 +6,11 @@ the others wait. The processes agree before every training step whether to stop,
 from __future__ import annotations
 
 import time
-import traceback
 
 from mar_bench.distributed import World
-from mar_bench.errors import UserError
+from mar_bench.errors import Stopped, described
 from mar_bench.jobs import Job, Places, give_up
-from mar_bench.launch import Interrupts, Outcome, Stopped
+from mar_bench.launch import Interrupts, Outcome
 from mar_bench.pipeline import execute
 from mar_bench.progress import Report
 
@@ -43,8 +42,7 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
                 if interrupts.count:  # another process has stopped and left this one alone
                     outcome.stopped = True
                     break
-                short = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                detail = short if isinstance(error, UserError) else f"{short}\n{traceback.format_exc()}"
+                detail = described(error)
                 give_up(job, jobs, detail, time.monotonic() - begin, places)
                 report.failed(job, detail)
                 outcome.failed[job.id] = detail

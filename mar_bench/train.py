@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mar_bench.build import build_generator, count_parameters, pick_device
 from mar_bench.distributed import ALONE, World
-from mar_bench.errors import UserError
+from mar_bench.errors import Superseded, UserError
 from mar_bench.ids import stage_ids
 from mar_bench.latents import Latents
 from mar_bench.model import Generator
@@ -31,7 +31,8 @@ from mar_bench.records import atomic_write, replacing
 from mar_bench.schedules import learning_rate
 from mar_bench.spec import ComputeSpec, RunSpec, TrainSpec
 
-Progress = Callable[[int, int], None]  # (step, total); raises to stop the work cleanly
+# (step, total); raises to stop the work cleanly, and may answer that it is time to save
+Progress = Callable[[int, int], bool | None]
 LOG_EVERY = 50
 KEPT = 2  # check-points: the newest may be cut by a full disk or a dying machine
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,6 +55,7 @@ def fit(
     ema: AveragedModel | None = None,
     loss_scaling: bool = False,
     max_skipped: int = 20,
+    pause: float = 0.0,
     about: dict[str, Any] | None = None,
     world: World = ALONE,
 ) -> int:
@@ -103,10 +105,14 @@ def fit(
     purpose = "torch" if world.first else f"torch-{world.rank}"  # each process drops out other units
     for step in range(start, steps):
         try:
-            progress(step, steps)
+            if progress(step, steps) and step > start:
+                save(step)
+        except Superseded:
+            raise
         except BaseException:
             save(step)
             raise
+        time.sleep(pause)
         for group in optimiser.param_groups:
             group["lr"] = lr_at(step)
         optimiser.zero_grad(set_to_none=True)
@@ -270,6 +276,7 @@ def fit_generator(
         ema=ema,
         loss_scaling=train.precision == "fp16",
         max_skipped=train.max_skipped_steps,
+        pause=spec.compute.step_pause,
         about={"id": stage_ids(spec)["train_id"], "spec": as_tree(spec)},
         world=world,
     )

@@ -120,8 +120,12 @@ def seeds_of(experiment, seeds: str | None, sampling_seeds: str | None, every: b
     return found[0], found[1]
 
 
-def plan_of(experiments: list, seeds, sampling_seeds, only: str | None, every: bool) -> dict[str, list]:
-    """The runs of each experiment by its id; for the seeds see ``seeds_of``."""
+def plan_of(
+    experiments: list, seeds, sampling_seeds, only: str | None, every: bool, device: str | None = None
+) -> dict[str, list]:
+    """The runs of each experiment by its id; for the seeds see ``seeds_of``.
+
+    ``device``: the name of the one whose speed is measured; None: this machine's."""
     from mar_bench.ids import plan_runs
     from mar_bench.provenance import device_name
 
@@ -131,9 +135,9 @@ def plan_of(experiments: list, seeds, sampling_seeds, only: str | None, every: b
             raise UserError(f"{experiment.file}: its id '{experiment.id}' is that of {file} too; give it another")
         if every and only is not None and not fnmatch.filter(experiment.rows, only):
             continue
-        device = device_name(next(iter(experiment.rows.values())).compute.device)
+        here = device or device_name(next(iter(experiment.rows.values())).compute.device)
         chosen = seeds_of(experiment, seeds, sampling_seeds, every)
-        planned[experiment.id] = plan_runs(experiment, *chosen, only, device)
+        planned[experiment.id] = plan_runs(experiment, *chosen, only, here)
     if not planned:
         raise UserError(f"--only '{only}' matches no row of any experiment")
     return planned

@@ -1,0 +1,335 @@
+"""The verbs of a cluster: submit, status, logs, cancel."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mar_bench.cli.options import (
+    All,
+    ExperimentNames,
+    Only,
+    Records,
+    Reports,
+    Runs,
+    SamplingSeeds,
+    Scale,
+    Seeds,
+    app,
+    cores,
+    load,
+    named,
+    names_and_overrides,
+    no_seeds,
+    once,
+    plan_of,
+    results,
+    seeds_of,
+)
+from mar_bench.errors import UserError, did_you_mean
+
+RETRIES = ("failed",)
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        help="A profile in slurm/clusters, or a YAML file of your own (slurm/README.md).",
+    ),
+]
+Retry = Annotated[str, typer.Option("--retry", metavar="failed", help="Send again what has failed before.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")]
+
+
+@app.command()
+def submit(
+    words: ExperimentNames = None,
+    cluster: Cluster = ...,
+    every: All = False,
+    scale: Scale = "tiny",
+    only: Only = None,
+    seeds: Seeds = None,
+    sampling_seeds: SamplingSeeds = None,
+    retry: Retry = None,
+    dry_run: DryRun = False,
+    runs: Runs = None,
+    records: Records = None,
+    reports: Reports = "reports",
+) -> None:
+    """Send what is not done yet to a cluster, as a graph of jobs.
+
+    Submitted again, only what is new is sent. Trainings are shared with jobs that are queued already. The last job
+    writes the table."""
+    from mar_bench.cluster_profile import load_profile
+
+    if retry is not None and retry not in RETRIES:
+        raise UserError(f"--retry {retry}: {did_you_mean(retry, RETRIES)}")
+    name, profile = load_profile(cluster)
+    options = {
+        "every": every, "scale": scale, "only": only, "seeds": seeds, "sampling_seeds": sampling_seeds,
+        "runs": runs or profile.runs, "records": records, "reports": str(Path(reports).absolute()),
+    }  # fmt: skip
+    _submit(list(words or ()), name, profile, retry is not None, dry_run, _command(), options)
+
+
+def _command() -> str:
+    return shlex.join(["mar-bench", *sys.argv[1:]])
+
+
+def _submit(
+    words: list[str], cluster: str, profile, retry: bool, dry_run: bool, command: str, options: dict, follows=False
+) -> None:
+    from mar_bench import submit as submitting
+    from mar_bench.cluster_profile import SlurmProfile
+    from mar_bench.ids import chosen_rows
+    from mar_bench.jobs import preflight, publish, writable
+    from mar_bench.ledger import read_ledger
+
+    names, overrides = names_and_overrides(words)
+    every, scale, only = options["every"], options["scale"], options["only"]
+    names, overrides = named(names, every), no_seeds(overrides)
+    places, found = results(options["runs"], options["records"])
+    if not dry_run:
+        writable(places)
+    slurm = isinstance(profile, SlurmProfile)
+    with submitting.one_at_a_time(places) if not dry_run else _nothing():
+        experiments = [load(name, scale, overrides, found) for name in names]
+        seeds = options["seeds"], options["sampling_seeds"]
+        planned = plan_of(experiments, *seeds, only, every, profile.device)
+        everything = once(planned)
+        if not dry_run:
+            publish(everything, places)
+        plan = submitting.make_plan(everything, places, found, profile, read_ledger(places.runs), retry)
+        waiting = sum(
+            math.prod(len(s or [0]) for s in seeds_of(e, *seeds, every))
+            for e in experiments
+            for row in chosen_rows(e, only, every)
+            if e.is_open(row)
+        )
+        label = experiments[0].id if len(experiments) == 1 else "mar_bench"
+        _say_plan(plan, waiting, len(everything), retry)
+        if not plan.sends:
+            print("nothing to send" + ("" if follows else f"; mar-bench status {' '.join(names)} says how it goes"))
+            return
+        if dry_run:
+            _say_dry(plan, places, profile, command, label)
+            return
+        preflight([stage.run for stage in plan.stages])
+        submission = submitting.prepare(
+            plan, planned, places, _profile_text(profile), label, command=command, words=words, scale=scale,
+            options=options | {"waiting": waiting}, cluster=cluster, kind=profile.kind, git=_git(),
+        )  # fmt: skip
+        if slurm:
+            submitting.send_all(submission, plan.graph, profile, conclude, lambda text: print(text, file=sys.stderr))
+            ids = list(dict.fromkeys(e.slurm_id.partition("_")[0] for e in submission.jobs.values()))
+            print(f"sent {len(plan.graph)} jobs with {len(ids)} calls of sbatch, {ids[0]} to {ids[-1]}")
+            print(f"logs are in {submission.folder / 'logs'}")
+            print(
+                f"next: mar-bench status {' '.join(names)}" + (f" --runs {options['runs']}" if options["runs"] else "")
+            )
+            return
+    parallel = 1 if profile.kind == "debug" else profile.parallel or max(1, cores() // _threads(experiments))
+    failed = submitting.run_here(submission, plan.graph, profile, parallel, conclude, print)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(plan.graph)} jobs failed; mar-bench status says which and why")
+
+
+def conclude(submission) -> None:
+    """What the last job does: failed cells, cells that can be chosen now, the tables."""
+    from mar_bench.cli.views import table
+    from mar_bench.submit import settle
+
+    for title in settle(submission):
+        print(f"FAILED {title}", file=sys.stderr, flush=True)
+    _go_on(submission)
+    about = {key: submission.options[key] for key in ("every", "scale", "reports")}
+    try:
+        table(submission.words, save=True, output_format="md", records=str(submission.places.records), **about)
+    except UserError as error:
+        print(f"no table: {error}", file=sys.stderr, flush=True)
+
+
+def _go_on(submission) -> None:
+    """After a submission: send the cells whose points have been measured in it, as the same command would."""
+    from mar_bench.cluster_profile import load_profile
+
+    if not submission.options.get("waiting"):
+        return
+    _, profile = load_profile(str(submission.folder / "profile.yaml"))
+    options = {**submission.options, "runs": str(submission.places.runs), "records": str(submission.places.records)}
+    try:
+        _submit(submission.words, submission.cluster, profile, False, False, submission.command, options, follows=True)
+    except UserError as error:
+        print(
+            f"{error}; the cells that can be chosen now are sent by the same command: {submission.command}",
+            file=sys.stderr,
+        )
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def _git() -> dict:
+    from mar_bench.provenance import git_state
+
+    return git_state()
+
+
+def _threads(experiments: list) -> int:
+    return next(iter(experiments[0].rows.values())).compute.threads
+
+
+def _profile_text(profile) -> str:
+    from mar_bench.console import to_yaml
+    from mar_bench.parse import as_tree
+
+    return to_yaml(as_tree(profile)) + "\n"
+
+
+def _say_plan(plan, waiting: int, total: int, retry: bool) -> None:
+    jobs = sum(bool(job.stages) for job in plan.graph)
+    stages = sum(len(job.stages) for job in plan.graph if job.shard is None)
+    print(f"{total} records: {plan.done} done; {jobs} jobs for {stages} stages to send")
+    if plan.elsewhere:
+        print(f"{len(plan.elsewhere)} stages are under way in jobs that were sent before")
+    if plan.failed and not retry:
+        first = next(iter(plan.failed.values()))
+        print(
+            f"{len(plan.failed)} have failed and {len(plan.behind)} stand behind them, which are left: --retry failed sends "
+            f"them again (the first: {first})"
+        )
+    if waiting:
+        print(f"{waiting} evaluations wait until their points are measured; the last job sends them")
+
+
+def _say_dry(plan, places, profile, command: str, label: str) -> None:
+    from mar_bench import submit as submitting
+    from mar_bench.cluster_profile import SlurmProfile
+    from mar_bench.console import console_table
+    from mar_bench.jobs import preflight
+    from mar_bench.planning import gpu_hours_of
+
+    hours = sum(gpu_hours_of(stage) for job in plan.graph if job.shard is None for stage in job.stages)
+    if not isinstance(profile, SlurmProfile):
+        lines = [[job.key, job.title, " ".join(job.needs), " ".join(job.follows)] for job in plan.graph]
+        print(console_table(["job", "does", "after (ok)", "after"], lines))
+    else:
+        code = Path(places.runs).absolute() / "code" / "<snapshot>"
+        folder = Path(places.runs).absolute() / "submissions" / "<new>"
+        lines, texts = [], {}
+        for group, words, text in submitting.scripts(folder, code, plan.graph, profile, command, label):
+            wants = profile.resources(group[0].kind)
+            title = group[0].title if len(group) == 1 else f"{group[0].title} and {len(group) - 1} more"
+            size = f"{wants.nodes}x{wants.tasks_per_node}"
+            lines.append([f"<{group[0].key}>", group[0].kind, title, str(len(group)), size, str(wants.gpus_per_node or 0),
+                          wants.time, words if len(words) < 60 else f"{words[:57]}..."])  # fmt: skip
+            texts.setdefault((group[0].kind, len(group) > 1), text)
+        heading = ["id", "stage", "does", "elements", "nodes x tasks", "GPUs a node", "time", "dependency"]
+        print(console_table(heading, lines))
+        for (kind, array), text in texts.items():
+            print(f"\n# ---- {kind}{', an array' if array else ''}: the first of its kind\n{text}")
+    print(f"about {hours:,.0f} GPU hours of training and sampling (of an H100, estimated from the work of MAR-L)")
+    try:
+        preflight([stage.run for stage in plan.stages])
+    except UserError as error:
+        print(f"submit would be refused: {error}")
+
+
+# --- looking --------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(
+    names: Annotated[list[str], typer.Argument(metavar="[EXPERIMENT]...", help="Of these alone.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until nothing is under way.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    cluster: Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="Whose run root to look into.")] = None,
+    runs: Runs = None,
+) -> None:
+    """Say how submitted rows go: stage, job, state, progress, and what to do about what went wrong."""
+    from mar_bench.cluster_status import look, text
+
+    places = _places(runs, cluster)
+    while True:
+        view = look(places, list(names or ()))
+        if as_json:
+            print(json.dumps(view.tree(), indent=1))
+        else:
+            shown = text(view)
+            if watch and sys.stdout.isatty():
+                print("\x1b[2J\x1b[H", end="")
+            print(shown, flush=True)
+        if not watch or not view.live:
+            break
+        time.sleep(5)
+
+
+@app.command()
+def logs(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or any id of status.")
+    ],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as it grows, until the job ends.")] = False,
+    lines: Annotated[int, typer.Option(metavar="N", help="The last lines of each log.", min=1)] = 40,
+    cluster: Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="Whose run root to look into.")] = None,
+    runs: Runs = None,
+) -> None:
+    """Print what the jobs of a row have said."""
+    from mar_bench.cluster_status import follow_logs, logs_of
+
+    found = logs_of(_places(runs, cluster), run)
+    for title, paths in found:
+        print(f"==> {title}")
+        for path in paths:
+            text = path.read_text(errors="replace").splitlines()
+            print(f"--- {path}" + (f" (last {lines} of {len(text)} lines)" if len(text) > lines else ""))
+            print("\n".join(text[-lines:]))
+    if follow:
+        follow_logs(_places(runs, cluster), run, found)
+
+
+@app.command()
+def cancel(
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT|RUN", help="All of an experiment; a row of it; a record's id.")
+    ],
+    cluster: Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="Whose run root to look into.")] = None,
+    runs: Runs = None,
+) -> None:
+    """Cancel jobs that nothing else needs.
+
+    What is done stays, and submit sends the rest again."""
+    from mar_bench import submit as submitting
+    from mar_bench.cluster_status import chosen
+    from mar_bench.ledger import read_ledger
+
+    places = _places(runs, cluster)
+    with submitting.one_at_a_time(places):
+        ledger = [s for s in read_ledger(places.runs) if s.kind == "slurm"]
+        rows = [row for submission in ledger for row in submission.rows]
+        unwanted = {row.id for row in chosen(ledger, name)}
+        ids, kept = submitting.cancel(ledger, unwanted, {row.id for row in rows} - unwanted)
+    print(f"cancelled {len(ids)} jobs" + (f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""))
+    if kept:
+        print(
+            f"{len(kept)} stages go on, since other rows need them: {', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}"
+        )
+
+
+def _places(runs: str | None, cluster: str | None):
+    from mar_bench.cluster_profile import load_profile
+    from mar_bench.jobs import default_places
+
+    if runs is None and cluster is not None:
+        runs = load_profile(cluster)[1].runs
+    return default_places(runs, None)
