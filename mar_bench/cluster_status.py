@@ -92,11 +92,8 @@ def look(places: Places, experiments: list[str]) -> View:
     for name in experiments:
         if name not in known:
             raise UserError(f"{name} has not been submitted in {places.runs}: {did_you_mean(name, known)}")
-    if experiments:
-        wanted = [s for s in ledger if any(row.experiment in experiments for row in s.rows)]
-    else:
-        wanted = ledger
-    states = states_of(ledger if wanted else [])
+    wanted = [s for s in ledger if not experiments or any(row.experiment in experiments for row in s.rows)]
+    states = states_of(ledger)
     held = holders(ledger)
     rows: dict[str, tuple[Submission, Row]] = {}
     for submission in wanted:
@@ -163,7 +160,7 @@ def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, st
         return
     line.state, line.node, line.live = state.state, state.nodes, state.live and state.state != SILENT
     log = owner.log(entry)
-    line.log = str(log.relative_to(owner.places.runs)) if log.is_file() else ""
+    line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
     same = said.get("job") == entry.slurm_id or owner.kind != "slurm"
     if state.state == "RUNNING" and same:
         if said.get("stage") not in (stage_id, None):
