@@ -146,7 +146,7 @@ gone() { [ -z "$(everything)" ]; }
 
 # take_down: jobs first, so that sacct says CANCELLED; then daemons, so that the database is whole; then force.
 take_down() {
-  local name
+  local name pid
   export SLURM_CONF=$DIR/slurm.conf
   if [ -n "$(daemon slurmctld)" ] && [ "$(timeout 5 squeue -h -o %i 2>/dev/null | wc -l)" -gt 0 ]; then
     timeout 10 scancel --user=root --quiet 2>/dev/null || true
@@ -157,7 +157,7 @@ take_down() {
   for name in slurmd slurmctld slurmdbd mariadbd munged; do
     if [ "$name" = slurmd ]; then
       with_env "MAR_BENCH_SLURM=$DIR" | while read -r pid; do
-        grep -qszx 'MAR_BENCH_DAEMON=slurmd\..*' "/proc/$pid/environ" && echo "$pid"
+        if grep -qszx 'MAR_BENCH_DAEMON=slurmd\..*' "/proc/$pid/environ"; then echo "$pid"; fi
       done | end TERM
     else
       daemon "$name" | end TERM
