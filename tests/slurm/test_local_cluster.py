@@ -1,0 +1,194 @@
+"""The private cluster does what slurm/README.md says: states, accounting, fake GPUs, broken nodes, no traces."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import SCRIPTS, Cluster
+
+
+def wait_for(what: Callable[[], object], seconds: float = 20) -> object:
+    """What `what` returns, as soon as it is true. The database, for one, lags the controller by seconds."""
+    end = time.monotonic() + seconds
+    while not (seen := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return seen
+
+
+def states(slurm: Cluster, node: str = "") -> set[str]:
+    """Of one node or all. Not by sinfo, which goes on saying "mixed" for half a minute after some jobs' end."""
+    words = slurm.run("scontrol", "show", "node", "--oneliner", *([node] if node else [])).split()
+    return {word.removeprefix("State=") for word in words if word.startswith("State=")}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: init may be slow to bury a dead one, which then is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def sleeper(slurm: Cluster, node: str, folder: Path) -> tuple[str, int]:
+    """A job on `node`, its id and the pid of its one process."""
+    file = folder / "pid"
+    job = slurm.run("sbatch", "--parsable", "-o/dev/null", f"-w{node}", f"--wrap=echo $$ >{file}; exec sleep 600")
+    wait_for(lambda: file.exists() and file.read_text().strip())
+    return job, int(file.read_text())
+
+
+def state_in_accounting(slurm: Cluster, job: str) -> str:
+    return slurm.run("sacct", "-nXj", job, "-o", "State%30")
+
+
+def test_all_nodes_are_idle_after_start(slurm):
+    assert states(slurm) == {"IDLE"}
+    assert slurm.run("sinfo", "--noheader", "-o", "%P %D").split("\n") == ["main* 4", "prio 4"]
+
+
+def test_a_job_runs_and_is_in_the_accounting(slurm):
+    job = slurm.run("sbatch", "--parsable", "--wait", "-o/dev/null", "--wrap=true")
+    wait_for(lambda: state_in_accounting(slurm, job) == "COMPLETED")
+
+
+def test_a_failure_is_in_the_accounting(slurm):
+    job = slurm.run("sbatch", "--parsable", "-o/dev/null", "--wrap=exit 3")
+    wait_for(lambda: state_in_accounting(slurm, job) == "FAILED")
+
+
+def test_gpus_are_given_out(slurm):
+    assert slurm.run("srun", "--gpus=1", "printenv", "CUDA_VISIBLE_DEVICES") == "0"
+    assert slurm.run("srun", "--gpus=2", "printenv", "CUDA_VISIBLE_DEVICES") == "0,1"
+    two = slurm.run("srun", "-n2", "--gpus-per-task=1", "printenv", "CUDA_VISIBLE_DEVICES")
+    assert sorted(two.split()) == ["0", "1"]
+
+
+def test_node_names_resolve(slurm):
+    assert slurm.run("getent", "hosts", "n4").split()[0].startswith(("127.0.0.1", "::1"))
+
+
+def test_down_and_resume(slurm):
+    slurm.node("down", "n4")
+    assert states(slurm, "n4") == {"DOWN"}
+    slurm.node("resume", "n4")
+    assert states(slurm, "n4") == {"IDLE"}
+
+
+def test_drain_and_resume(slurm):
+    slurm.node("drain", "n4")
+    assert states(slurm, "n4") == {"IDLE+DRAIN"}
+    slurm.node("resume", "n4")
+    assert states(slurm, "n4") == {"IDLE"}
+
+
+def test_kill_leaves_the_job_alive(slurm, tmp_path):
+    job, pid = sleeper(slurm, "n1", tmp_path)
+    slurm.node("kill", "n1")
+    assert alive(pid)
+    slurm.node("start", "n1")
+    assert slurm.squeue("-j", job, "-o", "%T") == ["RUNNING"]
+    slurm.run("scancel", job)
+    wait_for(lambda: not alive(pid))
+    wait_for(lambda: states(slurm, "n1") == {"IDLE"})
+
+
+def test_crash_takes_the_jobs_of_that_node_only(slurm, tmp_path):
+    folders = [tmp_path / "n2", tmp_path / "n3"]
+    for folder in folders:
+        folder.mkdir()
+    lost, lost_pid = sleeper(slurm, "n2", folders[0])
+    other, other_pid = sleeper(slurm, "n3", folders[1])
+    slurm.node("crash", "n2")
+    assert not alive(lost_pid) and alive(other_pid)
+    slurm.node("down", "n2")  # as Slurm itself does when it has missed the node for long enough
+    # requeued, with the reason that it waits until its credential has run out
+    assert slurm.squeue("-j", lost, "-o", "%T") == ["PENDING"]
+    slurm.run("scancel", lost, other)
+    slurm.node("start", "n2")
+    slurm.node("resume", "n2")
+    wait_for(lambda: not alive(other_pid))
+    wait_for(lambda: states(slurm) == {"IDLE"})
+
+
+def test_start_where_a_cluster_runs_is_refused(slurm, tmp_path):
+    again = slurm.script("start", str(slurm.dir), cwd=tmp_path)
+    assert again.returncode == 2 and again.stdout == ""
+    assert again.stderr.count("\n") == 1 and "already" in again.stderr
+    assert states(slurm) == {"IDLE"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("break", "explode", "n1"), "no action 'explode'"),
+        (("break", "down", "n99"), "there are: n1 n2 n3 n4"),
+        (("break", "down"), "usage"),
+        (("break", "down", "n1", "/var/tmp/no-cluster-here"), "no cluster in /var/tmp/no-cluster-here"),
+        (("start", "/var/tmp/a b"), "only letters"),
+        (("start", "/var/tmp/" + "x" * 70), "long"),
+        (("start", "/etc"), "neither an empty folder"),
+        (("stop", "--purge", "/etc"), "not a cluster's folder"),
+        (("stop", "--all"), "usage"),
+    ],
+)
+def test_a_mistake_is_one_line(slurm, words, said):
+    done = slurm.script(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def traces(folder: Path) -> list[str]:
+    """What a cluster in `folder` has left: itself, its line in /etc/hosts, processes that name it in their command."""
+    left = [str(folder)] if folder.exists() else []
+    left += [line for line in Path("/etc/hosts").read_text().splitlines() if line.endswith(f" {folder}")]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = file.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if f"{folder}/" in command:
+            left.append(command)
+    return left
+
+
+def hosts() -> str:
+    """/etc/hosts without the lines of other clusters: another process of pytest may start or stop one meanwhile."""
+    return "".join(line for line in Path("/etc/hosts").read_text().splitlines(True) if "mar_bench-slurm" not in line)
+
+
+def test_two_clusters_stand_side_by_side_and_leave_no_trace(slurm, tmp_path):
+    before = hosts()
+    other = Cluster(slurm.dir.with_name(f"{slurm.dir.name}-b"))
+    other.environment["NODES"] = "2"
+    try:
+        other.start()
+        assert other.run("sinfo", "--noheader", "-o", "%P %D").split("\n") == ["main* 2", "prio 2"]
+        assert len(traces(other.dir)) > 5
+        _, pid = sleeper(other, "n1", tmp_path)
+    finally:
+        other.stop()
+    assert not alive(pid)
+    assert traces(other.dir) == [] and hosts() == before
+    assert states(slurm) == {"IDLE"}
+    assert other.script("stop", str(other.dir)).returncode == 0
+
+
+def test_stop_cleans_up_after_a_start_that_was_killed(slurm):
+    before = hosts()
+    other = Cluster(slurm.dir.with_name(f"{slurm.dir.name}-c"))
+    starting = subprocess.Popen([SCRIPTS / "start", other.dir], env=other.environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (other.dir / "log" / "mariadbd.out").exists() or starting.poll() is not None)
+    finally:
+        starting.kill()
+        assert starting.wait() == -signal.SIGKILL
+        assert len(traces(other.dir)) > 2
+        other.stop()
+    assert traces(other.dir) == [] and hosts() == before
