@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mar_bench.console import console_table
@@ -72,8 +72,9 @@ class Line:
 class View:
     """What ``status`` shows."""
 
+    runs: Path
     lines: list[Line]
-    tables: list[Line] = field(default_factory=list)  # the last jobs of submissions
+    tables: list[Line]  # the last jobs of submissions
 
     @property
     def live(self) -> bool:
@@ -102,7 +103,7 @@ def look(places: Places, experiments: list[str]) -> View:
                 rows[row.id] = (submission, row)
     lines = [_line(submission, row, held, states) for submission, row in rows.values()]
     tables = [line for s in wanted if (line := _table_line(s, states)).live or line.error]
-    return View(lines, tables)
+    return View(places.runs, lines, tables)
 
 
 def _line(
@@ -232,7 +233,7 @@ def text(view: View) -> str:
     heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
     out = []
     if shown:
-        out.append(console_table(heading, [_cells(line, several) for line in shown]))
+        out.append(console_table(heading, [_cells(group, several) for group in _folded(shown)]))
     problems: dict[tuple[str, str], list[Line]] = {}
     for line in shown:
         if line.error or line.advice:
@@ -240,15 +241,29 @@ def text(view: View) -> str:
     for (error, hint), lines in list(problems.items()):
         rows = ", ".join(line.row for line in lines[:2]) + (f" and {len(lines) - 2} more" if len(lines) > 2 else "")
         out.append(f"{rows}: " + "; ".join(part for part in (error, hint) if part))
+    if folders := dict.fromkeys(str(Path(line.log).parent) for line in shown if line.log):
+        out.append(f"logs in {', '.join(str(view.runs / folder) for folder in folders)}")
     counts = Counter(line.state.split(" ")[0] for line in view.lines)
     names = ", ".join(dict.fromkeys(line.experiment for line in view.lines))
     out.append(f"{names}: {len(view.lines)} records; " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
     return "\n".join(out)
 
 
-def _cells(line: Line, several: bool) -> list[str]:
+def _folded(lines: list[Line]) -> list[list[Line]]:
+    """What is measured beside the rows, in one line as far as it is at the same point."""
+    groups: dict[tuple, list[Line]] = {}
+    for i, line in enumerate(lines):
+        beside = line.task in ("reconstruction", "speed")
+        alike = (line.experiment, line.task, line.stage, line.job, line.state) if beside else (i,)
+        groups.setdefault(alike, []).append(line)
+    return list(groups.values())
+
+
+def _cells(group: list[Line], several: bool) -> list[str]:
+    line = group[0]
+    row = f"{line.experiment}/{line.row}" if several and line.task != "table" else line.row
     return [
-        f"{line.experiment}/{line.row}" if several and line.task != "table" else line.row,
+        row + (f" and {len(group) - 1} more" if len(group) > 1 else ""),
         line.stage,
         line.job,
         line.state,
@@ -256,7 +271,7 @@ def _cells(line: Line, several: bool) -> list[str]:
         "" if line.step is None else f"{line.step}/{line.total}",
         "" if line.images_per_second is None else f"{line.images_per_second:.3g}",
         "" if line.seconds_left is None else duration(line.seconds_left),
-        line.log,
+        Path(line.log).name,
     ]
 
 
@@ -306,11 +321,8 @@ def follow_logs(places: Places, name: str, found: list[tuple[str, list[Path]]]) 
     """Print what is added to logs until no row of ``name`` is under way."""
     ends = {path: path.stat().st_size for _, paths in found for path in paths}
     while True:
-        live = any(
-            line.live
-            for line in look(places, []).lines
-            if line.id in {r.id for r in chosen(read_ledger(places.runs), name)}
-        )
+        wanted = {row.id for row in chosen(read_ledger(places.runs), name)}
+        live = any(line.live for line in look(places, []).lines if line.id in wanted)
         for path in ends:
             with path.open(errors="replace") as file:
                 file.seek(ends[path])

@@ -581,6 +581,7 @@ class ComputeSpec:
     micro_batch: int | None = unhashed(None)
     gradient_checkpointing: bool = unhashed(False)  # compute blocks twice instead of keeping their activations
     compile: bool = unhashed(False)  # torch.compile of the blocks in training
+    log_every: int = unhashed(50)  # training steps between two lines of metrics.jsonl
     step_pause: float = unhashed(0.0)  # seconds of sleep in each training step: time for trying out interruptions
 
 

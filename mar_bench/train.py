@@ -33,7 +33,6 @@ from mar_bench.spec import ComputeSpec, RunSpec, TrainSpec
 
 # (step, total); raises to stop the work cleanly, and may answer that it is time to save
 Progress = Callable[[int, int], bool | None]
-LOG_EVERY = 50
 KEPT = 2  # check-points: the newest may be cut by a full disk or a dying machine
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_IMAGES, LOSS_BATCH = 500, 50  # images and batch of the final losses on both splits
@@ -55,6 +54,7 @@ def fit(
     ema: AveragedModel | None = None,
     loss_scaling: bool = False,
     max_skipped: int = 20,
+    log_every: int = 50,
     pause: float = 0.0,
     about: dict[str, Any] | None = None,
     world: World = ALONE,
@@ -136,7 +136,7 @@ def fit(
                     f"{loss.item():.4g}); lower the learning rate, or train in bf16 or fp32 if this is fp16"
                 )
         scaler.update()
-        if step % LOG_EVERY == 0 or step == steps - 1:
+        if step % log_every == 0 or step == steps - 1:
             seconds = round(time.perf_counter() - began, 2)
             numbers = {"loss": world.mean(loss.item()), "lr": lr_at(step), "grad_norm": norm.item()}
             finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -276,6 +276,7 @@ def fit_generator(
         ema=ema,
         loss_scaling=train.precision == "fp16",
         max_skipped=train.max_skipped_steps,
+        log_every=spec.compute.log_every,
         pause=spec.compute.step_pause,
         about={"id": stage_ids(spec)["train_id"], "spec": as_tree(spec)},
         world=world,

@@ -205,8 +205,8 @@ def _say_plan(plan, waiting: int, total: int, retry: bool) -> None:
     if plan.failed and not retry:
         first = next(iter(plan.failed.values()))
         print(
-            f"{len(plan.failed)} have failed and {len(plan.behind)} stand behind them, which are left: --retry failed sends "
-            f"them again (the first: {first})"
+            f"{len(plan.failed)} have failed and {len(plan.behind)} stand behind them, which are left: --retry failed "
+            f"sends them again (the first: {first})"
         )
     if waiting:
         print(f"{waiting} evaluations wait until their points are measured; the last job sends them")
@@ -230,9 +230,9 @@ def _say_dry(plan, places, profile, command: str, label: str) -> None:
         for group, words, text in submitting.scripts(folder, code, plan.graph, profile, command, label):
             wants = profile.resources(group[0].kind)
             title = group[0].title if len(group) == 1 else f"{group[0].title} and {len(group) - 1} more"
-            size = f"{wants.nodes}x{wants.tasks_per_node}"
-            lines.append([f"<{group[0].key}>", group[0].kind, title, str(len(group)), size, str(wants.gpus_per_node or 0),
-                          wants.time, words if len(words) < 60 else f"{words[:57]}..."])  # fmt: skip
+            size, gpus = f"{wants.nodes}x{wants.tasks_per_node}", str(wants.gpus_per_node or 0)
+            after = words if len(words) < 60 else f"{words[:57]}..."
+            lines.append([f"<{group[0].key}>", group[0].kind, title, str(len(group)), size, gpus, wants.time, after])
             texts.setdefault((group[0].kind, len(group) > 1), text)
         heading = ["id", "stage", "does", "elements", "nodes x tasks", "GPUs a node", "time", "dependency"]
         print(console_table(heading, lines))
@@ -321,9 +321,8 @@ def cancel(
         ids, kept = submitting.cancel(ledger, unwanted, {row.id for row in rows} - unwanted)
     print(f"cancelled {len(ids)} jobs" + (f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""))
     if kept:
-        print(
-            f"{len(kept)} stages go on, since other rows need them: {', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}"
-        )
+        more = " ..." if len(kept) > 3 else ""
+        print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept[:3])}{more}")
 
 
 def _places(runs: str | None, cluster: str | None):

@@ -1,0 +1,88 @@
+"""A user of the private cluster: the command line in a folder of its own, and what the tests look at there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.slurm.conftest import Cluster
+
+TABLE1 = ["table1", "--scale", "smoke"]
+
+
+@dataclass
+class Lab:
+    """``folder`` holds runs, records and reports."""
+
+    cluster: Cluster
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        places = {f"MAR_BENCH_{name.upper()}": str(self.folder / name) for name in ("runs", "records", "reports")}
+        self.environment = {**self.cluster.environment, **places, **self.environment, "OMP_NUM_THREADS": "1"}
+
+    def __call__(self, *words: str, code: int = 0) -> str:
+        """What ``mar-bench`` prints; both streams where it is to fail."""
+        command = [sys.executable, "-m", "mar_bench.cli", *words]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, f"{' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout + (done.stderr if code else "")
+
+    def submit(self, *words: str, cluster: str | Path = "local", code: int = 0) -> str:
+        return self("submit", *words, "--cluster", str(cluster), code=code)
+
+    def profile(self, **changes: object) -> Path:
+        """The local profile with other values, as a file of its own; ``stages`` and ``job`` are laid over it."""
+        import yaml
+
+        tree = yaml.safe_load((Path(__file__).parents[2] / "slurm/clusters/local.yaml").read_text())
+        for key, value in changes.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+        path = self.folder / f"profile{len(list(self.folder.glob('profile*')))}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def status(self) -> dict[str, list[dict]]:
+        return json.loads(self("status", "--json"))
+
+    def lines(self) -> dict[str, dict]:
+        """Of generation rows, by their names."""
+        return {line["row"]: line for line in self.status()["rows"] if line["task"] == "generation"}
+
+    def until(self, what: Callable[[], object], seconds: float) -> object:
+        """Wait until ``what`` is true, and give it."""
+        end = time.monotonic() + seconds
+        while not (found := what()):
+            assert time.monotonic() < end, f"not within {seconds} s:\n{self('status')}\n{self.cluster.run('squeue')}"
+            time.sleep(0.5)
+        return found
+
+    def wait(self, seconds: float = 180) -> None:
+        """Until nothing is under way."""
+        self.until(lambda: not any(line["live"] for lines in self.status().values() for line in lines), seconds)
+
+    def records(self, folder: Path | None = None) -> dict[str, dict]:
+        paths = (folder or self.folder / "records").glob("*.json")
+        return {path.stem: json.loads(path.read_text()) for path in paths}
+
+    def history(self) -> list[dict]:
+        """What all jobs say of the stages they did, in the order of time."""
+        notes = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json")]
+        return sorted((event for note in notes for event in note["history"]), key=lambda event: event["at"])
+
+
+def measured(records: dict[str, dict]) -> dict[str, tuple]:
+    """All that a record says but when, where and how fast it was made."""
+    return {
+        i: (r["status"], r["metrics"], r["uncertainty"], r["protocol"], {**r["training"], "seconds": None})
+        for i, r in records.items()
+        if r["task"] != "speed"
+    }
