@@ -252,7 +252,8 @@ def _one(stage: Job, submission: Submission, shard, world, signals: Signals, not
     from mar_bench.pipeline import execute
 
     spec = stage.run.spec
-    unit = spec.train.batch_size if stage.kind == "train" else 1
+    sizes = {"train": spec.train, "tokenizer": spec.tokenizer, "extractor": spec.metrics.extractor}
+    unit = getattr(sizes.get(stage.kind), "batch_size", 1)
     claims: list[Claim] = []
     wanted = submission.folder / "cancelled.json"
     next_look = 0.0

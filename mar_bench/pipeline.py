@@ -197,7 +197,6 @@ def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress
         checkpoint_every=run_spec.compute.checkpoint_every,
         grad_clip=1.0,
         log_every=run_spec.compute.log_every,
-        pause=run_spec.compute.step_pause,
     )
 
 

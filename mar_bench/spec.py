@@ -582,7 +582,7 @@ class ComputeSpec:
     gradient_checkpointing: bool = unhashed(False)  # compute blocks twice instead of keeping their activations
     compile: bool = unhashed(False)  # torch.compile of the blocks in training
     log_every: int = unhashed(50)  # training steps between two lines of metrics.jsonl
-    step_pause: float = unhashed(0.0)  # seconds of sleep in each training step: time for trying out interruptions
+    step_pause: float = unhashed(0.0)  # seconds of sleep in each step of the generator: time to try out interruptions
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,11 @@ def test_a_job_that_is_killed_leaves_a_failed_record_with_what_slurm_says(slurm:
 
 @pytest.mark.parametrize(
     "job, word",
-    [({"partition": "nowhere"}, "partition"), ({"gpus_per_node": 9}, "configuration"), ({"memory_gb": 9000}, "emory")],
+    [
+        ({"partition": "nowhere"}, "partition"),
+        ({"gpus_per_node": 9}, "configuration"),
+        ({"memory_gb": 9000}, "configuration"),
+    ],
 )
 def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(lab: Lab, job: dict, word: str):
     said = lab.submit(*TABLE1, cluster=lab.profile(job=job), code=2)
@@ -218,7 +222,7 @@ def test_two_hundred_rows_are_sent_as_arrays_and_looked_at_in_seconds(slurm: Clu
     print(f"{said}submit {submitting:.1f} s, status {looking:.2f} s")
     lab("cancel", "many")
     assert not slurm.squeue("--name", _name(lab))
-    assert submitting < 20 and looking < 2
+    assert submitting < 20 and looking < 2, (submitting, looking)
 
 
 # --- several processes ----------------------------------------------------------------------------------
