@@ -59,7 +59,7 @@ class Collection:
     """What is to be done to a folder of records.
 
     ``writes``: id -> the bytes of a file that is copied, or a record that was made of several;
-    ``aside``: id -> all files that are to lie among the conflicts by their places, to which some are still to be copied;
+    ``aside``: id -> all files that are to lie among the conflicts by their places, where some are still to be copied;
     ``outcomes``: what became of each file (of an id that is set aside, once), its id and where it was found;
     ``notes``: what else a user must know."""
 
@@ -94,7 +94,7 @@ def collect(folders: list[Path], records: Path, dry_run: bool = False) -> Collec
     with nullcontext() if dry_run else locks.held(records / LOCK):
         plan = planned(records, incoming)
         plan.notes = [
-            f"{place}: {len(names)} ids are set aside there and were not taken; settle them there first"
+            f"{place}: not taken, as their files disagree there: {', '.join(names)}"
             for place in map(place_of, folders)
             if (names := set_aside(place)) and place.resolve() != records.resolve()
         ]

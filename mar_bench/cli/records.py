@@ -1,4 +1,4 @@
-"""The verb of several machines: collect."""
+"""The verb of the records of several machines: collect."""
 
 from __future__ import annotations
 
