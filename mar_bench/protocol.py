@@ -7,15 +7,19 @@ Each metric has its own list: the number of IS splits says nothing about a dista
 - what neither record says: records of one age are alike in what was not yet recorded.
 
 What only one of the two says does count: the other may have been measured in any way (IS was once taken over
-images in file order, and no record of that time says so)."""
+images in file order, and no record of that time says so).
+
+Two records of one id are two measurements of the same thing: ``disagreement`` says whether chance and rounding
+explain what lies between them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mar_bench.records import Record
+from mar_bench.records import Record, metric_name
 
 Protocol = dict[str, Any]  # of a record
 
@@ -30,6 +34,7 @@ ON_NEIGHBOURS = frozenset({"precision", "recall", "precision:real", "recall:real
 ON_EVERY_FEATURE = ON_NEIGHBOURS | {"copied", "copied:real"}  # more reference images, nearer neighbours
 AGAINST_REFERENCE = ON_STATISTICS | ON_SUBSETS | ON_EVERY_FEATURE
 WITH_HELD_OUT = OF_REAL_IMAGES | {"fd:heldout"}
+SHARES = ON_NEIGHBOURS | {"copied", "copied:real", "accuracy"}  # of images, each of which counts or does not
 
 SHA_DIGITS = 8  # enough to tell a few files apart
 
@@ -153,3 +158,138 @@ CONDITIONS = (
     _field("channels", OF_MADE_IMAGES, "samples.channels", "{} against {} channels", True),
     _field("conversion to bytes", OF_MADE_IMAGES, "samples.conversion", "converted by {} against {}", True),
 )
+
+
+# --- two measurements of one id -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two measurements of one metric may be apart: the largest of what its fields allow.
+
+    ``relative`` to the larger value; of metrics that are shares of images in its place ``share``, absolute, or
+    ``images`` of them that count on one side only; ``errors`` standard errors of the difference (the jackknife's)."""
+
+    between: str
+    relative: float = 0.0
+    share: float = 0.0
+    images: int = 0
+    errors: float = 0.0
+
+
+# CPU, host, libraries, threads, commit and the way the work was split are the same: all numbers are functions of seeds,
+# so nothing is left that may differ. The host counts, as virtual machines of unlike processors are called alike, and so
+# do cores, which numpy's eigenvalues use. On a GPU sums have no fixed order.
+SAME_MACHINE = Tolerance("same machine, same code")
+# The images are equal to the last bit, so only the measuring was rounded otherwise. With another number of threads
+# distances and scores moved by 1e-9 to 1e-7 of their value; across machines the golden metrics are held to 1e-4. Of a
+# share, an image at the edge of a ball falls on the other side: one in a thousand does between float32 and float64. A
+# distance near 0 is the difference of large numbers: there a hundredth of the standard error is nothing.
+SAME_IMAGES = Tolerance("same images", relative=1e-4, share=2e-3, images=2, errors=0.01)
+# The images differ, so the weights that drew them were rounded otherwise, which some hundred steps of training magnify
+# to another sample of what the recipe gives: at tiny scale the same seeds with split batches moved distances by 3 % and
+# precision by 0.03, up to 1.7 standard errors; among the trainings on three seeds of Table 1 3 of 48 pairs are more
+# than 3 of them apart in some metric, and none 4. With many images, 3 % and 0.02 are what the paper's own numbers are
+# allowed (report/verdict.py).
+OTHER_IMAGES = Tolerance("other images, rounding magnified", relative=0.03, share=0.02, images=2, errors=4.0)
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """What keeps two records of one id from being one result: a reason, and a metric with its two values.
+
+    ``metric`` is the records' own name; a value is None where a record has none."""
+
+    reason: str
+    metric: str | None = None
+    values: tuple[float | None, float | None] = (None, None)
+
+
+def disagreement(one: Record, other: Record) -> Disagreement | None:
+    """Why two results of one id cannot both hold; None where they may.
+
+    They must have been measured alike, extractor and counts included, and have the same metrics. Seconds are never
+    the same twice, so of speed the protocol alone counts; else the metric furthest beyond its tolerance is named."""
+    both = {key: (one.metrics.get(key), other.metrics.get(key)) for key in {**one.metrics, **other.metrics}}
+    if one.task != other.task:
+        return Disagreement(f"a {one.task} and a {other.task} record")
+    if one.task == "speed":
+        unlike = [key for key in {**one.protocol, **other.protocol} if one.protocol.get(key) != other.protocol.get(key)]
+        said = [f"{key} {one.protocol.get(key)} against {other.protocol.get(key)}" for key in unlike]
+        key = "seconds_per_image"
+        return Disagreement("; ".join(said), key, both.get(key, (None, None))) if said else None
+    metrics = {key: metric for key, metric in _metrics_of(one).items() if key in both}
+    for key, metric in metrics.items():
+        if reasons := differences(one, other, metric):
+            return Disagreement("; ".join(reasons), key, both[key])
+    for key, values in both.items():
+        if None in values:
+            return Disagreement("only one of them has this metric", key, values)
+    worst, excess = None, 1.0
+    for key, (first, second) in both.items():
+        tolerance = tolerance_of(one, other, metrics.get(key))
+        allowed = _allowed(tolerance, one, other, key, metrics.get(key))
+        apart = abs(first - second)
+        if apart > excess * allowed * (1 + 1e-9):  # so that 0.80 - 0.78 is 0.02
+            excess = apart / allowed if allowed else math.inf
+            reason = f"{apart:.3g} apart, {allowed:.3g} allowed ({tolerance.between})"
+            worst = Disagreement(reason, key, (first, second))
+            if not allowed:
+                break
+    return worst
+
+
+def tolerance_of(one: Record, other: Record, metric: str | None) -> Tolerance:
+    """The tolerance that the circumstances of two measurements leave to a metric."""
+    if (here := _circumstances(one)) is not None and here == _circumstances(other):
+        return SAME_MACHINE
+    digests = [_get(record.protocol, "samples.sha256") for record in (one, other)]
+    same = None not in digests and digests[0] == digests[1]
+    return SAME_IMAGES if same or metric in OF_REAL_IMAGES else OTHER_IMAGES
+
+
+def largest_difference(metrics: dict[str, float], others: dict[str, float]) -> tuple[str | None, float]:
+    """The metric in which two measurements are furthest apart, relative to the larger value, and how far."""
+    sizes = {key: max(abs(metrics[key]), abs(others[key])) for key in metrics if key in others}
+    apart = {key: abs(metrics[key] - others[key]) / size if size else 0.0 for key, size in sizes.items()}
+    worst = max(apart, key=apart.get, default=None)
+    return worst, apart.get(worst, 0.0)
+
+
+def _metrics_of(record: Record) -> dict[str, str]:
+    """The records' own names of metrics -> ours, ``fid_heldout`` -> ``fd:heldout``; distances first."""
+    extractor = ((record.spec.get("metrics") or {}).get("extractor")) or {"kind": "", "name": ""}
+    order = sorted(ALL - {"psnr"}, key=lambda metric: (not metric.startswith("fd"), metric))
+    return {**{metric_name(metric, extractor): metric for metric in order}, "psnr": "psnr"}
+
+
+def _circumstances(record: Record) -> list | None:
+    """All that a number may depend on beside its id; None where it is not all known, or leaves the last digits open."""
+    made, compute = record.provenance, record.spec.get("compute") or {}
+    git = made.get("git") or {}
+    names = ("host", "device", "platform", "cores", "threads", "versions")
+    known = [made.get(name) for name in names] + [git.get("commit"), compute.get("device")]
+    if None in known or git.get("dirty") or compute["device"] != "cpu":
+        return None
+    split = {key: value for key, value in compute.items() if key != "checkpoint_every"}
+    return [*known, split, record.training.get("processes", 1)]
+
+
+def _allowed(tolerance: Tolerance, one: Record, other: Record, key: str, metric: str | None) -> float:
+    """How far the values of ``key`` may be apart."""
+    if metric in SHARES:
+        of = "reference.num_features" if metric in ("recall", "recall:real") else "num_generated"
+        usual = max(tolerance.share, tolerance.images / (_get(one.protocol, of) or math.inf))
+    else:
+        usual = tolerance.relative * max(abs(one.metrics[key]), abs(other.metrics[key]))
+    chance = math.hypot(*(_standard_error(record, key) for record in (one, other)))
+    return max(usual, tolerance.errors * chance)
+
+
+def _standard_error(record: Record, key: str) -> float:
+    """The jackknife's; of KID that of its subsets, which falls with the root of the number of images; else 0."""
+    known = record.uncertainty.get(key) or {}
+    if "standard_error" in known:
+        return known["standard_error"]
+    size, count = (_get(record.protocol, path) for path in ("settings.kid_subset_size", "num_generated"))
+    return known["sd_subsets"] * math.sqrt(size / count) if "sd_subsets" in known and size and count else 0.0

@@ -6,17 +6,21 @@ import json
 import os
 import stat
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 
 from mar_bench.errors import UserError
 from mar_bench.records import (
+    CONFLICTS,
     SCHEMA_VERSION,
     Record,
     atomic_write,
+    disagreeing,
     metric_name,
     read_record,
     read_records,
+    set_aside,
     write_record,
 )
 
@@ -101,6 +105,23 @@ def test_a_number_that_is_not_finite_is_no_result(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_id_that_is_set_aside_gets_no_record(tmp_path):
+    aside = tmp_path / CONFLICTS / DONE.id
+    write_record(tmp_path, DONE)
+    aside.mkdir(parents=True)
+    assert set_aside(tmp_path) == [] and disagreeing(tmp_path, DONE.id) == [], "an empty folder is none"
+    for name in ("b", "a"):
+        (tmp_path / f"{DONE.id}.json").replace(aside / f"{name}.json")
+        write_record(tmp_path, replace(DONE, metrics={}))
+        if name == "b":
+            assert read_records(tmp_path) == {}
+            (tmp_path / f"{DONE.id}.json").write_text("put there by hand")
+    assert set_aside(tmp_path) == [DONE.id]
+    assert disagreeing(tmp_path, DONE.id) == [aside / "a.json", aside / "b.json"]
+    write_record(tmp_path, replace(DONE, ids={"eval_id": "another"}))
+    assert list(read_records(tmp_path)) == ["another"]
+
+
 # --- reading --------------------------------------------------------------------------------------------
 
 
@@ -130,6 +151,9 @@ def without(key: str) -> str:
         (changed(ids=["eval_id"]), "not a record"),
         (changed(metrics=None), "not a record"),
         (changed(status="perhaps"), "not a record"),
+        (changed(replications=None), "not a record"),
+        (changed(replications=[{"provenance": {}}]), "not a record"),
+        (changed(replications=[{"provenance": {}, "metrics": {"fd": "low"}}]), "not a record"),
         (changed(schema_version=SCHEMA_VERSION + 1), "update mar_bench"),
         (changed(schema_version="one"), "update mar_bench"),
     ],
@@ -160,6 +184,17 @@ def test_old_records_still_load(tmp_path):
     record = read_record(tmp_path / "a.json")
     assert record == Record(**needed)
     assert {f.name for f in fields(Record)} >= set(needed)
+
+
+def test_what_is_committed_still_loads():
+    folder = Path(__file__).parents[1] / "results/records"
+    assert len(read_records(folder)) == len(list(folder.glob("*.json"))) > 0
+
+
+def test_replications_come_back_as_they_were(tmp_path):
+    again = {"provenance": {"host": "a"}, "metrics": {"fd_digits": 3.5}, "largest_difference": 1 / 14}
+    record = replace(DONE, replications=[again])
+    assert read_record(write_record(tmp_path, record)) == record
 
 
 # --- names of metrics -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from mar_bench.cli import cluster, experiments, metrics, views, weights  # noqa: F401, each adds its verbs
+from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its verbs
 from mar_bench.cli.options import app
 from mar_bench.errors import UserError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -64,9 +65,12 @@ Overrides = Annotated[
 def results(runs: str | None, records: str | None):
     """The two places and what is recorded. Raises UserError for a broken record, before any work."""
     from mar_bench.jobs import default_places
-    from mar_bench.records import read_records
+    from mar_bench.records import CONFLICTS, read_records, set_aside
 
     places = default_places(runs, records)
+    if names := set_aside(places.records):
+        where = places.records / CONFLICTS
+        print(f"note: records that disagree are left out, in {where}: {', '.join(names)}", file=sys.stderr)
     return places, read_records(places.records)
 
 
@@ -78,9 +82,11 @@ def is_record(name: str) -> bool:
 def find_record(name: str, runs: str | None, records: str | None):
     """The two places, and a record by its id or file. Raises UserError where there is none."""
     from mar_bench.jobs import default_places
-    from mar_bench.records import read_record
+    from mar_bench.records import disagreeing, read_record
 
     places = default_places(runs, records)
+    if files := disagreeing(places.records, name):
+        raise UserError(f"record {name} is set aside, its files disagree: name one of {', '.join(map(str, files))}")
     path = Path(name) if name.endswith(".json") else places.records / f"{name}.json"
     if not path.is_file():
         raise UserError(f"no record {path}; name a record's id or its file")

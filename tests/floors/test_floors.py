@@ -58,6 +58,7 @@ FLOORS = (
         "eval_sets",
         "verify",
         "neighbours",
+        "collect",
     },
 )
 WORDS, MATHEMATICS, PARTS = FLOORS[:3]
@@ -223,7 +224,7 @@ def test_no_global_randomness(module):
         assert top not in ("np.random", "numpy.random") or name in OWN_STREAMS, where
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "ids", "records", "jobs", "planning", "fetch"])
+@pytest.mark.parametrize("module", ["cli", "config", "ids", "records", "jobs", "planning", "collect", "fetch"])
 def test_planning_reaches_no_torch(module):
     assert not {name for m in behind(module) for name in others(m, late=False)} & {"torch", "numpy", "pandas"}
 

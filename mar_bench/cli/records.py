@@ -1,0 +1,41 @@
+"""The verb of the records of several machines: collect."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mar_bench.cli.options import Records, app
+
+
+@app.command()
+def collect(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR...", help="Folders of records, or that have results/records or records inside, or of runs."
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    records: Records = None,
+) -> None:
+    """Bring records of several machines together.
+
+    New ones are copied. Of two measurements of one id that agree the earlier stays and lists the other as a
+    replication. Two that disagree are set aside in <records>/conflicts, where no table sees them, and named."""
+    from mar_bench.collect import collect
+    from mar_bench.jobs import default_places
+
+    plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if dry_run:
+        print("\n".join([*plan.changes(), f"{plan.summary()}; nothing is written"]))
+    else:
+        print(f"{plan.summary()}; records are in {plan.folder}")
+    if conflicts := plan.conflicts():
+        print("\n".join(conflicts), file=sys.stderr)
+        raise typer.Exit(1)
