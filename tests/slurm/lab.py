@@ -12,6 +12,12 @@ from pathlib import Path
 
 from tests.slurm.conftest import Cluster
 
+RUN = """
+model: {order: random, backbone: "${parts.backbone.masked}", head: "${parts.head.diffusion}"}
+tokenizer: ${parts.tokenizer.default}
+train: {lr_schedule: "${parts.lr_schedule.diffusion}"}
+sampling: {num_ar_steps: "${parts.few_steps}"}
+"""
 TABLE1 = ["table1", "--scale", "smoke"]
 
 
@@ -48,6 +54,23 @@ class Lab:
             tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
         path = self.folder / f"profile{len(list(self.folder.glob('profile*')))}.yaml"
         path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def experiment(self, name: str, rates: dict[str, float]) -> Path:
+        """A file with a row for each learning rate."""
+        import yaml
+
+        tree = {
+            "id": name,
+            "base": "imagenet256",
+            "run": yaml.safe_load(RUN),
+            "axes": {
+                "rate": {row: {"label": {"rate": row}, "set": {"train": {"lr": lr}}} for row, lr in rates.items()}
+            },
+            "layout": {"rows": ["rate"], "columns": [], "metrics": ["fd"]},
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return path
 
     def status(self) -> dict[str, list[dict]]:

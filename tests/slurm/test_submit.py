@@ -123,14 +123,8 @@ def test_preempted_out_of_time_on_dying_nodes_requeued_and_cancelled_the_records
 
 
 def test_a_failed_stage_is_seen_in_record_table_and_status_and_other_rows_finish(lab: Lab):
-    bad = lab.folder / "bad.yaml"
-    bad.write_text(
-        "id: bad\nbase: imagenet256\naxes:\n  rate:\n"
-        "    good: {label: {rate: good}, set: {train: {lr: 2.0e-3}}}\n"
-        "    wild: {label: {rate: wild}, set: {train: {lr: 1.0e+30, max_skipped_steps: 0}}}\n"
-        "layout: {rows: [rate], columns: [], metrics: [fd]}\n"
-    )
-    lab.submit(str(bad), "--scale", "smoke", "parts.tokenizer.default.steps=20")
+    bad = lab.experiment("bad", {"good": 2e-3, "wild": 1e30})
+    lab.submit(str(bad), "--scale", "smoke", "train.max_skipped_steps=2")
     lab.wait(120)
     lines = lab.lines()
     assert lines["good"]["state"] == "done"
@@ -138,8 +132,8 @@ def test_a_failed_stage_is_seen_in_record_table_and_status_and_other_rows_finish
     failed = [r for r in lab.records().values() if r["status"] == "failed"]
     assert failed and all("not finite" in r["error"] for r in failed)
     assert "FAILED" in (lab.folder / "reports/smoke/bad.md").read_text()
-    assert "--retry failed" in lab.submit(str(bad), "--scale", "smoke", "parts.tokenizer.default.steps=20")
-    assert "sent" in lab.submit(str(bad), "--scale", "smoke", "parts.tokenizer.default.steps=20", "--retry", "failed")
+    assert "--retry failed" in lab.submit(str(bad), "--scale", "smoke", "train.max_skipped_steps=2")
+    assert "sent" in lab.submit(str(bad), "--scale", "smoke", "train.max_skipped_steps=2", "--retry", "failed")
     lab("cancel", "bad")
 
 
@@ -205,13 +199,7 @@ def test_a_training_that_is_queued_is_shared_between_tables(slurm: Cluster, lab:
 
 
 def test_two_hundred_rows_are_sent_as_arrays_and_looked_at_in_seconds(slurm: Cluster, lab: Lab):
-    many = lab.folder / "many.yaml"
-    bundles = "".join(
-        f"    r{i}: {{label: {{rate: r{i}}}, set: {{train: {{lr: {1e-3 + i * 1e-6:.6f}}}}}}}\n" for i in range(200)
-    )
-    many.write_text(
-        f"id: many\nbase: imagenet256\naxes:\n  rate:\n{bundles}layout: {{rows: [rate], columns: [], metrics: [fd]}}\n"
-    )
+    many = lab.experiment("many", {f"r{i}": 1e-3 + i * 1e-6 for i in range(200)})
     held = lab.profile(job={"sbatch": {"hold": True}}, pack=False, sample_shards=2)
     begin = time.monotonic()
     said = lab.submit(str(many), "--scale", "smoke", cluster=held)
