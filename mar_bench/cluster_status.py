@@ -102,7 +102,8 @@ def look(places: Places, experiments: list[str]) -> View:
             if not experiments or row.experiment in experiments:
                 rows[row.id] = (submission, row)
     lines = [_line(submission, row, held, states) for submission, row in rows.values()]
-    tables = [line for s in wanted if (line := _table_line(s, states)).live or line.error]
+    newest = {tuple(submission.words): submission for submission in wanted}.values()
+    tables = [line for s in wanted if (line := _table_line(s, states)).live or line.error and s in newest]
     return View(places.runs, lines, tables)
 
 
@@ -187,7 +188,7 @@ def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, st
         line.error = line.error or _last_line(log)
     elif state.state == "COMPLETED":
         line.state, line.error = "FAILED", "its job has ended without it"
-    line.advice = advice(line.state if not state.reason else state.reason)
+    line.advice = advice(state.reason if line.state.startswith("PENDING") else line.state)
 
 
 def _here(owner: Submission, said: dict) -> JobState:

@@ -204,6 +204,9 @@ def _do(submission: Submission, key: str, last: Callable | None, signals: Signal
             continue
         if signals.stop and world.size == 1:
             raise Stopped
+        if world.size == 1 and stage.id in submission.unwanted():
+            notes.stage(stage, "cancelled")
+            continue
         try:
             error = _missing(stage, planned, submission)
             if error is None:
@@ -255,7 +258,6 @@ def _one(stage: Job, submission: Submission, shard, world, signals: Signals, not
     sizes = {"train": spec.train, "tokenizer": spec.tokenizer, "extractor": spec.metrics.extractor}
     unit = getattr(sizes.get(stage.kind), "batch_size", 1)
     claims: list[Claim] = []
-    wanted = submission.folder / "cancelled.json"
     next_look = 0.0
 
     def still_ours() -> None:
@@ -264,7 +266,7 @@ def _one(stage: Job, submission: Submission, shard, world, signals: Signals, not
             claim.check()
         if world.size == 1 and (now := time.monotonic()) >= next_look:
             next_look = now + TELL_SECONDS
-            if wanted.is_file() and stage.id in json.loads(wanted.read_text()):
+            if stage.id in submission.unwanted():
                 raise _Cancelled
 
     def stop_if_told() -> None:
@@ -287,7 +289,6 @@ def _one(stage: Job, submission: Submission, shard, world, signals: Signals, not
         claims.append(Claim(path, *who()))
         return claims[-1]
 
-    still_ours()
     _check_device(stage)
     notes.stage(stage, "start")
     print(f"start {stage.title} ({stage.kind} {stage.id})", flush=True)

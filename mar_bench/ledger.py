@@ -118,6 +118,10 @@ class Submission:
         for key, slurm_id in pairs:
             self.jobs[key] = Entry(**{**vars(self.jobs[key]), "slurm_id": slurm_id})
 
+    def unwanted(self) -> set[str]:
+        """Stages that the user has cancelled, as of now."""
+        return set(_read_json(self.folder / "cancelled.json") or ())
+
     def cancel(self, stages: Iterable[str]) -> None:
         self.cancelled |= set(stages)
         atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
@@ -211,7 +215,7 @@ def read_submission(folder: Path) -> Submission:
         key, slurm_id = json.loads(line)
         entry = submission.jobs[key]
         submission.jobs[key] = Entry(**{**vars(entry), "slurm_id": slurm_id})
-    submission.cancelled = set(_read_json(folder / "cancelled.json") or ())
+    submission.cancelled = submission.unwanted()
     return submission
 
 

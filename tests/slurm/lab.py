@@ -32,6 +32,8 @@ class Lab:
     def __post_init__(self) -> None:
         places = {f"MAR_BENCH_{name.upper()}": str(self.folder / name) for name in ("runs", "records", "reports")}
         self.environment = {**self.cluster.environment, **places, **self.environment, "OMP_NUM_THREADS": "1"}
+        # measurements of speed wait for other work of this user on this machine: not for the other tests'
+        self.environment["TMPDIR"] = str(self.folder)
 
     def __call__(self, *words: str, code: int = 0) -> str:
         """What ``mar-bench`` prints; both streams where it is to fail."""

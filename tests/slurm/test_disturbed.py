@@ -1,0 +1,72 @@
+"""Trainings through submit while nodes die, jobs are preempted, requeued, cancelled and run out of time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from tests.slurm.conftest import Cluster
+from tests.slurm.lab import TABLE1, Lab, measured
+
+ROWS = [*TABLE1, "--only", "r*/diff/guided", "train.steps=120"]  # three trainings
+SLOW = ["compute.step_pause=0.5", "compute.checkpoint_every=10"]  # a minute each
+RASTER, CAUSAL, BOTH = (
+    f"{variant}/diff/guided" for variant in ("raster_causal", "random_causal", "random_bidirectional")
+)
+
+
+def test_whatever_happens_to_jobs_and_nodes_the_records_are_those_of_a_quiet_run(slurm: Cluster, tmp_path: Path):
+    lab = Lab(slurm, tmp_path)
+    # two GPUs: each training has a node for itself, and what happens to the node happens to that one
+    profile = lab.profile(stages={"train": {"gpus_per_node": 2, "tasks_per_node": 1}})
+
+    def training(row: str, least: int, not_on: str = "") -> dict:
+        """Wait until it has come so far, on another node."""
+
+        def there() -> dict | None:
+            line = lab.lines()[row]
+            runs = line["stage"] == "train" and line["state"] == "RUNNING" and (line["step"] or 0) >= least
+            return line if runs and line["node"] != not_on else None
+
+        return lab.until(there, 120)
+
+    lab.submit(*ROWS, *SLOW, cluster=profile)
+    causal, both, raster = training(CAUSAL, 3), training(BOTH, 3), training(RASTER, 3)
+
+    # one is at its time limit; another is preempted by a job that takes its node; an operator requeues the third
+    slurm.run("scontrol", "update", f"JobId={raster['job']}", "TimeLimit=1")
+    slurm.run("sbatch", "-p", "prio", "-w", causal["node"], "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    slurm.run("scontrol", "requeue", both["job"])
+
+    # a slurmd dies and its task lives on, so that there will be two copies; another node is set down
+    both = training(BOTH, both["step"] + 1)
+    slurm.node("kill", both["node"])
+    causal = training(CAUSAL, causal["step"] + 1)
+    slurm.node("down", causal["node"])
+    again = training(CAUSAL, causal["step"] + 1, causal["node"])
+    slurm.node("resume", causal["node"])
+
+    # a row is cancelled and sent again, and the node crashes with all that is on it
+    assert "cancelled" in lab("cancel", f"table1/{CAUSAL}")
+    lab.until(lambda: not lab.lines()[CAUSAL]["live"], 60)
+    lab.submit(*ROWS, *SLOW, cluster=profile)
+    causal = training(CAUSAL, again["step"] + 1)
+    assert causal["job"] != again["job"]
+    slurm.node("crash", causal["node"])
+
+    moved = training(BOTH, both["step"] + 1, both["node"])
+    for node in (both["node"], causal["node"]):
+        slurm.node("start", node)
+    lab.wait(240)
+
+    ours = lab.records()
+    assert {record["status"] for record in ours.values()} == {"done"}
+    quiet = lab.folder / "quiet"
+    lab("run", *ROWS, "--runs", str(quiet), "--records", str(quiet / "records"))
+    assert measured(ours) == measured(lab.records(quiet / "records"))
+    history = lab.history()
+    assert set(Counter(e["stage"] for e in history if e["event"] == "done").values()) == {1}, "done twice"
+    resumed = Counter(e["stage"] for e in history if e["event"] == "start" and e.get("first_step"))
+    assert sorted(resumed.values()) >= [1, 2, 4] or sum(resumed.values()) >= 6, "not from their own check-points"
+    log = (lab.folder / moved["log"]) if moved["log"].startswith("/") else lab.folder / "runs" / moved["log"]
+    assert "a newer start of this job has taken over" in log.read_text()
