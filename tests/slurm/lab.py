@@ -98,6 +98,11 @@ class Lab:
         paths = (folder or self.folder / "records").glob("*.json")
         return {path.stem: json.loads(path.read_text()) for path in paths}
 
+    def process(self, job: str) -> int:
+        """The pid of a job's first process."""
+        notes = (json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json"))
+        return next(note["pid"] for note in notes if note["job"] == job)
+
     def history(self) -> list[dict]:
         """What all jobs say of the stages they did, in the order of time."""
         notes = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json")]

@@ -86,8 +86,7 @@ def test_a_job_that_is_killed_leaves_a_failed_record_with_what_slurm_says(lab: L
     rows = ["--only", "mar/diff/unguided", "compute.step_pause=1"]
     lab.submit(*TABLE1, *rows)
     job = lab.until(lambda: (x := lab.lines()["mar/diff/unguided"])["stage"] == "train" and x["step"] and x, 60)["job"]
-    notes = (json.loads(path.read_text()) for path in (lab.folder / "runs").glob("submissions/*/jobs/*.json"))
-    os.kill(next(note["pid"] for note in notes if note["job"] == job), signal.SIGKILL)  # as the OOM killer does
+    os.kill(lab.process(job), signal.SIGKILL)  # as the OOM killer does
     lab.wait(60)
     line = lab.lines()["mar/diff/unguided"]
     assert line["state"].startswith(("FAILED", "NODE_FAIL")) and line["advice"] and "Killed" in line["error"]
