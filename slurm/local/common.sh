@@ -161,8 +161,8 @@ gone() { [ -z "$(everything)" ]; }
 take_down() {
   local name
   export SLURM_CONF=$DIR/slurm.conf
-  if [ -n "$(daemon slurmctld)" ] && [ "$(timeout 5 squeue -h -o %i 2>/dev/null | wc -l)" -gt 0 ]; then
-    timeout 10 scancel --user=root --quiet 2>/dev/null || true
+  if [ -f "$SLURM_CONF" ] && [ -n "$(daemon slurmctld)" ] &&
+    [ "$(timeout 5 squeue -h -o %i 2>/dev/null | wc -l)" -gt 0 ]; then
     timeout 5 squeue -h -o %A 2>/dev/null | sort -u | timeout 10 xargs -r scancel --quiet 2>/dev/null || true
     wait_for 5 quiet || true
   fi
