@@ -6,6 +6,12 @@ DEFAULT_DIR=/var/tmp/mar_bench-slurm
 MARK="# mar_bench-slurm"   # at the end of our lines in /etc/hosts: MARK FIRSTPORT-LASTPORT DIR
 STAMP=.mar_bench-slurm     # a folder that holds this file is a cluster's folder, and may be purged
 
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # where the daemons are; not everybody's root has it
+
+# In a job of a cluster: that cluster's slurm.conf.
+# shellcheck disable=SC2034  # stop asks
+JOB_OF=${SLURMD_NODENAME:+${SLURM_CONF:-}}
+
 # Options that the caller's shell has for its own cluster (SLURM_CLUSTERS, SINFO_FORMAT, ...) would bend our commands.
 for name in $(compgen -e | grep -E '^(SLURM|SLURMD|SBATCH|SALLOC|SCANCEL|SINFO|SQUEUE|SACCT)_' || true); do
   if [ "$name" != SLURM_CONF ]; then unset "$name"; fi
@@ -42,11 +48,12 @@ lock_dir() {
   flock -w 180 9 || refuse "gave up after 180 s: another start or stop is at work in $DIR"
 }
 
-# wait_for SECONDS COMMAND...: polls ten times a second.
+# wait_for SECONDS COMMAND...: polls ten times a second; no longer than the process WHILE, if set, lives.
 wait_for() {
   local end=$((SECONDS + $1)); shift
-  until "$@" >/dev/null 2>&1; do
+  until "$@" >/dev/null 2>&1 9>&-; do
     [ "$SECONDS" -lt "$end" ] || return 1
+    [ -z "${WHILE:-}" ] || kill -0 "$WHILE" 2>/dev/null || return 1
     sleep 0.1
   done
 }
@@ -67,12 +74,22 @@ with_env() {
   for file in "${files[@]}"; do file=${file#/proc/}; echo "${file%/environ}"; done
 }
 
+# having PATTERN: of the pids on stdin those with a line like it in their environment.
+having() {
+  local pid
+  while read -r pid; do
+    if grep -qsz -e "$1" "/proc/$pid/environ"; then echo "$pid"; fi
+  done
+}
+
 daemon() { with_env "MAR_BENCH_SLURM=$DIR" "MAR_BENCH_DAEMON=$1"; }
 
-# launch NAME COMMAND...: a daemon in a session of its own; output goes to DIR/log/NAME.out.
+# launch NAME COMMAND...: a daemon in a session of its own; output goes to DIR/log/NAME.out, its pid to LAUNCHED.
 launch() {
   local name=$1; shift
   MAR_BENCH_SLURM=$DIR MAR_BENCH_DAEMON=$name setsid "$@" >>"$DIR/log/$name.out" 2>&1 </dev/null 9>&- &
+  LAUNCHED=$!
+  disown # or bash tells when it has been killed
 }
 
 # shellcheck disable=SC2329  # start and break call it
@@ -109,12 +126,7 @@ children_too() {
 tasks() {
   {
     stepds "$@" | children_too
-    if [ $# -gt 0 ]; then
-      with_env "SLURM_CONF=$DIR/slurm.conf" "SLURMD_NODENAME=$1"
-    else
-      local node
-      for node in $(nodes); do with_env "SLURM_CONF=$DIR/slurm.conf" "SLURMD_NODENAME=$node"; done
-    fi
+    with_env "SLURM_CONF=$DIR/slurm.conf" ${1:+"SLURMD_NODENAME=$1"} | having ^SLURMD_NODENAME=
   } | sort -un | grep -vx "$$" || true
 }
 
@@ -133,8 +145,9 @@ end() { xargs -r kill "-$1" 2>/dev/null || true; }
 forget_hosts() {
   (
     flock 8
+    grep -qs "$MARK .* $DIR\$" /etc/hosts || exit 0
     text=$(awk -v mark="$MARK" -v dir="$DIR" '!(index($0, mark) && $NF == dir)' /etc/hosts; echo .)
-    if grep -qF "$MARK" /etc/hosts; then printf %s "${text%.}" >/etc/hosts; fi
+    printf %s "${text%.}" >/etc/hosts
   ) 8>>/etc/hosts
 }
 
@@ -146,19 +159,17 @@ gone() { [ -z "$(everything)" ]; }
 
 # take_down: jobs first, so that sacct says CANCELLED; then daemons, so that the database is whole; then force.
 take_down() {
-  local name pid
+  local name
   export SLURM_CONF=$DIR/slurm.conf
-  if [ -n "$(daemon slurmctld)" ] && [ "$(timeout 5 squeue -h -o %i 2>/dev/null | wc -l)" -gt 0 ]; then
-    timeout 10 scancel --user=root --quiet 2>/dev/null || true
+  if [ -f "$SLURM_CONF" ] && [ -n "$(daemon slurmctld)" ] &&
+    [ "$(timeout 5 squeue -h -o %i 2>/dev/null | wc -l)" -gt 0 ]; then
     timeout 5 squeue -h -o %A 2>/dev/null | sort -u | timeout 10 xargs -r scancel --quiet 2>/dev/null || true
     wait_for 5 quiet || true
   fi
   # slurmctld has to report to slurmdbd, which writes to mariadbd; munged vouches for all of them
   for name in slurmd slurmctld slurmdbd mariadbd munged; do
     if [ "$name" = slurmd ]; then
-      with_env "MAR_BENCH_SLURM=$DIR" | while read -r pid; do
-        if grep -qszx 'MAR_BENCH_DAEMON=slurmd\..*' "/proc/$pid/environ"; then echo "$pid"; fi
-      done | end TERM
+      with_env "MAR_BENCH_SLURM=$DIR" | having '^MAR_BENCH_DAEMON=slurmd\.' | end TERM
     else
       daemon "$name" | end TERM
       wait_for 10 daemon_gone "$name" || true
