@@ -92,11 +92,12 @@ _BOUNDS = (
         "steps", "batch_size", "lr", "width", "dim", "depth", "encoder_depth", "decoder_depth", "num_heads",
         "latent_dim", "code_dim", "feature_dim", "num_class_tokens", "draws_per_token", "num_train_timesteps",
         "repeats", "threads", "checkpoint_every", "is_splits", "image_size", "num_classes", "mlp_ratio", "grad_clip",
-        "scale", "init_std", "std", "temperature", "clamp_x0", "shard_images", "micro_batch",
+        "scale", "init_std", "std", "temperature", "clamp_x0", "shard_images", "micro_batch", "log_every",
         "max_skipped_steps", "neighbours", "num_components", "noise_dim", "patch_size", "guided_channels",
     }),
     ("must be 0 or more", lambda v: v >= 0, {
         "warmup_steps", "weight_decay", "kl_weight", "commitment_weight", "guidance_scale", "choice_temperature",
+        "step_pause",
     }),
     ("must lie in [0, 1)", lambda v: 0 <= v < 1, {"betas", "ema_decay", "codebook_decay", "dropout"}),
     ("must lie between 0 and 1", lambda v: 0 <= v <= 1, {"label_dropout", "low", "high"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -126,6 +127,8 @@ def load_profile(name: str) -> tuple[str, Profile]:
     except KeyPathError as error:
         quotes = "; write it in quotes, as in '4:00:00'" if error.path.endswith(".time") else ""
         raise UserError(f"{file}: {error.path}: {error.message}{quotes}") from None
+    if profile.runs is not None:
+        profile = replace(profile, runs=os.path.expandvars(os.path.expanduser(profile.runs)))
     return file.stem, profile
 
 

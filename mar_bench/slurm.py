@@ -77,6 +77,11 @@ def cancel_jobs(ids: Sequence[str]) -> None:
         _run(["scancel", *ids[i : i + 200]])
 
 
+def cancel_named(name: str) -> None:
+    """All jobs of a name, also those whose ids nobody has noted. Raises UserError where Slurm refuses."""
+    _run(["scancel", "-u", str(os.getuid()), "--name", name])
+
+
 def _run(words: list[str]) -> str:
     """A command's output. Raises UserError with the first line of its complaint."""
     try:

@@ -21,7 +21,7 @@ from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, jobs_for, record_failure
 from mar_bench.ledger import Entry, Row, Submission, new_submission
 from mar_bench.records import Record, read_record
-from mar_bench.slurm import JobState, cancel_jobs, dependency, job_states, sbatch_parameters, script, send
+from mar_bench.slurm import JobState, cancel_jobs, cancel_named, dependency, job_states, sbatch_parameters, script, send
 from mar_bench.snapshot import START, take_snapshot
 
 Last = Callable[[Submission], None]  # what is done when all jobs have ended
@@ -229,17 +229,22 @@ def _ids(keys: tuple[str, ...], ids: dict[str, str], whole: dict[str, list[Clust
 
 
 def withdraw(submission: Submission) -> None:
-    """Take back a submission that was not sent to its end."""
-    sent = list(dict.fromkeys(e.slurm_id.partition("_")[0] for e in submission.jobs.values() if e.slurm_id))
-    if sent:
-        with contextlib.suppress(UserError):
-            cancel_jobs(sent)
-    remove(submission.folder)
+    """Take back a submission that was not sent to its end, with the jobs that have been sent."""
+    with contextlib.suppress(UserError):
+        cancel_named(submission.jobs[submission.last].name)
+    (submission.folder / "submission.json").unlink(missing_ok=True)  # what makes it one, first
+    shutil.rmtree(submission.folder, ignore_errors=True)
 
 
-def remove(folder: Path) -> None:
-    (folder / "submission.json").unlink(missing_ok=True)  # what makes it one, first
-    shutil.rmtree(folder, ignore_errors=True)
+def whole(ledger: list[Submission]) -> list[Submission]:
+    """The submissions that were sent to their end; what a killed command has left of others is taken back.
+
+    To be called by one process at a time."""
+    cut = [s for s in ledger if s.kind == "slurm" and any(entry.slurm_id is None for entry in s.jobs.values())]
+    for submission in cut:
+        print(f"taking back submission {submission.id}, which was cut short", file=sys.stderr)
+        withdraw(submission)
+    return [submission for submission in ledger if submission not in cut]
 
 
 def scripts(

@@ -106,7 +106,8 @@ def _submit(
         everything = once(planned)
         if not dry_run:
             publish(everything, places)
-        plan = submitting.make_plan(everything, places, found, profile, read_ledger(places.runs), retry)
+        ledger = read_ledger(places.runs) if dry_run else submitting.whole(read_ledger(places.runs))
+        plan = submitting.make_plan(everything, places, found, profile, ledger, retry)
         waiting = sum(
             math.prod(len(s or [0]) for s in seeds_of(e, *seeds, every))
             for e in experiments
@@ -114,7 +115,7 @@ def _submit(
             if e.is_open(row)
         )
         label = experiments[0].id if len(experiments) == 1 else "mar_bench"
-        _say_plan(plan, waiting, len(everything), retry)
+        _say_plan(plan, profile, waiting, len(everything), retry)
         if not plan.sends:
             print("nothing to send" + ("" if follows else f"; mar-bench status {' '.join(names)} says how it goes"))
             return
@@ -196,7 +197,9 @@ def _profile_text(profile) -> str:
     return to_yaml(as_tree(profile)) + "\n"
 
 
-def _say_plan(plan, waiting: int, total: int, retry: bool) -> None:
+def _say_plan(plan, profile, waiting: int, total: int, retry: bool) -> None:
+    from mar_bench.provenance import device_name
+
     jobs = sum(bool(job.stages) for job in plan.graph)
     stages = sum(len(job.stages) for job in plan.graph if job.shard is None)
     print(f"{total} records: {plan.done} done; {jobs} jobs for {stages} stages to send")
@@ -208,6 +211,9 @@ def _say_plan(plan, waiting: int, total: int, retry: bool) -> None:
             f"{len(plan.failed)} have failed and {len(plan.behind)} stand behind them, which are left: --retry failed "
             f"sends them again (the first: {first})"
         )
+    speed = any(stage.kind == "speed" for job in plan.graph for stage in job.stages)
+    if speed and profile.device is None and profile.resources("speed").gpus_per_node:
+        print(f"note: the profile names no device: speed is filed under this machine's, '{device_name()}'")
     if waiting:
         print(f"{waiting} evaluations wait until their points are measured; the last job sends them")
 

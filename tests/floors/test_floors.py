@@ -26,7 +26,7 @@ FLOORS = (
         "protocol",
         "selection",
     }
-    | {"provenance", "locks", "console", "fetch", "published"},
+    | {"provenance", "locks", "console", "fetch", "published", "cluster_profile"},
     {"schedules", "orders", "diffusion", "noise", "official"},
     {"tokenizers", "backbones", "heads", "rivals"},
     {"model", "sampler", "build"},
@@ -47,6 +47,13 @@ FLOORS = (
     },
     {
         "jobs",
+        "graph",
+        "ledger",
+        "snapshot",
+        "slurm",
+        "cluster_work",
+        "submit",
+        "cluster_status",
         "planning",
         "pipeline",
         "launch",
