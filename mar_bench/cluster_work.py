@@ -77,7 +77,9 @@ class Signals:
     """USR2, before a time limit or a preemption: stop at the next step, then let submitit queue the job again.
 
     TERM, which comes without USR2 when a job is requeued or cancelled from outside: save, and go on to the end that
-    follows. submitit's own handlers would act in the middle of a step."""
+    follows. submitit's own handlers would act in the middle of a step.
+
+    Without a signal before the end (``seconds`` 0), on this machine, TERM is the word to stop."""
 
     def __init__(self, seconds: int):
         self.seconds = seconds
@@ -86,21 +88,22 @@ class Signals:
 
     def __enter__(self) -> Signals:
         handlers = {signal.SIGUSR2: self._stop, signal.SIGTERM: self._save, signal.SIGALRM: self._late}
-        if self.seconds:
-            self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        if not self.seconds:
+            handlers = {signal.SIGTERM: self._stop}
+        self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         return self
 
     def __exit__(self, *error) -> None:
-        if self.previous:
-            signal.alarm(0)
+        signal.alarm(0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame) -> None:
         self.stop = True
         print("told to stop: saving at the next step", file=sys.stderr, flush=True)
-        signal.alarm(max(1, self.seconds - LAST_SECONDS))
+        if self.seconds:
+            signal.alarm(max(1, self.seconds - LAST_SECONDS))
 
     def _late(self, number: int, frame) -> None:
         print("no step has ended in time: stopping where it is", file=sys.stderr, flush=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -196,14 +196,20 @@ def _spawn(places: Places) -> Worker:
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, places))
-    # a worker inherits that SIGINT is ignored: Ctrl-C goes to all of the terminal, but only the scheduler acts
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with ignoring_interrupts():
         process.start()
-    finally:
-        signal.signal(signal.SIGINT, previous)
     theirs.close()
     return Worker(process, mine)
+
+
+@contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Processes started here inherit that SIGINT is ignored: Ctrl-C goes to all of a terminal, but one process acts."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _stop(workers: list[Worker], interrupts: Interrupts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from mar_bench.errors import UserError
 from mar_bench.graph import ClusterJob, arrays, build_graph
 from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, jobs_for, record_failure
+from mar_bench.launch import STOP_SECONDS, Interrupts, Outcome, ignoring_interrupts
 from mar_bench.ledger import Entry, Row, Submission, new_submission
 from mar_bench.records import Record, read_record
 from mar_bench.slurm import JobState, cancel_jobs, cancel_named, dependency, job_states, sbatch_parameters, script, send
@@ -355,45 +357,63 @@ def run_here(
     parallel: int,
     last: Last,
     say: Callable[[str], None],
-) -> dict[str, str]:
-    """The same graph by submitit's local or debug executor; key -> error of the jobs that failed.
+) -> Outcome:
+    """The same graph by submitit's local or debug executor; ``failed`` maps keys of jobs to errors.
 
-    A job behind a failed one is not run."""
-    from submitit import DebugExecutor, LocalExecutor
-
-    failed: dict[str, str] = {}
+    A job behind a failed one is not run. Ctrl-C and SIGTERM stop it, and trainings save first."""
+    outcome = Outcome()
     waiting = {job.key: job for job in graph}
     running: dict[str, Any] = {}
     ended: set[str] = set()
-    folder = submission.folder / "logs"
-    if profile.kind == "debug":
-        executor = DebugExecutor(folder)
-    else:
-        start = shlex.join([sys.executable, "-u", str(Path(submission.code) / START)])
-        executor = LocalExecutor(folder, python=start)
-        executor.update_parameters(timeout_min=NO_LIMIT)
-    try:
-        while waiting or running:
+    executor = _local_executor(submission, profile)
+    # Ctrl-C goes to all of a terminal; a debugger wants it itself
+    with Interrupts() if profile.kind == "processes" else contextlib.nullcontext(Interrupts()) as interrupts:
+        while (waiting or running) and not interrupts.count:
             for job in list(waiting.values()):
-                if set(job.needs) & failed.keys():
-                    failed[job.key] = "what it needs has failed"
+                if set(job.needs) & outcome.failed.keys():
+                    outcome.failed[job.key] = "what it needs has failed"
                     ended.add(waiting.pop(job.key).key)
                 elif {*job.needs, *job.follows} <= ended and len(running) < parallel:
                     del waiting[job.key]
                     say(f"start  {job.title}")
-                    running[job.key] = executor.submit(_work(submission, job.key, last))
+                    with ignoring_interrupts() if profile.kind == "processes" else contextlib.nullcontext():
+                        running[job.key] = executor.submit(_work(submission, job.key, last))
+                    submission.sent([(job.key, running[job.key].job_id)])
             for key, job in list(running.items()):
                 if profile.kind == "debug" or job.done():
                     del running[key]
                     ended.add(key)
                     error = job.exception()
                     if error is not None:
-                        failed[key] = str(error).strip().splitlines()[-1]
+                        outcome.failed[key] = str(error).strip().splitlines()[-1]
                     title = next(one.title for one in graph if one.key == key)
                     say(f"{'FAILED' if error is not None else 'done  '} {title}")
             if running:
                 time.sleep(0.2)
-    finally:
-        for job in running.values():
-            job.cancel()
-    return failed
+        if waiting or running:
+            outcome.stopped = True
+            say("stopping: saving what is under way")
+            for job in running.values():
+                job._process.terminate()  # which its controller passes on; job.cancel() would kill
+            for job in running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    job._process.wait(STOP_SECONDS)
+    return outcome
+
+
+def _local_executor(submission: Submission, profile: Profile):
+    from submitit import DebugExecutor, LocalExecutor
+
+    folder = submission.folder / "logs"
+    if profile.kind == "debug":
+        return DebugExecutor(folder)
+    start = shlex.join([sys.executable, "-u", str(Path(submission.code) / START)])
+    executor = LocalExecutor(folder, python=start)
+    gpus = gpus_here()
+    executor.update_parameters(timeout_min=NO_LIMIT, gpus_per_node=len(gpus), visible_gpus=gpus)
+    return executor
+
+
+def gpus_here() -> list[int]:
+    """The numbers of this machine's NVIDIA GPUs."""
+    return sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))

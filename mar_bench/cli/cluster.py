@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import shlex
@@ -99,7 +101,7 @@ def _submit(
     if not dry_run:
         writable(places)
     slurm = isinstance(profile, SlurmProfile)
-    with submitting.one_at_a_time(places) if not dry_run else _nothing():
+    with submitting.one_at_a_time(places) if not dry_run else contextlib.nullcontext():
         experiments = [load(name, scale, overrides, found) for name in names]
         seeds = options["seeds"], options["sampling_seeds"]
         planned = plan_of(experiments, *seeds, only, every, profile.device)
@@ -136,10 +138,16 @@ def _submit(
                 f"next: mar-bench status {' '.join(names)}" + (f" --runs {options['runs']}" if options["runs"] else "")
             )
             return
-    parallel = 1 if profile.kind == "debug" else profile.parallel or max(1, cores() // _threads(experiments))
-    failed = submitting.run_here(submission, plan.graph, profile, parallel, conclude, print)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(plan.graph)} jobs failed; mar-bench status says which and why")
+    several = 1 if submitting.gpus_here() else max(1, cores() // _threads(experiments))
+    parallel = 1 if profile.kind == "debug" else profile.parallel or several
+    outcome = submitting.run_here(submission, plan.graph, profile, parallel, conclude, print)
+    if outcome.stopped:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if outcome.failed:
+        failed = len(outcome.failed)
+        print(f"{failed} of {len(plan.graph)} jobs failed; mar-bench status says which and why", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def conclude(submission) -> None:
@@ -152,7 +160,8 @@ def conclude(submission) -> None:
     _go_on(submission)
     about = {key: submission.options[key] for key in ("every", "scale", "reports")}
     try:
-        table(submission.words, save=True, output_format="md", records=str(submission.places.records), **about)
+        with contextlib.redirect_stdout(io.StringIO()):  # it is in its file
+            table(submission.words, save=True, output_format="md", records=str(submission.places.records), **about)
     except UserError as error:
         print(f"no table: {error}", file=sys.stderr, flush=True)
 
@@ -172,12 +181,6 @@ def _go_on(submission) -> None:
             f"{error}; the cells that can be chosen now are sent by the same command: {submission.command}",
             file=sys.stderr,
         )
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def _git() -> dict:
