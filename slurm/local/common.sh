@@ -51,7 +51,7 @@ lock_dir() {
 # wait_for SECONDS COMMAND...: polls ten times a second; no longer than the process WHILE, if set, lives.
 wait_for() {
   local end=$((SECONDS + $1)); shift
-  until "$@" >/dev/null 2>&1 9>&-; do
+  until ("$@") >/dev/null 2>&1 9>&-; do # in a subshell: a trap that strikes meanwhile must not speak into /dev/null
     [ "$SECONDS" -lt "$end" ] || return 1
     [ -z "${WHILE:-}" ] || kill -0 "$WHILE" 2>/dev/null || return 1
     sleep 0.1
@@ -60,8 +60,9 @@ wait_for() {
 
 # --- processes ------------------------------------------------------------------------------------------------------
 # No pid files: pids are used again, and a start that dies between fork and note leaves a daemon nobody knows. What
-# belongs to a cluster says so itself: daemons carry MAR_BENCH_SLURM=DIR and MAR_BENCH_DAEMON=NAME in the environment,
-# jobs the SLURM_CONF that slurmd gives them, and helpers that overwrite their environment with a title hold a log open. A zombie has neither environment nor open files, so it counts as gone.
+# belongs to a cluster says so itself: daemons carry MAR_BENCH_SLURM=DIR and MAR_BENCH_DAEMON=NAME in the environment;
+# jobs the SLURM_CONF that slurmd gives them; helpers that overwrite their environment with a title hold a log open.
+# A zombie has neither environment nor open files, so it counts as gone.
 
 # with_env NAME=VALUE...: the pids of all processes that have all of these in their environment.
 with_env() {
@@ -83,6 +84,8 @@ having() {
 }
 
 daemon() { with_env "MAR_BENCH_SLURM=$DIR" "MAR_BENCH_DAEMON=$1"; }
+
+slurmds() { with_env "MAR_BENCH_SLURM=$DIR" | having '^MAR_BENCH_DAEMON=slurmd\.'; }
 
 # launch NAME COMMAND...: a daemon in a session of its own; output goes to DIR/log/NAME.out, its pid to LAUNCHED.
 launch() {
@@ -169,7 +172,7 @@ take_down() {
   # slurmctld has to report to slurmdbd, which writes to mariadbd; munged vouches for all of them
   for name in slurmd slurmctld slurmdbd mariadbd munged; do
     if [ "$name" = slurmd ]; then
-      with_env "MAR_BENCH_SLURM=$DIR" | having '^MAR_BENCH_DAEMON=slurmd\.' | end TERM
+      slurmds | end TERM
     else
       daemon "$name" | end TERM
       wait_for 10 daemon_gone "$name" || true
