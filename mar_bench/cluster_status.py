@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ ADVICE = {  # Slurm's state or reason -> what to do
     "FAILED": f"mar-bench logs says why; {AGAIN}",
     "CANCELLED": "submit sends it again",
     "PREEMPTED": "submit sends it again",
+    "INTERRUPTED": "the same submit goes on from there",
     LOST: f"Slurm knows no such job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN[5:]}",
     SILENT: "Slurm does not answer: is this a machine of the cluster?",
     "DependencyNeverSatisfied": f"what it waits for has failed: mar-bench cancel, {AGAIN}",
@@ -184,7 +186,7 @@ def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, st
     if same and stage_id in said.get("failed", {}):
         line.error, line.live = said["failed"][stage_id], False
         line.state = "FAILED"
-    elif not state.live and state.state not in ("COMPLETED", *GIVEN_UP):
+    elif not state.live and state.state not in ("COMPLETED", "INTERRUPTED", *GIVEN_UP):
         line.error = line.error or _last_line(log)
     elif state.state == "COMPLETED":
         line.state, line.error = "FAILED", "its job has ended without it"
@@ -195,8 +197,17 @@ def _here(owner: Submission, said: dict) -> JobState:
     """The state of a job without Slurm: whether its process is there."""
     if said.get("event") == "end":
         return JobState("COMPLETED")
-    alive = bool(said.get("pid")) and Path(f"/proc/{said['pid']}").exists()
-    return JobState("RUNNING" if alive else "FAILED" if said else "PENDING")
+    if not _alive(owner.options.get("process")) or said.get("event") == "stopped":
+        return JobState("INTERRUPTED")
+    return JobState(("RUNNING" if _alive(said["pid"]) else "FAILED") if said else "PENDING")
+
+
+def _alive(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except OSError:
+        return False
+    return bool(pid)
 
 
 def advice(state: str) -> str:

@@ -30,8 +30,11 @@ class ClusterJob:
     def title(self) -> str:
         if self.kind == TABLE:
             return "table"
-        first = self.stages[0].title + (f" {self.shard[0] + 1}/{self.shard[1]}" if self.shard else "")
-        return first + (f" +{len(self.stages) - 1}" if len(self.stages) > 1 else "")
+        if self.shard:
+            return f"{self.stages[0].title} {self.shard[0] + 1}/{self.shard[1]}"
+        if self.kind == "measure":  # what it samples is there already
+            return self.stages[-1].title
+        return self.stages[0].title + (f" +{len(self.stages) - 1}" if len(self.stages) > 1 else "")
 
 
 def resource_stage(kind: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -93,6 +94,7 @@ def _submit(
     from mar_bench.ids import chosen_rows
     from mar_bench.jobs import preflight, publish, writable
     from mar_bench.ledger import read_ledger
+    from mar_bench.provenance import git_state
 
     names, overrides = names_and_overrides(words)
     every, scale, only = options["every"], options["scale"], options["only"]
@@ -127,7 +129,8 @@ def _submit(
         preflight([stage.run for stage in plan.stages])
         submission = submitting.prepare(
             plan, planned, places, _profile_text(profile), label, command=command, words=words, scale=scale,
-            options=options | {"waiting": waiting}, cluster=cluster, kind=profile.kind, git=_git(),
+            options=options | {"waiting": waiting, "process": os.getpid()}, cluster=cluster, kind=profile.kind,
+            git=git_state(),
         )  # fmt: skip
         if slurm:
             submitting.send_all(submission, plan.graph, profile, conclude, lambda text: print(text, file=sys.stderr))
@@ -183,12 +186,6 @@ def _go_on(submission) -> None:
         )
 
 
-def _git() -> dict:
-    from mar_bench.provenance import git_state
-
-    return git_state()
-
-
 def _threads(experiments: list) -> int:
     return next(iter(experiments[0].rows.values())).compute.threads
 
@@ -230,24 +227,37 @@ def _say_dry(plan, places, profile, command: str, label: str) -> None:
 
     hours = sum(gpu_hours_of(stage) for job in plan.graph if job.shard is None for stage in job.stages)
     if not isinstance(profile, SlurmProfile):
-        lines = [[job.key, job.title, " ".join(job.needs), " ".join(job.follows)] for job in plan.graph]
-        print(console_table(["job", "does", "after (ok)", "after"], lines))
+        lines = [[job.key, job.title, "all others" if job.follows else " ".join(job.needs)] for job in plan.graph]
+        print(console_table(["job", "does", "after"], lines))
     else:
         code = Path(places.runs).absolute() / "code" / "<snapshot>"
         folder = Path(places.runs).absolute() / "submissions" / "<new>"
-        lines, texts = [], {}
+        alike: dict[tuple, list] = {}
         for group, words, text in submitting.scripts(folder, code, plan.graph, profile, command, label):
-            wants = profile.resources(group[0].kind)
-            title = group[0].title if len(group) == 1 else f"{group[0].title} and {len(group) - 1} more"
-            size, gpus = f"{wants.nodes}x{wants.tasks_per_node}", str(wants.gpus_per_node or 0)
-            after = words if len(words) < 60 else f"{words[:57]}..."
-            lines.append([f"<{group[0].key}>", group[0].kind, title, str(len(group)), size, gpus, wants.time, after])
-            texts.setdefault((group[0].kind, len(group) > 1), text)
-        heading = ["id", "stage", "does", "elements", "nodes x tasks", "GPUs a node", "time", "dependency"]
+            alike.setdefault((group[0].kind, len(group) > 1, len(group)), []).append((group, words, text))
+        lines, texts = [], {}
+        for (kind, array, elements), sent in alike.items():
+            (group, words, text), wants = sent[0], profile.resources(kind)
+            size, gpus = f"{wants.nodes} x {wants.tasks_per_node}", str(wants.gpus_per_node or 0)
+            after = words if len(words) < 50 else f"{words[:47]}..."
+            line = [kind, str(len(sent)), str(elements), size, gpus, wants.time]
+            lines.append([*line, f"<{group[0].key}> {group[0].title}", after])
+            texts.setdefault((kind, array), text)
+        heading = [
+            "stage",
+            "sbatch calls",
+            "jobs in each",
+            "nodes x tasks",
+            "GPUs a node",
+            "time",
+            "the first",
+            "which waits for",
+        ]
         print(console_table(heading, lines))
         for (kind, array), text in texts.items():
             print(f"\n# ---- {kind}{', an array' if array else ''}: the first of its kind\n{text}")
-    print(f"about {hours:,.0f} GPU hours of training and sampling (of an H100, estimated from the work of MAR-L)")
+    if hours > 1:
+        print(f"about {hours:,.0f} GPU hours of training and sampling (of an H100, estimated from the work of MAR-L)")
     try:
         preflight([stage.run for stage in plan.stages])
     except UserError as error:
