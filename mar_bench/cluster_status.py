@@ -104,6 +104,9 @@ def look(places: Places, experiments: list[str]) -> View:
             if not experiments or row.experiment in experiments:
                 rows[row.id] = (submission, row)
     lines = [_line(submission, row, held, states) for submission, row in rows.values()]
+    if len({submission.scale for submission, _ in rows.values()}) > 1:
+        for line, (submission, _) in zip(lines, rows.values()):
+            line.experiment += f"@{submission.scale}"
     newest = {tuple(submission.words): submission for submission in wanted}.values()
     tables = [line for s in wanted if (line := _table_line(s, states)).live or line.error and s in newest]
     return View(places.runs, lines, tables)

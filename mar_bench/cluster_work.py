@@ -289,7 +289,8 @@ def _one(stage: Job, submission: Submission, shard, world, signals: Signals, not
         notes.waits(why)
 
     def claimed(path: Path) -> Claim:
-        claims.append(Claim(path, *who()))
+        # ids of jobs begin anew with a cluster's history; a submission's name does not come again
+        claims.append(Claim(path, f"{submission.id} {who()[0]}", who()[1]))
         return claims[-1]
 
     _check_device(stage)

@@ -112,10 +112,8 @@ def make_plan(
             wanted |= {stage.id, *stage.needs}
     stages = [stage for stage in stages if stage.id in wanted]
     mine = [stage for stage in stages if stage.id not in elsewhere]
-    needs = {need for stage in mine for need in stage.needs}
-    graph = build_graph(
-        mine, profile.pack, profile.sample_shards, {i: job for i, job in elsewhere.items() if i in needs}
-    )
+    others = {stage_id: job for stage_id, job in elsewhere.items() if stage_id in wanted}
+    graph = build_graph(mine, profile.pack, profile.sample_shards, others)
     return Plan(graph, stages, elsewhere, failed, behind, done)
 
 
@@ -292,7 +290,7 @@ def settle(submission: Submission) -> list[str]:
         if why is None:
             continue
         lost[stage.id] = why
-        if stage.id == stage.run.id:
+        if entry is not None and stage.id == stage.run.id:
             path = submission.places.records / f"{stage.id}.json"
             known = read_record(path) if path.is_file() else None
             if known is None or (
@@ -306,10 +304,10 @@ def settle(submission: Submission) -> list[str]:
 # --- taking back ----------------------------------------------------------------------------------------
 
 
-def cancel(ledger: list[Submission], unwanted: set[str], wanted: set[str]) -> tuple[list[str], list[str]]:
-    """End the jobs that only ``unwanted`` records need; ``wanted``: those that others still wait for.
+def cancel(ledger: list[Submission], unwanted: set[str]) -> tuple[list[str], list[str]]:
+    """End the jobs that no record needs but those of ``unwanted``, by their ids.
 
-    Ids of jobs that were cancelled, and titles of stages that stay since somebody needs them."""
+    Ids of jobs that were cancelled, and titles of stages that stay since other records wait for them."""
     states = states_of(ledger)
     live = [
         (submission, entry)
@@ -317,23 +315,19 @@ def cancel(ledger: list[Submission], unwanted: set[str], wanted: set[str]) -> tu
         for entry in submission.jobs.values()
         if (state := states.get((submission.id, entry.key))) is not None and state.live
     ]
-    kept_stages: set[str] = set()
-    for submission in ledger:
-        for row in submission.rows:
-            if row.id in wanted:
-                kept_stages |= set(row.stages)
-    gone_stages = {s for submission in ledger for row in submission.rows if row.id in unwanted for s in row.stages}
+    to_come = {stage.id for submission, entry in live for stage in entry.stages if stage.id not in submission.cancelled}
+    rows = [row for submission in ledger for row in submission.rows]
+    kept_stages = {s for row in rows if row.id in to_come and row.id not in unwanted for s in row.stages}
+    gone_stages = {s for row in rows if row.id in unwanted for s in row.stages}
     ids, kept = [], []
     for submission, entry in live:
         own = {stage.id for stage in entry.stages}
         going = (own & gone_stages) - kept_stages
         kept += [stage.title for stage in entry.stages if stage.id in own & gone_stages & kept_stages]
-        if not own:
-            continue
         if going:
             submission.cancel(going)
-        if going and not own & kept_stages:
-            ids.append(entry.slurm_id)
+            if not own & kept_stages:
+                ids.append(entry.slurm_id)
     for submission in ledger:  # a table that nothing is left for
         last = submission.jobs[submission.last]
         state = states.get((submission.id, last.key))

@@ -335,9 +335,7 @@ def cancel(
     places = _places(runs, cluster)
     with submitting.one_at_a_time(places):
         ledger = [s for s in read_ledger(places.runs) if s.kind == "slurm"]
-        rows = [row for submission in ledger for row in submission.rows]
-        unwanted = {row.id for row in chosen(ledger, name)}
-        ids, kept = submitting.cancel(ledger, unwanted, {row.id for row in rows} - unwanted)
+        ids, kept = submitting.cancel(ledger, {row.id for row in chosen(ledger, name)})
     print(f"cancelled {len(ids)} jobs" + (f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""))
     if kept:
         more = " ..." if len(kept) > 3 else ""

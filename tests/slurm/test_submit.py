@@ -164,7 +164,8 @@ def test_two_hundred_rows_are_sent_as_arrays_and_looked_at_in_seconds(slurm: Clu
 def test_two_nodes_with_two_processes_each_train_as_one_process_does(lab: Lab):
     words = ["table1", "--scale", "smoke", "--only", "mar/diff/guided"]
     words += ["train.steps=20", "compute.log_every=1", "train.label_dropout=0.1"]
-    lab.submit(*words, cluster=lab.profile(stages={"train": {"nodes": 2, "tasks_per_node": 2, "gpus_per_node": 2}}))
+    train = {"nodes": 2, "tasks_per_node": 2, "gpus_per_node": 2}
+    lab.submit(*words, cluster=lab.profile(pack=False, sample_shards=2, stages={"train": train}))
     lab.wait(120)
     alone = lab.folder / "alone"
     lab("run", *words, "--runs", str(alone), "--records", str(alone / "records"))
@@ -172,6 +173,8 @@ def test_two_nodes_with_two_processes_each_train_as_one_process_does(lab: Lab):
     assert len(ours) == 20 and ours == pytest.approx(theirs, rel=1e-5)
     record = next(r for r in lab.records().values() if r["task"] == "generation")
     assert record["training"]["processes"] == 4 and record["status"] == "done"
+    drawn = Counter(e["event"] for e in lab.history() if e["stage"] == record["ids"]["sample_id"])
+    assert drawn["done"] == 3, "two shards, and the stage that finds their images"
 
 
 def _losses(runs: Path) -> list[float]:
