@@ -165,7 +165,7 @@ def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, st
     if state is None:
         line.state, line.advice = "not sent", ADVICE["CANCELLED"]
         return
-    line.state, line.node, line.live = state.state, state.nodes, state.live and state.state != SILENT
+    line.state, line.node, line.live = state.state, state.nodes, state.live
     log = owner.log(entry)
     line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
     same = said.get("job") == entry.slurm_id or owner.kind != "slurm"

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,13 @@ def job_states(named: dict[str, str], environ: dict[str, str] | None = None) -> 
     found: dict[str, tuple[str, JobState]] = {}
     silent = False
     try:
-        for line in _run(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", FIELDS]).splitlines():
+        words = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", FIELDS]
+        try:
+            lines = _run(words)
+        except UserError:  # a busy controller drops a question now and then
+            time.sleep(1)
+            lines = _run(words)
+        for line in lines.splitlines():
             job, name, state, nodes, reason, elapsed = line.split("|", 5)
             found[job] = (name, JobState(state, nodes, "" if reason == "None" else reason, elapsed))
     except UserError:
