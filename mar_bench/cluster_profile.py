@@ -36,7 +36,7 @@ class Resources:
     gpus_per_node: int | None = None
     gpu_type: str | None = None  # as in --gres=gpu:<type>:<n>
     cpus_per_task: int | None = None
-    memory_gb: float | None = None  # a node
+    memory_gb: float | None = None  # a task; a node has to have it for all of its tasks
     time: str | None = None  # minutes, H:MM:SS or D-HH:MM:SS
     exclusive: bool | None = None  # the node for itself
     sbatch: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch, without its dashes

@@ -129,7 +129,7 @@ def sbatch_parameters(
         "cpus_per_task": wants.cpus_per_task,
         "time": minutes(wants.time),
         "exclusive": wants.exclusive or None,
-        "mem": None if wants.memory_gb is None else f"{round(wants.memory_gb * 1024)}M",
+        "mem": None if wants.memory_gb is None else f"{round(wants.memory_gb * wants.tasks_per_node * 1024)}M",
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": profile.array_parallelism,
         "dependency": dependency or None,
