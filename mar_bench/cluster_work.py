@@ -22,6 +22,7 @@ from mar_bench.jobs import RECORDED, Job, give_up, is_sound
 from mar_bench.ledger import Submission, read_submission
 from mar_bench.locks import Claim
 from mar_bench.records import atomic_write
+from mar_bench.slurm import requeue_job
 
 TELL_SECONDS = 2.0  # between two notes of what a job is at
 LAST_SECONDS = 15  # kept back, of the time between the signal and the end, for queueing again
@@ -84,6 +85,7 @@ class Signals:
     def __init__(self, seconds: int):
         self.seconds = seconds
         self.stop = self.save = False
+        self.told = 0.0  # when, on the monotonic clock
         self.previous: dict = {}
 
     def __enter__(self) -> Signals:
@@ -100,7 +102,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame) -> None:
-        self.stop = True
+        self.stop, self.told = True, time.monotonic()
         print("told to stop: saving at the next step", file=sys.stderr, flush=True)
         if self.seconds:
             signal.alarm(max(1, self.seconds - LAST_SECONDS))
@@ -123,7 +125,10 @@ class Signals:
         handler = self.previous.get(signal.SIGUSR2)
         if callable(handler):
             handler(signal.SIGUSR2, None)
-            time.sleep(60)  # not the first process of the job: the first one ends it
+            # not the first process of the job: that one has to save yet, unless it is stuck waiting for this one
+            time.sleep(max(0.0, self.told + self.seconds - LAST_SECONDS - time.monotonic()))
+            requeue_job(who()[0])
+            time.sleep(60)
 
 
 class Notes:

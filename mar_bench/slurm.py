@@ -89,6 +89,11 @@ def cancel_named(name: str) -> None:
     _run(["scancel", "-u", str(os.getuid()), "--name", name])
 
 
+def requeue_job(slurm_id: str) -> None:
+    """Have a running job queued again. Raises UserError where Slurm refuses."""
+    _run(["scontrol", "requeue", slurm_id])
+
+
 def _run(words: list[str]) -> str:
     """A command's output. Raises UserError with the first line of its complaint."""
     try:
@@ -104,7 +109,7 @@ def _run(words: list[str]) -> str:
 
 def complaint(text: str) -> str:
     """The line of Slurm's complaint that says why."""
-    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(sbatch|squeue|sacct|scancel)[:_]", line)]
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm_\w+)[: ]", line)]
     lines = [line for line in lines if "error" in line] or lines
     return " ".join(lines[-1].split()) if lines else ""
 
