@@ -25,6 +25,7 @@ LIVE = {
 }  # fmt: skip
 LOST = "LOST"  # Slurm knows no such job
 SILENT = "UNKNOWN"  # Slurm does not answer
+COMPLAINT = r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm_\w+)[: ]"
 SECONDS = 30  # for squeue and the like to answer
 FIELDS = "%i|%j|%T|%N|%r|%M"  # of squeue: id, name, state, nodes, reason, time used
 
@@ -109,7 +110,7 @@ def _run(words: list[str]) -> str:
 
 def complaint(text: str) -> str:
     """The line of Slurm's complaint that says why."""
-    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm_\w+)[: ]", line)]
+    lines = [line.strip() for line in text.splitlines() if re.match(COMPLAINT, line)]
     lines = [line for line in lines if "error" in line] or lines
     return " ".join(lines[-1].split()) if lines else ""
 
