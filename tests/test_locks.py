@@ -1,4 +1,4 @@
-"""Locks between processes: exclusive, shared, freed by death."""
+"""Locks between processes: exclusive, shared, freed by death; claims between the starts of a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mar_bench import locks
-from mar_bench.locks import held
+from mar_bench.errors import Superseded
+from mar_bench.locks import Claim, held
 
 HOLD = """
 import sys
@@ -136,3 +137,73 @@ def test_a_speed_measurement_has_the_machine_to_itself(tmp_path, monkeypatch):
                     assert free
             except Busy:
                 assert not free
+
+
+# --- claims ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "CLAIM_SECONDS", 0.0)
+    return lambda job="a job", restart=0: Claim(tmp_path / "deep/stage.claim", job, restart)
+
+
+def leaves(act) -> bool:
+    try:
+        act()
+    except Superseded:
+        return True
+    return False
+
+
+def test_an_older_start_leaves_once_a_newer_one_has_taken_over(claim):
+    old, new = claim(), claim(restart=1)
+    old.fence()
+    old.take()
+    assert not leaves(old.check)
+    new.fence()  # before it has the lock, which the old one still holds
+    assert leaves(old.check) and leaves(old.fence)
+    new.take()
+    assert not leaves(new.check) and not leaves(new.fence)
+
+
+def test_a_fence_is_for_starts_of_the_same_job_alone(claim):
+    claim("another").take()
+    claim("a job", 5).fence()
+    assert not leaves(claim("another").check), "it has the lock, and goes on"
+    claim("a job", 5).take()
+    assert not leaves(claim("another").check), "its count of starts is another"
+
+
+def test_a_first_start_fences_nobody_off(claim, tmp_path):
+    claim().fence()
+    assert not (tmp_path / "deep/stage.claim").exists()
+
+
+def test_a_start_may_claim_again(claim):
+    claim(restart=2).take()
+    again = claim(restart=2)
+    again.fence()
+    assert not leaves(again.check)
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "3", "[]", '["a job"]', '["a job", "x"]', '["a job", 9, 9]'])
+def test_a_broken_claim_is_none(text, claim, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/stage.claim").write_text(text)
+    assert not leaves(claim().check) and not leaves(claim().fence)
+    claim(restart=1).take()
+    assert leaves(claim().check)
+
+
+def test_a_claim_is_looked_at_once_a_second(claim, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(locks, "CLAIM_SECONDS", 1.0)
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    old = claim()
+    old.check()
+    claim(restart=1).take()
+    now[0] = 0.9
+    assert not leaves(old.check)
+    now[0] = 1.0
+    assert leaves(old.check)
