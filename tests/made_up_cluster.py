@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from mar_bench import slurm
 from mar_bench.cluster_profile import SlurmProfile
 from mar_bench.config import Experiment, load_experiment
 from mar_bench.errors import UserError
 from mar_bench.ids import Run, plan_runs
 from mar_bench.jobs import Places, mark_done, record_failure
 from mar_bench.ledger import Entry, Submission, new_submission
-from mar_bench.provenance import git_state
 from mar_bench.submit import Plan, make_plan, rows_of
 
 EXPERIMENT: Experiment = load_experiment("table1", "smoke")
@@ -105,17 +99,6 @@ class Lab:
         record_failure(run, self.places, error, 1.0)
 
 
-@pytest.fixture
-def squeue(monkeypatch) -> Squeue:
-    monkeypatch.setattr(slurm, "_run", squeue := Squeue())
-    return squeue
-
-
-@pytest.fixture
-def lab(tmp_path, squeue) -> Lab:
-    return Lab(tmp_path, squeue)
-
-
 # --- programs -------------------------------------------------------------------------------------------
 
 SBATCH = """
@@ -173,40 +156,3 @@ class FakeSlurm:
         """What sbatch was given, in the order of its calls."""
         paths = self.folder.glob("script.*")
         return [path.read_text() for path in sorted(paths, key=lambda path: int(path.suffix[1:]))]
-
-
-@pytest.fixture
-def fake_slurm(tmp_path, monkeypatch) -> FakeSlurm:
-    git_state()  # is remembered: other tests want it as it is with git on the PATH
-    fake = FakeSlurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(fake.folder))
-    return fake
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """``mar-bench`` in this process: exit code and both streams."""
-    from mar_bench.cli import main
-
-    for name in ("runs", "records", "reports"):
-        monkeypatch.setenv(f"MAR_BENCH_{name.upper()}", str(tmp_path / name))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mar-bench", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def no_programs(tmp_path, monkeypatch) -> None:
-    """A PATH on which there is nothing."""
-    git_state()
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))

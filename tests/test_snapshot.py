@@ -53,7 +53,8 @@ def test_a_changed_file_makes_another_copy(name, taken, tmp_path):
     checkout = tmp_path / "checkout"
     shutil.copytree(taken, checkout)
     (checkout / SNAPSHOT).unlink()
-    code = f"from pathlib import Path; from mar_bench.snapshot import take_snapshot as t; print(t(Path({str(tmp_path)!r})))"
+    code = "from pathlib import Path; from mar_bench.snapshot import take_snapshot as take; "
+    code += f"print(take(Path({str(tmp_path)!r})))"
     first = python(checkout, code)
     assert python(checkout, code) == first
     with (checkout / name).open("a") as file:

@@ -1,0 +1,69 @@
+"""Fixtures of a made-up cluster, as a plugin of the test modules that use it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mar_bench import slurm, submit
+from mar_bench.provenance import git_state
+from mar_bench.snapshot import take_snapshot
+from tests.made_up_cluster import FakeSlurm, Lab, Squeue
+
+
+@pytest.fixture
+def squeue(monkeypatch) -> Squeue:
+    monkeypatch.setattr(slurm, "_run", squeue := Squeue())
+    return squeue
+
+
+@pytest.fixture
+def lab(tmp_path, squeue) -> Lab:
+    return Lab(tmp_path, squeue)
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch) -> FakeSlurm:
+    git_state()  # is remembered: other tests want it as it is with git on the PATH
+    fake = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(fake.folder))
+    return fake
+
+
+@pytest.fixture(scope="session")
+def code(tmp_path_factory) -> Path:
+    """One copy of the code for all submissions of the tests: it is many files."""
+    return take_snapshot(tmp_path_factory.mktemp("code"))
+
+
+@pytest.fixture
+def call(code, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """``mar-bench`` in this process: exit code and both streams."""
+    from mar_bench.cli import main
+
+    monkeypatch.setattr(submit, "take_snapshot", lambda runs: code)
+    for name in ("runs", "records", "reports"):
+        monkeypatch.setenv(f"MAR_BENCH_{name.upper()}", str(tmp_path / name))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mar-bench", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def no_programs(tmp_path, monkeypatch) -> None:
+    """A PATH on which there is nothing."""
+    git_state()
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
