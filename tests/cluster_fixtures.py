@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.made_up_cluster import FakeSlurm, Lab, Squeue
 @pytest.fixture
 def squeue(monkeypatch) -> Squeue:
     monkeypatch.setattr(slurm, "_run", squeue := Squeue())
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=lambda seconds: None))
     return squeue
 
 

@@ -262,6 +262,7 @@ def test_a_resource_changes_the_script(name, block):
         ({"gpus_per_node": 2, "gpu_type": "a100"}, "--gres=gpu:a100:2"),
         ({"cpus_per_task": 7}, "--cpus-per-task=7"),
         ({"memory_gb": 12.5}, "--mem=12800M"),
+        ({"memory_gb": 4, "tasks_per_node": 3}, "--mem=12288M"),
         ({"time": "7:00:00"}, "--time=420"),
         ({"exclusive": True}, "--exclusive"),
         ({"sbatch": {"mail-type": "FAIL"}}, "--mail-type=FAIL"),

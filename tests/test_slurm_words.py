@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,7 @@ def answers(monkeypatch) -> dict[str, str | None]:
         return said[words[0]]
 
     monkeypatch.setattr(slurm, "_run", run)
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=lambda seconds: None))
     return said
 
 
@@ -108,6 +110,19 @@ def test_what_nobody_says_is_unknown_and_not_lost(answers):
     assert {i: s.state for i, s in states("7", "11").items()} == {"7": SILENT, "11": "CANCELLED"}
     answers["sacct"] = None
     assert {s.state for s in states("7", "11", "13").values()} == {SILENT}
+
+
+def test_a_question_that_slurm_drops_is_asked_again(answers, monkeypatch):
+    run = slurm._run
+
+    def dropping(words: list[str]) -> str:
+        answer = run(words)
+        if len(answers["asked"]) == 1:
+            raise UserError("squeue: error: slow down")
+        return answer
+
+    monkeypatch.setattr(slurm, "_run", dropping)
+    assert states("7")["7"].state == "RUNNING"
 
 
 def test_a_job_of_another_name_is_lost_also_in_the_queue(answers):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mar_bench import ledger
 from mar_bench import submit as submitting
 from mar_bench.cluster_profile import SlurmProfile
 from mar_bench.errors import UserError
@@ -307,6 +308,17 @@ def test_names_of_submissions_are_their_own(lab: Lab):
     assert [len(n) for n in names] == [1, 1] and not names[0] & names[1]
 
 
+@pytest.mark.xfail(strict=True, reason="ledger.py, new_submission: within a second the order of submissions is random")
+def test_submissions_are_read_in_the_order_in_which_they_were_sent(lab: Lab, monkeypatch):
+    for word in ("ffffff", "000000"):
+        monkeypatch.setattr(ledger.secrets, "token_hex", lambda n, word=word: word)
+        monkeypatch.setattr(ledger.time, "strftime", lambda form: "20260101-000000")
+        lab.submit(runs_of(), retry=True, command=word)
+        for entry in lab.ledger[-1].jobs.values():
+            lab.squeue.say(entry, "FAILED")
+    assert [submission.command for submission in read_ledger(lab.places.runs)] == ["ffffff", "000000"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"jobs": []}', '{"jobs": [{"key": "0"}], "rows": []}'])
 def test_a_folder_that_is_no_submission_is_named(text, lab: Lab):
     folder = lab.submit(runs_of()).folder
@@ -397,7 +409,7 @@ def test_a_submission_from_end_to_end(call, fake_slurm: FakeSlurm, tmp_path):
     assert code == 0 and "nothing to send" in said and fake_slurm.calls == calls and submissions(tmp_path) == [folder]
     code, said, _ = call("submit", *ROW[:-1], "mar/diff/*", "--cluster", cluster)
     assert code == 0 and "under way in jobs that were sent before" in said
-    newest = read_submission(submissions(tmp_path)[-1])
+    (newest,) = [read_submission(path) for path in submissions(tmp_path) if path != folder]
     train = next(e.slurm_id for e in submission.jobs.values() if e.kind == "train")
     assert {f"@{train}"} <= {need for entry in newest.jobs.values() for need in entry.needs}
 
