@@ -20,6 +20,8 @@ OURS = {  # what sbatch is told by other keys or by what we do, and must not be 
     "gpus-per-node": "gpus_per_node", "gres": "gpus_per_node and gpu_type", "cpus-per-task": "cpus_per_task",
     "ntasks-per-node": "tasks_per_node", "requeue": "what every job is", "no-requeue": "what no job is",
     "kill-on-invalid-dep": "the graph", "open-mode": "the submission", "wckey": "the submission",
+    "parsable": "the submission", "wait": "the submission", "test-only": "--dry-run", "ntasks": "tasks_per_node",
+    "wrap": "the submission", "quiet": "the submission",
 }  # fmt: skip
 
 
@@ -155,6 +157,10 @@ def _check(profile: Profile) -> None:
     for name in ("sample_shards", "array_parallelism", "signal_seconds", "parallel"):
         if (value := getattr(profile, name, None)) is not None and value < 1:
             raise KeyPathError(name, f"{value} is less than 1")
+    if profile.pack and profile.sample_shards > 1:
+        raise KeyPathError(
+            "sample_shards", "images are not split where a training shares a job with them: set pack: false"
+        )
     if not isinstance(profile, SlurmProfile):
         return
     if profile.max_timeouts < 0:

@@ -34,6 +34,7 @@ ADVICE = {  # Slurm's state or reason -> what to do
     SILENT: "Slurm does not answer: is this a machine of the cluster?",
     "DependencyNeverSatisfied": f"what it waits for has failed: mar-bench cancel, {AGAIN}",
     "held": "scontrol release, once the node is well",
+    "JobHeld": "held by you or an operator: scontrol release",
     "ReqNodeNotAvail": "nodes are down or reserved: sinfo -R says why",
     "NodeDown": "nodes are down: sinfo -R says why",
     "PartitionDown": "the partition is closed: sinfo",
@@ -103,7 +104,8 @@ def look(places: Places, experiments: list[str]) -> View:
         for row in submission.rows:
             if not experiments or row.experiment in experiments:
                 rows[row.id] = (submission, row)
-    lines = [_line(submission, row, held, states) for submission, row in rows.values()]
+    cancelled = {stage for submission in ledger for stage in submission.cancelled} - held.keys()
+    lines = [_line(submission, row, held, states, cancelled) for submission, row in rows.values()]
     if len({submission.scale for submission, _ in rows.values()}) > 1:
         for line, (submission, _) in zip(lines, rows.values()):
             line.experiment += f"@{submission.scale}"
@@ -117,6 +119,7 @@ def _line(
     row: Row,
     held: dict[str, tuple[Submission, Entry]],
     states: dict[tuple[str, str], JobState],
+    cancelled: set[str],
 ) -> Line:
     places = submission.places
     seeds = "".join(
@@ -127,17 +130,18 @@ def _line(
     if is_sound(places.folder(row.task, row.id)):
         line.state = "done"
         return line
+    if row.id in cancelled:
+        line.state, line.advice = "cancelled", ADVICE["CANCELLED"]
+        return line
     for stage_id in row.stages:
         kind = next((k for k in (*KINDS, row.task) if is_sound(places.folder(k, stage_id))), None)
         if kind is None:
             break
     if stage_id not in held:
-        cancelled = any(stage_id in s.cancelled for s in (submission,))
         record = places.records / f"{row.id}.json"
         failed = record.is_file() and (known := read_record(record)).status == "failed"
-        line.state = "cancelled" if cancelled else "FAILED" if failed else "not sent"
-        line.advice = ADVICE["CANCELLED"] if not failed or cancelled else AGAIN[5:]
-        line.error = known.error.splitlines()[0] if failed and not cancelled and known.error else ""
+        line.state, line.advice = ("FAILED", AGAIN[5:]) if failed else ("not sent", ADVICE["CANCELLED"])
+        line.error = known.error.splitlines()[0] if failed and known.error else ""
         return line
     owner, entry = held[stage_id]
     stage = next(s for s in entry.stages if s.id == stage_id)

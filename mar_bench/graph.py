@@ -46,6 +46,7 @@ def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str,
     """The jobs that do ``stages``, which stand behind what they need; the last one makes the table.
 
     ``elsewhere``: stages that are not in ``stages`` since another submission's job does them, and its id."""
+    assert shards == 1 or not pack, "profiles are checked for it"
     groups: dict[tuple, list[Job]] = {}
     for stage in stages:
         groups.setdefault(_group(stage, pack, shards), []).append(stage)

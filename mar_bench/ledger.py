@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -148,7 +147,8 @@ def new_submission(
     **about: Any,
 ) -> Submission:
     """Write a submission's folder, before anything is sent. ``about``: the other fields of Submission."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    now = datetime.now()
+    name = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"  # in the order of time
     entries = {
         job.key: Entry(
             job.key,
@@ -212,7 +212,10 @@ def read_submission(folder: Path) -> Submission:
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}: not a submission of this version; move it elsewhere") from None
     for line in _lines(folder / "sent.jsonl"):
-        key, slurm_id = json.loads(line)
+        try:
+            key, slurm_id = json.loads(line)
+        except ValueError:  # cut by a kill
+            break
         entry = submission.jobs[key]
         submission.jobs[key] = Entry(**{**vars(entry), "slurm_id": slurm_id})
     submission.cancelled = submission.unwanted()

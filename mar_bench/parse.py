@@ -71,7 +71,7 @@ def _kind_of(members: list[type], value: Any, path: str) -> type:
     assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)
     kind = value.get("kind", assumed)
     if kind not in list(kinds):
-        raise KeyPathError(f"{path}.kind", f"unknown kind '{kind}', {did_you_mean(kind, kinds)}", kind)
+        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(kind, kinds)}", kind)
     return kinds[kind]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ LIVE = {
 }  # fmt: skip
 LOST = "LOST"  # Slurm knows no such job
 SILENT = "UNKNOWN"  # Slurm does not answer
-COMPLAINT = r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm_\w+)[: ]"
+NO_SLURM = "{}: not found; is this a machine of the cluster, is Slurm on the PATH?"
+COMPLAINT = r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm)\w*[: ]"
 SECONDS = 30  # for squeue and the like to answer
 FIELDS = "%i|%j|%T|%N|%r|%M"  # of squeue: id, name, state, nodes, reason, time used
 
@@ -100,7 +102,7 @@ def _run(words: list[str]) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
-        raise UserError(f"{words[0]}: not found; is this a machine of the cluster, is Slurm on the PATH?") from None
+        raise UserError(NO_SLURM.format(words[0])) from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{words[0]}: no answer within {SECONDS} seconds") from None
     if done.returncode:
@@ -123,7 +125,8 @@ def sbatch_parameters(
 ) -> dict[str, Any]:
     """What submitit's Slurm executor is told about a stage's jobs."""
     wants = profile.resources(stage)
-    extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **wants.sbatch}
+    own = {option.lstrip("-"): value for option, value in wants.sbatch.items() if value not in (None, False)}
+    extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **own}
     parameters = {
         "job_name": name,
         "partition": wants.partition,
@@ -187,6 +190,8 @@ def send(
     """Send one job for each of ``work``, several as an array; their ids. Raises UserError where sbatch refuses."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise UserError(NO_SLURM.format("sbatch"))
     executor = _executor(profile, folder, code, parameters)
     try:
         with outside_a_job():
@@ -197,10 +202,6 @@ def send(
             return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refuses: {complaint(str(error)) or ' '.join(str(error).split())}") from None
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: not found; is this a machine of the cluster, is Slurm on the PATH?"
-        ) from None
 
 
 @contextlib.contextmanager

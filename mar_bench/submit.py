@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from mar_bench.ids import Run
 from mar_bench.jobs import Job, Places, is_sound, jobs_for, record_failure
 from mar_bench.launch import STOP_SECONDS, Interrupts, Outcome, ignoring_interrupts
 from mar_bench.ledger import Entry, Row, Submission, new_submission
+from mar_bench.provenance import COMMAND_VARIABLE
 from mar_bench.records import Record, read_record
 from mar_bench.slurm import JobState, cancel_jobs, cancel_named, dependency, job_states, sbatch_parameters, script, send
 from mar_bench.snapshot import START, take_snapshot
@@ -30,7 +32,6 @@ Last = Callable[[Submission], None]  # what is done when all jobs have ended
 GIVEN_UP = ("CANCELLED", "PREEMPTED")
 NO_LIMIT = 60 * 24 * 365  # minutes of a job on this machine
 MOST_ELEMENTS = 1000  # of an array; Slurm's own default limit is 1001
-CHAIN = ("tokenizer_id", "latents_id", "extractor_id", "train_id", "sample_id", "eval_id")
 
 
 @dataclass
@@ -136,16 +137,19 @@ def failure_of(
     return own or f"job {entry.slurm_id} {state.state}{where}; its log: {submission.log(entry)}"
 
 
-def rows_of(planned: dict[str, list[Run]], stages: set[str]) -> list[Row]:
-    """Lines of a status: the records of each experiment that some of ``stages`` lead to."""
-    rows = []
-    for experiment, runs in planned.items():
-        for run in runs:
-            chain = tuple(dict.fromkeys([*(run.ids[k] for k in CHAIN if k in run.ids and k != "eval_id"), run.id]))
-            if run.id in stages:
-                seeds = run.spec.train.seed, run.spec.sampling.seed
-                rows.append(Row(experiment, run.row, run.task, *seeds, run.id, chain, run.sweep))
-    return rows
+def rows_of(planned: dict[str, list[Run]], stages: list[Job]) -> list[Row]:
+    """Lines of a status: the records of each experiment that ``stages`` lead to, which stand behind what they need."""
+    chains: dict[str, list[str]] = {}
+    for stage in stages:
+        before = [i for need in stage.needs for i in chains.get(need, ())]
+        chains[stage.id] = list(dict.fromkeys([*before, stage.id]))
+    return [
+        Row(experiment, run.row, run.task, run.spec.train.seed, run.spec.sampling.seed, run.id, tuple(chains[run.id]),
+            run.sweep)
+        for experiment, runs in planned.items()
+        for run in runs
+        if run.id in chains
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -178,7 +182,7 @@ def prepare(
         absolute,
         plan.graph,
         plan.stages,
-        rows_of(planned, {stage.id for stage in plan.stages}),
+        rows_of(planned, plan.stages),
         profile_text,
         label,
         code=str(code),
@@ -356,6 +360,7 @@ def run_here(
 
     A job behind a failed one is not run. Ctrl-C and SIGTERM stop it, and trainings save first."""
     outcome = Outcome()
+    os.environ[COMMAND_VARIABLE] = submission.command
     waiting = {job.key: job for job in graph}
     running: dict[str, Any] = {}
     ended: set[str] = set()

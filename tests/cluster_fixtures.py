@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mar_bench import ledger, slurm, submit
+from mar_bench import slurm, submit
 from mar_bench.provenance import git_state
 from mar_bench.snapshot import take_snapshot
 from tests.made_up_cluster import FakeSlurm, Lab, Squeue
@@ -25,8 +24,6 @@ def squeue(monkeypatch) -> Squeue:
 
 @pytest.fixture
 def lab(tmp_path, squeue, monkeypatch) -> Lab:
-    second = itertools.count()  # a submission each, since their names are to say which was first
-    monkeypatch.setattr(ledger, "time", SimpleNamespace(strftime=lambda form: f"20260101-{next(second):06d}"))
     return Lab(tmp_path, squeue)
 
 

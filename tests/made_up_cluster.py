@@ -65,7 +65,7 @@ class Lab:
     def submit(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, **about) -> Submission:
         """Like ``submit`` up to sbatch, whose ids are made up."""
         plan = self.plan(runs, profile, retry)
-        rows = rows_of({"table1": runs}, {stage.id for stage in plan.stages})
+        rows = rows_of({"table1": runs}, plan.stages)
         fields = {
             "command": "mar-bench submit", "words": ["table1"], "scale": "smoke", "options": {}, "cluster": "made up",
             "kind": profile.kind, "code": "", "git": {},

@@ -83,7 +83,6 @@ def test_a_job_that_waits(reason, hint, training: Lab):
 
 
 @pytest.mark.parametrize("reason", ["JobHeldUser", "JobHeldAdmin"])
-@pytest.mark.xfail(strict=True, reason="cluster_status.py, ADVICE: 'held' is not in 'JobHeldUser'")
 def test_a_held_job_says_how_it_is_let_go(reason, training: Lab):
     training.say("train", "PENDING", reason=reason)
     assert "scontrol release" in line_of(training).advice
@@ -208,7 +207,6 @@ def test_a_row_that_the_user_cancelled(training: Lab):
     assert (line.state, line.live, line.advice) == ("cancelled", False, "submit sends it again")
 
 
-@pytest.mark.xfail(strict=True, reason="cluster_status.py, _line: a cancelled row is shown at what others still train")
 def test_a_cancelled_row_is_so_although_another_trains_on(lab: Lab):
     lab.submit(runs_of("mar/diff/*", "generation"))
     lab.finish("tokenizer", "latents", "extractor")
@@ -233,10 +231,6 @@ def test_a_failed_record_whose_job_is_gone(training: Lab):
     assert "--retry failed" in line.advice
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="submit.py, rows_of: latents that nothing needs any more, or of published weights, are waited for",
-)
 def test_a_row_whose_latents_are_gone_is_at_its_next_stage(lab: Lab):
     lab.finish("tokenizer", "extractor", "train")
     lab.submit(runs_of(task="generation"))

@@ -17,14 +17,7 @@ from tests.made_up_cluster import EXPERIMENT, PROFILE, runs_of
 NOWHERE = Places(Path("/nowhere"), Path("/nowhere"))
 ALL = jobs_for(plan_runs(EXPERIMENT), NOWHERE)
 ROW = jobs_for(runs_of(), NOWHERE)
-SPLIT = pytest.param(
-    True,
-    3,
-    marks=pytest.mark.xfail(
-        strict=True, reason="graph.py, build_graph: shards of a packed training start before it, and it waits for them"
-    ),
-)
-WAYS = pytest.mark.parametrize(("pack", "shards"), [(True, 1), (True, 3), (False, 1), (False, 3)])
+WAYS = pytest.mark.parametrize(("pack", "shards"), [(True, 1), (False, 1), (False, 3)])
 
 
 def waits_for(graph: list[ClusterJob], key: str) -> set[str]:
@@ -59,7 +52,7 @@ def test_every_stage_is_in_one_job_and_its_shards_beside_it(pack, shards):
     assert [job.key for job in graph] == [str(i) for i in range(len(graph))]
 
 
-@pytest.mark.parametrize(("pack", "shards"), [(True, 1), SPLIT, (False, 1), (False, 3)])
+@pytest.mark.parametrize(("pack", "shards"), [(True, 1), (False, 1), (False, 3)])
 def test_what_a_stage_needs_is_done_before_it(pack, shards):
     graph = build_graph(ALL, pack, shards, {})
     home = {i: job.key for job in graph if job.shard is None for i in ids(job)}

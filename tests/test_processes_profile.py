@@ -79,7 +79,6 @@ def test_a_record_names_the_code_of_the_submission_and_the_last_job_writes_the_t
     assert "DiffLoss" in (here / "reports/smoke/table1.md").read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="submit.py, _local_executor: only batch scripts tell a job the command")
 def test_a_record_names_the_command_of_the_submission(here):
     (submission,) = read_ledger(here / "runs")
     (record,) = [record for record in records(here).values() if record["task"] == "generation"]
