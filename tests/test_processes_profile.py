@@ -16,7 +16,7 @@ from tests.slurm.lab import measured
 
 pytestmark = pytest.mark.smoke
 ROW = ("table1", "--scale", "smoke", "--only", "mar/diff/guided")
-PROCESSES = "{kind: processes, pack: false, sample_shards: 3, parallel: 2}"
+PROCESSES = "{kind: processes, pack: false, sample_shards: 3, parallel: 3}"
 
 
 def call(folder: Path, *words: str, code: int = 0) -> str:
@@ -39,7 +39,7 @@ def records(folder: Path) -> dict[str, dict]:
 def alone(tmp_path_factory) -> Path:
     """The row by ``run``."""
     folder = tmp_path_factory.mktemp("alone")
-    call(folder, "run", *ROW)
+    call(folder, "run", *ROW, "--jobs", "1")
     return folder
 
 

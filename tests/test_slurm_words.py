@@ -21,6 +21,7 @@ from mar_bench.slurm import (
     complaint,
     job_states,
     outside_a_job,
+    requeue_job,
 )
 
 SQUEUE = """\
@@ -188,6 +189,12 @@ def test_jobs_are_cancelled_by_name_as_one_s_own(answers):
     assert answers["asked"] == [["scancel", "-u", str(os.getuid()), "--name", "table1.abc"]]
 
 
+def test_a_job_is_queued_again_by_its_id(answers):
+    answers["scontrol"] = ""
+    requeue_job("12_3")
+    assert answers["asked"] == [["scontrol", "requeue", "12_3"]]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -198,7 +205,8 @@ def test_jobs_are_cancelled_by_name_as_one_s_own(answers):
         ("sbatch: warning: can't honor\nsbatch: error: no\nsbatch: info: bye", "sbatch: error: no"),
         ("squeue: Unable to contact", "squeue: Unable to contact"),
         ("slurm_load_jobs error\nsqueue: error: away\n", "squeue: error: away"),
-        ("sacct_main: error: x", "sacct_main: error: x"),
+        ("slurm_requeue error: Job is pending execution", "slurm_requeue error: Job is pending execution"),
+        ("scontrol: error: x", "scontrol: error: x"),
     ],
 )  # fmt: skip
 def test_complaint(text, line):

@@ -187,6 +187,15 @@ def test_cancelling_a_row_keeps_what_another_needs(lab: Lab, monkeypatch):
     assert not lab.plan(runs_of("mar/diff/*", "generation")).failed
 
 
+def test_a_job_that_two_rows_share_goes_on_for_the_other(lab: Lab, monkeypatch):
+    monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: pytest.fail("it is needed"))
+    submission = lab.submit(runs_of("mar/diff/*", "generation"), SlurmProfile(pack=True))
+    (run,) = runs_of(GUIDED, "generation")
+    ids, kept = cancel(lab.ledger, {run.id})
+    assert ids == [] and "train mar/diff seed 0" in kept
+    assert submission.unwanted() == {run.id, run.ids["sample_id"]}, "what the job is to leave out"
+
+
 def test_what_is_done_is_not_cancelled(lab: Lab, monkeypatch):
     monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: None)
     submission = lab.submit(runs_of(task="generation"))
