@@ -179,6 +179,8 @@ def _check(profile: Profile) -> None:
         for option in block.sbatch:
             if (plain := option.lstrip("-").replace("_", "-")) in OURS:
                 raise KeyPathError(f"{path}.sbatch.{option}", f"is set by {OURS[plain]}")
+    if profile.job.gpu_type and not profile.job.gpus_per_node:
+        raise KeyPathError("job.gpu_type", "says which GPUs, and job.gpus_per_node says that there are none")
     for stage in STAGES:
         wants = profile.resources(stage)
         if stage not in ("latents", "train", "sample") and wants.nodes * wants.tasks_per_node > 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mar_bench.cluster_plan import GIVEN_UP, INTERRUPTED, failure_of, holders, states_of
 from mar_bench.console import console_table
 from mar_bench.errors import UserError, did_you_mean
 from mar_bench.jobs import Places, is_sound
@@ -16,7 +16,6 @@ from mar_bench.ledger import Entry, Row, Submission, read_ledger
 from mar_bench.progress import duration
 from mar_bench.records import read_record
 from mar_bench.slurm import LOST, SILENT, JobState
-from mar_bench.submit import GIVEN_UP, failure_of, holders, states_of
 
 KINDS = ("tokenizer", "latents", "extractor", "train", "sample")
 AGAIN = "then submit with --retry failed"
@@ -29,7 +28,7 @@ ADVICE = {  # Slurm's state or reason -> what to do
     "FAILED": f"mar-bench logs says why; {AGAIN}",
     "CANCELLED": "submit sends it again",
     "PREEMPTED": "submit sends it again",
-    "INTERRUPTED": "the same submit goes on from there",
+    INTERRUPTED: "the same submit goes on from there",
     LOST: f"Slurm knows no such job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN[5:]}",
     SILENT: "Slurm does not answer: is this a machine of the cluster?",
     "DependencyNeverSatisfied": f"what it waits for has failed: mar-bench cancel, {AGAIN}",
@@ -162,18 +161,15 @@ def _line(
 
 def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, state: JobState | None) -> None:
     """Fill in a line from its job."""
-    said = owner.progress(entry.key)
+    said = owner.said(entry)
     line.job = entry.slurm_id or entry.key
-    if owner.kind != "slurm":
-        state = _here(owner, said)
     if state is None:
         line.state, line.advice = "not sent", ADVICE["CANCELLED"]
         return
     line.state, line.node, line.live = state.state, state.nodes, state.live
     log = owner.log(entry)
     line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
-    same = said.get("job") == entry.slurm_id or owner.kind != "slurm"
-    if state.state == "RUNNING" and same:
+    if state.state == "RUNNING" and said:
         if said.get("stage") not in (stage_id, None):
             line.state = "NEXT"
         elif said.get("step") is not None:
@@ -188,33 +184,16 @@ def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, st
             line.error = f"no word for {duration(time.time() - said['updated'])}"
     if state.state == "PENDING" and state.reason:
         line.state = f"PENDING ({state.reason})"
-        if said.get("history") and same:
+        if said.get("history"):
             line.error = "queued again"
-    if same and stage_id in said.get("failed", {}):
+    if stage_id in said.get("failed", {}):
         line.error, line.live = said["failed"][stage_id], False
         line.state = "FAILED"
-    elif not state.live and state.state not in ("COMPLETED", "INTERRUPTED", *GIVEN_UP):
+    elif not state.live and state.state not in ("COMPLETED", *GIVEN_UP):
         line.error = line.error or _last_line(log)
     elif state.state == "COMPLETED":
         line.state, line.error = "FAILED", "its job has ended without it"
     line.advice = advice(state.reason if line.state.startswith("PENDING") else line.state)
-
-
-def _here(owner: Submission, said: dict) -> JobState:
-    """The state of a job without Slurm: whether its process is there."""
-    if said.get("event") == "end":
-        return JobState("COMPLETED")
-    if not _alive(owner.options.get("process")) or said.get("event") == "stopped":
-        return JobState("INTERRUPTED")
-    return JobState(("RUNNING" if _alive(said["pid"]) else "FAILED") if said else "PENDING")
-
-
-def _alive(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 0, 0)
-    except OSError:
-        return False
-    return bool(pid)
 
 
 def advice(state: str) -> str:

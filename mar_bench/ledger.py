@@ -104,6 +104,11 @@ class Submission:
         """What a job has last said; empty before it does."""
         return _read_json(self.folder / "jobs" / f"{key}.json") or {}
 
+    def said(self, entry: Entry) -> dict:
+        """The same, of the job that was sent, not of one that bore the key before."""
+        said = self.progress(entry.key)
+        return said if self.kind != "slurm" or said.get("job") == entry.slurm_id else {}
+
     def log(self, entry: Entry, ending: str = "err") -> Path:
         return self.folder / "logs" / f"{entry.slurm_id or entry.key}_0_log.{ending}"
 

@@ -46,11 +46,11 @@ class JobState:
         return self.state in LIVE or self.state == SILENT
 
 
-def job_states(named: dict[str, str], environ: dict[str, str] | None = None) -> dict[str, JobState]:
+def job_states(named: dict[str, str]) -> dict[str, JobState]:
     """Of jobs by their ids, as ``12`` or ``12_3``; ``named`` has the name of each.
 
-    An id that bears another name is another cluster's, or of one that began anew: LOST. What Slurm does not say, since
-    its controller or its accounting is away, is UNKNOWN."""
+    An id that bears another name is another cluster's, or of one that began anew: LOST, as is one that nobody knows.
+    While the controller does not answer, what accounting does not know either is UNKNOWN."""
     if not named:
         return {}
     found: dict[str, tuple[str, JobState]] = {}
@@ -76,7 +76,7 @@ def job_states(named: dict[str, str], environ: dict[str, str] | None = None) -> 
                 if job in named and name == named[job]:
                     found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", ""), "", elapsed))
         except UserError:
-            silent = True
+            pass  # a site without accounting: what squeue has forgotten has ended, in whatever way
     unknown = JobState(SILENT if silent else LOST)
     return {job: found[job][1] if found.get(job, ("",))[0] == name else unknown for job, name in named.items()}
 
@@ -138,7 +138,7 @@ def sbatch_parameters(
         "cpus_per_task": wants.cpus_per_task,
         "time": minutes(wants.time),
         "exclusive": wants.exclusive or None,
-        "mem": None if wants.memory_gb is None else f"{round(wants.memory_gb * wants.tasks_per_node * 1024)}M",
+        "mem": None if wants.memory_gb is None else f"{max(1, round(wants.memory_gb * wants.tasks_per_node * 1024))}M",
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": profile.array_parallelism,
         "dependency": dependency or None,

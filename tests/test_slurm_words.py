@@ -104,9 +104,9 @@ def test_sacct_is_asked_once_for_each_array(answers):
     assert {"-X", "-n", "-P", "--array"} <= set(words)
 
 
-def test_what_nobody_says_is_unknown_and_not_lost(answers):
-    answers["sacct"] = None
-    assert {i: s.state for i, s in states("7", "13").items()} == {"7": "RUNNING", "13": SILENT}
+def test_what_slurm_has_forgotten_is_lost_and_what_it_does_not_say_unknown(answers):
+    answers["sacct"] = None  # as on a site without accounting
+    assert {i: s.state for i, s in states("7", "13").items()} == {"7": "RUNNING", "13": LOST}
     answers["sacct"], answers["squeue"] = SACCT, None
     assert {i: s.state for i, s in states("7", "11").items()} == {"7": SILENT, "11": "CANCELLED"}
     answers["sacct"] = None

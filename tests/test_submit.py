@@ -13,6 +13,7 @@ from mar_bench import ledger
 from mar_bench import submit as submitting
 from mar_bench.cluster_profile import SlurmProfile
 from mar_bench.errors import UserError
+from mar_bench.launch import Outcome
 from mar_bench.ledger import FOLDER, read_ledger, read_submission
 from mar_bench.records import read_records
 from mar_bench.submit import cancel, settle, states_of
@@ -507,9 +508,9 @@ def test_how_many_processes_work_here(kind, changes, parallel, call, no_programs
 
     def run_here(submission, graph, profile, number, last, say):
         seen.append((profile.kind, number))
-        return submitting.Outcome()
+        return Outcome()
 
-    monkeypatch.setattr(submitting, "run_here", run_here)
+    monkeypatch.setattr("mar_bench.run_here.run_here", run_here)
     assert call("submit", *ROW, "--cluster", str(tmp_path / "mine.yaml"))[0] == 0
     assert seen == [(kind, parallel)]
 

@@ -90,6 +90,7 @@ def _submit(
     words: list[str], cluster: str, profile, retry: bool, dry_run: bool, command: str, options: dict, follows=False
 ) -> None:
     from mar_bench import submit as submitting
+    from mar_bench.cluster_plan import make_plan
     from mar_bench.cluster_profile import SlurmProfile
     from mar_bench.ids import chosen_rows
     from mar_bench.jobs import preflight, publish, writable
@@ -111,7 +112,7 @@ def _submit(
         if not dry_run:
             publish(everything, places)
         ledger = read_ledger(places.runs) if dry_run else submitting.whole(read_ledger(places.runs))
-        plan = submitting.make_plan(everything, places, found, profile, ledger, retry)
+        plan = make_plan(everything, places, found, profile, ledger, retry)
         waiting = sum(
             math.prod(len(s or [0]) for s in seeds_of(e, *seeds, every))
             for e in experiments
@@ -141,9 +142,11 @@ def _submit(
                 f"next: mar-bench status {' '.join(names)}" + (f" --runs {options['runs']}" if options["runs"] else "")
             )
             return
-    several = 1 if submitting.gpus_here() else max(1, cores() // _threads(experiments))
+    from mar_bench.run_here import gpus_here, run_here
+
+    several = 1 if gpus_here() else max(1, cores() // _threads(experiments))
     parallel = 1 if profile.kind == "debug" else profile.parallel or several
-    outcome = submitting.run_here(submission, plan.graph, profile, parallel, conclude, print)
+    outcome = run_here(submission, plan.graph, profile, parallel, conclude, print)
     if outcome.stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130)
