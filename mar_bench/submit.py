@@ -87,8 +87,8 @@ def send_all(
             ids |= dict(pairs)
             if n % 20 == 19:
                 say(f"sent {n + 1} of {len(groups)}")
-    except BaseException:
-        withdraw(submission)
+    except BaseException as error:
+        withdraw(submission, none_sent=isinstance(error, UserError) and not ids)
         raise
 
 
@@ -107,10 +107,11 @@ def _ids(keys: tuple[str, ...], ids: dict[str, str], whole: dict[str, list[Clust
     return [key[1:] if key.startswith("@") else ids[key] for key in found]
 
 
-def withdraw(submission: Submission) -> None:
-    """Take back a submission that was not sent to its end, with the jobs that have been sent."""
-    with contextlib.suppress(UserError):
-        cancel_named(submission.jobs[submission.last].name)
+def withdraw(submission: Submission, none_sent: bool = False) -> None:
+    """Take back a submission that was not sent to its end, with the jobs that have been sent, noted or not."""
+    if not none_sent:
+        with contextlib.suppress(UserError):
+            cancel_named(submission.jobs[submission.last].name)
     (submission.folder / "submission.json").unlink(missing_ok=True)  # what makes it one, first
     shutil.rmtree(submission.folder, ignore_errors=True)
 
