@@ -27,6 +27,7 @@ class Plan:
     failed: dict[str, str] = field(default_factory=dict)  # stage or record -> why it is not tried again
     behind: set[str] = field(default_factory=set)  # stages that need what has failed
     done: int = 0  # records that are there
+    left: int = 0  # records that are not sent since something on their way has failed
 
     @property
     def sends(self) -> bool:
@@ -83,20 +84,29 @@ def make_plan(
     profile: Profile,
     ledger: list[Submission],
     retry: bool,
+    follows: bool = False,
 ) -> Plan:
-    """What of ``runs`` is to be sent now. ``retry``: also what has failed before."""
+    """What of ``runs`` is to be sent now. ``retry``: also what has failed before; ``follows``: not what was cancelled,
+    since it is the end of a submission that asks, and not the user."""
     held = holders([s for s in ledger if s.kind == "slurm"]) if isinstance(profile, SlurmProfile) else {}
-    needed = {job.id for job in jobs_for(runs, places)}
+    needed = {job.id: None for job in jobs_for(runs, places)}  # in the order of work
     about = [s for s in ledger if any(held.get(i, (None,))[0] is s for i in needed)]
     states = states_of(about)
     elsewhere, failed = {}, {}
-    for stage_id in needed & held.keys():
+    cancelled = {stage for s in ledger for stage in s.cancelled} - held.keys()
+    for stage_id in needed:
+        if follows and stage_id in cancelled:
+            failed[stage_id] = "cancelled"
+        if stage_id not in held:
+            continue
         submission, entry = held[stage_id]
         state = states.get((submission.id, entry.key))
         if state is not None and state.live:
             elsewhere[stage_id] = entry.slurm_id
         elif not retry and (why := failure_of(submission, entry, stage_id, states)):
             failed[stage_id] = why
+        elif follows and state is not None and state.state in GIVEN_UP:
+            failed[stage_id] = state.state
     done = len([run for run in runs if run.id not in needed])
     for run in runs:
         if not retry and run.id in needed and run.id not in elsewhere:
@@ -117,7 +127,15 @@ def make_plan(
     mine = [stage for stage in stages if stage.id not in elsewhere]
     others = {stage_id: job for stage_id, job in elsewhere.items() if stage_id in wanted}
     graph = build_graph(mine, profile.pack, profile.sample_shards, others)
-    return Plan(graph, stages, elsewhere, failed, behind, done)
+    left = sum(run.id in needed and run.id not in wanted for run in runs)
+    return Plan(graph, stages, elsewhere, failed, behind, done, left)
+
+
+def followed(ledger: list[Submission]) -> set[str]:
+    """Names of rows that a table to come will show: the last job of their submission is under way."""
+    states = states_of([s for s in ledger if s.kind == "slurm"])
+    live = [s for s in ledger if (state := states.get((s.id, s.last))) is not None and state.live]
+    return {row.name for s in live for row in s.rows} - {name for s in live for name in s.cancelled}
 
 
 def failure_of(

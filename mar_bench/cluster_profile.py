@@ -21,7 +21,7 @@ OURS = {  # what sbatch is told by other keys or by what we do, and must not be 
     "ntasks-per-node": "tasks_per_node", "requeue": "what every job is", "no-requeue": "what no job is",
     "kill-on-invalid-dep": "the graph", "open-mode": "the submission", "wckey": "the submission",
     "parsable": "the submission", "wait": "the submission", "test-only": "--dry-run", "ntasks": "tasks_per_node",
-    "wrap": "the submission", "quiet": "the submission",
+    "wrap": "the submission", "export": "the submission", "quiet": "the submission",
 }  # fmt: skip
 
 
@@ -127,10 +127,13 @@ def load_profile(name: str) -> tuple[str, Profile]:
         profile = parse(Profile, load_yaml(file))
         _check(profile)
     except KeyPathError as error:
-        quotes = "; write it in quotes, as in '4:00:00'" if error.path.endswith(".time") else ""
+        unquoted = error.path.endswith(".time") and error.message.startswith("expected")
+        quotes = "; write it in quotes, as in '4:00:00'" if unquoted else ""
         raise UserError(f"{file}: {error.path}: {error.message}{quotes}") from None
     if profile.runs is not None:
         profile = replace(profile, runs=os.path.expandvars(os.path.expanduser(profile.runs)))
+        if "$" in profile.runs:
+            raise UserError(f"{file}: runs: '{profile.runs}' names a variable that is not set")
     return file.stem, profile
 
 
@@ -144,8 +147,9 @@ def minutes(time: str, path: str = "time") -> int:
         total = days * 1440 + first * 60 + (second or 0) + (1 if third else 0)
     elif second is None:
         total = first
-    elif third is None:  # M:SS, as Slurm reads it
-        total = first + (1 if second else 0)
+    elif third is None:  # which Slurm reads as M:SS, and people as hours
+        ways = f"0:{first:02d}:{second:02d} for minutes, {first}:{second:02d}:00 for hours"
+        raise KeyPathError(path, f"'{time}' may be read both ways: write {ways}")
     else:
         total = first * 60 + second + (1 if third else 0)
     if total < 1:
@@ -183,6 +187,9 @@ def _check(profile: Profile) -> None:
         raise KeyPathError("job.gpu_type", "says which GPUs, and job.gpus_per_node says that there are none")
     for stage in STAGES:
         wants = profile.resources(stage)
+        if profile.signal_seconds >= 60 * minutes(wants.time):
+            which = f"the time of stage {stage}, {wants.time}"
+            raise KeyPathError("signal_seconds", f"{profile.signal_seconds} is not below {which}")
         if stage not in ("latents", "train", "sample") and wants.nodes * wants.tasks_per_node > 1:
             raise KeyPathError(
                 f"stages.{stage}", "this stage is work for one process: set nodes and tasks_per_node to 1 here"

@@ -18,20 +18,21 @@ from mar_bench.records import read_record
 from mar_bench.slurm import LOST, SILENT, JobState
 
 KINDS = ("tokenizer", "latents", "extractor", "train", "sample")
-AGAIN = "then submit with --retry failed"
+AGAIN = "submit with --retry failed"
 ADVICE = {  # Slurm's state or reason -> what to do
-    "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, {AGAIN}",
-    "TIMEOUT": f"it could not save within signal_seconds, or ran into its limit too often: raise time, {AGAIN}",
-    "NODE_FAIL": f"its node has died and Slurm has not queued it again: {AGAIN[5:]}",
-    "BOOT_FAIL": f"its node did not start: {AGAIN[5:]}",
-    "DEADLINE": f"it could not end before its deadline: {AGAIN[5:]}",
-    "FAILED": f"mar-bench logs says why; {AGAIN}",
+    "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
+    "TIMEOUT": f"it could not save within signal_seconds, or ran into its limit too often: raise time, then {AGAIN}",
+    "NODE_FAIL": f"its node has died and Slurm has not queued it again: {AGAIN}",
+    "BOOT_FAIL": f"its node did not start: {AGAIN}",
+    "DEADLINE": f"it could not end before its deadline: {AGAIN}",
+    "FAILED": f"mar-bench logs says why; then {AGAIN}",
     "CANCELLED": "submit sends it again",
     "PREEMPTED": "submit sends it again",
     INTERRUPTED: "the same submit goes on from there",
-    LOST: f"Slurm knows no such job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN[5:]}",
+    LOST: f"Slurm knows no such job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN}",
+    "SUSPENDED": "scontrol resume, or wait for who suspended it",
     SILENT: "Slurm does not answer: is this a machine of the cluster?",
-    "DependencyNeverSatisfied": f"what it waits for has failed: mar-bench cancel, {AGAIN}",
+    "DependencyNeverSatisfied": f"what it waits for has failed: mar-bench cancel, then {AGAIN}",
     "held": "scontrol release, once the node is well",
     "JobHeld": "held by you or an operator: scontrol release",
     "ReqNodeNotAvail": "nodes are down or reserved: sinfo -R says why",
@@ -77,13 +78,18 @@ class View:
     runs: Path
     lines: list[Line]
     tables: list[Line]  # the last jobs of submissions
+    notes: list[str]
 
     @property
     def live(self) -> bool:
         return any(line.live for line in [*self.lines, *self.tables])
 
     def tree(self) -> dict:
-        return {"rows": [asdict(line) for line in self.lines], "tables": [asdict(line) for line in self.tables]}
+        return {
+            "rows": [asdict(line) for line in self.lines],
+            "tables": [asdict(line) for line in self.tables],
+            "notes": self.notes,
+        }
 
 
 def look(places: Places, experiments: list[str]) -> View:
@@ -102,7 +108,7 @@ def look(places: Places, experiments: list[str]) -> View:
     for submission in wanted:
         for row in submission.rows:
             if not experiments or row.experiment in experiments:
-                rows[row.id] = (submission, row)
+                rows[row.name] = (submission, row)
     cancelled = {stage for submission in ledger for stage in submission.cancelled} - held.keys()
     lines = [_line(submission, row, held, states, cancelled) for submission, row in rows.values()]
     if len({submission.scale for submission, _ in rows.values()}) > 1:
@@ -110,7 +116,21 @@ def look(places: Places, experiments: list[str]) -> View:
             line.experiment += f"@{submission.scale}"
     newest = {tuple(submission.words): submission for submission in wanted}.values()
     tables = [line for s in wanted if (line := _table_line(s, states)).live or line.error and s in newest]
-    return View(places.runs, lines, tables)
+    return View(places.runs, lines, tables, _notes(newest, states))
+
+
+def _notes(newest: Iterable[Submission], states: dict[tuple[str, str], JobState]) -> list[str]:
+    """What the user has to do for submissions that do not go on by themselves."""
+    notes = []
+    for submission in newest:
+        last = submission.jobs[submission.last]
+        state = states.get((submission.id, last.key))
+        again = f"{submission.command} sends them"
+        if submission.kind == "slurm" and any(entry.slurm_id is None for entry in submission.jobs.values()):
+            notes.append(f"a submission was cut short, and some of its jobs were not sent: {again}")
+        elif (n := submission.options.get("waiting")) and state is not None and not state.live:
+            notes.append(f"{n} evaluations wait until their points are chosen: {again}")
+    return notes
 
 
 def _line(
@@ -129,7 +149,7 @@ def _line(
     if is_sound(places.folder(row.task, row.id)):
         line.state = "done"
         return line
-    if row.id in cancelled:
+    if row.id in cancelled or row.name in submission.cancelled:
         line.state, line.advice = "cancelled", ADVICE["CANCELLED"]
         return line
     for stage_id in row.stages:
@@ -139,7 +159,7 @@ def _line(
     if stage_id not in held:
         record = places.records / f"{row.id}.json"
         failed = record.is_file() and (known := read_record(record)).status == "failed"
-        line.state, line.advice = ("FAILED", AGAIN[5:]) if failed else ("not sent", ADVICE["CANCELLED"])
+        line.state, line.advice = ("FAILED", AGAIN) if failed else ("not sent", ADVICE["CANCELLED"])
         line.error = known.error.splitlines()[0] if failed and known.error else ""
         return line
     owner, entry = held[stage_id]
@@ -155,7 +175,7 @@ def _line(
     if parts and busy:
         line.stage = f"sample {len(parts) - len(busy)}/{len(parts)}"
     if line.state in GIVEN_UP and (why := failure_of(owner, held[stage_id][1], stage_id, states)):
-        line.state, line.error, line.advice = "FAILED", why, AGAIN[5:]
+        line.state, line.error, line.advice = "FAILED", why, AGAIN
     return line
 
 
@@ -200,7 +220,8 @@ def advice(state: str) -> str:
     """What to do about a state or a reason of Slurm's; empty where nothing is."""
     if state in ADVICE:
         return ADVICE[state]
-    return next((text for word, text in ADVICE.items() if word in state and word[0] != "F"), "")
+    # reasons come with more words, as in QOSMaxJobsPerUserLimit
+    return next((text for word, text in ADVICE.items() if word in state and word != "FAILED"), "")
 
 
 def _table_line(submission: Submission, states: dict[tuple[str, str], JobState]) -> Line:
@@ -217,8 +238,10 @@ def _last_line(log: Path) -> str:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    errors = [line for line in lines if "Error" in line or "error:" in line]
-    return (errors or lines or [""])[-1][:200]
+    told = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
+    errors = [line for line in told if "Error" in line or "error:" in line]
+    ended = [line for line in lines if line.startswith("slurmstepd")] or [line for line in lines if line not in told]
+    return (errors or ended or told or [""])[-1][:200]
 
 
 # --- as text --------------------------------------------------------------------------------------------
@@ -241,7 +264,8 @@ def text(view: View) -> str:
         out.append(f"{rows}: " + "; ".join(part for part in (error, hint) if part))
     if folders := dict.fromkeys(str(Path(line.log).parent) for line in shown if line.log):
         out.append(f"logs in {', '.join(str(view.runs / folder) for folder in folders)}")
-    counts = Counter(line.state.split(" ")[0] for line in view.lines)
+    out += view.notes
+    counts = Counter(line.state.partition(" (")[0] for line in view.lines)
     names = ", ".join(dict.fromkeys(line.experiment for line in view.lines))
     out.append(f"{names}: {len(view.lines)} records; " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
     return "\n".join(out)
@@ -280,7 +304,7 @@ def chosen(ledger: list[Submission], name: str) -> list[Row]:
     """The rows that a word means: an experiment, a row of one, the id of a record or of a stage.
 
     Raises UserError where it means none."""
-    rows = {row.id: row for submission in ledger for row in submission.rows}
+    rows = {row.name: row for submission in ledger for row in submission.rows}
     experiment, _, row = name.partition("/")
     found = [r for r in rows.values() if r.experiment == experiment and row in ("", r.row)]
     found = found or [r for r in rows.values() if name == r.id or name in r.stages]
@@ -291,9 +315,7 @@ def chosen(ledger: list[Submission], name: str) -> list[Row]:
 
 
 def logs_of(places: Places, name: str) -> list[tuple[str, list[Path]]]:
-    """(job, its logs) of all jobs on the way to a row, in the order of their work.
-
-    Raises UserError where there are none."""
+    """(job, its logs) of all jobs on the way to a row that have said something, in the order of their work."""
     ledger = read_ledger(places.runs)
     wanted = {stage for row in chosen(ledger, name) for stage in row.stages}
     found = []
@@ -304,8 +326,6 @@ def logs_of(places: Places, name: str) -> list[tuple[str, list[Path]]]:
                 titles = ", ".join(stage.title for stage in entry.stages[:3])
                 if paths:
                     found.append((f"job {entry.slurm_id or entry.key}: {titles}", paths))
-    if not found:
-        raise UserError(f"no job of '{name}' has said anything yet; mar-bench status says what they wait for")
     return found
 
 
@@ -316,17 +336,18 @@ def _log_files(submission: Submission, entry: Entry) -> Iterable[Path]:
 
 
 def follow_logs(places: Places, name: str, found: list[tuple[str, list[Path]]]) -> None:
-    """Print what is added to logs until no row of ``name`` is under way."""
+    """Print what is added to logs, also of jobs that start meanwhile, until no row of ``name`` is under way."""
     ends = {path: path.stat().st_size for _, paths in found for path in paths}
     while True:
         wanted = {row.id for row in chosen(read_ledger(places.runs), name)}
         live = any(line.live for line in look(places, []).lines if line.id in wanted)
-        for path in ends:
-            with path.open(errors="replace") as file:
-                file.seek(ends[path])
-                if new := file.read():
-                    print(new, end="", flush=True)
-                ends[path] = file.tell()
+        for title, paths in logs_of(places, name):
+            for path in paths:
+                with path.open(errors="replace") as file:
+                    file.seek(ends.get(path, 0))
+                    if new := file.read():
+                        print((f"==> {title}\n" if path not in ends else "") + new, end="", flush=True)
+                    ends[path] = file.tell()
         if not live:
             return
         time.sleep(2)

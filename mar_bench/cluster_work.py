@@ -55,7 +55,8 @@ class Work:
                 print("a newer start of this job has taken over: leaving", file=sys.stderr, flush=True)
                 os._exit(0)  # without a word to submitit, whose files are the newer start's
             except Stopped:
-                signals.requeue()
+                if signals.stop:
+                    signals.requeue()
                 raise
 
     def checkpoint(self):
@@ -84,7 +85,7 @@ class Signals:
 
     def __init__(self, seconds: int):
         self.seconds = seconds
-        self.stop = self.save = False
+        self.stop = self.save = self.ending = False
         self.told = 0.0  # when, on the monotonic clock
         self.previous: dict = {}
 
@@ -112,7 +113,7 @@ class Signals:
         raise Stopped
 
     def _save(self, number: int, frame) -> None:
-        self.save = True
+        self.save = self.ending = True
 
     def asked_to_save(self) -> bool:
         """Once for each TERM."""
@@ -212,7 +213,7 @@ def _do(submission: Submission, key: str, last: Callable | None, signals: Signal
             continue
         if signals.stop and world.size == 1:
             raise Stopped
-        if world.size == 1 and stage.id in submission.unwanted():
+        if world.agreed(stage.id in submission.unwanted()):
             notes.stage(stage, "cancelled")
             continue
         try:
@@ -224,7 +225,7 @@ def _do(submission: Submission, key: str, last: Callable | None, signals: Signal
             notes.stage(stage, "cancelled")
             continue
         except Exception as failure:
-            if signals.stop:  # another process has stopped and left this one alone
+            if signals.stop or signals.ending:  # another process has stopped, or been ended, and left this one alone
                 raise Stopped from failure
             error = described(failure)
             if world.size > 1:  # the others wait for this one: nothing more can be done together

@@ -85,8 +85,10 @@ def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str,
         keys[group] = add(resource_stage(kind), members, needs)
     last = groups.get((TABLE,), [])
     ids = [f"@{i}" for i in elsewhere.values()]
-    jobs.append(ClusterJob(str(len(jobs)), "speed" if any(s.kind == "speed" for s in last) else TABLE, tuple(last),
-                           follows=tuple(dict.fromkeys([*(job.key for job in jobs), *ids]))))  # fmt: skip
+    kinds = {resource_stage(stage.kind) for stage in last}
+    kind = next((kind for kind in ("speed", "measure") if kind in kinds), TABLE)
+    follows = tuple(dict.fromkeys([*(job.key for job in jobs), *ids]))
+    jobs.append(ClusterJob(str(len(jobs)), kind, tuple(last), follows=follows))
     return jobs
 
 

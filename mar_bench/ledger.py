@@ -71,6 +71,11 @@ class Row:
     stages: tuple[str, ...]  # ids on the way to it, the last one its own
     sweep: bool = False
 
+    @property
+    def name(self) -> str:
+        """Its own among all experiments': records are shared between them."""
+        return f"{self.experiment}:{self.id}"
+
 
 @dataclass
 class Submission:
@@ -123,11 +128,16 @@ class Submission:
             self.jobs[key] = Entry(**{**vars(self.jobs[key]), "slurm_id": slurm_id})
 
     def unwanted(self) -> set[str]:
-        """Stages that the user has cancelled, as of now."""
-        return set(_read_json(self.folder / "cancelled.json") or ())
+        """Stages and rows that the user has cancelled, as of now."""
+        found = _read_json(self.folder / "cancelled.json")
+        return {str(i) for i in found} if isinstance(found, list) else set()
 
     def cancel(self, stages: Iterable[str]) -> None:
-        self.cancelled |= set(stages)
+        """``stages``, and names of rows, which keep those of their stages that others need."""
+        new = set(stages)
+        if new <= self.cancelled:
+            return
+        self.cancelled |= new
         atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
 
     def planned(self) -> dict[str, Job]:
@@ -219,9 +229,9 @@ def read_submission(folder: Path) -> Submission:
     for line in _lines(folder / "sent.jsonl"):
         try:
             key, slurm_id = json.loads(line)
-        except ValueError:  # cut by a kill
+            entry = submission.jobs[key]
+        except (ValueError, KeyError):  # cut by a kill
             break
-        entry = submission.jobs[key]
         submission.jobs[key] = Entry(**{**vars(entry), "slurm_id": slurm_id})
     submission.cancelled = submission.unwanted()
     return submission

@@ -70,15 +70,29 @@ def job_states(named: dict[str, str]) -> dict[str, JobState]:
     if missing := [job for job in named if job not in found or found[job][0] != named[job]]:
         try:
             whole = ",".join(dict.fromkeys(job.partition("_")[0] for job in missing))
-            words = ["sacct", "-n", "-X", "-P", "--array", "-o", "JobID,JobName,State,NodeList,Elapsed", "-j", whole]
+            words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList,Elapsed", "-j", whole]
             for line in _run(words).splitlines():
-                job, name, state, nodes, elapsed = line.split("|", 4)
-                if job in named and name == named[job]:
-                    found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", ""), "", elapsed))
+                jobs, name, state, nodes, elapsed = line.split("|", 4)
+                for job in _elements(jobs):
+                    if job in named and name == named[job]:
+                        found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", ""), "", elapsed))
         except UserError:
             pass  # a site without accounting: what squeue has forgotten has ended, in whatever way
     unknown = JobState(SILENT if silent else LOST)
     return {job: found[job][1] if found.get(job, ("",))[0] == name else unknown for job, name in named.items()}
+
+
+def _elements(job: str) -> list[str]:
+    """``12_[0-2,5%4]``, elements of an array that have not started, one by one."""
+    array, bracket, elements = job.partition("_[")
+    if not bracket:
+        return [job]
+    found = []
+    for part in elements.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():  # sacct cuts long lists
+            found += [f"{array}_{i}" for i in range(int(first), int(last or first) + 1)]
+    return found
 
 
 def cancel_jobs(ids: Sequence[str]) -> None:

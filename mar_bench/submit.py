@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mar_bench import locks
-from mar_bench.cluster_plan import Plan, failure_of, rows_of, states_of
+from mar_bench.cluster_plan import Plan, failure_of, holders, rows_of, states_of
 from mar_bench.cluster_profile import SlurmProfile
 from mar_bench.cluster_work import Work
 from mar_bench.errors import UserError
-from mar_bench.graph import ClusterJob, arrays
+from mar_bench.graph import TABLE, ClusterJob, arrays
 from mar_bench.ids import Run
 from mar_bench.jobs import Places, is_sound, record_failure
-from mar_bench.ledger import Submission, new_submission
+from mar_bench.ledger import Row, Submission, new_submission, read_ledger
 from mar_bench.records import read_record
 from mar_bench.slurm import cancel_jobs, cancel_named, dependency, sbatch_parameters, script, send
 from mar_bench.snapshot import take_snapshot
@@ -41,6 +41,27 @@ def one_at_a_time(places: Places) -> Iterator[None]:
         yield
 
 
+def keep_experiments(words: list[str], folder: Path) -> None:
+    """Copy the user's own experiment files, with the layers beside them: editing them is not to change what has been
+    submitted."""
+    for word in words:
+        file = Path(word)
+        if file.suffix in (".yaml", ".yml") and file.is_file():
+            (folder / "experiments").mkdir(parents=True, exist_ok=True)
+            for name in ("base", "scale"):
+                if (file.parent / name).is_dir():
+                    shutil.copytree(file.parent / name, folder / "experiments" / name, dirs_exist_ok=True)
+            shutil.copy(file, folder / "experiments" / file.name)
+
+
+def kept_words(submission: Submission) -> list[str]:
+    """The words of a submission with its copies of experiment files."""
+    copies = {path.name: str(path) for path in (submission.folder / "experiments").glob("*.y*ml")}
+    return [
+        copies.get(Path(word).name, word) if word.endswith((".yaml", ".yml")) else word for word in submission.words
+    ]
+
+
 def prepare(
     plan: Plan,
     planned: dict[str, list[Run]],
@@ -52,7 +73,7 @@ def prepare(
     """Write down a submission before anything of it is sent."""
     absolute = Places(places.runs.absolute(), places.records.absolute())
     code = take_snapshot(absolute.runs)
-    return new_submission(
+    submission = new_submission(
         absolute,
         plan.graph,
         plan.stages,
@@ -62,6 +83,8 @@ def prepare(
         code=str(code),
         **about,
     )
+    keep_experiments(submission.words, submission.folder)
+    return submission
 
 
 def send_all(
@@ -110,13 +133,16 @@ def _ids(keys: tuple[str, ...], ids: dict[str, str], whole: dict[str, list[Clust
 def withdraw(submission: Submission, none_sent: bool = False) -> None:
     """Take back a submission that was not sent to its end, with the jobs that have been sent, noted or not."""
     if not none_sent:
-        with contextlib.suppress(UserError):
+        try:
             cancel_named(submission.jobs[submission.last].name)
+        except UserError as error:  # its folder stays, so that its jobs can be found
+            print(f"submission {submission.id} is not taken back yet ({error}); submit tries again", file=sys.stderr)
+            return
     (submission.folder / "submission.json").unlink(missing_ok=True)  # what makes it one, first
     shutil.rmtree(submission.folder, ignore_errors=True)
 
 
-def whole(ledger: list[Submission]) -> list[Submission]:
+def without_cut(ledger: list[Submission]) -> list[Submission]:
     """The submissions that were sent to their end; what a killed command has left of others is taken back.
 
     To be called by one process at a time."""
@@ -152,7 +178,8 @@ def settle(submission: Submission) -> list[str]:
     """Write a failed record for every cell that no job of the submission can do any more; the cells' titles.
 
     A job that was killed could not do so itself."""
-    states = states_of([submission])
+    ledger = read_ledger(submission.places.runs)
+    states, owners = states_of(ledger), holders(ledger)
     planned = submission.planned()
     lost: dict[str, str] = {}
     held = {s.id: entry for entry in submission.jobs.values() if entry.shard is None for s in entry.stages}
@@ -164,9 +191,11 @@ def settle(submission: Submission) -> list[str]:
         if entry is not None and entry.key == submission.last:
             continue  # the job that is at this now
         why = next((lost[need] for need in stage.needs if need in lost), None)
-        if why is None and entry is None:
-            why = f"{stage.title} was left to another submission, whose job has not done it"
-        why = why or failure_of(submission, entry, stage.id, states)
+        if why is None and entry is not None:
+            why = failure_of(submission, entry, stage.id, states)
+        elif why is None and stage.id in owners:  # another submission was to do it
+            why = failure_of(*owners[stage.id], stage.id, states)
+            why = why and f"{stage.title}, of another submission: {why}"
         if why is None:
             continue
         lost[stage.id] = why
@@ -184,10 +213,10 @@ def settle(submission: Submission) -> list[str]:
 # --- taking back ----------------------------------------------------------------------------------------
 
 
-def cancel(ledger: list[Submission], unwanted: set[str]) -> tuple[list[str], list[str]]:
-    """End the jobs that no record needs but those of ``unwanted``, by their ids.
+def cancel(ledger: list[Submission], unwanted: list[Row]) -> tuple[list[str], list[str]]:
+    """End the jobs that no other record needs; an experiment's record counts for that experiment alone.
 
-    Ids of jobs that were cancelled, and titles of stages that stay since other records wait for them."""
+    Ids of jobs that were cancelled, and titles of stages that stay since others wait for them."""
     states = states_of(ledger)
     live = [
         (submission, entry)
@@ -195,27 +224,27 @@ def cancel(ledger: list[Submission], unwanted: set[str]) -> tuple[list[str], lis
         for entry in submission.jobs.values()
         if (state := states.get((submission.id, entry.key))) is not None and state.live
     ]
-    to_come = {stage.id for submission, entry in live for stage in entry.stages if stage.id not in submission.cancelled}
-    rows = [row for submission in ledger for row in submission.rows]
-    kept_stages = {s for row in rows if row.id in to_come and row.id not in unwanted for s in row.stages}
-    gone_stages = {s for row in rows if row.id in unwanted for s in row.stages}
+    gone = {row.name for row in unwanted}
+    for submission in ledger:
+        submission.cancel(gone & {row.name for row in submission.rows})
+    to_come = {stage.id for submission, entry in live for stage in entry.stages}
+    waiting = {  # rows that somebody still wants, by submission
+        s.id: [row for row in s.rows if row.id in to_come - s.cancelled and row.name not in s.cancelled] for s in ledger
+    }
+    kept_stages = {stage for rows in waiting.values() for row in rows for stage in row.stages}
+    gone_stages = {stage for row in unwanted for stage in row.stages}
     ids, kept = [], []
     for submission, entry in live:
         own = {stage.id for stage in entry.stages}
-        going = (own & gone_stages) - kept_stages
         kept += [stage.title for stage in entry.stages if stage.id in own & gone_stages & kept_stages]
-        if going:
-            submission.cancel(going)
-            if not own & kept_stages:
-                ids.append(entry.slurm_id)
-    for submission in ledger:  # a table that nothing is left for
-        last = submission.jobs[submission.last]
-        state = states.get((submission.id, last.key))
-        rest = [e for e in submission.jobs.values() if e is not last and e.slurm_id not in ids]
-        busy = any((s := states.get((submission.id, e.key))) is not None and s.live for e in rest)
-        asked = any(row.id in unwanted for row in submission.rows)
-        if asked and not busy and state is not None and state.live and last.slurm_id not in ids and not last.stages:
-            ids.append(last.slurm_id)
+        going = (own & gone_stages) - kept_stages
+        submission.cancel(going)
+        last = entry.key == submission.last
+        asked = any(row.name in gone for row in submission.rows)
+        if (last and asked and not waiting[submission.id]) or (not last and going and not own & kept_stages):
+            ids.append(entry.slurm_id)
+            if last:
+                submission.cancel([TABLE])  # should it have begun: it is not to go on
     if ids:
         cancel_jobs(ids)
     return ids, list(dict.fromkeys(kept))

@@ -10,7 +10,7 @@ from mar_bench.config import Experiment, load_experiment
 from mar_bench.errors import UserError
 from mar_bench.ids import Run, plan_runs
 from mar_bench.jobs import Places, mark_done, record_failure
-from mar_bench.ledger import Entry, Submission, new_submission
+from mar_bench.ledger import Entry, Row, Submission, new_submission
 
 EXPERIMENT: Experiment = load_experiment("table1", "smoke")
 GUIDED = "mar/diff/guided"
@@ -62,10 +62,15 @@ class Lab:
     ) -> Plan:
         return make_plan(runs, self.places, records or {}, profile, self.ledger, retry)
 
-    def submit(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, **about) -> Submission:
+    def rows(self, ids: set[str]) -> list[Row]:
+        return [row for submission in self.ledger for row in submission.rows if row.id in ids]
+
+    def submit(
+        self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, experiment: str = "table1", **about
+    ) -> Submission:
         """Like ``submit`` up to sbatch, whose ids are made up."""
         plan = self.plan(runs, profile, retry)
-        rows = rows_of({"table1": runs}, plan.stages)
+        rows = rows_of({experiment: runs}, plan.stages)
         fields = {
             "command": "mar-bench submit", "words": ["table1"], "scale": "smoke", "options": {}, "cluster": "made up",
             "kind": profile.kind, "code": "", "git": {},

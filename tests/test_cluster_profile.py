@@ -92,13 +92,13 @@ def test_runs_may_name_home_and_variables(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("30", 30), ("4:00:00", 240), ("1:30:01", 91), ("2-00:00:00", 2880), ("1-2", 1560), ("1-02:30", 1590),
-     ("10:00", 10), ("10:30", 11), ("0:30", 1), ("0:00:30", 1), ("100:00:00", 6000)],
+     ("0:00:30", 1), ("100:00:00", 6000)],
 )  # fmt: skip
 def test_minutes_as_slurm_counts_them(text, expected):
     assert minutes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["0", "0:00:00", "", "an hour", "4h", "-5", "1:2:3", "1-", "1.5"])
+@pytest.mark.parametrize("text", ["0", "0:00:00", "10:00", "0:30", "", "an hour", "4h", "-5", "1:2:3", "1-", "1.5"])
 def test_what_is_no_time(text):
     with pytest.raises(KeyPathError) as caught:
         minutes(text, "job.time")

@@ -101,7 +101,13 @@ def test_sacct_is_asked_once_for_each_array(answers):
     states("12_1", "12_2", "12_3", "13", "7")
     words = answers["asked"][-1]
     assert words[0] == "sacct" and words[words.index("-j") + 1] == "12,13"
-    assert {"-X", "-n", "-P", "--array"} <= set(words)
+    assert {"-X", "-n", "-P"} <= set(words)
+
+
+def test_elements_that_never_started_are_found(answers):
+    answers["sacct"] = "40_[0-1,3%2]|table1.abc|CANCELLED by 0|None assigned|00:00:00\n"
+    named = {f"40_{i}": "table1.abc" for i in range(4)}
+    assert [s.state for s in slurm.job_states(named).values()] == ["CANCELLED", "CANCELLED", LOST, "CANCELLED"]
 
 
 def test_what_slurm_has_forgotten_is_lost_and_what_it_does_not_say_unknown(answers):

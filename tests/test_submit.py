@@ -11,6 +11,7 @@ import yaml
 
 from mar_bench import ledger
 from mar_bench import submit as submitting
+from mar_bench.cluster_plan import make_plan
 from mar_bench.cluster_profile import SlurmProfile
 from mar_bench.errors import UserError
 from mar_bench.launch import Outcome
@@ -175,7 +176,7 @@ def test_cancelling_a_row_keeps_what_another_needs(lab: Lab, monkeypatch):
     monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: gone.extend(ids))
     lab.submit(runs_of("mar/diff/*", "generation"))
     guided, unguided = ({run.id for run in runs_of(row, "generation")} for row in (GUIDED, UNGUIDED))
-    ids, kept = cancel(lab.ledger, guided)
+    ids, kept = cancel(lab.ledger, lab.rows(guided))
     assert ids == gone and {"train mar/diff seed 0", "tokenizer kl"} <= set(kept)
     cancelled = {s.title for e in lab.ledger[0].jobs.values() if e.slurm_id in ids for s in e.stages}
     assert cancelled == {f"{kind} {GUIDED} seed 0" for kind in ("sample", "generation")}
@@ -183,7 +184,7 @@ def test_cancelling_a_row_keeps_what_another_needs(lab: Lab, monkeypatch):
         lab.squeue.jobs[slurm_id] = (*lab.squeue.jobs[slurm_id][:2], "CANCELLED", "", "None", "0:00")
     lab.ledger = read_ledger(lab.places.runs)
     assert kinds(lab.plan(runs_of(GUIDED, "generation"))) == {"sample", "generation"}, "it is sent again when asked for"
-    ids, kept = cancel(lab.ledger, unguided)
+    ids, kept = cancel(lab.ledger, lab.rows(unguided))
     assert not kept and set(gone) == set(lab.squeue.jobs), "nothing is left for the training and for the table"
     assert not lab.plan(runs_of("mar/diff/*", "generation")).failed
 
@@ -192,9 +193,42 @@ def test_a_job_that_two_rows_share_goes_on_for_the_other(lab: Lab, monkeypatch):
     monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: pytest.fail("it is needed"))
     submission = lab.submit(runs_of("mar/diff/*", "generation"), SlurmProfile(pack=True))
     (run,) = runs_of(GUIDED, "generation")
-    ids, kept = cancel(lab.ledger, {run.id})
+    ids, kept = cancel(lab.ledger, lab.rows({run.id}))
     assert ids == [] and "train mar/diff seed 0" in kept
-    assert submission.unwanted() == {run.id, run.ids["sample_id"]}, "what the job is to leave out"
+    (name,) = (row.name for row in submission.rows if row.id == run.id)
+    assert submission.unwanted() == {run.id, run.ids["sample_id"], name}, "what the job is to leave out"
+
+
+def test_an_experiment_is_cancelled_for_itself_alone(lab: Lab, monkeypatch):
+    monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: None)
+    runs = runs_of(GUIDED, "generation")
+    lab.submit(runs)
+    lab.submit(runs, experiment="other")
+    ids, kept = cancel(lab.ledger, [row for row in lab.rows({runs[0].id}) if row.experiment == "other"])
+    last = lab.ledger[1].jobs[lab.ledger[1].last]
+    assert ids == [last.slurm_id] and "train mar/diff seed 0" in kept, "its table, and nothing that the first one needs"
+    ids, _ = cancel(lab.ledger, [row for row in lab.rows({runs[0].id}) if row.experiment == "table1"])
+    assert set(ids) >= {entry.slurm_id for entry in lab.ledger[0].jobs.values()}
+
+
+def test_the_end_of_a_submission_sends_nothing_that_was_cancelled(lab: Lab, monkeypatch):
+    monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: None)
+    runs = runs_of(GUIDED, "generation")
+    lab.submit(runs)
+    cancel(lab.ledger, lab.rows({runs[0].id}))
+    for entry in lab.ledger[0].jobs.values():
+        lab.squeue.say(entry, "CANCELLED")
+    assert lab.plan(runs).sends
+    assert not make_plan(runs, lab.places, {}, PROFILE, lab.ledger, False, follows=True).sends
+
+
+def test_a_table_waits_for_rows_that_others_make(lab: Lab):
+    (guided,), both = runs_of(GUIDED, "generation"), runs_of("mar/diff/*", "generation")
+    first = lab.submit([guided])
+    second = lab.submit(both)
+    measure = next(e for e in first.jobs.values() if any(s.id == guided.id for s in e.stages))
+    assert f"@{measure.slurm_id}" in second.jobs[second.last].follows
+    assert settle(second) == [] and not failed_records(lab), "what is under way is not written off"
 
 
 def test_what_is_done_is_not_cancelled(lab: Lab, monkeypatch):
@@ -202,7 +236,7 @@ def test_what_is_done_is_not_cancelled(lab: Lab, monkeypatch):
     submission = lab.submit(runs_of(task="generation"))
     for entry in submission.jobs.values():
         lab.squeue.say(entry, "COMPLETED")
-    assert cancel(lab.ledger, {run.id for run in runs_of()}) == ([], [])
+    assert cancel(lab.ledger, lab.rows({run.id for run in runs_of()})) == ([], [])
 
 
 # --- the end of a submission ----------------------------------------------------------------------------
@@ -480,7 +514,7 @@ def test_cancel_ends_a_row_and_submit_sends_it_again(call, fake_slurm: FakeSlurm
     cluster = profile(tmp_path)
     call("submit", *ROW, "--cluster", cluster)
     code, said, _ = call("cancel", f"table1/{GUIDED}")
-    assert code == 0 and "cancelled 11 jobs" in said
+    assert code == 0 and "; 11 jobs ended" in said
     queue = fake_slurm.folder / "queue"
     queue.write_text(queue.read_text().replace("PENDING", "CANCELLED"))
     assert "sent 11 jobs" in call("submit", *ROW, "--cluster", cluster)[1]

@@ -83,14 +83,14 @@ def submit(
 
 
 def _command() -> str:
-    return shlex.join(["mar-bench", *sys.argv[1:]])
+    return shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
 
 
 def _submit(
     words: list[str], cluster: str, profile, retry: bool, dry_run: bool, command: str, options: dict, follows=False
 ) -> None:
     from mar_bench import submit as submitting
-    from mar_bench.cluster_plan import make_plan
+    from mar_bench.cluster_plan import followed, make_plan, rows_of
     from mar_bench.cluster_profile import SlurmProfile
     from mar_bench.ids import chosen_rows
     from mar_bench.jobs import preflight, publish, writable
@@ -111,18 +111,21 @@ def _submit(
         everything = once(planned)
         if not dry_run:
             publish(everything, places)
-        ledger = read_ledger(places.runs) if dry_run else submitting.whole(read_ledger(places.runs))
-        plan = make_plan(everything, places, found, profile, ledger, retry)
+        ledger = read_ledger(places.runs) if dry_run else submitting.without_cut(read_ledger(places.runs))
+        plan = make_plan(everything, places, found, profile, ledger, retry, follows)
         waiting = sum(
             math.prod(len(s or [0]) for s in seeds_of(e, *seeds, every))
             for e in experiments
             for row in chosen_rows(e, only, every)
             if e.is_open(row)
         )
+        where = ["--runs", str(places.runs)] if options["runs"] else []
+        looking = shlex.join(["mar-bench", "status", *planned, *where])
         label = experiments[0].id if len(experiments) == 1 else "mar_bench"
         _say_plan(plan, profile, waiting, len(everything), retry)
-        if not plan.sends:
-            print("nothing to send" + ("" if follows else f"; mar-bench status {' '.join(names)} says how it goes"))
+        names_shown = {row.name for row in rows_of(planned, plan.stages)}
+        if not plan.sends and (follows or not slurm or names_shown <= followed(ledger)):
+            print("nothing to send" + ("" if follows else f"; {looking} says how it goes"))
             return
         if dry_run:
             _say_dry(plan, places, profile, command, label)
@@ -138,9 +141,7 @@ def _submit(
             ids = list(dict.fromkeys(e.slurm_id.partition("_")[0] for e in submission.jobs.values()))
             print(f"sent {len(plan.graph)} jobs with {len(ids)} calls of sbatch, {ids[0]} to {ids[-1]}")
             print(f"logs are in {submission.folder / 'logs'}")
-            print(
-                f"next: mar-bench status {' '.join(names)}" + (f" --runs {options['runs']}" if options["runs"] else "")
-            )
+            print(f"next: {looking}")
             return
     from mar_bench.run_here import gpus_here, run_here
 
@@ -159,15 +160,18 @@ def _submit(
 def conclude(submission) -> None:
     """What the last job does: failed cells, cells that can be chosen now, the tables."""
     from mar_bench.cli.views import table
-    from mar_bench.submit import settle
+    from mar_bench.graph import TABLE
+    from mar_bench.submit import kept_words, settle
 
     for title in settle(submission):
         print(f"FAILED {title}", file=sys.stderr, flush=True)
-    _go_on(submission)
+    if TABLE not in submission.unwanted():
+        _go_on(submission)
     about = {key: submission.options[key] for key in ("every", "scale", "reports")}
+    about |= {"save": True, "output_format": "md", "records": str(submission.places.records)}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it is in its file
-            table(submission.words, save=True, output_format="md", records=str(submission.places.records), **about)
+            table(kept_words(submission), **about)
     except UserError as error:
         print(f"no table: {error}", file=sys.stderr, flush=True)
 
@@ -175,13 +179,15 @@ def conclude(submission) -> None:
 def _go_on(submission) -> None:
     """After a submission: send the cells whose points have been measured in it, as the same command would."""
     from mar_bench.cluster_profile import load_profile
+    from mar_bench.submit import kept_words
 
     if not submission.options.get("waiting"):
         return
     _, profile = load_profile(str(submission.folder / "profile.yaml"))
+    words = kept_words(submission)
     options = {**submission.options, "runs": str(submission.places.runs), "records": str(submission.places.records)}
     try:
-        _submit(submission.words, submission.cluster, profile, False, False, submission.command, options, follows=True)
+        _submit(words, submission.cluster, profile, False, False, submission.command, options, follows=True)
     except UserError as error:
         print(
             f"{error}; the cells that can be chosen now are sent by the same command: {submission.command}",
@@ -209,10 +215,9 @@ def _say_plan(plan, profile, waiting: int, total: int, retry: bool) -> None:
     if plan.elsewhere:
         print(f"{len(plan.elsewhere)} stages are under way in jobs that were sent before")
     if plan.failed and not retry:
-        first = next(iter(plan.failed.values()))
         print(
-            f"{len(plan.failed)} have failed and {len(plan.behind)} stand behind them, which are left: --retry failed "
-            f"sends them again (the first: {first})"
+            f"{plan.left} records are left, since something on their way has failed: --retry failed sends them again "
+            f"(the first: {next(iter(plan.failed.values()))})"
         )
     speed = any(stage.kind == "speed" for job in plan.graph for stage in job.stages)
     if speed and profile.device is None and profile.resources("speed").gpus_per_node:
@@ -310,6 +315,8 @@ def logs(
     from mar_bench.cluster_status import follow_logs, logs_of
 
     found = logs_of(_places(runs, cluster), run)
+    if not found and not follow:
+        raise UserError(f"no job of '{run}' has said anything yet; mar-bench status says what they wait for")
     for title, paths in found:
         print(f"==> {title}")
         for path in paths:
@@ -337,9 +344,20 @@ def cancel(
 
     places = _places(runs, cluster)
     with submitting.one_at_a_time(places):
-        ledger = [s for s in read_ledger(places.runs) if s.kind == "slurm"]
-        ids, kept = submitting.cancel(ledger, {row.id for row in chosen(ledger, name)})
-    print(f"cancelled {len(ids)} jobs" + (f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""))
+        ledger = submitting.without_cut(read_ledger(places.runs))
+        if ledger and all(s.kind != "slurm" for s in ledger):
+            raise UserError(f"no jobs of Slurm in {places.runs}: what submit runs on this machine is stopped by Ctrl-C")
+        ledger = [s for s in ledger if s.kind == "slurm"]
+        rows = chosen(ledger, name)
+        names = {row.name for row in rows} | {name for s in ledger for name in s.cancelled}
+        others = {
+            row.experiment for s in ledger for row in s.rows if row.task == "generation" and row.name not in names
+        }
+        # the tokenizer alone is shown beside all rows that use it, and bears the name of the first
+        rows = [row for row in rows if row.task != "reconstruction" or row.experiment not in others] or rows
+        ids, kept = submitting.cancel(ledger, rows)
+    shown = f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""
+    print(f"cancelled {len(rows)} record{'s' * (len(rows) > 1)}; {len(ids)} jobs ended{shown}")
     if kept:
         more = " ..." if len(kept) > 3 else ""
         print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept[:3])}{more}")
