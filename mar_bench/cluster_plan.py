@@ -135,7 +135,7 @@ def followed(ledger: list[Submission]) -> set[str]:
     """Names of rows that a table to come will show: the last job of their submission is under way."""
     states = states_of([s for s in ledger if s.kind == "slurm"])
     live = [s for s in ledger if (state := states.get((s.id, s.last))) is not None and state.live]
-    return {row.name for s in live for row in s.rows} - {name for s in live for name in s.cancelled}
+    return {row.name for s in live for row in s.rows if row.name not in s.cancelled}
 
 
 def failure_of(

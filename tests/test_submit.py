@@ -11,7 +11,7 @@ import yaml
 
 from mar_bench import ledger
 from mar_bench import submit as submitting
-from mar_bench.cluster_plan import make_plan
+from mar_bench.cluster_plan import followed, make_plan
 from mar_bench.cluster_profile import SlurmProfile
 from mar_bench.errors import UserError
 from mar_bench.launch import Outcome
@@ -220,6 +220,18 @@ def test_the_end_of_a_submission_sends_nothing_that_was_cancelled(lab: Lab, monk
         lab.squeue.say(entry, "CANCELLED")
     assert lab.plan(runs).sends
     assert not make_plan(runs, lab.places, {}, PROFILE, lab.ledger, False, follows=True).sends
+
+
+def test_rows_of_a_table_to_come_are_followed_until_they_are_cancelled(lab: Lab, monkeypatch):
+    monkeypatch.setattr(submitting, "cancel_jobs", lambda ids: None)
+    lab.submit(runs_of("mar/diff/*", "generation"))
+    names = {row.name for row in lab.ledger[0].rows}
+    assert followed(lab.ledger) == names
+    (guided,) = runs_of(GUIDED, "generation")
+    cancel(lab.ledger, lab.rows({guided.id}))
+    assert followed(lab.ledger) == {name for name in names if not name.endswith(guided.id)}
+    lab.submit([guided])
+    assert followed(lab.ledger) == names, "sent again beside the submission in which it was cancelled"
 
 
 def test_a_table_waits_for_rows_that_others_make(lab: Lab):
