@@ -240,7 +240,7 @@ def _last_line(log: Path) -> str:
         return ""
     told = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
     errors = [line for line in told if "Error" in line or "error:" in line]
-    ended = [line for line in lines if line.startswith("slurmstepd")] or [line for line in lines if line not in told]
+    ended = [line for line in lines if line not in told and "error" in line]
     return (errors or ended or told or [""])[-1][:200]
 
 
