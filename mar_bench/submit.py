@@ -96,11 +96,10 @@ def send_all(
     left."""
     ids: dict[str, str] = {}
     groups = arrays(graph, MOST_ELEMENTS)
-    whole = {group[0].key: group for group in groups if len(group) > 1}
     try:
         for n, group in enumerate(groups):
             job = group[0]
-            words = dependency(_ids(job.needs, ids, whole), _ids(job.follows, ids, whole))
+            words = dependency(_ids(job.needs, ids, groups), _ids(job.follows, ids, groups))
             name = submission.jobs[job.key].name
             parameters = sbatch_parameters(profile, job.kind, name, words, Path(submission.code), submission.command)
             work = [work_of(submission, one.key, last, profile.signal_seconds) for one in group]
@@ -120,13 +119,14 @@ def work_of(submission: Submission, key: str, last: Last, signal_seconds: int = 
     return Work(str(submission.folder), key, signal_seconds, last if key == submission.last else None)
 
 
-def _ids(keys: tuple[str, ...], ids: dict[str, str], whole: dict[str, list[ClusterJob]]) -> list[str]:
+def _ids(keys: tuple[str, ...], ids: dict[str, str], groups: list[list[ClusterJob]]) -> list[str]:
     """Slurm's ids; an array that is meant whole by its one id."""
-    found = list(keys)
-    for group in whole.values():
-        if all(job.key in keys for job in group):
-            found = [k for k in found if k not in {job.key for job in group}]
-            found.append(f"@{ids[group[0].key].partition('_')[0]}")
+    found = dict.fromkeys(keys)
+    for group in groups:
+        members = {job.key for job in group}
+        if len(group) > 1 and members <= found.keys():
+            found = {key: None for key in found if key not in members}
+            found[f"@{ids[group[0].key].partition('_')[0]}"] = None
     return [key[1:] if key.startswith("@") else ids[key] for key in found]
 
 
@@ -159,14 +159,13 @@ def scripts(
     """For a dry run: (jobs of an array, its batch script) in the order of sending; ids that Slurm would give are named
     after the jobs' keys."""
     groups = arrays(graph, MOST_ELEMENTS)
-    whole = {group[0].key: group for group in groups if len(group) > 1}
     ids = {}
     for group in groups:
         for i, job in enumerate(group):
             ids[job.key] = f"<{group[0].key}>_{i}" if len(group) > 1 else f"<{job.key}>"
     for group in groups:
         job = group[0]
-        words = dependency(_ids(job.needs, ids, whole), _ids(job.follows, ids, whole))
+        words = dependency(_ids(job.needs, ids, groups), _ids(job.follows, ids, groups))
         parameters = sbatch_parameters(profile, job.kind, label, words, code, command)
         yield group, words, script(profile, submission_folder / "logs", code, parameters, len(group))
 

@@ -193,9 +193,9 @@ def test_dependency(needs, follows, word):
 def test_an_array_that_is_meant_whole_is_one_id():
     array = [ClusterJob(str(i), "sample") for i in range(3)]
     known = {"0": "10_0", "1": "10_1", "2": "10_2", "3": "11"}
-    assert sorted(_ids(("0", "1", "2", "3"), known, {"0": array})) == ["10", "11"]
-    assert sorted(_ids(("0", "2", "3", "@9_1"), known, {"0": array})) == ["10_0", "10_2", "11", "9_1"]
-    assert _ids((), known, {"0": array}) == []
+    assert sorted(_ids(("0", "1", "2", "3"), known, [array])) == ["10", "11"]
+    assert sorted(_ids(("0", "2", "3", "@9_1"), known, [array])) == ["10_0", "10_2", "11", "9_1"]
+    assert _ids((), known, [array]) == []
 
 
 def test_scripts_name_the_jobs_that_they_wait_for():
