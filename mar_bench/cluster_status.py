@@ -301,13 +301,14 @@ def _cells(group: list[Line], several: bool) -> list[str]:
 
 
 def chosen(ledger: list[Submission], name: str) -> list[Row]:
-    """The rows that a word means: an experiment, a row of one, the id of a record or of a stage.
+    """The rows that a word means: an experiment, a row of one, the id of a record, of a stage or of a job.
 
     Raises UserError where it means none."""
     rows = {row.name: row for submission in ledger for row in submission.rows}
     experiment, _, row = name.partition("/")
     found = [r for r in rows.values() if r.experiment == experiment and row in ("", r.row)]
-    found = found or [r for r in rows.values() if name == r.id or name in r.stages]
+    of_job = {s.id for submission in ledger for e in submission.jobs.values() if e.slurm_id == name for s in e.stages}
+    found = found or [r for r in rows.values() if name == r.id or name in r.stages or of_job & set(r.stages)]
     if not found:
         known = {r.experiment for r in rows.values()} | {f"{r.experiment}/{r.row}" for r in rows.values()}
         raise UserError(f"nothing submitted is called '{name}', {did_you_mean(name, known) if known else 'nothing is'}")

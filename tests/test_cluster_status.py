@@ -398,6 +398,8 @@ def test_rows_by_experiment_row_and_id(lab: Lab):
     assert found(f"table1/{GUIDED}") == {row.id for row in chosen(lab.ledger, "table1") if row.row == GUIDED}
     assert RUN.id in found(f"table1/{GUIDED}") and found(f"table1/{GUIDED}") < everything
     assert found(RUN.id) == {RUN.id} and RUN.id in found(TRAIN) and len(found(TRAIN)) == 4
+    shared = lab.job("train").slurm_id
+    assert found(shared) == found(TRAIN)
     for name in ("table2", f"table1/{GUIDED}x", "", "/"):
         with pytest.raises(UserError, match="nothing submitted is called"):
             chosen(lab.ledger, name)
