@@ -80,10 +80,10 @@ def test_setup_keeps_what_the_shell_is_to_expand(tmp_path):
 
 def test_runs_may_name_home_and_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/elsewhere/me")
     assert load_profile(written(tmp_path, runs="$SCRATCH/runs"))[1].runs == "/scratch/me/runs"
     assert load_profile(written(tmp_path, runs="${SCRATCH}/runs"))[1].runs == "/scratch/me/runs"
-    assert load_profile(written(tmp_path, runs="~/runs"))[1].runs == "/home/me/runs"
+    assert load_profile(written(tmp_path, runs="~/runs"))[1].runs == "/elsewhere/me/runs"
 
 
 # --- times ----------------------------------------------------------------------------------------------
