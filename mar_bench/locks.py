@@ -65,7 +65,7 @@ class Claim:
         atomic_write(self.path, json.dumps(self.mine))
 
     def check(self) -> None:
-        """Raises Superseded where another start or job has taken over; looks once a second at most."""
+        """Raises Superseded where a newer start has taken over; looks once a second at most."""
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + CLAIM_SECONDS
