@@ -13,6 +13,7 @@ from mar_bench.errors import UserError, did_you_mean
 from mar_bench.parse import KeyPathError, parse
 
 STAGES = ("tokenizer", "latents", "extractor", "train", "sample", "measure", "speed", "table")
+SHARED = ("latents", "train", "sample")  # that several processes may do together
 OURS = {  # what sbatch is told by other keys or by what we do, and must not be told twice
     "array": "array_parallelism", "dependency": "the graph", "job-name": "the submission", "output": "the submission",
     "error": "the submission", "signal": "signal_seconds", "time": "time", "nodes": "nodes", "mem": "memory_gb",
@@ -66,7 +67,7 @@ class SlurmProfile:
         own = self.stages.get(stage, Resources())
         changed = {f.name: v for f in fields(own) if f.name != "sbatch" and (v := getattr(own, f.name)) is not None}
         merged = replace(self.job, **changed, sbatch={**self.job.sbatch, **own.sbatch})
-        shared = stage in ("latents", "train", "sample")
+        shared = stage in SHARED
         return replace(
             merged,
             nodes=merged.nodes or 1,
@@ -190,7 +191,7 @@ def _check(profile: Profile) -> None:
         if profile.signal_seconds >= 60 * minutes(wants.time):
             which = f"the time of stage {stage}, {wants.time}"
             raise KeyPathError("signal_seconds", f"{profile.signal_seconds} is not below {which}")
-        if stage not in ("latents", "train", "sample") and wants.nodes * wants.tasks_per_node > 1:
+        if stage not in SHARED and wants.nodes * wants.tasks_per_node > 1:
             raise KeyPathError(
                 f"stages.{stage}", "this stage is work for one process: set nodes and tasks_per_node to 1 here"
             )

@@ -242,8 +242,8 @@ def _do(submission: Submission, key: str, last: Callable | None, signals: Signal
         notes.say(stage=TABLE, event="start", step=None, total=None, waiting=None)
         last(submission)
     notes.say(stage=None, event="end")
-    shared = [stage for stage in entry.stages if stage.kind not in RECORDED]
-    if failed and (leaves_alone(planned[s.id] for s in entry.stages) or failed.keys() & {s.id for s in shared}):
+    needed = {stage.id for stage in entry.stages if stage.kind not in RECORDED}  # by other jobs, perhaps
+    if failed and (leaves_alone(planned[s.id] for s in entry.stages) or failed.keys() & needed):
         raise StagesFailed("; ".join(f"{planned[i].title}: {error}" for i, error in failed.items()))
 
 
@@ -304,9 +304,7 @@ def _one(stage: Job, submission: Submission, shard, world, signals: Signals, not
     print(f"start {stage.title} ({stage.kind} {stage.id})", flush=True)
     try:
         did = execute(stage, submission.places, progress, waiting, world, shard, claimed)
-    except Superseded:
-        raise
-    except _Cancelled:
+    except (Superseded, _Cancelled):
         raise
     except Stopped:
         notes.stage(stage, "stopped")

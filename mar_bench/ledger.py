@@ -24,7 +24,7 @@ from typing import Any
 from mar_bench.errors import UserError
 from mar_bench.graph import ClusterJob
 from mar_bench.ids import Run
-from mar_bench.jobs import Job, Places, is_sound
+from mar_bench.jobs import Job, Places
 from mar_bench.parse import KeyPathError, as_tree, parse
 from mar_bench.records import atomic_write
 from mar_bench.spec import RunSpec
@@ -39,9 +39,6 @@ class Stage:
     id: str
     kind: str
     title: str
-
-    def is_done(self, places: Places) -> bool:
-        return is_sound(places.folder(self.kind, self.id))
 
 
 @dataclass(frozen=True)

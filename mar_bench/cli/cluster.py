@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import shlex
 import sys
@@ -31,10 +30,10 @@ from mar_bench.cli.options import (
     named,
     names_and_overrides,
     no_seeds,
+    not_chosen,
     once,
     plan_of,
     results,
-    seeds_of,
 )
 from mar_bench.errors import UserError, did_you_mean
 
@@ -92,7 +91,6 @@ def _submit(
     from mar_bench import submit as submitting
     from mar_bench.cluster_plan import followed, make_plan, rows_of
     from mar_bench.cluster_profile import SlurmProfile
-    from mar_bench.ids import chosen_rows
     from mar_bench.jobs import preflight, publish, writable
     from mar_bench.ledger import read_ledger
     from mar_bench.provenance import git_state
@@ -113,12 +111,7 @@ def _submit(
             publish(everything, places)
         ledger = read_ledger(places.runs) if dry_run else submitting.without_cut(read_ledger(places.runs))
         plan = make_plan(everything, places, found, profile, ledger, retry, follows)
-        waiting = sum(
-            math.prod(len(s or [0]) for s in seeds_of(e, *seeds, every))
-            for e in experiments
-            for row in chosen_rows(e, only, every)
-            if e.is_open(row)
-        )
+        waiting = not_chosen(experiments, *seeds, only, every)
         where = ["--runs", str(places.runs)] if options["runs"] else []
         looking = shlex.join(["mar-bench", "status", *planned, *where])
         label = experiments[0].id if len(experiments) == 1 else "mar_bench"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -29,10 +28,10 @@ from mar_bench.cli.options import (
     named,
     names_and_overrides,
     no_seeds,
+    not_chosen,
     once,
     plan_of,
     results,
-    seeds_of,
     split_row,
 )
 from mar_bench.errors import UserError, did_you_mean
@@ -132,18 +131,13 @@ def plan(
 
     Evaluations, trainings and what they share; what is done, missing or failed. With several experiments, or --all,
     also what they share between them."""
-    from mar_bench.ids import chosen_rows
     from mar_bench.planning import make_plan, plan_text
 
     places, found = results(runs, records)
     names, overrides = names_and_overrides(words)
     experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
     planned = plan_of(experiments, seeds, sampling_seeds, only, every)
-    waiting = 0
-    for experiment in experiments:
-        chosen = seeds_of(experiment, seeds, sampling_seeds, every)
-        open_rows = sum(experiment.is_open(row) for row in chosen_rows(experiment, only, every))
-        waiting += open_rows * math.prod(len(seeds or [0]) for seeds in chosen)
+    waiting = not_chosen(experiments, seeds, sampling_seeds, only, every)
     content = make_plan(experiments, planned, once(planned), waiting, scale, places, found)
     print(json.dumps(content, indent=1) if as_json else plan_text(content))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import re
 import sys
@@ -147,6 +148,18 @@ def plan_of(
     if not planned:
         raise UserError(f"--only '{only}' matches no row of any experiment")
     return planned
+
+
+def not_chosen(experiments: list, seeds: str | None, sampling_seeds: str | None, only: str | None, every: bool) -> int:
+    """How many evaluations cannot be planned yet, as their point is still to be chosen."""
+    from mar_bench.ids import chosen_rows
+
+    count = 0
+    for experiment in experiments:
+        chosen = seeds_of(experiment, seeds, sampling_seeds, every)
+        open_rows = sum(experiment.is_open(row) for row in chosen_rows(experiment, only, every))
+        count += open_rows * math.prod(len(kind or [0]) for kind in chosen)
+    return count
 
 
 def once(planned: dict[str, list]) -> list:
