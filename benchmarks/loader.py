@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mar_bench.build import TOKENIZERS
-from mar_bench.latents import Latents, Source, finish_latents, load_latents, manifest_of, write_shards
-from mar_bench.noise import NoiseSource, philox
-from mar_bench.spec import LatentsSpec, RunSpec
-from mar_bench.tokenizers.base import Tokenizer, grid_to_tokens
+from mar_bench.config.spec import LatentsSpec, RunSpec
+from mar_bench.data.latents import Latents, Source, finish_latents, load_latents, manifest_of, write_shards
+from mar_bench.models.build import TOKENIZERS
+from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
+from mar_bench.utils.noise import NoiseSource, philox
 
 BATCH, BATCHES = 128, 15  # of a pass
 CLASSES = 10

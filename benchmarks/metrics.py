@@ -12,10 +12,10 @@ import time
 
 import torch
 
-from mar_bench.metrics import statistics
-from mar_bench.references import Reference
-from mar_bench.scores import Measure, Seen
-from mar_bench.spec import MetricsSpec
+from mar_bench.config.spec import MetricsSpec
+from mar_bench.metrics.functions import statistics
+from mar_bench.metrics.references import Reference
+from mar_bench.metrics.score import Measure, Seen
 
 FEATURES, CLASSES = 2048, 1008
 EXTRACTOR = {"kind": "inception", "name": "inception", "sha256": "0" * 64}

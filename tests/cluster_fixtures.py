@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mar_bench import slurm, submit
-from mar_bench.provenance import git_state
-from mar_bench.snapshot import take_snapshot
+from mar_bench.cluster import slurm, submit
+from mar_bench.cluster.snapshot import take_snapshot
+from mar_bench.records.provenance import git_state
 from tests.made_up_cluster import FakeSlurm, Lab, Squeue
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mar_bench.config import (
+from mar_bench.config.experiment import (
     load_experiment,
 )
-from mar_bench.errors import UserError
+from mar_bench.utils.errors import UserError
 
 TABLE1 = Path(__file__).parents[1] / "experiments/table1.yaml"
 BASE = """

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mar_bench.config import Experiment
-from mar_bench.ids import generation_run, reconstruction_run, speed_run, with_seeds
-from mar_bench.parse import as_tree
-from mar_bench.records import Record, metric_name
-from mar_bench.spec import RunSpec
+from mar_bench.config.experiment import Experiment
+from mar_bench.config.ids import generation_run, reconstruction_run, speed_run, with_seeds
+from mar_bench.config.parse import as_tree
+from mar_bench.config.spec import RunSpec
+from mar_bench.records.record import Record, metric_name
 
 PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
 EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}

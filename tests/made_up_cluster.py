@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mar_bench.cluster_plan import Plan, make_plan, rows_of
-from mar_bench.cluster_profile import SlurmProfile
-from mar_bench.config import Experiment, load_experiment
-from mar_bench.errors import UserError
-from mar_bench.ids import Run, plan_runs
-from mar_bench.jobs import Places, mark_done, record_failure
-from mar_bench.ledger import Entry, Row, Submission, new_submission
+from mar_bench.cluster.ledger import Entry, Row, Submission, new_submission
+from mar_bench.cluster.plan import Plan, make_plan, rows_of
+from mar_bench.cluster.profile import SlurmProfile
+from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.ids import Run, plan_runs
+from mar_bench.pipeline.graph import Places, mark_done, record_failure
+from mar_bench.utils.errors import UserError
 
 EXPERIMENT: Experiment = load_experiment("table1", "smoke")
 GUIDED = "mar/diff/guided"

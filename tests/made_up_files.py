@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mar_bench.config import Experiment, load_experiment
+from mar_bench.config.experiment import Experiment, load_experiment
 
 RUN = (
     "base: imagenet256\n"

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from mar_bench.data import load_data
-from mar_bench.errors import UserError
-from mar_bench.features import Classifier, FeatureSpace
-from mar_bench.noise import philox, seeded
-from mar_bench.spec import ClassifierExtractor, DigitsData
+from mar_bench.config.spec import ClassifierExtractor, DigitsData
+from mar_bench.data.datasets import load_data
+from mar_bench.metrics.features import Classifier, FeatureSpace
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import philox, seeded
 
 CPU = torch.device("cpu")
 DIGITS = DigitsData()

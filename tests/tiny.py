@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mar_bench.build import BACKBONES, HEADS
-from mar_bench.model import ARGenerator
-from mar_bench.noise import SHARED, philox, seeded
-from mar_bench.spec import BackboneSpec, Continuous, Discrete, HeadSpec, SamplingSpec, TokenSpace
+from mar_bench.config.spec import BackboneSpec, Continuous, Discrete, HeadSpec, SamplingSpec, TokenSpace
+from mar_bench.models.ar import ARGenerator
+from mar_bench.models.build import BACKBONES, HEADS
+from mar_bench.utils.noise import SHARED, philox, seeded
 
 SMALL = {
     "dim": 32, "depth": 2, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 4, "num_class_tokens": 2,

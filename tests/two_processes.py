@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mar_bench.build import build_generator
-from mar_bench.distributed import join, world_of
-from mar_bench.train import generator_losses
-from tests.test_train import latents_of, spec_of
+from mar_bench.models.build import build_generator
+from mar_bench.pipeline.distributed import join, world_of
+from mar_bench.pipeline.train import generator_losses
+from tests.pipeline.test_train import latents_of, spec_of
 
 
 def main(row: str, file: str, *overrides: str) -> None:

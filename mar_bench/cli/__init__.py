@@ -7,7 +7,7 @@ import sys
 
 from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its verbs
 from mar_bench.cli.options import app
-from mar_bench.errors import UserError
+from mar_bench.utils.errors import UserError
 
 
 def main() -> None:

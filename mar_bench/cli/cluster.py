@@ -35,7 +35,7 @@ from mar_bench.cli.options import (
     plan_of,
     results,
 )
-from mar_bench.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean
 
 RETRIES = ("failed",)
 Cluster = Annotated[
@@ -69,7 +69,7 @@ def submit(
 
     Submitted again, only what is new is sent. Trainings are shared with jobs that are queued already. The last job
     writes the table."""
-    from mar_bench.cluster_profile import load_profile
+    from mar_bench.cluster.profile import load_profile
 
     if retry is not None and retry not in RETRIES:
         raise UserError(f"--retry {retry}: {did_you_mean(retry, RETRIES)}")
@@ -88,12 +88,12 @@ def _command() -> str:
 def _submit(
     words: list[str], cluster: str, profile, retry: bool, dry_run: bool, command: str, options: dict, follows=False
 ) -> None:
-    from mar_bench import submit as submitting
-    from mar_bench.cluster_plan import followed, make_plan, rows_of
-    from mar_bench.cluster_profile import SlurmProfile
-    from mar_bench.jobs import preflight, publish, writable
-    from mar_bench.ledger import read_ledger
-    from mar_bench.provenance import git_state
+    from mar_bench.cluster import submit as submitting
+    from mar_bench.cluster.ledger import read_ledger
+    from mar_bench.cluster.plan import followed, make_plan, rows_of
+    from mar_bench.cluster.profile import SlurmProfile
+    from mar_bench.pipeline.graph import preflight, publish, writable
+    from mar_bench.records.provenance import git_state
 
     names, overrides = names_and_overrides(words)
     every, scale, only = options["every"], options["scale"], options["only"]
@@ -136,7 +136,7 @@ def _submit(
             print(f"logs are in {submission.folder / 'logs'}")
             print(f"next: {looking}")
             return
-    from mar_bench.run_here import gpus_here, run_here
+    from mar_bench.cluster.local import gpus_here, run_here
 
     several = 1 if gpus_here() else max(1, cores() // _threads(experiments))
     parallel = 1 if profile.kind == "debug" else profile.parallel or several
@@ -153,8 +153,8 @@ def _submit(
 def conclude(submission) -> None:
     """What the last job does: failed cells, cells that can be chosen now, the tables."""
     from mar_bench.cli.views import table
-    from mar_bench.graph import TABLE
-    from mar_bench.submit import kept_words, settle
+    from mar_bench.cluster.jobs import TABLE
+    from mar_bench.cluster.submit import kept_words, settle
 
     for title in settle(submission):
         print(f"FAILED {title}", file=sys.stderr, flush=True)
@@ -171,8 +171,8 @@ def conclude(submission) -> None:
 
 def _go_on(submission) -> None:
     """After a submission: send the cells whose points have been measured in it, as the same command would."""
-    from mar_bench.cluster_profile import load_profile
-    from mar_bench.submit import kept_words
+    from mar_bench.cluster.profile import load_profile
+    from mar_bench.cluster.submit import kept_words
 
     if not submission.options.get("waiting"):
         return
@@ -193,14 +193,14 @@ def _threads(experiments: list) -> int:
 
 
 def _profile_text(profile) -> str:
-    from mar_bench.console import to_yaml
-    from mar_bench.parse import as_tree
+    from mar_bench.config.parse import as_tree
+    from mar_bench.utils.console import to_yaml
 
     return to_yaml(as_tree(profile)) + "\n"
 
 
 def _say_plan(plan, profile, waiting: int, total: int, retry: bool) -> None:
-    from mar_bench.provenance import device_name
+    from mar_bench.records.provenance import device_name
 
     jobs = sum(bool(job.stages) for job in plan.graph)
     stages = sum(len(job.stages) for job in plan.graph if job.shard is None)
@@ -220,11 +220,11 @@ def _say_plan(plan, profile, waiting: int, total: int, retry: bool) -> None:
 
 
 def _say_dry(plan, places, profile, command: str, label: str) -> None:
-    from mar_bench import submit as submitting
-    from mar_bench.cluster_profile import SlurmProfile
-    from mar_bench.console import console_table
-    from mar_bench.jobs import preflight
-    from mar_bench.planning import gpu_hours_of
+    from mar_bench.cluster import submit as submitting
+    from mar_bench.cluster.profile import SlurmProfile
+    from mar_bench.pipeline.graph import preflight
+    from mar_bench.pipeline.plan import gpu_hours_of
+    from mar_bench.utils.console import console_table
 
     hours = sum(gpu_hours_of(stage) for job in plan.graph if job.shard is None for stage in job.stages)
     if not isinstance(profile, SlurmProfile):
@@ -277,7 +277,7 @@ def status(
     runs: Runs = None,
 ) -> None:
     """Say how submitted rows go: stage, job, state, progress, and what to do about what went wrong."""
-    from mar_bench.cluster_status import look, text
+    from mar_bench.cluster.status import look, text
 
     places = _places(runs, cluster)
     while True:
@@ -305,7 +305,7 @@ def logs(
     runs: Runs = None,
 ) -> None:
     """Print what the jobs of a row have said."""
-    from mar_bench.cluster_status import follow_logs, logs_of
+    from mar_bench.cluster.status import follow_logs, logs_of
 
     found = logs_of(_places(runs, cluster), run)
     if not found and not follow:
@@ -331,9 +331,9 @@ def cancel(
     """Cancel jobs that nothing else needs.
 
     What is done stays, and submit sends the rest again."""
-    from mar_bench import submit as submitting
-    from mar_bench.cluster_status import chosen
-    from mar_bench.ledger import read_ledger
+    from mar_bench.cluster import submit as submitting
+    from mar_bench.cluster.ledger import read_ledger
+    from mar_bench.cluster.status import chosen
 
     places = _places(runs, cluster)
     with submitting.one_at_a_time(places):
@@ -357,8 +357,8 @@ def cancel(
 
 
 def _places(runs: str | None, cluster: str | None):
-    from mar_bench.cluster_profile import load_profile
-    from mar_bench.jobs import default_places
+    from mar_bench.cluster.profile import load_profile
+    from mar_bench.pipeline.graph import default_places
 
     if runs is None and cluster is not None:
         runs = load_profile(cluster)[1].runs

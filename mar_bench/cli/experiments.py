@@ -34,14 +34,14 @@ from mar_bench.cli.options import (
     results,
     split_row,
 )
-from mar_bench.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean
 
 
 @app.command("list")
 def list_experiments() -> None:
     """List experiments and scales."""
-    from mar_bench.config import experiment_files, experiment_summary, experiments_dir, scales
-    from mar_bench.console import console_table
+    from mar_bench.config.experiment import experiment_files, experiment_summary, experiments_dir, scales
+    from mar_bench.utils.console import console_table
 
     if not (files := experiment_files()):
         raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
@@ -76,15 +76,15 @@ def show(
     With a row: everything that determines it, its ids and the paper's cell. With a record, its id or its file: its
     numbers and all that is needed to get them again."""
     if is_record(name):
-        from mar_bench.report.record_text import record_text
+        from mar_bench.report.record import record_text
 
         print(record_text(find_record(name, runs, records)[1]))
         return
-    from mar_bench.console import console_table, to_yaml
-    from mar_bench.ids import generation_run, reconstruction_run, speed_run
-    from mar_bench.jobs import status
-    from mar_bench.parse import as_tree
-    from mar_bench.provenance import device_name
+    from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
+    from mar_bench.config.parse import as_tree
+    from mar_bench.pipeline.graph import status
+    from mar_bench.records.provenance import device_name
+    from mar_bench.utils.console import console_table, to_yaml
 
     experiment_name, row = split_row(name)
     places, found = results(runs, records)
@@ -131,7 +131,7 @@ def plan(
 
     Evaluations, trainings and what they share; what is done, missing or failed. With several experiments, or --all,
     also what they share between them."""
-    from mar_bench.planning import make_plan, plan_text
+    from mar_bench.pipeline.plan import make_plan, plan_text
 
     places, found = results(runs, records)
     names, overrides = names_and_overrides(words)
@@ -166,8 +166,8 @@ def run(
 
     Stopped, the same command goes on where it was. Cells that are chosen by a sweep follow once its points are
     measured."""
-    from mar_bench.ids import chosen_rows
-    from mar_bench.jobs import publish
+    from mar_bench.config.ids import chosen_rows
+    from mar_bench.pipeline.graph import publish
 
     names, overrides = names_and_overrides(words)
     names, overrides, world = named(names, every), no_seeds(overrides), _world()
@@ -211,8 +211,8 @@ DONE, FAILED = "done", "failed"  # of a pass; None where there was nothing to do
 
 def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
     """Do what runs still need. Exits where it was stopped."""
-    from mar_bench.jobs import jobs_for, preflight, publish, writable
-    from mar_bench.progress import duration, make_report
+    from mar_bench.pipeline.graph import jobs_for, preflight, publish, writable
+    from mar_bench.pipeline.progress import duration, make_report
 
     publish(planned, places)
     todo = jobs_for(planned, places)
@@ -232,11 +232,11 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
     if world:
-        from mar_bench.together import run_together
+        from mar_bench.pipeline.run_ddp import run_together
 
         outcome = run_together(todo, places, world, report)
     else:
-        from mar_bench.launch import run_jobs
+        from mar_bench.pipeline.run_local import run_jobs
 
         outcome = run_jobs(todo, places, workers, report)
     taken = duration(report.elapsed())
@@ -259,7 +259,7 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
 
 
 def _paper_cell(experiment, row: str) -> str:
-    from mar_bench.report.wording import PAPER_NAMES, paper_number
+    from mar_bench.report.format import PAPER_NAMES, paper_number
 
     cell = experiment.paper.get(row, {})
     return ", ".join(f"{PAPER_NAMES.get(metric, metric)} {paper_number(metric, v)}" for metric, v in cell.items())
@@ -269,7 +269,7 @@ def _world():
     """Meet the processes that torchrun or srun started beside this one; None for one alone."""
     if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
         return None  # without a look at torch
-    from mar_bench.distributed import join, world_of
+    from mar_bench.pipeline.distributed import join, world_of
 
     world = world_of()
     if world.size == 1:
@@ -280,7 +280,7 @@ def _world():
 
 def _default_jobs(jobs) -> int:
     """One process a core (or for each group of ``threads`` cores); one on a GPU, which they would share."""
-    from mar_bench.provenance import cpu_name, device_name
+    from mar_bench.records.provenance import cpu_name, device_name
 
     compute = jobs[0].run.spec.compute
     if device_name(compute.device) != cpu_name():

@@ -29,7 +29,7 @@ from mar_bench.cli.options import (
     results,
     split_row,
 )
-from mar_bench.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean
 
 SamplesArgument = Annotated[
     str,
@@ -90,9 +90,9 @@ def evaluate(
     places, _ = results(runs, records)
     import torch
 
-    from mar_bench import eval_sets
-    from mar_bench.provenance import provenance
-    from mar_bench.scores import Measure, save_seen
+    from mar_bench.metrics.score import Measure, save_seen
+    from mar_bench.pipeline import eval_images as eval_sets
+    from mar_bench.records.provenance import provenance
 
     _use_cores()
     begin = time.monotonic()
@@ -135,7 +135,7 @@ def evaluate(
 
 
 def _print_records(found: list, as_json: bool) -> None:
-    from mar_bench.report.record_text import how_measured, scores_text, warnings
+    from mar_bench.report.record import how_measured, scores_text, warnings
 
     if as_json:
         print(json.dumps([asdict(record) for record in found], indent=1, sort_keys=True, allow_nan=False))
@@ -174,10 +174,10 @@ def build(
     """Build a reference: statistics of all images, features of some."""
     if not target.endswith(".npz"):
         raise UserError(f"{target}: a reference is written to a .npz file")
-    from mar_bench import eval_sets
-    from mar_bench.build import pick_device
-    from mar_bench.records import sha256_of
-    from mar_bench.references import is_reference
+    from mar_bench.metrics.references import is_reference
+    from mar_bench.models.build import pick_device
+    from mar_bench.pipeline import eval_images as eval_sets
+    from mar_bench.utils.files import sha256_of
 
     if Path(target).exists() and not is_reference(Path(target)):
         raise UserError(f"{target}: exists and is no reference of mar-bench reference build; name another file")
@@ -206,7 +206,7 @@ def compare(
     """Set two rows or records side by side, metric by metric.
 
     Differences are paired on common seeds and have intervals; where the two were not measured alike, it says why."""
-    from mar_bench.report.comparison import markdown
+    from mar_bench.report.compare import markdown
 
     sides = (_records_of(name, scale, no_seeds(overrides), records) for name in (one, other))
     print(markdown(one, next(sides), other, next(sides)), end="")
@@ -219,7 +219,7 @@ def _records_of(name: str, scale: str, overrides: list[str], records: str | None
     experiment_name, row = split_row(name)
     if row is None:
         raise UserError(f"{name}: neither a record nor a row, as in table1/mar/diff/guided")
-    from mar_bench.report.cells import select
+    from mar_bench.report.frame import select
 
     places, found = results(None, records)
     experiment = load(experiment_name, scale, overrides, found)
@@ -248,8 +248,8 @@ def verify(
 
     Exit code 1 where a number is another one now."""
     places, record = find_record(name, runs, records)
-    from mar_bench.console import console_table
-    from mar_bench.verify import circumstances, resample, rescore
+    from mar_bench.pipeline.verify import circumstances, resample, rescore
+    from mar_bench.utils.console import console_table
 
     _use_cores()
     findings = [rescore(record, places)]
@@ -285,10 +285,10 @@ def neighbours(
     experiment_name, row = split_row(name)
     if row is None:
         raise UserError(f"{name}: a row is needed, as in table1/mar/diff/guided; mar-bench show {name} lists them")
-    from mar_bench.config import load_experiment
-    from mar_bench.eval_sets import row_run
-    from mar_bench.jobs import default_places
-    from mar_bench.neighbours import neighbours as find
+    from mar_bench.config.experiment import load_experiment
+    from mar_bench.pipeline.eval_images import row_run
+    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.neighbours import neighbours as find
     from mar_bench.report.neighbours import neighbour_page
 
     _use_cores()
@@ -308,9 +308,9 @@ def neighbours(
 
 def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds: str, sampling_seeds: str, places):
     """What SAMPLES stands for: kept features, a set of images, else a row of an experiment."""
-    from mar_bench import eval_sets
-    from mar_bench.config import find_experiment
-    from mar_bench.image_sets import BUILT_IN, open_images
+    from mar_bench.config.experiment import find_experiment
+    from mar_bench.data.image_sets import BUILT_IN, open_images
+    from mar_bench.pipeline import eval_images as eval_sets
 
     if text.endswith(".safetensors"):
         return eval_sets.samples_of_features(Path(text))
@@ -329,8 +329,8 @@ def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds:
 
 def _spaces(names: list[str] | None, source, inception_weights: str | None, weights: Path, places):
     """Functions that make the extractors asked for: each may fail alone."""
-    from mar_bench import eval_sets
-    from mar_bench.build import pick_device
+    from mar_bench.models.build import pick_device
+    from mar_bench.pipeline import eval_images as eval_sets
 
     if source.remembered is not None:
         if names:

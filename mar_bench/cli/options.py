@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.errors import UserError
+from mar_bench.utils.errors import UserError
 
 app = typer.Typer(
     help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
@@ -65,8 +65,8 @@ Overrides = Annotated[
 
 def results(runs: str | None, records: str | None):
     """The two places and what is recorded. Raises UserError for a broken record, before any work."""
-    from mar_bench.jobs import default_places
-    from mar_bench.records import CONFLICTS, read_records, set_aside
+    from mar_bench.pipeline.graph import default_places
+    from mar_bench.records.record import CONFLICTS, read_records, set_aside
 
     places = default_places(runs, records)
     if names := set_aside(places.records):
@@ -82,8 +82,8 @@ def is_record(name: str) -> bool:
 
 def find_record(name: str, runs: str | None, records: str | None):
     """The two places, and a record by its id or file. Raises UserError where there is none."""
-    from mar_bench.jobs import default_places
-    from mar_bench.records import disagreeing, read_record
+    from mar_bench.pipeline.graph import default_places
+    from mar_bench.records.record import disagreeing, read_record
 
     places = default_places(runs, records)
     if files := disagreeing(places.records, name):
@@ -96,15 +96,15 @@ def find_record(name: str, runs: str | None, records: str | None):
 
 def load(name: str, scale: str, overrides: list[str] | None, records):
     """An experiment, with every cell of a sweep at the point that the records choose."""
-    from mar_bench.config import load_experiment
-    from mar_bench.selection import with_choices
+    from mar_bench.config.choices import with_choices
+    from mar_bench.config.experiment import load_experiment
 
     return with_choices(load_experiment(name, scale, overrides or ()), records)
 
 
 def named(names: list[str] | str | None, every: bool) -> list[str]:
     """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
-    from mar_bench.config import experiment_files
+    from mar_bench.config.experiment import experiment_files
 
     names = [names] if isinstance(names, str) else list(names or ())
     if every and names:
@@ -116,7 +116,7 @@ def named(names: list[str] | str | None, every: bool) -> list[str]:
 
 def seeds_of(experiment, seeds: str | None, sampling_seeds: str | None, every: bool) -> tuple[list | None, list | None]:
     """Training and sampling seeds: those asked for, or with --all those that the experiment's file names."""
-    from mar_bench.spec import CHOICE_SEED
+    from mar_bench.config.spec import CHOICE_SEED
 
     found = []
     for option, text, kind in (("--seeds", seeds, "training"), ("--sampling-seeds", sampling_seeds, "sampling")):
@@ -133,8 +133,8 @@ def plan_of(
     """The runs of each experiment by its id; for the seeds see ``seeds_of``.
 
     ``device``: the name of the one whose speed is measured; None: this machine's."""
-    from mar_bench.ids import plan_runs
-    from mar_bench.provenance import device_name
+    from mar_bench.config.ids import plan_runs
+    from mar_bench.records.provenance import device_name
 
     planned, files = {}, {}
     for experiment in experiments:
@@ -152,7 +152,7 @@ def plan_of(
 
 def not_chosen(experiments: list, seeds: str | None, sampling_seeds: str | None, only: str | None, every: bool) -> int:
     """How many evaluations cannot be planned yet, as their point is still to be chosen."""
-    from mar_bench.ids import chosen_rows
+    from mar_bench.config.ids import chosen_rows
 
     count = 0
     for experiment in experiments:
@@ -216,7 +216,7 @@ def cores() -> int:
 
 def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
-    from mar_bench.config import RUN_KEYS
+    from mar_bench.config.experiment import RUN_KEYS
 
     def is_override(word: str) -> bool:
         block, dot, _ = word.partition(".")

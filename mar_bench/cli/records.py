@@ -26,8 +26,8 @@ def collect(
 
     New ones are copied. Of two measurements of one id that agree the earlier stays and lists the other as a
     replication. Two that disagree are set aside in <records>/conflicts, where no table sees them, and named."""
-    from mar_bench.collect import collect
-    from mar_bench.jobs import default_places
+    from mar_bench.pipeline.graph import default_places
+    from mar_bench.records.collect import collect
 
     plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)
     for note in plan.notes:

@@ -23,7 +23,7 @@ from mar_bench.cli.options import (
     one_seed,
     results,
 )
-from mar_bench.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")
 
@@ -50,8 +50,8 @@ def table(
 
 def _table(experiment, found: dict, places, output_format: str, save: bool, reports: str, strict: bool) -> None:
     """Print one table; without records print a note, or with ``strict`` raise UserError, and save nothing."""
-    from mar_bench.records import atomic_write
-    from mar_bench.report.tables import build
+    from mar_bench.report.table.build import build
+    from mar_bench.utils.files import atomic_write
 
     scale = experiment.scale
     result = build(experiment, found)
@@ -84,7 +84,7 @@ def plot(
     _, found = results(None, records)
     names, overrides = names_and_overrides(words)
     experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
-    from mar_bench.report.figures import draw
+    from mar_bench.report.figures.draw import draw
 
     for experiment in experiments:
         try:
@@ -112,8 +112,8 @@ def sample(
     """Draw a sheet of generated images.
 
     A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
-    from mar_bench.ids import generation_run, with_seeds
-    from mar_bench.jobs import previews
+    from mar_bench.config.ids import generation_run, with_seeds
+    from mar_bench.pipeline.graph import previews
     from mar_bench.report.samples import sample_grid
 
     places, found = results(runs, records)
@@ -141,9 +141,9 @@ def claims(
 
     Each at the largest scale that has its evidence, or all at --scale. --save writes <reports>/claims.md, with --scale
     <reports>/<scale>/claims.md."""
-    from mar_bench.records import atomic_write
-    from mar_bench.report.claim_file import claims_file
-    from mar_bench.report.claims import markdown
+    from mar_bench.report.claims.file import claims_file
+    from mar_bench.report.claims.report import markdown
+    from mar_bench.utils.files import atomic_write
 
     text = markdown(claims_file(), results(None, records)[1], scale)
     print(text, end="")

@@ -21,7 +21,7 @@ from mar_bench.cli.options import (
     app,
     cores,
 )
-from mar_bench.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean
 
 
 @app.command()
@@ -32,8 +32,8 @@ def fetch(
     """Get a public file that the paper's scale needs.
 
     Downloads it where its address is known, records its SHA-256 and compares it from then on."""
-    from mar_bench.console import console_table
-    from mar_bench.fetch import fetch, listing
+    from mar_bench.models.pretrained.fetch import fetch, listing
+    from mar_bench.utils.console import console_table
 
     folder = Path(weights)
     if name is not None:
@@ -53,7 +53,7 @@ def convert(
     """Convert published weights into our names.
 
     Every tensor must fit, and nothing in SOURCE is executed."""
-    from mar_bench.convert import convert
+    from mar_bench.models.pretrained.convert import convert
 
     manifest = convert(kind, Path(source), Path(target), raw)
     counts = f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters of {manifest['weights']}"
@@ -88,12 +88,12 @@ def rehearse(
     FLOPs, and the GPU hours of the whole, before any is spent."""
     from dataclasses import asdict
 
-    from mar_bench.config import load_experiment
-    from mar_bench.ids import chosen_rows
-    from mar_bench.jobs import default_places, writable
-    from mar_bench.provenance import provenance
-    from mar_bench.records import atomic_write
+    from mar_bench.config.experiment import load_experiment
+    from mar_bench.config.ids import chosen_rows
+    from mar_bench.pipeline.graph import default_places, writable
+    from mar_bench.records.provenance import provenance
     from mar_bench.report.rehearsal import GPUS, markdown, title_of
+    from mar_bench.utils.files import atomic_write
 
     gpu = gpu.upper().replace(" ", "")
     if gpu not in GPUS:
@@ -105,7 +105,7 @@ def rehearse(
     places = default_places(runs, None)
     if not count_only:
         writable(places)
-    from mar_bench import rehearse as rehearsal
+    from mar_bench.pipeline import rehearse as rehearsal
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop as Ctrl-C does
     folder = Path(images) if images else None

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from mar_bench.config import Experiment
-from mar_bench.records import atomic_write
+from mar_bench.config.experiment import Experiment
+from mar_bench.report.format import axis_labels, describe, extractors, scale_title
 from mar_bench.report.samples import DPI, GAP, is_dark, pixels_of
-from mar_bench.report.wording import axis_labels, describe, extractors, scale_title
+from mar_bench.utils.files import atomic_write
 
 ROOM = 6  # white pixels between a generated image and its neighbours
 CLOSENESS = (0.2, 5.0)  # range of the curves' axis

@@ -12,10 +12,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mar_bench.config import Experiment
-from mar_bench.errors import UserError, did_you_mean
-from mar_bench.records import atomic_write
-from mar_bench.report.wording import (
+from mar_bench.config.experiment import Experiment
+from mar_bench.report.format import (
     axis_labels,
     column_axes,
     describe,
@@ -24,6 +22,8 @@ from mar_bench.report.wording import (
     row_axes,
     scale_title,
 )
+from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.files import atomic_write
 
 COLUMNS, ROWS = 10, 3  # images of a panel, at most
 GAP = 1  # white pixels between images

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mar_bench.config import Experiment
-from mar_bench.report.wording import PAPER_SAMPLES
+from mar_bench.config.experiment import Experiment
+from mar_bench.report.format import PAPER_SAMPLES
 
 MATCH, CLOSE, DIFFERS, NOT_COMPARABLE = "match", "close", "differs", "not comparable"
 ROUNDING = 1e-9  # so that 0.80 - 0.78 is 0.02

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mar_bench.build import BACKBONES
-from mar_bench.noise import NoiseSource
-from mar_bench.orders import draw_order, gather
-from mar_bench.spec import Continuous, Discrete, TokenSpace
+from mar_bench.config.spec import Continuous, Discrete, TokenSpace
+from mar_bench.models.build import BACKBONES
+from mar_bench.models.orders import draw_order, gather
+from mar_bench.utils.noise import NoiseSource
 from tests.tiny import BACKBONE_SPECS, NUM_CLASSES, backbone_of, tokens_in
 
 B, L = 4, 9

@@ -21,14 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from mar_bench import train
-from mar_bench.build import build_generator, build_tokenizer
-from mar_bench.data import load_data, views
-from mar_bench.errors import UserError
-from mar_bench.ids import generation_run, speed_run
-from mar_bench.jobs import Places
-from mar_bench.pipeline import STAGES
-from mar_bench.spec import (
+from mar_bench.config.ids import generation_run, speed_run
+from mar_bench.config.spec import (
     ARModel,
     CausalBackbone,
     ClassifierExtractor,
@@ -67,9 +61,15 @@ from mar_bench.spec import (
     drawing_part,
     latent_space,
 )
-from mar_bench.timing import measure_speed
-from mar_bench.tokenizers import published
-from mar_bench.tokenizers.base import Tokenizer
+from mar_bench.data.datasets import load_data, views
+from mar_bench.models.build import build_generator, build_tokenizer
+from mar_bench.models.tokenizers import pretrained as published
+from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.pipeline import train
+from mar_bench.pipeline.graph import Places
+from mar_bench.pipeline.speed import measure_speed
+from mar_bench.pipeline.stages import STAGES
+from mar_bench.utils.errors import UserError
 from tests.tiny import shrunk
 
 _AUTOENCODER = {"stride": 8, "width": 24, "steps": 4, "batch_size": 5, "lr": 1e-3, "seed": 1}

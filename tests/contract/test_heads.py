@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mar_bench.build import HEADS
-from mar_bench.heads.layers import AdaLNMLP
-from mar_bench.noise import NoiseSource
-from mar_bench.spec import Discrete
+from mar_bench.config.spec import Discrete
+from mar_bench.models.build import HEADS
+from mar_bench.models.heads.layers import AdaLNMLP
+from mar_bench.utils.noise import NoiseSource
 from tests.tiny import (
     HEAD_SPECS,
     SMALL,

@@ -18,20 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mar_bench import build
-from mar_bench.build import build_generator, build_tokenizer
-from mar_bench.data import load_data, silent, to_uint8
-from mar_bench.diffusion import DiffusionTables
-from mar_bench.evaluate import evaluate_generation, reference_of_part
-from mar_bench.features import Classifier, FeatureSpace
-from mar_bench.ids import generation_run
-from mar_bench.jobs import Places
-from mar_bench.noise import NoiseSource, seeded
-from mar_bench.orders import draw_order, gather
-from mar_bench.pipeline import STAGES
-from mar_bench.sampler import generate
-from mar_bench.scores import Measure
-from mar_bench.spec import (
+from mar_bench.config.ids import generation_run
+from mar_bench.config.spec import (
     ARModel,
     ClassifierExtractor,
     Continuous,
@@ -47,7 +35,19 @@ from mar_bench.spec import (
     TrainSpec,
     VQTokenizer,
 )
-from mar_bench.tokenizers.published import KLAutoencoder16, net_of
+from mar_bench.data.datasets import load_data, silent, to_uint8
+from mar_bench.metrics.features import Classifier, FeatureSpace
+from mar_bench.metrics.score import Measure
+from mar_bench.models import build
+from mar_bench.models.build import build_generator, build_tokenizer
+from mar_bench.models.diffusion import DiffusionTables
+from mar_bench.models.orders import draw_order, gather
+from mar_bench.models.sampler import generate
+from mar_bench.models.tokenizers.pretrained import KLAutoencoder16, net_of
+from mar_bench.pipeline.graph import Places
+from mar_bench.pipeline.sample import evaluate_generation, reference_of_part
+from mar_bench.pipeline.stages import STAGES
+from mar_bench.utils.noise import NoiseSource, seeded
 from tests.parity.agreements import filled
 from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, sampling_of, scrambled, shrunk, tokens_in
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mar_bench.config import experiment_files, load_experiment
-from mar_bench.ids import generation_run, reconstruction_run, speed_run
+from mar_bench.config.experiment import experiment_files, load_experiment
+from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
 
 FILE = Path(__file__).with_name("ids.json")
 SCALES = ("smoke", "tiny", "desk", "paper")

@@ -22,17 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mar_bench.build import BACKBONES, HEADS
-from mar_bench.convert import convert
-from mar_bench.diffusion import DiffusionTables
-from mar_bench.heads.layers import AdaLNMLP
-from mar_bench.model import ARGenerator
-from mar_bench.noise import NoiseSource
-from mar_bench.official import our_name
-from mar_bench.orders import gather
-from mar_bench.records import atomic_write
-from mar_bench.sampler import generate
-from mar_bench.spec import (
+from mar_bench.config.spec import (
     Continuous,
     DiffusionHead,
     ImageFolderData,
@@ -40,8 +30,18 @@ from mar_bench.spec import (
     MaskedBackbone,
     SamplingSpec,
 )
-from mar_bench.tokenizers.base import tokens_to_grid
-from mar_bench.tokenizers.published import KLAutoencoder16
+from mar_bench.models.ar import ARGenerator
+from mar_bench.models.build import BACKBONES, HEADS
+from mar_bench.models.diffusion import DiffusionTables
+from mar_bench.models.heads.layers import AdaLNMLP
+from mar_bench.models.orders import gather
+from mar_bench.models.pretrained.convert import convert
+from mar_bench.models.pretrained.names import our_name
+from mar_bench.models.sampler import generate
+from mar_bench.models.tokenizers.base import tokens_to_grid
+from mar_bench.models.tokenizers.pretrained import KLAutoencoder16
+from mar_bench.utils.files import atomic_write
+from mar_bench.utils.noise import NoiseSource
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT.parent / "shared" / "parity"

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mar_bench.official import our_name
+from mar_bench.models.pretrained.names import our_name
 from tests.parity.agreements import (
     ABSENT,
     BEGIN,

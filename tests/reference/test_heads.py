@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from mar_bench.build import HEADS
-from mar_bench.heads import gmm
-from mar_bench.heads.energy import energy_score
-from mar_bench.noise import NoiseSource, seeded
-from mar_bench.sampler import generate
-from mar_bench.spec import Continuous, EnergyHead, FlowHead, GaussianMixtureHead, SamplingSpec
+from mar_bench.config.spec import Continuous, EnergyHead, FlowHead, GaussianMixtureHead, SamplingSpec
+from mar_bench.models.build import HEADS
+from mar_bench.models.heads import gmm
+from mar_bench.models.heads.energy import energy_score
+from mar_bench.models.sampler import generate
+from mar_bench.utils.noise import NoiseSource, seeded
 from tests.tiny import SMALL, generator_of, head_of, normal, sampling_of, space_of, tokens_in
 
 ONE_DIM = Continuous(1, (1, 1))

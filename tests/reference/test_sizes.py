@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mar_bench.official import our_name
+from mar_bench.models.pretrained.names import our_name
 from tests.parity.agreements import HEAD_SIZES, SIZES, denoising_mlp, parameters, published
 
 

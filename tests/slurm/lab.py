@@ -37,7 +37,7 @@ class Lab:
 
     def __call__(self, *words: str, code: int = 0) -> str:
         """What ``mar-bench`` prints; both streams where it is to fail."""
-        command = [sys.executable, "-m", "mar_bench.cli", *words]
+        command = [sys.executable, "-m", "mar_bench", *words]
         done = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300
         )

@@ -1,0 +1,220 @@
+"""Content addresses: one id a stage, the hash of all that determines the stage's output, and of nothing else.
+
+Canonical JSON leaves out fields at their default, so a field that is added later keeps old ids. When a change
+of code alters a stage's output, its number in REVISIONS is raised by hand; golden losses, samples, metrics and
+scales notice most of what was forgotten.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from mar_bench.config.experiment import Experiment
+from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, TokenizerSpec, measures_scale
+from mar_bench.utils.errors import UserError
+
+REVISIONS = {
+    "tokenizer": 1,
+    "latents": 1,
+    "extractor": 2,
+    "train": 1,
+    "sample": 1,
+    "evaluate": 2,
+    "reconstruction": 2,
+    "speed": 1,
+}
+TASKS = ("generation", "reconstruction", "speed")
+
+
+def canonical(value: Any) -> Any:
+    """Plain containers that determine ``value``: defaults and unhashed fields left out, ``kind`` kept."""
+    if is_dataclass(value):
+        out = {}
+        for f in fields(value):
+            if f.metadata.get("unhashed"):
+                continue
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            item = canonical(getattr(value, f.name))
+            if f.name == "kind" or default is MISSING or item != canonical(default):
+                out[f.name] = item
+        return out
+    if isinstance(value, (tuple, list)):
+        return [canonical(v) for v in value]
+    return value
+
+
+def stage_id(stage: str, **inputs: Any) -> str:
+    """12 hex digits of the SHA-256 of the stage's name, revision and inputs."""
+    content = {"stage": stage, **{k: canonical(v) for k, v in inputs.items() if v is not None}}
+    if REVISIONS[stage] != 1:
+        content["revision"] = REVISIONS[stage]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def stage_ids(spec: RunSpec) -> dict[str, str]:
+    """The ids of every stage that leads to a generation record, and of the record itself (``eval_id``)."""
+    tokenizer, view = _tokenizer_and_view(spec.tokenizer)
+    fitted = tokenizer.trained or measures_scale(spec.tokenizer)
+    tokenizer_id = stage_id("tokenizer", tokenizer=tokenizer, data=spec.data if fitted else None)
+    kept = canonical(spec.latents) or None
+    latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data, view=view, latents=kept)
+    train_id = stage_id("train", latents_id=latents_id, model=spec.model, train=spec.train)
+    real = {"reference": spec.metrics.reference, "reference_images": spec.metrics.reference_images}
+    extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data, **real)
+    sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
+    eval_id = stage_id("evaluate", sample_id=sample_id, extractor_id=extractor_id, metrics=spec.metrics)
+    return {
+        "tokenizer_id": tokenizer_id,
+        "latents_id": latents_id,
+        "train_id": train_id,
+        "extractor_id": extractor_id,
+        "sample_id": sample_id,
+        "eval_id": eval_id,
+    }
+
+
+def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict | None]:
+    """A tokenizer with its view fields at their default, and those that are not, None where there are none."""
+    views = {f.name: f.default for f in fields(tokenizer) if f.metadata.get("view")}
+    chosen = {name: getattr(tokenizer, name) for name, default in views.items() if getattr(tokenizer, name) != default}
+    return replace(tokenizer, **views), chosen or None
+
+
+def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
+    """The same cell on other seeds; published weights have been trained once, on a seed of their own."""
+    train_seed = train_seed if spec.train.published is None else spec.train.seed
+    return replace(
+        spec, train=replace(spec.train, seed=train_seed), sampling=replace(spec.sampling, seed=sampling_seed)
+    )
+
+
+def _speed_inputs(spec: RunSpec) -> dict:
+    """What decides how long an image takes: never the weights, the seeds or how many images were asked for."""
+    defaults = SamplingSpec()
+    sampling = replace(
+        spec.sampling,
+        num_images=defaults.num_images,
+        batch_size=defaults.batch_size,
+        weights=defaults.weights,
+        temperature=defaults.temperature,
+        guidance_scale=1.0 if spec.sampling.guidance_scale == 1 else 2.0,
+        guidance_schedule=defaults.guidance_schedule,
+        seed=0,
+    )
+    return {
+        "tokenizer": spec.tokenizer,
+        "data": spec.data,
+        "model": spec.model,
+        "sampling": sampling,
+        "speed": spec.speed,
+        "precision": spec.train.precision,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record to be: a task on a resolved spec.
+
+    ``id`` addresses the record; ``cell_id`` is the same for all seeds (and, for speed, all devices), so a
+    table finds the records of a cell by it."""
+
+    task: str
+    row: str
+    spec: RunSpec
+    ids: dict[str, str]
+    sweep: bool = False  # a point of a sweep, from which a cell's is chosen
+    choice: dict[str, Any] | None = None  # how this cell's point was chosen
+
+    @property
+    def id(self) -> str:
+        return self.ids["eval_id"]
+
+    @property
+    def cell_id(self) -> str:
+        return self.ids["cell_id"]
+
+
+def generation_run(row: str, spec: RunSpec) -> Run:
+    ids = stage_ids(spec)
+    return Run("generation", row, spec, {**ids, "cell_id": stage_ids(with_seeds(spec, 0, 0))["eval_id"]})
+
+
+def reconstruction_run(row: str, spec: RunSpec) -> Run:
+    """The tokenizer alone: the floor under every generator that uses it."""
+    ids = stage_ids(spec)
+    kept = {k: ids[k] for k in ("tokenizer_id", "extractor_id")}
+    eval_id = stage_id("reconstruction", **kept, data=spec.data, metrics=spec.metrics)
+    return Run("reconstruction", row, spec, {**kept, "eval_id": eval_id, "cell_id": eval_id})
+
+
+def speed_run(row: str, spec: RunSpec, device: str) -> Run:
+    """Seconds per image on ``device`` (its name) with the spec's number of threads."""
+    ids = stage_ids(spec)
+    kept = {k: ids[k] for k in ("tokenizer_id", "latents_id", "train_id")}
+    inputs = _speed_inputs(spec)
+    return Run(
+        "speed",
+        row,
+        spec,
+        {
+            **kept,
+            "eval_id": stage_id("speed", **inputs, device=device, threads=spec.compute.threads),
+            "cell_id": stage_id("speed", **inputs),
+        },
+    )
+
+
+def choosing_run(row: str, point: RunSpec) -> Run:
+    """The measurement of a point from among which a row's is chosen."""
+    return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
+
+
+def chosen_rows(experiment: Experiment, only: str | None, perhaps_none: bool = False) -> dict[str, RunSpec]:
+    """The rows whose names match ``only``, a shell pattern; all for None.
+
+    Raises UserError where it matches none, unless that is what may be."""
+    rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
+    if not rows and not perhaps_none:
+        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+    return rows
+
+
+def plan_runs(
+    experiment: Experiment,
+    seeds: list[int] | None = None,
+    sampling_seeds: list[int] | None = None,
+    only: str | None = None,
+    device: str = "cpu",
+) -> list[Run]:
+    """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
+
+    Of a row with a sweep all its points, and the row itself where its point is chosen. For ``only`` see
+    ``chosen_rows``."""
+    rows = chosen_rows(experiment, only)
+    runs: dict[str, Run] = {}
+    speed: dict[str, Run] = {}
+    for search in experiment.searches:
+        for _, point in search.points if search.rows.keys() & rows.keys() else ():
+            tried = choosing_run(search.judge, point)
+            runs.setdefault(tried.id, tried)
+            alone = replace(reconstruction_run(tried.row, point), sweep=True)
+            speed.setdefault(alone.id, alone)
+    for row, spec in rows.items():
+        for _, point in experiment.sweeps[row].points if row in experiment.sweeps else ():
+            run = choosing_run(row, point)
+            runs.setdefault(run.id, run)
+        if experiment.is_open(row):
+            continue
+        for seed in [spec.train.seed] if seeds is None else seeds:
+            for sampling_seed in [spec.sampling.seed] if sampling_seeds is None else sampling_seeds:
+                seeded = with_seeds(spec, seed, sampling_seed)
+                run = replace(generation_run(row, seeded), choice=experiment.choices.get(row))
+                runs.setdefault(run.id, run)
+                for other in (reconstruction_run(row, seeded), speed_run(row, seeded, device)):
+                    speed.setdefault(other.id, other)
+    return [*runs.values(), *sorted(speed.values(), key=lambda r: TASKS.index(r.task))]

@@ -1,0 +1,86 @@
+"""The causal backbone: a GPT-style decoder along the order, with teacher forcing and a kv-cache.
+
+Paper, section 3.3 and appendix B; what they leave open (class tokens in front as many as in the masked core,
+the first token read at the last of them) is chosen so that parameters and FLOPs of the two cores match.
+In random order an input must know which position it is to predict, so the target's position is added to it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mar_bench.config.spec import CausalBackbone, TokenSpace, num_tokens
+from mar_bench.models.backbones.layers import Block, ClassEmbedding, KVCache, initialise, token_embedding
+from mar_bench.models.orders import gather
+
+
+class CausalDecoder(nn.Module):
+    """Tokens along an order, shifted by the class tokens -> condition z for the token that follows each."""
+
+    def __init__(self, spec: CausalBackbone, space: TokenSpace, num_classes: int):
+        super().__init__()
+        length, dim, front = num_tokens(space), spec.dim, spec.num_class_tokens
+        self.num_class_tokens, self.dim = front, dim
+        self.class_embedding = ClassEmbedding(num_classes, dim)
+        self.token_embedding = token_embedding(space, dim)
+        self.positions = nn.Parameter(torch.empty(1, front + length, dim))
+        self.target_positions = nn.Parameter(torch.empty(1, length, dim))
+        self.input_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head_positions = nn.Parameter(torch.empty(1, length, dim))
+        initialise(self, spec.init_std)
+
+    def num_known(self, u: float, length: int) -> int:
+        """Teacher forcing: every token is a target."""
+        return 0
+
+    def new_cache(self) -> list[KVCache]:
+        return [KVCache() for _ in self.blocks]
+
+    def _inputs(self, known: torch.Tensor, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        """Class tokens and the k known tokens (B, C + k, E), each with its own and its target's position.
+
+        The last class token predicts order[:, 0]; token i predicts order[:, i + 1]."""
+        batch, k = known.shape[:2]
+        own = gather(self.positions.expand(batch, -1, -1), order[:, :k] + self.num_class_tokens)
+        front = self.class_embedding(labels)[:, None] + self.positions[:, : self.num_class_tokens]
+        x = torch.cat([front, self.token_embedding(known) + own], dim=1)
+        targets = gather(self.target_positions.expand(batch, -1, -1), order[:, : k + 1])
+        return self.input_norm(x + F.pad(targets, (0, 0, self.num_class_tokens - 1, 0)))
+
+    def _run(self, x: torch.Tensor, cache: list[KVCache] | None, targets: torch.Tensor) -> torch.Tensor:
+        """Blocks over inputs; z for the last n of them, n = targets.shape[1] (positions (B, n))."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, causal=True, cache=cache[i] if cache is not None else None)
+        x = self.norm(x[:, -targets.shape[1] :])
+        return x + gather(self.head_positions.expand(x.shape[0], -1, -1), targets)
+
+    def predict(
+        self,
+        known: torch.Tensor,
+        labels: torch.Tensor,
+        order: torch.Tensor,
+        n: int = 1,
+        cache: list[KVCache] | None = None,
+    ) -> torch.Tensor:
+        """z (B, 1, E) for order[:, k], given ``known`` (B, k[, D]) at order[:, :k]; label -1: no class.
+
+        With a cache only the inputs that it has not seen are computed."""
+        assert n == 1, "causal attention draws one token a step"
+        k = known.shape[1]
+        x = self._inputs(known, labels, order)
+        if cache is not None and cache[0].keys is not None:
+            x = x[:, cache[0].keys.shape[2] :]
+        return self._run(x, cache, order[:, k : k + 1])
+
+    def forward(
+        self, tokens: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, num_known: int = 0
+    ) -> torch.Tensor:
+        """z (B, L, E) for every position of the order, each from the tokens before it (teacher forcing)."""
+        assert num_known == 0
+        return self._run(self._inputs(tokens[:, :-1], labels, order), None, order)

@@ -1,0 +1,89 @@
+"""The masked backbone: an MAE-style encoder of the known tokens and a decoder of all positions.
+
+Paper, section 3.4 and appendix B; the arrangement of embeddings follows the official code: class tokens in
+front, learned positions in the encoder, in the decoder, and again on the way to the head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from mar_bench.config.spec import MaskedBackbone, TokenSpace, num_tokens
+from mar_bench.models.backbones.layers import Block, ClassEmbedding, initialise, token_embedding
+from mar_bench.models.orders import gather
+from mar_bench.models.schedules import mask_ratio
+
+
+class MaskedEncoderDecoder(nn.Module):
+    """Known tokens, class and order -> condition z for positions not yet known. Attention is bidirectional."""
+
+    def __init__(self, spec: MaskedBackbone, space: TokenSpace, num_classes: int):
+        super().__init__()
+        length, dim, front = num_tokens(space), spec.dim, spec.num_class_tokens
+        self.masking, self.num_class_tokens, self.dim = spec.masking, front, dim
+
+        def blocks(depth: int) -> nn.ModuleList:
+            make = (Block(dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(depth))
+            return nn.ModuleList(make)
+
+        self.class_embedding = ClassEmbedding(num_classes, dim)
+        self.token_embedding = token_embedding(space, dim)
+        self.encoder_positions = nn.Parameter(torch.empty(1, front + length, dim))
+        self.input_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_norm = nn.LayerNorm(dim, eps=1e-6)
+
+        self.decoder_embedding = nn.Linear(dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.decoder_positions = nn.Parameter(torch.empty(1, front + length, dim))
+        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head_positions = nn.Parameter(torch.empty(1, length, dim))
+        initialise(self, spec.init_std)
+
+    def num_known(self, u: float, length: int) -> int:
+        """How many tokens a training batch shows, from one uniform draw ``u``; at least one is predicted."""
+        return length - max(1, math.ceil(length * mask_ratio(self.masking, u)))
+
+    def new_cache(self) -> None:
+        """Nothing can be kept: every token sees every other, so all is computed anew in each step."""
+        return
+
+    def encode(self, known: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Known tokens (B, k[, D]) at positions (B, k) -> (B, C + k, E), C class tokens first."""
+        x = self.token_embedding(known) + self._at(self.encoder_positions, positions)
+        front = self.class_embedding(labels)[:, None] + self.encoder_positions[:, : self.num_class_tokens]
+        x = self.input_norm(torch.cat([front, x], dim=1))
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: torch.Tensor, order: torch.Tensor, n: int) -> torch.Tensor:
+        """Encoder output -> z (B, n, E) at the n positions of the order that follow the known ones."""
+        known = encoded.shape[1] - self.num_class_tokens
+        masks = self.mask_token.expand(order.shape[0], order.shape[1] - known, -1)
+        x = torch.cat([self.decoder_embedding(encoded), masks], dim=1)  # class tokens, then in order
+        front = self.decoder_positions[:, : self.num_class_tokens].expand(order.shape[0], -1, -1)
+        x = x + torch.cat([front, self._at(self.decoder_positions, order)], dim=1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        asked = slice(self.num_class_tokens + known, self.num_class_tokens + known + n)
+        x = self.decoder_norm(x[:, asked])
+        return x + gather(self.head_positions.expand(order.shape[0], -1, -1), order[:, known : known + n])
+
+    def _at(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rows of a position table (1, C + L, E) at token positions (B, n)."""
+        return gather(table.expand(positions.shape[0], -1, -1), positions + self.num_class_tokens)
+
+    def predict(
+        self, known: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, n: int, cache: None = None
+    ) -> torch.Tensor:
+        """z (B, n, E) for order[:, k:k+n], given ``known`` (B, k[, D]) at order[:, :k]; label -1: no class."""
+        return self.decode(self.encode(known, labels, order[:, : known.shape[1]]), order, n)
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, num_known: int) -> torch.Tensor:
+        """z (B, L - num_known, E) for the unknown positions; ``tokens`` (B, L[, D]) stand in order."""
+        return self.predict(tokens[:, :num_known], labels, order, order.shape[1] - num_known)

@@ -1,0 +1,187 @@
+"""The paper's published autoencoders through diffusers, weights from a local file that mar-bench convert wrote.
+
+KL-16 and VQ-16 are latent diffusion's (Rombach et al. 2022), KL-8 is stable diffusion's fine-tuned one, the
+Consistency Decoder is OpenAI's. ``net_of(kind)`` is what a file's tensors must fit, name by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from mar_bench.config.spec import (
+    ConsistencyTokenizer,
+    DataSpec,
+    LDMKLTokenizer,
+    LDMVQTokenizer,
+    SDKLTokenizer,
+    latent_space,
+)
+from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import NoiseSource
+
+STAGES = (128, 128, 256, 256, 512)  # channels at each resolution of the f16 models
+LAST = len(STAGES) - 1
+CHUNK = 16  # images that are encoded together while the scale is measured
+PublishedSpec = LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer
+
+
+def _diffusers():
+    try:
+        import diffusers
+    except ImportError:
+        raise UserError("the paper's tokenizers need diffusers: pip install 'mar-bench[paper]'") from None
+    return diffusers
+
+
+def net_of(spec: PublishedSpec) -> nn.Module:
+    """The network of diffusers that a published tokenizer is, with weights still to come."""
+    library = _diffusers()
+    if spec.kind == "ldm_kl":  # attention in the encoder's last stage and none in the decoder, as the official code
+        return library.AutoencoderKL(
+            block_out_channels=STAGES,
+            layers_per_block=2,
+            latent_channels=spec.latent_dim,
+            down_block_types=["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
+            up_block_types=["UpDecoderBlock2D"] * len(STAGES),
+        )
+    if spec.kind == "ldm_vq":
+        return library.VQModel(
+            block_out_channels=STAGES,
+            layers_per_block=2,
+            latent_channels=spec.code_dim,
+            num_vq_embeddings=spec.vocab_size,
+            vq_embed_dim=spec.code_dim,
+            down_block_types=["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
+            up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * LAST,
+        )
+    if spec.kind == "sd_kl":
+        return library.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=spec.latent_dim,
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+        )
+    return library.ConsistencyDecoderVAE()
+
+
+def load_weights(module: nn.Module, spec: PublishedSpec) -> nn.Module:
+    """Weights from the spec's file, strictly. A module on the meta device stays as it is and cannot run.
+
+    Raises UserError where the file is missing or holds anything else."""
+    if next(module.parameters()).is_meta:
+        return module
+    if spec.weights is None or not Path(spec.weights).is_file():
+        raise UserError(
+            f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
+            f"that mar-bench convert wrote (found {spec.weights or 'none'})"
+        )
+    try:
+        module.load_state_dict(load_file(spec.weights), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{spec.weights}: not the weights of {spec.name}: {reason}; see mar-bench convert") from None
+    return module.eval().requires_grad_(False)
+
+
+class Published(Tokenizer):
+    """What they share: a network of diffusers, one scale for all channels, the mean kept (official code)."""
+
+    def __init__(self, spec: PublishedSpec, data: DataSpec):
+        super().__init__()
+        self.space = latent_space(spec, data)
+        self.net = load_weights(net_of(spec), spec)
+        scale = getattr(spec, "scale", None)
+        self.register_buffer("scale", torch.tensor(float("nan") if scale is None else scale))
+
+    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw mean and deviation of the latent, each (B, L, D)."""
+        raise AssertionError("a published tokenizer has moments")
+
+    def stored(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        mean, std = self._moments(images)
+        return {"mean": mean * self.scale, "std": std * self.scale}
+
+    @staticmethod
+    def tokens_of(stored: dict[str, torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
+        return stored["mean"] if noise is None else stored["mean"] + stored["std"] * noise
+
+    def fitted_state(self) -> dict[str, torch.Tensor]:
+        return {"scale": self.scale}
+
+    def load_fitted(self, state: dict[str, torch.Tensor]) -> None:
+        self.scale.copy_(state["scale"])
+
+    @torch.no_grad()
+    def fit_scale(self, images: torch.Tensor) -> None:
+        """One over the deviation of all sampled latents of the training images, channels together."""
+        means, variances = zip(*((m, s.square()) for m, s in map(self._moments, images.split(CHUNK))))
+        mean = torch.cat(means)
+        self.scale.copy_((mean.var() + torch.cat(variances).mean()).rsqrt())
+
+
+class KLAutoencoder16(Published):
+    """KL-16 of latent diffusion: 16 channels at stride 16."""
+
+    stochastic = True
+
+    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latent = self.net.encode(images).latent_dist
+        return grid_to_tokens(latent.mean), grid_to_tokens(latent.std)
+
+    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+        return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
+
+
+class KLAutoencoder8(KLAutoencoder16):
+    """KL-8 of stable diffusion: 4 channels at stride 8."""
+
+
+class ConsistencyDecoder(KLAutoencoder16):
+    """Latents of stable diffusion's encoder, decoded in two denoising steps; their noise belongs to the image."""
+
+    def __init__(self, spec: ConsistencyTokenizer, data: DataSpec):
+        super().__init__(spec, data)
+        self.seed = spec.decode_seed
+
+    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+        indices = range(len(tokens)) if noise is None else noise.indices
+        draws = NoiseSource(self.seed, indices).integers("decode", 0, 2**63 - 1, ())
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in draws]
+        # diffusers multiplies by the published scale itself
+        latents = tokens_to_grid(tokens / self.scale, self.space.grid)
+        return self.net.decode(latents, generator=generators).sample.clamp(-1, 1)
+
+
+class VQAutoencoder16(Published):
+    """VQ-16 of latent diffusion: 16,384 codes of 8 dimensions, or the latents before they become codes."""
+
+    def __init__(self, spec: LDMVQTokenizer, data: DataSpec):
+        super().__init__(spec, data)
+        self.codes = spec.output == "codes"
+
+    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latents = grid_to_tokens(self.net.encode(images).latents)
+        return latents, torch.zeros_like(latents)
+
+    def stored(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        latents = self.net.encode(images).latents
+        if not self.codes:
+            return {"latents": grid_to_tokens(latents) * self.scale}
+        codes = self.net.quantize(latents)[2][2]
+        return {"codes": codes.view(images.shape[0], -1).int()}
+
+    @staticmethod
+    def tokens_of(stored: dict[str, torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
+        return stored["codes"].long() if "codes" in stored else stored["latents"]
+
+    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+        """Latents are quantised first, as everything that this decoder was trained on."""
+        values = self.net.quantize.embedding(tokens) if self.codes else tokens / self.scale
+        latents = tokens_to_grid(values, self.space.grid)
+        return self.net.decode(latents, force_not_quantize=self.codes).sample.clamp(-1, 1)

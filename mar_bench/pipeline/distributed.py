@@ -1,0 +1,116 @@
+"""Several processes on one training, started by torchrun or srun: who is who, and how they meet."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mar_bench.utils.errors import UserError
+
+PATIENCE = timedelta(days=2)  # others wait while the first measures; a dead process ends the job anyway
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among ``size`` that work together; ``local_rank`` counts those on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: range) -> range:
+        """This process's part of items that are split evenly, in consecutive parts.
+
+        Raises UserError where they cannot be."""
+        if len(items) % self.size:
+            raise UserError(f"train.batch_size {len(items)} cannot be split over {self.size} processes evenly")
+        each = len(items) // self.size
+        return items[self.rank * each : (self.rank + 1) * each]
+
+    def agreed(self, value: Any) -> Any:
+        """What the first process says; the others' values are not looked at. Everyone waits for everyone."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds in any process."""
+        if self.size == 1:
+            return flag
+        total = torch.tensor(int(flag))
+        dist.all_reduce(total)
+        return bool(total)
+
+    def mean(self, value: float) -> float:
+        """Of every process's value."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.item() / self.size
+
+    def wait(self) -> None:
+        self.agreed(None)
+
+
+ALONE = World()
+
+
+def world_of(environ: Mapping[str, str] = os.environ) -> World:
+    """From the environment of torchrun (RANK, ...) or of a step of srun with several tasks; else a process alone.
+
+    Raises UserError where the variables make no sense."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "WORLD_SIZE" not in environ:  # SLURM_NTASKS alone is set in a batch script too, which is one process
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        if "SLURM_STEP_NUM_TASKS" not in environ:
+            return ALONE
+    try:
+        rank, size, local = (int(environ[name]) for name in names)
+    except (KeyError, ValueError):
+        found = ", ".join(f"{name}={environ.get(name, '')}" for name in names)
+        raise UserError(
+            f"started as one of several processes, but not in full: {found}; use torchrun or srun"
+        ) from None
+    if not 0 <= rank < size:
+        raise UserError(f"{names[0]}={rank} is not below {names[1]}={size}")
+    return World(rank, size, local)
+
+
+def join(world: World) -> None:
+    """Meet the other processes, each on its own GPU where there are some."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _meeting_point(os.environ)
+    if world.first:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
+        print(f"waiting at {place} for all {world.size} processes", file=sys.stderr, flush=True)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    atexit.register(dist.destroy_process_group)
+
+
+def _meeting_point(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Address and port of a step's first task; the port follows from job and step, so that steps do not meet."""
+    nodes = environ.get("SLURM_STEP_NODELIST", "localhost")
+    if "[" in nodes or "," in nodes:
+        words = ["scontrol", "show", "hostnames", nodes]
+        nodes = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    job, step = (int(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return nodes.split()[0], str(20_000 + (37 * job + step) % 20_000)

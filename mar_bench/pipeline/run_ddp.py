@@ -1,0 +1,52 @@
+"""Jobs done by several processes together, one after another: what torchrun or srun starts on several GPUs.
+
+Training splits each batch, encoding and sampling split their files; everything else the first process does while
+the others wait. The processes agree before every training step whether to stop, so that none waits for another."""
+
+from __future__ import annotations
+
+import time
+
+from mar_bench.pipeline.distributed import World
+from mar_bench.pipeline.graph import Job, Places, give_up
+from mar_bench.pipeline.progress import Report
+from mar_bench.pipeline.run_local import Interrupts, Outcome
+from mar_bench.pipeline.stages import execute
+from mar_bench.utils.errors import Stopped, described
+
+
+def run_together(jobs: list[Job], places: Places, world: World, report: Report) -> Outcome:
+    """Execute jobs that the processes have agreed on, dependencies first, speed last.
+
+    A failure ends the run: the others, which may be waiting for this process, are ended by who started them."""
+    outcome = Outcome()
+    jobs = sorted(jobs, key=lambda job: job.kind == "speed")
+    with Interrupts() as interrupts, report:
+        for i, job in enumerate(jobs):
+            begin = time.monotonic()
+            report.started(job)
+
+            def progress(step: int, total: int, job: Job = job, pending: list[Job] = jobs[i + 1 :]) -> None:
+                stop = interrupts.count > 0
+                if world.any(stop) if job.kind == "train" else stop:
+                    raise Stopped
+                report.progress(job, step, total)
+                report.tick(pending)
+
+            try:
+                execute(job, places, progress, lambda why, job=job: report.waiting(job, why), world)
+            except Stopped:
+                outcome.stopped = True
+                break
+            except Exception as error:
+                if interrupts.count:  # another process has stopped and left this one alone
+                    outcome.stopped = True
+                    break
+                detail = described(error)
+                give_up(job, jobs, detail, time.monotonic() - begin, places)
+                report.failed(job, detail)
+                outcome.failed[job.id] = detail
+                break
+            outcome.done += 1
+            report.finished(job, time.monotonic() - begin)
+    return outcome

@@ -1,0 +1,161 @@
+"""From trained weights to numbers: sample in fixed batches, decode, extract features once, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mar_bench.config.spec import DataSpec, RunSpec
+from mar_bench.data.datasets import CONVERSION, ArrayImages, DataSet, FolderImages, batches, to_images, to_unit
+from mar_bench.metrics.features import FeatureSpace
+from mar_bench.metrics.functions import psnr
+from mar_bench.metrics.references import Reference, build_reference
+from mar_bench.metrics.score import Measure, Scores, Seen, one_pass
+from mar_bench.models.ar import Generator
+from mar_bench.models.build import generate
+from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.pipeline.train import Progress
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import replacing
+from mar_bench.utils.noise import NoiseSource
+
+# --- sampling -------------------------------------------------------------------------------------------
+
+
+def draw_samples(
+    spec: RunSpec,
+    model: Generator,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    missing: list[range] | None = None,
+) -> None:
+    """Write the tokens of images into ``folder``, one file a batch; image i has class i mod C.
+
+    ``missing``: the batches to draw, as of ``not_drawn``; None: all that are.
+    Raises UserError where a token is not finite: such images would come out black."""
+    missing = not_drawn(spec, folder) if missing is None else missing
+    total = sum(map(len, missing))
+    done = 0
+    for indices in missing:
+        progress(done, total)
+        tokens = draw_batch(spec, model, indices, device)
+        if not tokens.isfinite().all():
+            raise UserError(
+                f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained"
+                "; set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
+            )
+        with replacing(batch_file(folder, indices)) as temporary:
+            save_file({"tokens": tokens}, temporary)
+        done += len(indices)
+
+
+def not_drawn(spec: RunSpec, folder: Path, part: tuple[int, int] = (0, 1)) -> list[range]:
+    """The batches of images without a whole file of tokens in ``folder``; of ``part`` (j, n) every n-th from j on."""
+    every = batches(spec.sampling.num_images, spec.sampling.batch_size)[part[0] :: part[1]]
+    return [indices for indices in every if _whole(batch_file(folder, indices), len(indices)) is None]
+
+
+def draw_batch(spec: RunSpec, model: Generator, indices: range, device: torch.device) -> torch.Tensor:
+    """The tokens of images ``indices``, a whole batch, on the CPU."""
+    labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
+    tokens = generate(model, labels, spec.sampling, NoiseSource(spec.sampling.seed, indices))
+    return tokens.cpu().contiguous()
+
+
+def batch_file(folder: Path, indices: range) -> Path:
+    return folder / f"tokens-{indices.start:06d}.safetensors"
+
+
+def read_batch(folder: Path, indices: range) -> torch.Tensor:
+    """Raises UserError where there is not a row of tokens for each image."""
+    tokens = _whole(path := batch_file(folder, indices), len(indices))
+    if tokens is None:
+        raise UserError(f"{path}: not the tokens of {len(indices)} images; delete its folder and run again")
+    return tokens
+
+
+def _whole(path: Path, rows: int) -> torch.Tensor | None:
+    """The tokens of a file; None where it is absent, damaged or has another number of rows."""
+    try:
+        tokens = load_file(path)["tokens"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return tokens if len(tokens) == rows else None
+
+
+@torch.inference_mode()
+def decoded_samples(spec: RunSpec, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Iterator[torch.Tensor]:
+    """uint8 images (B, C, H, W) on the CPU, batch by batch, of tokens drawn before."""
+    for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):
+        tokens = read_batch(folder, indices)
+        noise = NoiseSource(spec.sampling.seed, indices)
+        yield to_images(tokenizer.decode(tokens.to(device), noise), spec.data)
+
+
+# --- measuring ------------------------------------------------------------------------------------------
+
+
+def reference_of_part(
+    data: DataSpec,
+    images: ArrayImages | FolderImages,
+    kind: str,
+    suffix: str,
+    space: FeatureSpace,
+    most: int,
+    progress: Progress,
+) -> Reference:
+    """A part of a data set as a reference, named ``<data set>:<suffix>``; ``most`` as in ``build_reference``."""
+
+    def told() -> Iterator[torch.Tensor]:
+        for indices in batches(len(images)):
+            progress(indices.start, len(images))
+            yield images.get(indices)
+
+    name = f"{getattr(data, 'name', data.kind)}:{suffix}"
+    return build_reference(told(), len(images), space, most, kind, name)
+
+
+def evaluate_generation(
+    spec: RunSpec, images: Iterable[torch.Tensor], space: FeatureSpace, measure: Measure
+) -> tuple[Scores, Seen]:
+    """Scores of a ``generation`` record; image i has class i mod C."""
+    seen = one_pass(images, space, class_labels(spec), conversion=CONVERSION)
+    return measure(seen), seen
+
+
+def class_labels(spec: RunSpec) -> torch.Tensor:
+    """The class (N,) of each generated image."""
+    return torch.arange(spec.sampling.num_images) % spec.data.num_classes
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    spec: RunSpec,
+    tokenizer: Tokenizer,
+    data: DataSet,
+    space: FeatureSpace,
+    measure: Measure,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Scores, Seen]:
+    """Scores of the tokenizer alone on the held-out images, and of those images themselves ("real")."""
+    signal_to_noise: list[torch.Tensor] = []
+
+    def reconstructed() -> Iterator[torch.Tensor]:
+        for indices in batches(len(data.heldout)):
+            progress(indices.start, len(data.heldout))
+            original = data.heldout.get(indices)
+            tokens = tokenizer.encode(to_unit(original).to(device))
+            images = to_images(tokenizer.decode(tokens, NoiseSource(0, indices)), spec.data)
+            signal_to_noise.append(psnr(images, original))
+            yield images
+
+    seen = one_pass(reconstructed(), space, data.heldout.labels, conversion=CONVERSION)
+    scores = measure(seen)
+    scores.metrics |= {**measure.real(), "psnr": torch.cat(signal_to_noise).mean().item()}
+    return scores, seen

@@ -1,0 +1,197 @@
+"""The verbs as a user types them; those that train are in test_smoke.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mar_bench.cli import app
+from mar_bench.utils.errors import UserError
+
+VERBS = ("list", "show", "plan", "run", "table", "plot", "sample", "claims")
+
+
+@pytest.fixture
+def places(tmp_path) -> list[str]:
+    return ["--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records")]
+
+
+def call(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def mistake(*words: str) -> str:
+    """The message of a user's mistake."""
+    with pytest.raises(UserError) as caught:
+        CliRunner().invoke(app, list(words), catch_exceptions=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def shell(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "mar_bench", *words], capture_output=True, text=True)
+
+
+def test_list_names_experiments_and_scales():
+    text = call("list")
+    assert "table1" in text and "16" in text and "smoke, tiny, desk, paper" in text
+
+
+def test_list_is_quick_and_leaves_torch_alone():
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        begin = time.perf_counter()
+        assert shell("list").returncode == 0
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 1.5
+    code = (
+        "import sys; from typer.testing import CliRunner; from mar_bench.cli import app;"
+        "CliRunner().invoke(app, ['list'], catch_exceptions=False);"
+        "print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_every_option(verb):
+    text = call(verb, "--help")
+    for line in text.splitlines():
+        assert not (line.strip().startswith("--") and len(line.split()) < 3), f"no help: {line}"
+    if verb != "list":
+        assert "--scale" in text and ("KEY=VALUE" in text or verb == "claims")
+
+
+def test_plan_counts_table1(places):
+    plan = json.loads(call("plan", "table1", "--scale", "tiny", "--json", *places))
+    assert {k: plan[k] for k in ("evaluations", "trainings", "done", "missing", "failed", "sweep")} == {
+        "evaluations": 16, "trainings": 6, "done": 0, "missing": 16, "failed": 0, "sweep": 0,
+    }  # fmt: skip
+    assert len(plan["runs"]) == 16 and len({run["ids"]["eval_id"] for run in plan["runs"]}) == 16
+    assert plan["stages"]["tokenizer"] == {"needed": 2, "without_reuse": 16, "done_here": 0}
+
+
+def test_plan_counts_seeds_and_patterns(places):
+    plan = json.loads(call("plan", "table1", "--seeds", "0,1,2", "--json", *places))
+    assert (plan["evaluations"], plan["trainings"], plan["stages"]["tokenizer"]["needed"]) == (48, 18, 2)
+    plan = json.loads(call("plan", "table1", "--sampling-seeds", "0,1", "--only", "mar/*", "--json", *places))
+    assert (plan["evaluations"], plan["trainings"]) == (8, 2)
+    assert "16 evaluations over 6 trainings" in call("plan", "table1", *places)
+
+
+def test_plan_at_paper_scale_needs_no_images(places):
+    assert json.loads(call("plan", "table1", "--scale", "paper", "--json", *places))["evaluations"] == 16
+
+
+def test_plan_reads_a_file(places, tmp_path):
+    shipped = Path(__file__).parents[2] / "experiments/table1.yaml"
+    file = tmp_path / "mine.yaml"
+    file.write_text(shipped.read_text().replace("id: table1", "id: mine"))
+    assert json.loads(call("plan", str(file), "--json", *places))["trainings"] == 6
+
+
+def test_show_prints_rows_then_a_row(places):
+    assert call("show", "table1", *places).count("missing") == 16
+    text = call("show", "table1/mar/diff/guided", "--scale", "paper", "train.steps=7", *places)
+    assert "FID 1.98, IS 290.3" in text and "steps: 7" in text and "num_ar_steps: 64" in text
+    assert "not chosen yet, one of 6 points" in text and "sampling.guidance_scale: 4.0" in text
+    text = call("show", "table1/mar/diff/guided", *places)
+    assert "train_id" in text and "speed_id" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "hints"),
+    [
+        (("plan", "tabel1"), ("did you mean 'table1'",)),
+        (("plan", "table1", "--scale", "tyni"), ("tyni", "did you mean 'tiny'")),
+        (("plan", "table1", "train.stepz=3"), ("command line", "stepz", "did you mean 'steps'")),
+        (("plan", "table1", "trian.steps=3"), ("trian", "did you mean 'train'")),
+        (("plan", "table1", "train.steps"), ("key=value",)),
+        (("plan", "table1", "train.steps=many"), ("whole number", "many")),
+        (("plan", "table1", "--seeds", "0;1"), ("--seeds", "0,1,2")),
+        (("plan", "table1", "--seeds=-1"), ("0 or more",)),
+        (("plan", "table1", "--only", "mra/*"), ("mra/*", "mar/ce/unguided")),
+        (("plan", "table1", "sampling.num_ar_steps=4"), ("causal", "num_ar_steps 4", "masked backbone")),
+        (("plan", "table1", "--only", "mar/*", "parts.few_steps=17"), ("17", "16 tokens")),
+        (("plan", "table1", "train.label_dropout=0"), ("guidance", "label_dropout")),
+        (("plan", "table1", "model.head.kind=gmn"), ("gmn", "did you mean 'gmm'")),
+        (("plan", "table1", "model.head.kind=diffusion"), ("needs continuous tokens", "'vq'")),
+        (("show", "table1/mar/dif/guided"), ("did you mean 'mar/diff/guided'",)),
+        (("plan", "table1", "train.steps=[1"), ("overrides train.steps=[1",)),
+        (("plan", "table1", "parts=3"), ("parts are blocks",)),
+        (("plan", "table1", "model.head.width=64"), ("'cross_entropy'", "override the part that has it")),
+        (("table", "table1", "train.seed=1"), ("--seeds",)),
+        (("plan", "table1", "--seeds", "9223372036854775808"), ("2^63",)),
+        (("table", "table1", "--format", "cvs"), ("did you mean 'csv'",)),
+        (("run", "train.steps=3"), ("needs an experiment",)),
+        (("run", "table1", "--scale", "paper"), ("data.root",)),
+    ],
+)
+def test_mistakes_say_the_way_out(words, hints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = mistake(*words)
+    for hint in hints:
+        assert hint in message
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    result = shell("plan", "tabel1")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert shell("plan", "table1", "--scael", "tiny").returncode == 2
+
+
+@pytest.mark.parametrize("verb", ("plan", "run", "table", "plot"))
+def test_a_broken_record_stops_before_any_work(verb, tmp_path):
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "abc.json").write_text('{"task": "gen')
+    message = mistake(verb, "table1", "--scale", "smoke", "--records", str(records))
+    assert "abc.json" in message and "broken record" in message
+
+
+def test_views_without_records_say_how_to_make_them(places, tmp_path):
+    assert "mar-bench run table1 --scale tiny" in mistake("plot", "table1", *places[2:], "--reports", str(tmp_path))
+    assert "mar-bench run table1 --scale tiny" in mistake("sample", "table1", *places[:2], "--reports", str(tmp_path))
+    assert "–" in call("table", "table1", *places[2:])
+
+
+def test_nothing_is_saved_over_a_report_without_records(places, tmp_path):
+    message = mistake("table", "table1", "--save", *places[2:], "--reports", str(tmp_path / "reports"))
+    assert "no records of table1" in message and not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("option", ("--runs", "--records"))
+def test_a_folder_that_cannot_be_written_to_is_found_out_first(option, tmp_path):
+    (tmp_path / "file").write_text("")
+    folders = {"--runs": str(tmp_path / "runs"), "--records": str(tmp_path / "records")}
+    folders[option] = str(tmp_path / "file/below")
+    words = [w for pair in folders.items() for w in pair]
+    message = mistake("run", "table1", "--scale", "smoke", *words)
+    assert option in message and "cannot be written to" in message
+
+
+def test_list_survives_a_broken_file(tmp_path, monkeypatch):
+    (tmp_path / "good.yaml").write_text("title: Good\naxes: {a: {b: {}, c: {}}}\n")
+    (tmp_path / "odd.yaml").write_text("axes: [1]\n")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    monkeypatch.setenv("MAR_BENCH_EXPERIMENTS", str(tmp_path))
+    result = CliRunner().invoke(app, ["list"])
+    assert "Good" in result.output and "odd" in result.output and "bad.yaml" in str(result.exception)
+    monkeypatch.setenv("MAR_BENCH_EXPERIMENTS", str(tmp_path / "nowhere"))
+    assert "no experiments in" in mistake("list")
+
+
+def test_the_committed_report_is_that_of_the_committed_records():
+    root = Path(__file__).parents[2]
+    text = call("table", "table1", "--scale", "tiny", "--records", str(root / "results/records"))
+    assert text == (root / "reports/tiny/table1.md").read_text()

@@ -1,0 +1,237 @@
+"""Cells chosen by a sweep, and tokenizers by a search: what is planned, what is chosen, and on which images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from mar_bench.cli.options import app
+from mar_bench.config.choices import with_choices
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.ids import Run, plan_runs, stage_ids
+from mar_bench.config.parse import as_tree
+from mar_bench.config.spec import CHOICE_SEED
+from mar_bench.pipeline.graph import Places, publish
+from mar_bench.pipeline.run_local import Outcome
+from mar_bench.records.record import Record, read_record, write_record
+from tests.experiment_files import MINE, load, mistake, written
+
+SWEPT = """
+axes:
+  head:
+    small:
+      set: {model: {head: {kind: diffusion, width: 8}}}
+      select: {minimise: fd, over: {sampling.guidance_scale: [1.5, 2.0, 3.0], sampling.temperature: [0.9, 1.0]}}
+    large: {set: {model: {head: {kind: diffusion, width: 16}}}}
+layout: {rows: [head], metrics: [fd]}
+"""
+SEARCHED = (
+    MINE
+    + """
+search:
+  kl: {rows: "*", judge: small, steps: 3, tokenizers: [{kl_weight: 0.1}, {kl_weight: 0.2}]}
+"""
+)
+
+
+def record_of(run: Run, **numbers) -> Record:
+    metrics = {f"{metric}_digits": value for metric, value in numbers.items() if metric != "loss"}
+    training = {"loss_heldout": numbers["loss"]} if "loss" in numbers else {}
+    return Record(run.task, "done", run.ids, as_tree(run.spec), metrics=metrics, training=training)
+
+
+@pytest.fixture
+def swept(tmp_path):
+    return load(written(tmp_path, MINE.partition("axes:")[0] + SWEPT))
+
+
+@pytest.fixture
+def searched(tmp_path):
+    return load(written(tmp_path, SEARCHED))
+
+
+def measured(experiment, value_of) -> dict[str, Record]:
+    """Records of all points, their distance by what ``value_of`` says of the sampling."""
+    points = [run for run in plan_runs(experiment) if run.sweep and run.task == "generation"]
+    return {run.id: record_of(run, fd=value_of(run.spec.sampling)) for run in points}
+
+
+def distance(sampling) -> float:
+    return abs(sampling.guidance_scale - 2) + sampling.temperature
+
+
+def test_before_its_points_are_measured_a_cell_is_not_planned(swept):
+    runs = [run for run in plan_runs(swept, [0, 1]) if run.task == "generation"]
+    points = [run for run in runs if run.sweep]
+    assert len(points) == 6 and {run.spec.sampling.seed for run in points} == {CHOICE_SEED}
+    assert {run.spec.train.seed for run in points} == {0}
+    assert [run.row for run in runs if not run.sweep] == ["large", "large"]
+    assert swept.is_open("small") and not swept.is_open("large")
+    records = measured(swept, distance)
+    records.popitem()
+    assert with_choices(swept, records).is_open("small")
+
+
+def test_the_best_point_is_chosen_and_reported_on_other_seeds(swept):
+    chosen = with_choices(swept, records := measured(swept, distance))
+    sampling = chosen.rows["small"].sampling
+    assert (sampling.guidance_scale, sampling.temperature) == (2.0, 0.9) and not chosen.is_open("small")
+    choice = chosen.choices["small"]
+    assert choice["chosen"] == {"sampling.guidance_scale": 2.0, "sampling.temperature": 0.9}
+    assert len(choice["points"]) == 6 and {point["eval_id"] for point in choice["points"]} == set(records)
+    cells = [run for run in plan_runs(chosen, [0], [0, 1]) if run.task == "generation" and not run.sweep]
+    mine = [run for run in cells if run.row == "small"]
+    assert [run.spec.sampling.seed for run in mine] == [0, 1] and all(run.choice == choice for run in mine)
+    assert chosen.rows["large"] == swept.rows["large"]
+
+
+def test_more_is_better_where_it_says_so(swept):
+    sweep = replace(swept.sweeps["small"], minimise=False)
+    chosen = with_choices(replace(swept, sweeps={"small": sweep}), measured(swept, distance))
+    assert chosen.rows["small"].sampling.guidance_scale == 3.0
+
+
+def test_a_failed_point_leaves_the_cell_open(swept):
+    records = measured(swept, distance)
+    first = next(iter(records))
+    records[first] = replace(records[first], status="failed")
+    assert with_choices(swept, records).is_open("small")
+
+
+def test_a_tokenizer_is_chosen_by_reconstruction_and_loss_together(searched):
+    runs = plan_runs(searched)
+    tried = [run for run in runs if run.task == "generation"]
+    alone = [run for run in runs if run.task == "reconstruction"]
+    assert [run.spec.tokenizer.kl_weight for run in tried] == [0.1, 0.2] and len(alone) == 2
+    assert {run.spec.train.steps for run in tried} == {3}
+    records = {}
+    for run, loss, distance_ in zip(tried, (2.0, 1.0), (3.0, 4.0)):  # 2 + 1 against 1 + 4/3
+        records[run.id] = record_of(run, fd=9.0, loss=loss)
+        other = next(r for r in alone if r.spec.tokenizer == run.spec.tokenizer)
+        records[other.id] = record_of(other, fd=distance_)
+    chosen = with_choices(searched, records)
+    assert {spec.tokenizer.kl_weight for spec in chosen.rows.values()} == {0.2}
+    assert {spec.train.steps for spec in chosen.rows.values()} == {searched.rows["small"].train.steps}
+    choice = chosen.choices["large"]
+    assert choice["chosen"] == {"kl_weight": 0.2}
+    assert [point["value"] for point in choice["points"]] == pytest.approx([3.0, 1 + 4 / 3])
+
+
+def test_a_record_made_for_another_table_learns_how_its_cell_was_chosen(swept, tmp_path):
+    chosen = with_choices(swept, measured(swept, distance))
+    run = next(r for r in plan_runs(chosen) if r.choice)
+    places = Places(tmp_path / "runs", tmp_path / "records")
+    write_record(places.records, record_of(run, fd=1.0))
+    publish([run], places)
+    assert read_record(places.records / f"{run.id}.json").selection == {run.choice["metric"]: run.choice}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hints"),
+    [
+        ("minimise: fd, ", "", ("select", "one of minimise and maximise")),
+        ("minimise: fd", "minimise: df", ("select", "did you mean 'fd'")),
+        ("minimise: fd", "minimize: fd", ("select.minimize", "did you mean 'minimise'")),
+        ("sampling.temperature: [", "train.lr: [", ("only knobs of sampling",)),
+        ("sampling.temperature: [", "sampling.temprature: [", ("temprature", "did you mean 'temperature'")),
+        ("[0.9, 1.0]", "0.9", ("expected a list of values",)),
+        ("[0.9, 1.0]", "[0.9, hot]", ("temperature", "finite number")),
+    ],
+)
+def test_mistakes_in_a_sweep(old, new, hints, tmp_path):
+    text = MINE.partition("axes:")[0] + SWEPT
+    assert old in text
+    message = mistake(written(tmp_path, text.replace(old, new)))
+    assert all(hint in message for hint in hints), message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hints"),
+    [
+        ("judge: small", "judge: smal", ("search.kl.judge", "smal", "small, large")),
+        ("steps: 3, ", "", ("search.kl.steps", "is missing")),
+        ("kl_weight: 0.1", "kl_wieght: 0.1", ("search.kl", "kl_wieght", "did you mean 'kl_weight'")),
+        ('rows: "*"', 'row: "*"', ("search.kl.row", "did you mean 'rows'")),
+    ],
+)
+def test_mistakes_in_a_search(old, new, hints, tmp_path):
+    assert old in SEARCHED
+    message = mistake(written(tmp_path, SEARCHED.replace(old, new)))
+    assert all(hint in message for hint in hints), message
+
+
+def test_table1_is_swept_at_paper_scale_alone():
+    assert not any(load_experiment("table1", scale).sweeps for scale in ("smoke", "tiny", "desk"))
+    assert len(load_experiment("table1", "paper").sweeps) == 16
+
+
+def test_a_failed_point_does_not_hold_up_the_other_cells(tmp_path, monkeypatch):
+    """The first pass measures the points, and one fails; the second makes the cells that could be chosen."""
+    text = MINE.partition("axes:")[0] + SWEPT.replace(
+        "width: 16}}}}", "width: 16}}}, select: {maximise: is, over: {sampling.temperature: [0.9, 1.0]}}}"
+    )
+    file = written(tmp_path, text)
+    passes = []
+
+    def run_jobs(jobs, places, workers, report):
+        runs = {job.id: job.run for job in jobs if job.kind == "generation"}
+        passes.append(runs)
+        failed = {}
+        for i, run in runs.items():
+            if run.row == "large" and run.spec.sampling.temperature == 0.9:
+                failed[i] = "no memory"
+            else:
+                write_record(places.records, record_of(run, fd=1.0, **{"is": 1.0}))
+        return Outcome(done=len(runs) - len(failed), failed=failed, stopped=False)
+
+    monkeypatch.setattr("mar_bench.pipeline.run_local.run_jobs", run_jobs)
+    places = ("--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records"))
+    done = CliRunner().invoke(app, ["run", str(file), "--scale", "little", *places])
+    assert done.exit_code == 1 and "large" in done.output
+    assert [run.row for run in passes[1].values()] == ["small"] and len(passes) == 2
+    assert not next(iter(passes[1].values())).sweep
+
+
+def test_what_an_override_fixes_is_not_chosen(tmp_path):
+    file = written(tmp_path, MINE.partition("axes:")[0] + SWEPT)
+    sweep = load(file, "sampling.temperature=0.5").sweeps["small"]
+    assert [values for values, _ in sweep.points] == [{"sampling.guidance_scale": g} for g in (1.5, 2.0, 3.0)]
+    assert {spec.sampling.temperature for _, spec in sweep.points} == {0.5}
+    both = load(file, "sampling.temperature=0.5", "sampling.guidance_scale=2.0")
+    assert not both.sweeps and not both.is_open("small")
+
+
+def test_an_override_does_not_meet_a_search_in_silence(tmp_path):
+    file = written(tmp_path, SEARCHED)
+    assert "search.kl" in mistake(file, "tokenizer.kl_weight=0.5")
+    assert load(file, "tokenizer.width=16").searches
+
+
+def test_a_setting_is_tried_under_the_ids_that_the_rows_will_have(tmp_path):
+    """Whole numbers in YAML are numbers of the spec's type all the same."""
+    (search,) = load(written(tmp_path, SEARCHED.replace("kl_weight: 0.1", "kl_weight: 1"))).searches
+    for place, (_, tried) in enumerate(search.points):
+        ids = {stage_ids(spec)["tokenizer_id"] for spec in (tried, *(specs[place] for specs in search.rows.values()))}
+        assert len(ids) == 1
+    assert search.points[0][0] == {"kl_weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ("  again: {rows: small, judge: small, steps: 3, tokenizers: [{width: 16}]}\n", "another sweep or search"),
+        ("  more: {rows: large, judge: large, steps: 0, tokenizers: [{width: 16}]}\n", "above 0"),
+        ("  more: {rows: large, judge: large, steps: 1, tokenizers: []}\n", "list of blocks"),
+    ],
+)
+def test_searches_that_do_not_fit(more, hint, tmp_path):
+    assert hint in mistake(written(tmp_path, SEARCHED + more))
+
+
+def test_a_row_has_one_sweep(tmp_path):
+    text = MINE.partition("axes:")[0] + SWEPT.replace(
+        "layout:", "  more: {one: {select: {minimise: fd, over: {sampling.temperature: [1.0, 2.0]}}}}\nlayout:"
+    )
+    assert "two of its bundles have a select" in mistake(written(tmp_path, text))

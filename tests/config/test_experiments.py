@@ -1,0 +1,206 @@
+"""Every shipped experiment at every scale: it validates, plans, and its models can be built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+import torch
+
+from mar_bench.config.experiment import Experiment, experiment_files, load_experiment, scales
+from mar_bench.config.ids import plan_runs, stage_ids
+from mar_bench.config.spec import DiffusionHead, MaskedBackbone, RunSpec, num_tokens
+from mar_bench.models.build import build_generator, build_tokenizer, count_parameters
+from mar_bench.pipeline.graph import Places, jobs_for
+from mar_bench.pipeline.plan import make_plan
+
+EVERY = [(name, scale) for name in experiment_files() for scale in scales()]
+every_experiment = pytest.mark.parametrize(("name", "scale"), EVERY)
+every_scale = pytest.mark.parametrize("scale", scales())
+
+
+def on_paper(spec: RunSpec) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Generator and tokenizer without their numbers."""
+    if not spec.tokenizer.trained:
+        pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        return build_generator(spec), build_tokenizer(spec)
+
+
+def size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def rows_of(experiment: Experiment) -> list[RunSpec]:
+    """One row for each training."""
+    return list({stage_ids(spec)["train_id"]: spec for spec in experiment.rows.values()}.values())
+
+
+def test_there_are_experiments_and_scales():
+    assert "table1" in experiment_files() and scales() == ["smoke", "tiny", "desk", "paper"]
+
+
+@every_experiment
+def test_it_plans(name, scale, tmp_path):
+    experiment, places = load_experiment(name, scale), Places(tmp_path / "runs", tmp_path / "records")
+    runs = plan_runs(experiment, [0, 1])
+    waiting = 2 * sum(map(experiment.is_open, experiment.rows))
+    plan = make_plan([experiment], {name: runs}, runs, waiting, scale, places, {})
+    json.dumps(plan)
+    assert experiment.id == name and experiment.title and experiment.source
+    assert plan["evaluations"] <= 2 * len(experiment.rows)  # rows that differ in what a scale has not are one
+    assert plan["evaluations"] == plan["missing"] - plan["sweep"] + waiting > 0
+    assert plan["jobs"] == len(jobs_for(runs, places)) > 0
+    assert not list(tmp_path.iterdir())
+
+
+@every_experiment
+def test_it_builds(name, scale):
+    for spec in rows_of(load_experiment(name, scale)):
+        generator, tokenizer = on_paper(spec)
+        assert {p.device.type for p in generator.parameters()} == {"meta"}
+        assert generator.space == tokenizer.space == spec.space and generator.length == num_tokens(spec.space)
+        assert count_parameters(generator)["total"] == size(generator)
+
+
+@pytest.mark.parametrize("name", experiment_files())
+def test_a_file_opens_with_its_command_and_what_to_expect(name):
+    text = experiment_files()[name].read_text()
+    head = text[: text.index("\nid:")]
+    assert all(line.startswith("#") or not line for line in head.splitlines())
+    assert f"mar-bench run {name}" in head and "Expected" in head
+
+
+# --- Table 1 --------------------------------------------------------------------------------------------
+
+PUBLISHED = {  # FID, IS without guidance, FID, IS with it (Li et al. 2024, table 1)
+    "raster_causal/ce": (19.58, 60.8, 4.92, 227.3),
+    "raster_causal/diff": (19.23, 62.3, 4.69, 244.6),
+    "random_causal/ce": (16.22, 81.3, 4.36, 222.7),
+    "random_causal/diff": (13.07, 91.4, 4.07, 232.4),
+    "random_bidirectional/ce": (8.75, 149.6, 3.50, 280.9),
+    "random_bidirectional/diff": (3.43, 203.1, 1.84, 292.7),
+    "mar/ce": (8.79, 146.1, 3.69, 278.4),
+    "mar/diff": (3.50, 201.4, 1.98, 290.3),
+}
+
+
+def test_the_published_cells_of_table1():
+    cells = load_experiment("table1", "paper").paper
+    assert cells == {
+        f"{row}/{guidance}": {"fd": values[at], "is": values[at + 1]}
+        for row, values in PUBLISHED.items()
+        for guidance, at in (("unguided", 0), ("guided", 2))
+    }
+
+
+def leaves(block, path: str = "") -> dict[str, object]:
+    out = {}
+    for f in fields(block):
+        value, where = getattr(block, f.name), f"{path}.{f.name}" if path else f.name
+        out |= leaves(value, where) if is_dataclass(value) else {where: value}
+    return out
+
+
+def difference(one: RunSpec, other: RunSpec) -> set[str]:
+    a, b = leaves(one), leaves(other)
+    return {path for path in a.keys() | b.keys() if (path in a, a.get(path)) != (path in b, b.get(path))}
+
+
+MAY_DIFFER = {
+    "variant": ("model.order", "model.backbone.", "sampling.num_ar_steps", "sampling.order"),
+    "loss": (
+        "tokenizer.",
+        "latents.dtype",
+        "model.head.",
+        "train.lr_schedule",
+        "sampling.num_diffusion_steps",
+        "sampling.clamp_x0",
+    ),
+    "guidance": ("sampling.guidance_scale", "sampling.guidance_schedule", "sampling.temperature"),
+}
+
+
+@every_scale
+def test_rows_of_table1_differ_in_what_their_axis_is_about_alone(scale):
+    """So that a comparison along one axis has all else equal."""
+    experiment = load_experiment("table1", scale)
+    for row, spec in experiment.rows.items():
+        for axis, allowed in MAY_DIFFER.items():
+            for bundle in experiment.labels[axis]:
+                other = "/".join({**experiment.bundles(row), axis: bundle}.values())
+                found = difference(spec, experiment.rows[other])
+                assert all(path.startswith(allowed) for path in found), f"{row} and {other}: {found}"
+
+
+@every_scale
+def test_causal_and_masked_cores_of_table1_are_of_one_size(scale):
+    """The masked one has a decoder embedding, a second norm, mask token and decoder positions of its own."""
+    rows = load_experiment("table1", scale).rows
+    for loss in ("ce", "diff"):
+        causal, masked = (on_paper(rows[f"{v}/{loss}/guided"])[0] for v in ("random_causal", "random_bidirectional"))
+        backbone, positions = rows[f"mar/{loss}/guided"].model.backbone, masked.backbone.decoder_positions.numel()
+        dim = backbone.dim
+        extra = (dim * dim + dim) + 2 * dim + dim + positions - causal.backbone.target_positions.numel()
+        assert size(masked) - size(causal) == extra < 0.05 * size(causal.backbone)
+        assert size(masked.head) == size(causal.head)
+
+
+def test_desk_is_tiny_trained_longer():
+    tiny, desk = (load_experiment("table1", scale).rows for scale in ("tiny", "desk"))
+    for row in tiny:
+        assert difference(tiny[row], desk[row]) == {"train.steps", "train.ema_decay"}
+        assert desk[row].train.steps == 4 * tiny[row].train.steps
+
+
+# --- the paper's sizes ----------------------------------------------------------------------------------
+
+
+def paper_row(row: str = "mar/diff/guided") -> RunSpec:
+    return load_experiment("table1", "paper").rows[row]
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "dim", "heads", "head_depth", "head_width", "official"),
+    [
+        ("MAR-B", 24, 768, 12, 6, 1024, 207_924_768),
+        ("MAR-L", 32, 1024, 16, 8, 1280, 478_326_304),
+        ("MAR-H", 40, 1280, 16, 12, 1536, 942_403_104),
+    ],
+)
+def test_official_models_have_the_official_number_of_parameters(
+    name, depth, dim, heads, head_depth, head_width, official
+):
+    backbone = MaskedBackbone(dim=dim, encoder_depth=depth // 2, decoder_depth=depth // 2, num_heads=heads)
+    spec = paper_row()
+    model = replace(spec.model, backbone=backbone, head=DiffusionHead(depth=head_depth, width=head_width))
+    with torch.device("meta"):
+        assert size(build_generator(replace(spec, model=model))) == official
+
+
+@pytest.mark.parametrize(
+    ("width", "millions"), [(256, 1.527), (512, 5.412), (1024, 20.26), (1536, 44.55)]
+)  # the paper's table 3, counted in its code
+def test_denoising_mlps_have_the_papers_sizes(width, millions):
+    spec = paper_row()
+    with torch.device("meta"):
+        model = build_generator(replace(spec, model=replace(spec.model, head=DiffusionHead(width=width))))
+    assert count_parameters(model)["head"] / 1e6 == pytest.approx(millions, rel=5e-4)
+
+
+def test_table1_at_paper_scale():
+    sizes = {row: count_parameters(on_paper(paper_row(f"{row}/guided"))[0]) for row in PUBLISHED}
+    assert sizes["mar/diff"] == {"total": 426_357_792, "backbone": 406_095_872, "head": 20_261_920}
+    assert sizes["raster_causal/diff"]["backbone"] == sizes["random_causal/diff"]["backbone"] == 404_977_664
+    assert sizes["mar/ce"]["head"] == 16384 * 1024 + 16384
+    assert {row: s for row, s in sizes.items() if row.startswith("mar")} == {
+        row.replace("random_bidirectional", "mar"): s for row, s in sizes.items() if "bidirectional" in row
+    }
+
+
+def test_published_tokenizers_have_their_published_sizes():
+    kl, vq = (on_paper(paper_row(row))[1] for row in ("mar/diff/guided", "mar/ce/guided"))
+    assert size(kl) == 66_456_019
+    assert size(vq) == 69_593_371
+    assert (kl.space.grid, kl.space.dim, vq.space.vocab_size) == ((16, 16), 16, 16384)

@@ -1,0 +1,317 @@
+"""Ids address content: what determines a stage's output changes its id, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+
+import pytest
+
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.ids import (
+    REVISIONS,
+    canonical,
+    generation_run,
+    plan_runs,
+    reconstruction_run,
+    speed_run,
+    stage_id,
+    stage_ids,
+    with_seeds,
+)
+from mar_bench.config.spec import RunSpec, TrainSpec, measures_scale, unhashed
+from mar_bench.utils.errors import UserError
+from tests.golden.regenerate_ids import FILE, SCALES, every_id, table1_ids
+
+every_scale = pytest.mark.parametrize("scale", SCALES)
+
+
+def all_ids(spec: RunSpec, device: str = "Example CPU") -> dict[str, str]:
+    return {
+        **stage_ids(spec),
+        "reconstruction_id": reconstruction_run("row", spec).id,
+        "speed_id": speed_run("row", spec, device).id,
+    }
+
+
+def changed_ids(before: RunSpec, after: RunSpec) -> set[str]:
+    """Names of the ids that differ, without their ending."""
+    old, new = all_ids(before), all_ids(after)
+    return {name.removesuffix("_id") for name in old if old[name] != new[name]}
+
+
+# --- Table 1 --------------------------------------------------------------------------------------------
+
+
+def test_golden_ids():
+    """An id that moves makes every record under it unreachable: see regenerate_ids.py for when that is meant."""
+    assert every_id() == json.loads(FILE.read_text())
+
+
+@every_scale
+def test_table1_is_16_evaluations_over_6_trainings_and_2_tokenizers(scale):
+    """The tokenizers and the extractor are shared by all training seeds."""
+    experiment = replace(load_experiment("table1", scale), sweeps={})  # as once every point is chosen
+    for seeds in ([0], [0, 1, 2]):
+        runs = plan_runs(experiment, seeds)
+        generation = [run for run in runs if run.task == "generation"]
+        count = {name: len({run.ids[name] for run in generation}) for name in generation[0].ids}
+        n = len(seeds)
+        assert count == {
+            "tokenizer_id": 2, "latents_id": 2, "extractor_id": 1, "train_id": 6 * n, "sample_id": 16 * n,
+            "eval_id": 16 * n, "cell_id": 16,
+        }  # fmt: skip
+        tasks = [run.task for run in runs]
+        assert (tasks.count("reconstruction"), tasks.count("speed")) == (2, 16)
+        assert len({run.id for run in runs}) == len(runs)
+
+
+def test_the_two_variants_that_differ_in_sampling_alone_share_a_training():
+    rows = load_experiment("table1", "tiny").rows
+    one, many = (stage_ids(rows[f"{v}/diff/guided"]) for v in ("random_bidirectional", "mar"))
+    assert one["train_id"] == many["train_id"] and one["sample_id"] != many["sample_id"]
+
+
+def test_ids_are_12_hex_digits_and_never_meet():
+    ids = [i for rows in table1_ids().values() for row in rows.values() for i in row.items()]
+    assert all(re.fullmatch("[0-9a-f]{12}", value) for _, value in ids)
+    assert len({value for _, value in ids}) == len(set(ids)), "one id for two stages"
+
+
+# --- which field changes which id -----------------------------------------------------------------------
+
+AFTER_TRAIN = {"train", "sample", "eval"}
+DOWNSTREAM = {
+    "data": {"latents", "extractor", "reconstruction", "speed", *AFTER_TRAIN},  # and a tokenizer trained on it
+    "tokenizer": {"tokenizer", "latents", "reconstruction", "speed", *AFTER_TRAIN},
+    "tokenizer.group": {"latents", "speed", *AFTER_TRAIN},  # the same tokenizer seen in another way
+    "tokenizer.output": {"latents", "speed", *AFTER_TRAIN},
+    "latents": {"latents", *AFTER_TRAIN},
+    "model": {"speed", *AFTER_TRAIN},
+    "train": AFTER_TRAIN,
+    "train.precision": {"speed", *AFTER_TRAIN},
+    "sampling": {"sample", "eval", "speed"},
+    "metrics": {"eval", "reconstruction"},
+    "metrics.extractor": {"extractor", "eval", "reconstruction"},
+    "metrics.reference": {"extractor", "eval", "reconstruction"},
+    "metrics.reference_images": {"extractor", "eval", "reconstruction"},
+    "speed": {"speed"},
+}
+DO_NOT_SLOW_DOWN = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
+DOWNSTREAM |= {f"sampling.{name}": {"sample", "eval"} for name in DO_NOT_SLOW_DOWN}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    path: str
+    hint: object
+    hashed: bool
+
+
+def leaves(block, path: str = "", hashed: bool = True) -> list[Leaf]:
+    """Every field below a block that is no block itself, kinds left out."""
+    out, hints = [], typing.get_type_hints(type(block))
+    for f in fields(block):
+        where = f"{path}.{f.name}" if path else f.name
+        value, counts = getattr(block, f.name), hashed and not f.metadata.get("unhashed")
+        if is_dataclass(value):
+            out += leaves(value, where, counts)
+        elif f.name != "kind":
+            out.append(Leaf(where, hints[f.name], counts))
+    return out
+
+
+def get(block, path: str):
+    for name in path.split("."):
+        block = getattr(block, name)
+    return block
+
+
+def put(block, path: str, value):
+    first, _, rest = path.partition(".")
+    return replace(block, **{first: put(getattr(block, first), rest, value) if rest else value})
+
+
+def another(value, hint):
+    """A value of the same type that differs."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        return next(choice for choice in typing.get_args(hint) if choice != value)
+    if typing.get_origin(hint) is tuple:
+        return (value[0] / 2, *value[1:])
+    if hint is bool:
+        return not value
+    return f"{value}x" if hint is str else (value or hint(0)) + hint(1)
+
+
+def specs() -> dict[str, RunSpec]:
+    """Together they hold every kind of block."""
+    return {
+        f"{scale}/{row}": load_experiment("table1", scale).rows[row]
+        for scale in ("smoke", "tiny", "paper")
+        for row in ("raster_causal/ce/guided", "mar/diff/unguided")
+    }
+
+
+SPECS = specs()
+every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+
+
+@every_spec
+def test_a_hashed_field_changes_all_that_follows_from_it_and_nothing_else(spec):
+    found = [leaf for leaf in leaves(spec) if leaf.hashed]
+    assert len(found) > 40
+    for leaf in found:
+        known = max((p for p in DOWNSTREAM if f"{leaf.path}.".startswith(f"{p}.")), key=len)
+        expected = DOWNSTREAM[known] | ({"tokenizer"} if known == "data" and spec.tokenizer.trained else set())
+        if leaf.path == "sampling.guidance_scale" and spec.sampling.guidance_scale != 1:
+            expected = {"sample", "eval"}  # what takes time is that there is guidance, not how strong it is
+        changed = put(spec, leaf.path, another(get(spec, leaf.path), leaf.hint))
+        if leaf.path == "tokenizer.output" and measures_scale(changed.tokenizer):
+            expected = DOWNSTREAM["tokenizer"]  # whose scale belongs to the data
+        assert changed_ids(spec, changed) == expected, leaf.path
+
+
+@every_spec
+def test_an_unhashed_field_changes_nothing(spec):
+    """But the seconds on so many threads."""
+    found = [leaf for leaf in leaves(spec) if not leaf.hashed]
+    assert {leaf.path for leaf in found} >= {"compute.device", "compute.threads", "compute.checkpoint_every"}
+    assert spec.tokenizer.trained or "tokenizer.weights" in {leaf.path for leaf in found}
+    for leaf in found:
+        changed = put(spec, leaf.path, another(get(spec, leaf.path), leaf.hint))
+        assert changed_ids(spec, changed) == ({"speed"} if leaf.path == "compute.threads" else set()), leaf.path
+
+
+def test_the_kind_of_a_block_is_hashed():
+    rows = load_experiment("table1", "tiny").rows
+    words, vectors = rows["mar/ce/guided"], rows["mar/diff/guided"]
+    for path in ("tokenizer", "model.head"):
+        assert changed_ids(words, put(words, path, get(vectors, path))) == DOWNSTREAM[path.split(".")[0]]
+    one, other = SPECS["smoke/mar/diff/unguided"], SPECS["tiny/mar/diff/unguided"]
+    assert changed_ids(one, replace(one, data=other.data)) == DOWNSTREAM["data"] | {"tokenizer"}
+
+
+def test_sampling_shares_a_training_and_a_training_seed_shares_a_tokenizer():
+    spec = SPECS["tiny/mar/diff/unguided"]
+    fewer = replace(spec.sampling, num_ar_steps=2, guidance_scale=2.0, temperature=0.9, seed=5)
+    assert changed_ids(spec, replace(spec, sampling=fewer)) == {"sample", "eval", "speed"}
+    assert changed_ids(spec, with_seeds(spec, 1, 0)) == AFTER_TRAIN
+    assert changed_ids(spec, with_seeds(spec, 0, 1)) == {"sample", "eval"}
+    assert "tokenizer" in changed_ids(spec, put(spec, "tokenizer.seed", 1))
+
+
+# --- cells and speed ------------------------------------------------------------------------------------
+
+
+@every_spec
+def test_a_cell_is_the_same_for_all_seeds(spec):
+    runs = [generation_run("row", with_seeds(spec, t, s)) for t in (0, 1) for s in (0, 1)]
+    assert len({run.id for run in runs}) == 4 and len({run.cell_id for run in runs}) == 1
+    assert runs[0].cell_id == runs[0].id
+    hotter = put(spec, "sampling.temperature", 0.5)
+    assert generation_run("row", hotter).cell_id != runs[0].cell_id
+
+
+@every_spec
+def test_speed_depends_on_the_machine_and_not_on_seeds_or_counts(spec):
+    run = speed_run("row", spec, "one")
+    assert run.id != speed_run("row", spec, "other").id
+    assert run.cell_id == speed_run("row", spec, "other").cell_id
+    threads = speed_run("row", put(spec, "compute.threads", 77), "one")
+    assert threads.id != run.id and threads.cell_id == run.cell_id
+    same = put(put(with_seeds(spec, 3, 4), "sampling.num_images", 7), "sampling.temperature", 0.5)
+    assert speed_run("row", same, "one").id == run.id
+    assert speed_run("row", put(spec, "speed.batch_size", 3), "one").cell_id != run.cell_id
+
+
+# --- canonical form -------------------------------------------------------------------------------------
+
+
+def test_defaults_are_left_out_but_kinds():
+    assert canonical(TrainSpec()) == {} and canonical(TrainSpec(betas=(0.9, 0.95))) == {}
+    assert canonical(TrainSpec(steps=5, betas=(0.5, 0.95))) == {"steps": 5, "betas": [0.5, 0.95]}
+    assert canonical(RunSpec().model) == {"kind": "ar"}
+    assert canonical(RunSpec().tokenizer) == {"kind": "ldm_kl"}
+
+
+@pytest.mark.parametrize("name", ["train", "sampling", "model", "tokenizer", "data"])
+def test_a_field_that_is_added_later_keeps_ids(name):
+    spec = SPECS["tiny/mar/diff/unguided"]
+    block = getattr(spec, name)
+    later = make_dataclass("Later", [("added", int, field(default=3))], bases=(type(block),), frozen=True)
+    values = {f.name: getattr(block, f.name) for f in fields(block)}
+    assert not changed_ids(spec, replace(spec, **{name: later(**values)}))
+    assert changed_ids(spec, replace(spec, **{name: later(**values, added=4)}))
+
+
+def test_an_unhashed_field_deep_inside_does_not_show():
+    @dataclass(frozen=True)
+    class Inner:
+        path: str | None = unhashed(None)
+        size: int = 1
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner = field(default_factory=Inner)
+
+    assert canonical(Outer(Inner(path="here"))) == canonical(Outer()) == {}
+    assert canonical(Outer(Inner(path="here", size=2))) == {"inner": {"size": 2}}
+
+
+@pytest.mark.parametrize("stage", REVISIONS)
+def test_a_revision_changes_the_stage_and_what_follows(stage, monkeypatch):
+    spec = SPECS["tiny/mar/diff/unguided"]
+    before = all_ids(spec)
+    monkeypatch.setitem(REVISIONS, stage, 99)
+    after = all_ids(spec)
+    follows = {
+        "tokenizer": {"tokenizer", "latents", "reconstruction", *AFTER_TRAIN},
+        "latents": {"latents", *AFTER_TRAIN},
+        "train": AFTER_TRAIN,
+        "extractor": {"extractor", "eval", "reconstruction"},
+        "sample": {"sample", "eval"},
+        "evaluate": {"eval"},
+    }
+    expected = follows.get(stage, {stage})
+    assert {name for name in before if before[name] != after[name]} == {f"{name}_id" for name in expected}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train.lr=2e-3", "train.lr=0.002"), ("train.lr=1", "train.lr=1.0"), ("train.steps=4e3", "train.steps=4000"),
+        ("train.weight_decay=0", "train.weight_decay=-0.0"), ("train.betas=[0,0.95]", "train.betas=[0.0,.95]"),
+        ("sampling.temperature=1", "sampling.temperature=1.0"), ("train.steps=0x10", "train.steps=16"),
+        ("model.backbone.mlp_ratio=4", "model.backbone.mlp_ratio=4.0"),
+    ],
+)  # fmt: skip
+def test_ids_do_not_depend_on_how_a_number_is_written(one, other):
+    found = [load_experiment("table1", "smoke", (word,)).rows["mar/diff/guided"] for word in (one, other)]
+    assert all_ids(found[0]) == all_ids(found[1])
+
+
+def test_a_number_that_is_not_finite_has_no_id():
+    with pytest.raises(ValueError):
+        stage_id("train", lr=float("nan"))
+
+
+# --- planning -------------------------------------------------------------------------------------------
+
+
+def test_patterns_and_seeds_choose_runs():
+    experiment = load_experiment("table1", "smoke")
+    runs = [r for r in plan_runs(experiment, [0, 1], [0, 1, 2], only="mar/*/guided") if r.task == "generation"]
+    assert len(runs) == 12 and {run.row for run in runs} == {"mar/ce/guided", "mar/diff/guided"}
+    with pytest.raises(UserError, match=r"'mra/\*' matches no row of table1; rows: raster_causal/ce/unguided"):
+        plan_runs(experiment, only="mra/*")
+
+
+def test_the_seeds_of_the_spec_are_the_default():
+    experiment = load_experiment("table1", "smoke", ("train.seed=5", "sampling.seed=7"))
+    specs = [run.spec for run in plan_runs(experiment) if run.task == "generation"]
+    assert {(s.train.seed, s.sampling.seed) for s in specs} == {(5, 7)}

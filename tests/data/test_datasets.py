@@ -1,0 +1,622 @@
+"""Data sets: the split, the views, the crop, and folders of users' images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mar_bench.config.spec import DigitsData, ImageFolderData, MnistData
+from mar_bench.data import datasets as module
+from mar_bench.data.datasets import (
+    ArrayImages,
+    FolderImages,
+    apply_view,
+    batches,
+    centre_crop,
+    folder_images,
+    in_threads,
+    load_data,
+    read_image,
+    to_uint8,
+    to_unit,
+    views,
+)
+from mar_bench.utils.errors import UserError
+
+BUILT_IN = {"digits": (DigitsData(), 1797), "mnist5k": (MnistData(), 5000)}
+
+
+@pytest.fixture(scope="module", params=BUILT_IN)
+def built_in(request):
+    spec, count = BUILT_IN[request.param]
+    return spec, count, load_data(spec)
+
+
+def pictures(part: ArrayImages) -> Counter:
+    return Counter(p.tobytes() for p in part.pixels)
+
+
+# --- built-in data sets ---------------------------------------------------------------------------------
+
+
+def test_images_are_as_the_spec_says(built_in):
+    spec, count, data = built_in
+    assert (len(data.train), len(data.heldout)) == (count - spec.heldout, spec.heldout)
+    images = data.train.get([3, 0, 3])
+    assert images.dtype == torch.uint8 and images.shape == (3, 1, spec.image_size, spec.image_size)
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
+    assert (data.train.pixels.min(), data.train.pixels.max()) == (0, 255)
+    assert data.train.labels.dtype == torch.int64 and set(data.train.labels.tolist()) == set(range(10))
+
+
+def test_a_batch_is_a_copy(built_in):
+    _, _, data = built_in
+    data.train.get(range(2)).fill_(9)
+    assert data.train.pixels[:2].max() == 255
+
+
+def test_held_out_images_are_balanced_and_in_none_of_the_training(built_in):
+    spec, count, data = built_in
+    assert torch.equal(data.heldout.labels.bincount(), torch.full((10,), spec.heldout // 10))
+    train, heldout = pictures(data.train), pictures(data.heldout)
+    assert len(train | heldout) > count - 5 and not train & heldout
+
+
+def test_the_split_is_pinned(built_in):
+    """A picture that moves to the other part makes every record of the data set wrong."""
+    spec, _, data = built_in
+    found = hashlib.sha256(data.heldout.pixels.tobytes() + data.heldout.labels.numpy().tobytes()).hexdigest()[:12]
+    assert found == {"digits": "e04d97a243a5", "mnist5k": "d2fbabbf4a67"}[spec.kind]
+
+
+def test_the_split_is_the_same_every_time_and_fewer_held_out_are_some_of_the_same():
+    one, other, fewer = (load_data(DigitsData(heldout=n)) for n in (300, 300, 150))
+    assert np.array_equal(one.train.pixels, other.train.pixels) and torch.equal(one.train.labels, other.train.labels)
+    assert pictures(fewer.heldout) <= pictures(one.heldout) and pictures(one.train) <= pictures(fewer.train)
+
+
+def test_mnist_is_padded_to_32_pixels(built_in):
+    spec, _, data = built_in
+    pixels = data.train.pixels
+    assert spec.kind != "mnist5k" or not (pixels[..., :2, :].any() or pixels[..., -2:].any())
+
+
+@pytest.mark.parametrize("heldout", [7, 13, 299])
+def test_any_number_is_held_out_as_evenly_as_can_be(heldout):
+    counts = load_data(DigitsData(heldout=heldout)).heldout.labels.bincount(minlength=10)
+    assert counts.sum() == heldout and counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("heldout", [1796, 1797, 5000])
+def test_something_is_left_to_train_on(heldout):
+    with pytest.raises(UserError, match="data.heldout"):
+        load_data(DigitsData(heldout=heldout))
+
+
+def test_images_grow_by_whole_pixels():
+    small, large = load_data(DigitsData(image_size=8)).train, load_data(DigitsData(image_size=24)).train
+    assert np.array_equal(large.pixels, small.pixels.repeat(3, axis=2).repeat(3, axis=3))
+    with pytest.raises(UserError, match="data.image_size 20 must be 16 or another multiple of 8"):
+        load_data(DigitsData(image_size=20))
+
+
+# --- pixels and views -----------------------------------------------------------------------------------
+
+
+def test_every_grey_level_comes_back():
+    levels = torch.arange(256, dtype=torch.uint8)
+    unit = to_unit(levels)
+    assert (unit[0], unit[-1]) == (-1, 1)
+    assert torch.equal(to_uint8(unit), levels)
+
+
+def test_what_lies_outside_is_clipped_and_the_rest_rounded():
+    values = torch.tensor([-3.0, -1.01, 1.01, 7.0, 0.0038, 0.0040])
+    assert to_uint8(values).tolist() == [0, 0, 255, 255, 128, 128]
+    assert to_uint8(torch.tensor([1 / 127.5 - 1 - 0.0035, 1 / 127.5 - 1 + 0.0035])).tolist() == [1, 1]
+
+
+def test_views_begin_with_the_image_itself():
+    assert views(DigitsData()) == [(0, 0, False)]
+    assert views(ImageFolderData()) == [(0, 0, False), (0, 0, True)]
+    nine = views(MnistData())
+    assert len(nine) == len(set(nine)) == 9 and nine[0] == (0, 0, False)
+    assert {(abs(dx) + abs(dy)) for dx, dy, _ in nine[1:5]} == {1}
+    both = views(MnistData(flip=True, shift=2))
+    assert len(both) == len(set(both)) == 50 and not any(flip for _, _, flip in both[:25])
+
+
+def slow_view(images: torch.Tensor, dx: int, dy: int, flip: bool) -> torch.Tensor:
+    """Pixel by pixel: dx to the right, dy down, of the mirrored image."""
+    height, width = images.shape[-2:]
+    out = torch.empty_like(images)
+    for y in range(height):
+        for x in range(width):
+            from_y, from_x = min(max(y - dy, 0), height - 1), min(max(x - dx, 0), width - 1)
+            out[..., y, x] = images[..., from_y, width - 1 - from_x if flip else from_x]
+    return out
+
+
+def test_views_against_a_slow_loop():
+    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
+    for view in views(MnistData(flip=True, shift=2)) + [(9, -9, True)]:
+        before = images.clone()
+        assert torch.equal(apply_view(images, view), slow_view(images, *view)), view
+        assert torch.equal(images, before)
+
+
+def test_batches_are_consecutive_and_cover_all():
+    assert [list(b) for b in batches(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert batches(0) == [] and [len(b) for b in batches(501)] == [250, 250, 1]
+
+
+# --- folders --------------------------------------------------------------------------------------------
+
+
+SIZES = ((64, 64), (65, 64), (64, 200), (1000, 70), (129, 128), (127, 300), (63, 65), (9, 9), (1, 1), (3, 99), (400, 5))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crops_have_their_size(size):
+    """Of images larger and smaller, long and thin."""
+    pixels = np.asarray(centre_crop(Image.new("L", size, 7), 64))
+    assert pixels.shape == (64, 64) and (pixels == 7).all()
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(pixels), 64)), pixels)
+
+
+def test_the_crop_is_of_the_centre():
+    pixels = np.zeros((8, 24), dtype=np.uint8)
+    pixels[:, 8:16] = np.arange(64).reshape(8, 8)
+    for image in (pixels, pixels.T):
+        middle = np.asarray(centre_crop(Image.fromarray(image), 8))
+        assert np.array_equal(middle, np.arange(64).reshape(8, 8) if image is pixels else np.arange(64).reshape(8, 8).T)
+
+
+def test_a_large_image_is_halved_by_averaging():
+    """ADM's first step: twice as large is a box filter and nothing else."""
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (16, 16), dtype=np.uint8)
+    means = pixels.reshape(8, 2, 8, 2).mean((1, 3))
+    assert np.abs(np.asarray(centre_crop(Image.fromarray(pixels), 8)) - means).max() <= 1
+
+
+def made_up_folder(root: Path, classes=("ape", "bee"), parts=("train", "val"), count: int = 3) -> Path:
+    for part in parts:
+        for c, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (9 + i, 8), (100 * c, 10 * i, 5)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def folder_spec(folder: Path, **changes) -> ImageFolderData:
+    return ImageFolderData(**{"root": str(folder), "image_size": 8, "num_classes": 2, **changes})
+
+
+def test_a_folder_a_class(tmp_path):
+    data = load_data(folder_spec(made_up_folder(tmp_path)))
+    assert (len(data.train), len(data.heldout)) == (6, 6)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.train.labels.dtype == torch.int64
+    images = data.train.get([5, 1])
+    assert images.shape == (2, 3, 8, 8) and images.dtype == torch.uint8
+    assert images[:, :, 0, 0].tolist() == [[100, 20, 5], [0, 10, 5]]
+    grey = load_data(folder_spec(tmp_path, channels=1)).train.get(np.array([0]))
+    assert grey.shape == (1, 1, 8, 8)
+
+
+def test_other_files_are_passed_over(tmp_path):
+    made_up_folder(tmp_path)
+    (tmp_path / "train/ape/notes.txt").write_text("x")
+    (tmp_path / "train/ape/._0.png").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/README").write_text("x")
+    assert len(load_data(folder_spec(tmp_path)).train) == 6
+
+
+def corrupt(png: Path) -> None:
+    content = bytearray(png.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    png.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(b"not an image"),
+        lambda p: p.write_bytes(p.read_bytes()[:50]),
+        corrupt,
+    ],
+    ids=["empty", "text", "truncated", "flipped bits"],
+)
+def test_a_broken_image_is_named(spoil, tmp_path):
+    made_up_folder(tmp_path)
+    spoil(tmp_path / "train/bee/1.png")
+    data = load_data(folder_spec(tmp_path))
+    with pytest.raises(UserError, match=r"train/bee/1\.png: not readable as an image .*; remove or replace it"):
+        data.train.get([4])
+
+
+def test_an_image_that_is_too_large_to_open_is_named(tmp_path, monkeypatch):
+    data = load_data(folder_spec(made_up_folder(tmp_path)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match=r"0\.png: not readable as an image"):
+        data.train.get([0])
+
+
+def no_val(root: Path) -> None:
+    (root / "val").rename(root / "validation")
+
+
+def empty_class(root: Path) -> None:
+    for file in (root / "train/bee").iterdir():
+        file.rename(file.with_suffix(".gif"))
+
+
+def other_class(root: Path) -> None:
+    (root / "val/bee").rename(root / "val/wasp")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "hints"),
+    [
+        (lambda root: None, {"root": None}, ("data.root is not set",)),
+        (lambda root: None, {"root": "/nowhere"}, ("/nowhere/train", "found 0 class folders")),
+        (lambda root: None, {"num_classes": 3}, ("found 2 class folders", "data.num_classes is 3", "train/<class>")),
+        (no_val, {}, ("val", "found 0 class folders")),
+        (empty_class, {}, ("train/bee", "no image", ".png")),
+        (other_class, {}, ("'bee'", "one of them only")),
+    ],
+)
+def test_a_folder_that_is_not_one_of_images(spoil, changes, hints, tmp_path):
+    spoil(made_up_folder(tmp_path))
+    with pytest.raises(UserError) as caught:
+        load_data(folder_spec(tmp_path, **changes))
+    for hint in hints:
+        assert hint in str(caught.value)
+
+
+def test_images_are_read_when_asked_for(tmp_path):
+    data = load_data(folder_spec(made_up_folder(tmp_path)))
+    assert isinstance(data.train, FolderImages)
+    (tmp_path / "train/ape/0.png").unlink()
+    assert data.train.get([1]).shape == (1, 3, 8, 8)
+
+
+# --- kinds of image files -------------------------------------------------------------------------------
+
+
+RED, WHITE = [255, 0, 0], [255, 255, 255]
+
+
+def paletted(**options) -> tuple[Image.Image, dict]:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([255, 0, 0, 9, 9, 9])
+    image.paste(1, (0, 0, 4, 2))
+    return image, options
+
+
+def with_alpha(mode: str, colour: tuple, alpha: int = 0) -> tuple[Image.Image, dict]:
+    """The upper half black with this alpha, the lower half opaque."""
+    image = Image.new(mode, (4, 4), (*colour, 255))
+    image.paste((*(0 for _ in colour), alpha), (0, 0, 4, 2))
+    return image, {}
+
+
+def keyed(mode: str, colour, key) -> tuple[Image.Image, dict]:
+    image = Image.new(mode, (4, 4), colour)
+    image.paste(key, (0, 0, 4, 2))
+    return image, {"transparency": key}
+
+
+TRANSPARENT = {
+    "RGBA": (with_alpha("RGBA", (255, 0, 0)), RED),
+    "LA": (with_alpha("LA", (7,)), [7] * 3),
+    "palette index": (paletted(transparency=1), RED),
+    "palette bytes": (paletted(transparency=b"\xff\x00"), RED),
+    "RGB key": (keyed("RGB", (255, 0, 0), (1, 2, 3)), RED),
+    "L key": (keyed("L", 7, 200), [7] * 3),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_what_is_transparent_is_white(kind, tmp_path):
+    (image, options), colour = TRANSPARENT[kind]
+    image.save(tmp_path / "x.png", **options)
+    pixels = read_image(tmp_path / "x.png", 4, 3)
+    assert pixels[:, 0, 0].tolist() == WHITE and pixels[:, 3, 0].tolist() == colour
+    grey = read_image(tmp_path / "x.png", 4, 1)
+    assert grey[0, 0, 0] == 255 and grey[0, 3, 0] == (76 if colour == RED else 7)
+
+
+def test_what_is_half_transparent_is_mixed_with_white(tmp_path):
+    for name, (image, options) in {
+        "a": with_alpha("RGBA", (255, 0, 0), alpha=128),
+        "b": paletted(transparency=b"\xff\x80"),
+    }.items():
+        image.save(tmp_path / f"{name}.png", **options)
+        dark = 127 if name == "a" else 132
+        assert read_image(tmp_path / f"{name}.png", 4, 3)[:, 0, 0].tolist() == [dark] * 3
+
+
+def test_no_colour_bleeds_out_of_what_is_transparent(tmp_path):
+    """Composited before it is made smaller: between red and transparent black lies pink, nothing darker."""
+    pixels = np.zeros((64, 64, 4), dtype=np.uint8)
+    pixels[:, 21:] = (255, 0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert (read_image(tmp_path / "x.png", 8, 3)[0] == 255).all()
+
+
+def test_opaque_images_have_the_pixels_they_had(tmp_path):
+    rng = np.random.Generator(np.random.PCG64(0))
+    pixels = rng.integers(0, 256, (40, 33, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        expected = np.atleast_3d(np.asarray(centre_crop(image.convert(mode), 16))).transpose(2, 0, 1)
+        image.convert("RGBA").save(tmp_path / "alpha.png")
+        image.save(tmp_path / "plain.png")
+        for name in ("alpha", "plain"):
+            assert np.array_equal(read_image(tmp_path / f"{name}.png", 16, channels), expected)
+
+
+def png(width: int, height: int, depth: int, colour: int, raw: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), *more, (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_of_sixteen_bits_the_high_byte_is_kept(tmp_path):
+    for colour, values in ((0, [0x12FF]), (2, [0x12FF, 0x8000, 0xFF01])):
+        line = b"\0" + np.array(values * 2, dtype=">u2").tobytes()
+        (tmp_path / "x.png").write_bytes(png(2, 2, 16, colour, line * 2))
+        found = read_image(tmp_path / "x.png", 2, 3)[:, 1, 1].tolist()
+        assert found == ([0x12] * 3 if colour == 0 else [0x12, 0x80, 0xFF])
+    line = b"\0" + np.array([0x1234, 0x1235], dtype=">u2").tobytes()
+    (tmp_path / "x.png").write_bytes(png(2, 2, 16, 0, line * 2, (b"tRNS", b"\x12\x34")))
+    assert read_image(tmp_path / "x.png", 2, 3)[0].tolist() == [[255, 0x12]] * 2
+
+
+def test_other_modes_and_formats_become_rgb(tmp_path):
+    Image.new("CMYK", (4, 4), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    Image.new("P", (4, 4), 0).save(tmp_path / "a gif.png", format="GIF", transparency=0)
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "lossless.webp", lossless=True)
+    for path in tmp_path.iterdir():
+        assert (read_image(path, 4, 3) == 255).all() and (read_image(path, 4, 1) == 255).all(), path
+
+
+def test_an_orientation_is_not_applied(tmp_path):
+    """As in ADM and the official code, whose statistics and latents are compared with."""
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    assert (read_image(tmp_path / "x.png", 8, 3)[:, :4] == 255).all()
+
+
+# --- files that are no images ---------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+
+
+BAD = {
+    "a-empty.png": lambda p: p.write_bytes(b""),
+    "b-cut.png": cut,
+    "c-cut.jpg": cut,
+    "d-text.jpg": lambda p: p.write_text("<html>404</html>"),
+    "e-bomb.png": lambda p: p.write_bytes(png(30_000, 30_000, 8, 2, b"")),
+    "f-strip.png": lambda p: Image.new("L", (1, 1200)).save(p),
+    "g-loop.png": lambda p: p.symlink_to(p.name),
+    "h-broken.png": lambda p: p.symlink_to("nowhere.png"),
+    "i-folder.png": lambda p: p.mkdir(),
+    "j-pipe.png": lambda p: os.mkfifo(p),
+    "k-script.png": lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    "l-locked.png": lambda p: p.write_bytes(b"only its owner may read it"),
+}
+
+
+@pytest.fixture
+def spoiled(tmp_path, monkeypatch) -> Path:
+    """Two classes of three good images; every kind of bad file stands in the first."""
+    made_up_folder(tmp_path / "root")
+    for name, spoil in BAD.items():
+        spoil(tmp_path / "root/train/ape" / name)
+    really = Image.open
+
+    def opened(path, **options):
+        if path.name == "l-locked.png":  # the tests may run as root, who may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
+    return tmp_path / "root"
+
+
+def names_of(images: FolderImages) -> list[str]:
+    return [Path(name).name for name in images.names]
+
+
+def test_bad_files_are_counted_and_the_first_is_named(spoiled, tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_data(folder_spec(spoiled), tmp_path / "memo")
+    assert "12 of 24 files are not readable as images, the first" in str(caught.value)
+    for hint in ("train/ape/a-empty.png", "remove or replace them", "data.skip_bad=true", ".bad.txt"):
+        assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_bad_files_are_left_out(remembered, spoiled, tmp_path):
+    memo = tmp_path / "memo" if remembered else None
+    with pytest.warns(UserWarning, match="12 of 24 files .* left out: train/ape/a-empty.png, ") as caught:
+        data = load_data(folder_spec(spoiled, skip_bad=True), memo)
+    assert len([w for w in caught if "left out" in str(w.message)]) == 1
+    assert names_of(data.train) == ["0.png", "1.png", "2.png"] * 2
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (data.train.left_out, data.heldout.left_out, len(data.heldout)) == (12, 0, 6)
+    assert data.train.get(range(6))[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
+    if memo is None:
+        return
+    (listed,) = memo.glob("*.bad.txt")
+    lines = dict(line.split(": ", 1) for line in listed.read_text().splitlines())
+    assert list(lines) == [f"train/ape/{name}" for name in BAD] and all(lines.values())
+    reasons = {"e-bomb.png": "decompression bomb", "l-locked.png": "Permission denied", "h-broken.png": "No such file"}
+    for name, reason in {**reasons, "i-folder.png": "not a file", "f-strip.png": "1 x 1200"}.items():
+        assert reason in lines[f"train/ape/{name}"]
+
+
+def test_a_class_of_bad_files_alone_is_an_error(tmp_path):
+    made_up_folder(tmp_path / "root")
+    for path in (tmp_path / "root/val/bee").iterdir():
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="val/bee: none of its images can be read"):
+        load_data(folder_spec(tmp_path / "root", skip_bad=True), tmp_path / "memo")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    made_up_folder(tmp_path)
+    really = os.listdir
+
+    def listed(path):
+        if Path(path).name == "bee":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    with pytest.raises(UserError, match=r"train/bee: cannot be listed \(Permission denied\)"):
+        load_data(folder_spec(tmp_path))
+
+
+# --- what a scan remembers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """Names of the files that are decoded, as they are."""
+    names: list[str] = []
+
+    def reading(path: Path, size: int, channels: int) -> np.ndarray:
+        names.append(f"{path.parent.parent.name}/{path.parent.name}/{path.name}")
+        return read_image(path, size, channels)
+
+    monkeypatch.setattr(module, "read_image", reading)
+    return names
+
+
+def scan(root: Path, memo: Path, **options) -> list[FolderImages]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return folder_images(folder_spec(root, skip_bad=True), ("train", "val"), memo, **options)
+
+
+def test_only_new_changed_and_bad_files_are_decoded_again(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
+    cut(root / "train/ape/9.png")
+    scan(root, memo)
+    assert len(decoded) == len(set(decoded)) == 13
+    decoded.clear()
+    scan(root, memo)
+    assert decoded == ["train/ape/9.png"]
+    decoded.clear()
+    Image.new("RGB", (30, 30)).save(root / "train/bee/1.png")
+    Image.new("RGB", (8, 8)).save(root / "val/ape/new.png")
+    (root / "val/bee/0.png").write_bytes(b"spoiled since")
+    Image.new("RGB", (8, 8)).save(root / "train/ape/9.png")
+    (root / "train/ape/0.png").unlink()
+    train, val = scan(root, memo)
+    assert sorted(decoded) == ["train/ape/9.png", "train/bee/1.png", "val/ape/new.png", "val/bee/0.png"]
+    assert names_of(train) == ["1.png", "2.png", "9.png", "0.png", "1.png", "2.png"] and train.left_out == 0
+    assert names_of(val) == ["0.png", "1.png", "2.png", "new.png", "1.png", "2.png"] and val.left_out == 1
+
+
+def test_parts_and_settings_share_what_is_known(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
+    folder_images(folder_spec(root), ("val",), memo)
+    assert len(decoded) == 6
+    load_data(folder_spec(root, image_size=4, skip_bad=True), memo)
+    load_data(folder_spec(root, channels=1), memo)
+    assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"good": 3}', b'{"good": {"train/ape/0.png": "x"}}', b"\xff\x00"])
+def test_a_damaged_memo_is_ignored_and_mended(content, decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
+    scan(root, memo)
+    (file,) = memo.glob("*.json")
+    file.write_bytes(content)
+    decoded.clear()
+    scan(root, memo)
+    assert len(decoded) == 12
+    decoded.clear()
+    scan(root, memo)
+    assert not decoded
+
+
+def test_a_scan_that_was_stopped_goes_on(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root", count=70), tmp_path / "memo"
+
+    class Stop(BaseException):
+        pass
+
+    def progress(done: int, total: int) -> None:
+        assert total == 280
+        if done:
+            raise Stop
+
+    with pytest.raises(Stop):
+        scan(root, memo, progress=progress)
+    assert len(decoded) == 250
+    scan(root, memo)
+    assert len(decoded) == len(set(decoded)) == 280
+
+
+def test_of_two_scans_at_once_one_does_the_work(decoded, tmp_path):
+    root, memo = made_up_folder(tmp_path / "root", count=20), tmp_path / "memo"
+    found: list[list[FolderImages]] = []
+    threads = [threading.Thread(target=lambda: found.append(scan(root, memo))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 80 and len(found) == 3
+    assert {tuple(train.names) for train, _ in found} == {tuple(found[0][0].names)}
+
+
+def test_a_file_spoiled_since_is_still_named(tmp_path):
+    root = made_up_folder(tmp_path / "root")
+    data = load_data(folder_spec(root), tmp_path / "memo")
+    corrupt(root / "train/bee/1.png")
+    with pytest.raises(UserError, match=r"train/bee/1\.png: not readable as an image .*data\.skip_bad=true"):
+        data.train.get(range(6))
+
+
+def test_any_number_of_threads_gives_the_same_batch(monkeypatch, tmp_path):
+    data = load_data(folder_spec(made_up_folder(tmp_path, count=20)))
+    indices, batches_ = [7, 3, 39, 7, *range(30)], []
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
+        batches_.append(data.train.get(indices))
+        assert in_threads(lambda n: -n, range(50)) == [-n for n in range(50)]
+    assert all(torch.equal(batch, batches_[0]) for batch in batches_)
+    assert torch.equal(batches_[0], torch.cat([data.train.get([i]) for i in indices]))

@@ -1,0 +1,531 @@
+"""The latent cache: what a tokenizer makes of every view, and how training tokens are drawn from it."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mar_bench.config.ids import generation_run
+from mar_bench.config.spec import (
+    DigitsData,
+    ImageFolderData,
+    KLTokenizer,
+    LatentsSpec,
+    PixelTokenizer,
+    RunSpec,
+    VQTokenizer,
+    measures_scale,
+)
+from mar_bench.data import latents as module
+from mar_bench.data.datasets import ArrayImages, DataSet, apply_view, to_unit, views
+from mar_bench.data.latents import (
+    Latents,
+    Source,
+    build_latents,
+    encoded,
+    finish_latents,
+    load_latents,
+    manifest_of,
+    write_shards,
+)
+from mar_bench.models.build import TOKENIZERS, build_tokenizer
+from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
+from mar_bench.pipeline.graph import Places, is_sound, mark_done
+from mar_bench.pipeline.stages import STAGES
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import NoiseSource, philox, seeded
+
+DATA = DigitsData(shift=1, flip=True)  # 18 views
+SPECS = {
+    "kl": KLTokenizer(stride=4, width=8, latent_dim=3),
+    "vq": VQTokenizer(stride=4, width=8, vocab_size=7, code_dim=3),
+}
+TRAIN, HELDOUT, SHARD = 20, 6, 7
+CPU = torch.device("cpu")
+
+
+def run_spec(kind: str, **kept) -> RunSpec:
+    tokenizer = SPECS.get(kind) or PixelTokenizer(group=4)
+    return RunSpec(data=DATA, tokenizer=tokenizer, latents=LatentsSpec(**{"shard_images": SHARD, **kept}))
+
+
+def go_on(done: int, total: int) -> None:
+    pass
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    with seeded(0, "test-init"):
+        tokenizer = TOKENIZERS[kind](SPECS[kind], DATA)
+        images = to_unit(pictures().train.get(range(TRAIN)))
+        if kind == "vq":
+            tokenizer.train()
+            tokenizer.training_loss(images, torch.zeros(()))  # which starts the codebook
+    tokenizer.eval().requires_grad_(False)
+    tokenizer.fit_scale(images)
+    return tokenizer
+
+
+def pictures() -> DataSet:
+    rng = philox(0, "test-pictures", 0, 0)
+
+    def part(count: int) -> ArrayImages:
+        return ArrayImages(rng.integers(0, 256, (count, 1, 16, 16), dtype=np.uint8), rng.integers(10, size=count))
+
+    return DataSet(part(TRAIN), part(HELDOUT))
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def made(request, tmp_path_factory) -> tuple[Tokenizer, Latents]:
+    tokenizer, folder = tokenizer_of(request.param), tmp_path_factory.mktemp("latents")
+    steps = []
+    build_latents(run_spec(request.param), pictures(), tokenizer, folder, CPU, lambda *step: steps.append(step))
+    assert steps == [(done, TRAIN + HELDOUT) for done in (0, 7, 14, 20)]
+    names = [f"shard-0000{i}.safetensors" for i in range(3)]
+    assert sorted(p.name for p in folder.iterdir()) == ["heldout-00000.safetensors", "manifest.json", *names]
+    return tokenizer, load_latents(folder, type(tokenizer))
+
+
+def test_every_view_of_every_image_is_there_in_its_place(made):
+    tokenizer, latents = made
+    data = pictures()
+    for i, view in enumerate(views(DATA)):
+        expected = tokenizer.stored(to_unit(apply_view(data.train.get(range(TRAIN)), view)))
+        for name, values in expected.items():
+            found = latents.train[name][i][:]
+            assert found.dtype == values.dtype and torch.equal(found, values)
+    for name, values in tokenizer.stored(to_unit(data.heldout.get(range(HELDOUT)))).items():
+        assert torch.equal(latents.heldout[name][:], values)
+    assert torch.equal(latents.labels, data.train.labels) and torch.equal(latents.heldout_labels, data.heldout.labels)
+
+
+def test_what_is_stored_is_as_small_as_it_can_be(made):
+    tokenizer, latents = made
+    if tokenizer.stochastic:
+        shapes = {k: tuple(v.shape) for k, v in latents.train.items()}
+        assert shapes == dict.fromkeys(("mean", "std"), (18, TRAIN, 16, 3))
+    else:
+        assert {k: (v.files[0].array.dtype, tuple(v.shape)) for k, v in latents.train.items()} == {
+            "codes": (np.int32, (18, TRAIN, 16))
+        }
+
+
+def test_tokens_are_those_of_the_view_drawn_for_each_image(made):
+    tokenizer, latents = made
+    indices, noise = [3, 0, 19, 3], NoiseSource(5, range(4))
+    found = latents.draw(indices, noise, step=7)
+    chosen = noise.integers("view", 7, 18, ()).tolist()
+    assert len(set(chosen)) > 1
+    for row, (view, image) in enumerate(zip(chosen, indices)):
+        stored = {name: values[[view], [image]] for name, values in latents.train.items()}
+        latent_noise = noise.normal("latent", 7, (16, 3))[row][None] if tokenizer.stochastic else None
+        assert torch.equal(found[row], tokenizer.tokens_of(stored, latent_noise)[0])
+    assert found.dtype == (torch.float32 if tokenizer.stochastic else torch.int64)
+
+
+def test_draws_repeat_for_the_same_seed_and_step_alone(made):
+    _, latents = made
+    indices = list(range(12))
+
+    def draw(seed: int, step: int) -> torch.Tensor:
+        return latents.draw(indices, NoiseSource(seed, indices), step)
+
+    assert torch.equal(draw(0, 3), draw(0, 3))
+    assert not torch.equal(draw(0, 3), draw(0, 4)) and not torch.equal(draw(0, 3), draw(1, 3))
+    part = latents.draw(indices[4:8], NoiseSource(0, indices[4:8]), 3)
+    assert torch.equal(part, draw(0, 3)[4:8]), "whatever the batch"
+
+
+def test_all_views_are_drawn(made):
+    _, latents = made
+    name, rows = next(iter(latents.train)), range(500)
+    marked = replace(latents, train={name: torch.arange(18.0).view(18, 1, 1, 1)}, tokens_of=lambda s, _: s[name])
+    assert set(marked.draw([0] * 500, NoiseSource(0, rows), 0).flatten().tolist()) == set(range(18))
+
+
+def test_a_split_is_of_images_as_they_are(made):
+    _, latents = made
+    stored, labels = latents.split(heldout=False)
+    name = next(iter(stored))
+    assert torch.equal(stored[name][3:17], latents.train[name][0][:][3:17]) and labels is latents.labels
+    assert len(stored[name]) == TRAIN and stored[name].shape == latents.train[name].shape[1:]
+    assert latents.split(heldout=True) == (latents.heldout, latents.heldout_labels)
+    for heldout, count in ((False, 9), (True, 2), (False, 100), (True, 100)):
+        few, labels = latents.split(heldout, count)
+        every, _ = latents.split(heldout)
+        assert torch.equal(few[name], every[name][:][:count])
+        assert torch.equal(labels, (latents.heldout_labels if heldout else latents.labels)[:count])
+
+
+# --- shards ---------------------------------------------------------------------------------------------
+
+
+def in_memory(tokenizer: Tokenizer) -> Latents:
+    """The same latents as plain tensors, the shortest way."""
+    data, every = pictures(), views(DATA)
+
+    def stored(part: ArrayImages, view) -> dict[str, torch.Tensor]:
+        return tokenizer.stored(to_unit(apply_view(part.get(range(len(part))), view)))
+
+    seen = [stored(data.train, view) for view in every]
+    return Latents(
+        {name: torch.stack([s[name] for s in seen]) for name in seen[0]},
+        stored(data.heldout, every[0]),
+        data.train.labels,
+        data.heldout.labels,
+        tokenizer.tokens_of,
+        tokenizer.stochastic,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 20, 8192])
+@pytest.mark.parametrize("kind", [*SPECS, "pixel"])
+def test_tokens_have_the_same_bits_in_any_shards(kind, size, tmp_path):
+    spec = run_spec(kind, shard_images=size)
+    tokenizer = tokenizer_of(kind) if kind in SPECS else build_tokenizer(spec)
+    build_latents(spec, pictures(), tokenizer, tmp_path, CPU, go_on)
+    found, expected = load_latents(tmp_path, TOKENIZERS[kind]), in_memory(tokenizer)
+    rng = philox(0, "test-rows", 0, 0)
+    for step in range(5):
+        indices, noise = rng.integers(TRAIN, size=33), NoiseSource(1, range(33))
+        tokens = found.draw(indices, noise, step)
+        assert torch.equal(tokens, expected.draw(indices, noise, step))
+        assert tokens.dtype == (torch.int64 if kind == "vq" else torch.float32)
+    for heldout in (False, True):
+        (stored, labels), (wanted, wanted_labels) = found.split(heldout, 5), expected.split(heldout, 5)
+        assert torch.equal(labels, wanted_labels) and all(torch.equal(stored[k], wanted[k]) for k in wanted)
+
+
+def test_pixels_stay_bytes(tmp_path):
+    spec = run_spec("pixel", dtype="fp16")
+    build_latents(spec, pictures(), build_tokenizer(spec), tmp_path, CPU, go_on)
+    found = load_latents(tmp_path, TOKENIZERS["pixel"]).train["pixels"]
+    assert found.files[0].array.dtype == np.uint8 and found.shape == (18, TRAIN, 16, 16)
+
+
+def test_half_precision_is_half_the_size_and_read_as_single(tmp_path):
+    tokenizer, whole = tokenizer_of("kl"), in_memory(tokenizer_of("kl"))
+    sizes = {}
+    for dtype in ("fp16", "fp32"):
+        (tmp_path / dtype).mkdir()
+        build_latents(run_spec("kl", dtype=dtype), pictures(), tokenizer, tmp_path / dtype, CPU, go_on)
+        sizes[dtype] = (tmp_path / dtype / "shard-00000.safetensors").stat().st_size
+    assert 0.5 < sizes["fp16"] / sizes["fp32"] < 0.52
+    found = load_latents(tmp_path / "fp16", type(tokenizer))
+    rounded = replace(whole, train={k: v.half().float() for k, v in whole.train.items()})
+    tokens = found.draw(range(TRAIN), NoiseSource(0, range(TRAIN)), 0)
+    assert tokens.dtype == torch.float32
+    assert torch.equal(tokens, rounded.draw(range(TRAIN), NoiseSource(0, range(TRAIN)), 0))
+    assert torch.equal(found.split(True, 9)[0]["mean"], whole.heldout["mean"].half().float())
+
+
+def made_of(values: torch.Tensor, batch: int = 4, asked: list | None = None) -> dict[str, Source]:
+    """A training set whose latents are ``values`` (N, L, D), one view."""
+
+    def stored(rows: range) -> dict[str, torch.Tensor]:
+        if asked is not None:
+            asked.append(rows)
+        return {"latents": values[None, rows.start : rows.stop]}
+
+    return {"train": Source(torch.arange(len(values)), stored, batch)}
+
+
+def manifest(sources: dict[str, Source], **kept) -> dict:
+    spec = run_spec("vq", **kept)
+    return manifest_of(replace(spec, data=replace(DATA, shift=0, flip=False)), sources, tokenizer_of("vq"), None)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), "fp32", "latents of train images 4 to 6 are not finite"),
+        (float("inf"), "fp16", "latents of train images 4 to 6 are not finite"),
+        (-7e4, "fp16", r"reach 7e\+04, too large for fp16; set latents\.dtype=fp32"),
+    ],
+)
+def test_latents_that_cannot_be_kept_are_the_users_to_mend(value, dtype, message, tmp_path):
+    values = torch.zeros(9, 2, 3)
+    values[5, 1, 2] = value
+    sources = made_of(values)
+    with pytest.raises(UserError, match=message):
+        write_shards(sources, manifest(sources, dtype=dtype), tmp_path, go_on)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoding_never_depends_on_the_shards(tmp_path):
+    """Batches begin at the same images whatever the shards, as their neighbours may change an image's last bits."""
+    values = torch.randn(23, 2, 3, generator=torch.Generator().manual_seed(0))
+    for size in (1, 4, 5, 8, 23):
+        asked: list[range] = []
+        sources = made_of(values, asked=asked)
+        about = manifest(sources, shard_images=size)
+        (tmp_path / str(size)).mkdir()
+        write_shards(sources, about, tmp_path / str(size), go_on)
+        finish_latents(about, tmp_path / str(size))
+        assert set(asked) == {range(i, min(i + 4, 23)) for i in range(0, 23, 4)}
+        found = load_latents(tmp_path / str(size), TOKENIZERS["vq"])
+        assert torch.equal(found.train["latents"][0][:], values) and torch.equal(found.labels, torch.arange(23))
+
+
+class Stop(BaseException):
+    pass
+
+
+def test_a_stopped_encoding_goes_on(tmp_path):
+    values, asked = torch.rand(20, 2, 3), []
+    sources = made_of(values, asked=asked)
+    about = manifest(sources, shard_images=8)
+
+    def progress(done: int, total: int) -> None:
+        assert total == 20
+        if done >= 12:
+            raise Stop
+
+    with pytest.raises(Stop):
+        write_shards(sources, about, tmp_path, progress)
+    assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.safetensors"]
+    asked.clear()
+    write_shards(sources, about, tmp_path, go_on)
+    assert asked == [range(8, 12), range(12, 16), range(16, 20)]
+    asked.clear()
+    write_shards(sources, about, tmp_path, go_on)
+    assert not asked
+
+
+def test_shards_that_are_not_whole_or_not_of_the_same_are_made_again(tmp_path):
+    asked: list[range] = []
+    sources = made_of(torch.rand(20, 2, 3), asked=asked)
+    about = manifest(sources, shard_images=4)
+    write_shards(sources, about, tmp_path, go_on)
+    path = tmp_path / "shard-00002.safetensors"
+    for content in (b"", path.read_bytes()[:-1], path.read_bytes()[:40], b"\xff" * 100):
+        path.write_bytes(content)
+        asked.clear()
+        write_shards(sources, about, tmp_path, go_on)
+        assert asked == [range(8, 12)]
+    for other in (manifest(sources, shard_images=4, dtype="fp16"), {**about, "files_sha256": "other"}):
+        asked.clear()
+        write_shards(sources, other, tmp_path, go_on)
+        assert len(asked) == 5
+
+
+def test_several_processes_share_the_shards(tmp_path):
+    tokenizer, spec = tokenizer_of("kl"), run_spec("kl", shard_images=3)
+    sources = encoded(spec, pictures(), tokenizer, CPU)
+    about = manifest_of(spec, sources, tokenizer, None)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    write_shards(sources, about, alone, go_on)
+    made = []
+    for rank in (2, 0, 1):
+        before = set(together.iterdir())
+        totals = set()
+        write_shards(sources, about, together, lambda done, total, t=totals: t.add(total), rank, 3)
+        made.append(len(set(together.iterdir()) - before))
+        assert len(totals) == 1
+    assert made == [3, 3, 3]  # 7 of training images, 2 of held-out ones
+    for folder in (alone, together):
+        finish_latents(about, folder)
+    assert {p.name: p.read_bytes() for p in alone.iterdir()} == {p.name: p.read_bytes() for p in together.iterdir()}
+
+
+def test_what_else_lies_in_the_folder_is_removed(tmp_path):
+    sources = made_of(torch.rand(9, 2, 3))
+    strays = [
+        "latents.safetensors",
+        "shard-00007.safetensors",
+        "heldout-00000.safetensors",
+        ".shard-00000.safetensors.x",
+    ]
+    for name in strays:
+        (tmp_path / name).write_bytes(b"x")
+    about = manifest(sources)
+    write_shards(sources, about, tmp_path, go_on)
+    finish_latents(about, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "manifest.json", "shard-00000.safetensors", "shard-00001.safetensors",
+    ]  # fmt: skip
+
+
+def test_without_held_out_images_their_split_is_empty(tmp_path):
+    sources = made_of(torch.rand(9, 2, 3))
+    about = manifest(sources)
+    write_shards(sources, about, tmp_path, go_on)
+    finish_latents(about, tmp_path)
+    for limit in (None, 5):
+        stored, labels = load_latents(tmp_path, TOKENIZERS["vq"]).split(True, limit)
+        assert stored == {} and labels.shape == (0,) and labels.dtype == torch.int64
+
+
+def test_reading_maps_the_files(made):
+    """Nothing is in memory before it is asked for: tensors and splits are views of mapped files."""
+    _, latents = made
+    for values in (*latents.train.values(), *latents.split(False)[0].values(), *latents.heldout.values()):
+        for file in values.files:
+            base = file.array
+            while isinstance(base, np.ndarray):
+                base = base.base
+            assert (base.obj if isinstance(base, memoryview) else base) is file.memory
+
+
+def test_what_is_expected_are_the_bytes_that_are_read(made):
+    """The kernel is told of every page of every row before the first is read."""
+    _, latents = made
+    for values in (*latents.train.values(), *latents.split(False)[0].values(), *latents.heldout.values()):
+        count = values.shape[values.axis]
+        views_, rows = np.arange(11) % values.shape[0], np.arange(11) * 7 % count
+        for file in values.files:
+            told: list[tuple[int, int]] = []
+            memory = SimpleNamespace(madvise=lambda advice, begin, length, told=told: told.append((begin, length)))
+            inside = rows[rows < file.array.shape[values.axis]]
+            index = (views_[: len(inside)], inside) if values.axis else (inside,)
+            replace(file, memory=memory).expect(index)
+            assert len(told) == len(inside)
+            for (begin, length), *where in zip(told, *index):
+                row = file.array[tuple(where)]
+                at = row.__array_interface__["data"][0] - np.frombuffer(file.memory, np.uint8).ctypes.data
+                assert begin % mmap.PAGESIZE == 0 and begin <= at < begin + mmap.PAGESIZE
+                assert begin + length == at + row.nbytes
+
+
+def cut_shard(folder: Path) -> None:
+    path = folder / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def fewer(folder: Path) -> None:
+    (folder / "shard-00002.safetensors").replace(folder / "shard-00001.safetensors")
+    (folder / "shard-00002.safetensors").write_bytes((folder / "shard-00001.safetensors").read_bytes())
+
+
+def only_the_old_file(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "latents.safetensors").write_bytes(b"of version 0.1")
+
+
+def newer(folder: Path) -> None:
+    about = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**about, "format": 2}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        cut_shard,
+        fewer,
+        only_the_old_file,
+        newer,
+        lambda folder: (folder / "shard-00000.safetensors").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+    ],
+    ids=["cut shard", "fewer images", "old version", "newer version", "no shard", "list", "cut manifest"],
+)
+def test_a_folder_that_cannot_be_read_says_what_to_do(spoil, tmp_path):
+    sources = made_of(torch.rand(20, 2, 3))
+    about = manifest(sources)
+    write_shards(sources, about, tmp_path, go_on)
+    finish_latents(about, tmp_path)
+    load_latents(tmp_path, TOKENIZERS["vq"])
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}: not latents as this version .* delete the folder and run again"):
+        load_latents(tmp_path, TOKENIZERS["vq"])
+
+
+# --- the stage ------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_says_what_the_latents_are_made_from(tmp_path):
+    spec, tokenizer = run_spec("kl", dtype="fp16"), tokenizer_of("kl")
+    (tmp_path / "weights").write_bytes(b"w")
+    about = manifest_of(spec, encoded(spec, pictures(), tokenizer, CPU), tokenizer, tmp_path / "weights")
+    assert about["images"] == {"train": TRAIN, "heldout": HELDOUT} and about["dtype"] == "fp16"
+    assert about["tokenizer"]["kind"] == "kl" and about["tokenizer"]["sha256"].startswith("50e721e49c01")
+    assert about["tokenizer"]["scale"] == tokenizer.scale.tolist()
+    assert about["views"][0] == [0, 0, False] and len(about["views"]) == 18
+    assert about["grid"] == [4, 4] and about["dim"] == 3 and "vocab_size" not in about
+    assert about["crop"] is None and about["classes"] is None and about["imported_from"] is None
+
+
+def test_images_of_a_folder_with_bad_files_become_latents(tmp_path):
+    """The stage itself: two classes, one bad file, mirrored views, tokens that are the pixels."""
+    rng = philox(0, "test-files", 0, 0)
+    for part in ("train", "val"):
+        for name in ("ape", "bee"):
+            (tmp_path / "root" / part / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "root" / part / name / f"{i}.png")
+    (tmp_path / "root/train/ape/1.png").write_bytes(b"")
+    data = ImageFolderData(name="two", root=str(tmp_path / "root"), image_size=8, num_classes=2, skip_bad=True)
+    spec = RunSpec(data=data, tokenizer=PixelTokenizer(group=2), latents=LatentsSpec(shard_images=2))
+    run, places, folder = generation_run("row", spec), Places(tmp_path / "runs", tmp_path), tmp_path / "latents"
+    assert not measures_scale(spec.tokenizer)
+    folder.mkdir()
+    with pytest.warns(UserWarning, match="1 of 12 files"):
+        STAGES["latents"](run, places, folder, go_on)
+    mark_done(folder, 1.0)
+    assert is_sound(folder) and len(list((tmp_path / "runs/images").glob("*.json"))) == 1
+    about = json.loads((folder / "manifest.json").read_text())
+    assert about["images"] == {"train": 5, "heldout": 6} and about["left_out"] == {"train": 1, "heldout": 0}
+    assert about["classes"] == ["ape", "bee"] and about["crop"] == {"method": "ADM centre crop", "size": 8}
+    latents = load_latents(folder, TOKENIZERS["pixel"])
+    assert latents.labels.tolist() == [0, 0, 1, 1, 1]
+    pixels = np.array(Image.open(tmp_path / "root/train/bee/0.png")).transpose(2, 0, 1)[None].copy()
+    tokenizer = build_tokenizer(spec)
+    for view, images in enumerate((pixels, pixels[..., ::-1].copy())):
+        expected = tokenizer.stored(to_unit(torch.from_numpy(images)))["pixels"]
+        assert torch.equal(latents.train["pixels"][[view], [2]], expected)
+
+
+def test_large_images_are_encoded_a_few_at_a_time():
+    spec, tokenizer = run_spec("kl"), tokenizer_of("kl")
+    assert encoded(spec, pictures(), tokenizer, CPU)["train"].batch == module.BATCH
+    large = replace(spec, data=replace(DATA, image_size=256))
+    assert encoded(large, pictures(), tokenizer, CPU)["train"].batch == 64
+
+
+# --- tokenizers -----------------------------------------------------------------------------------------
+
+
+def test_kl_noise_has_the_stored_deviation():
+    tokenizer = tokenizer_of("kl")
+    stored = tokenizer.stored(to_unit(pictures().train.get([0])))
+    noise = NoiseSource(0, range(4000)).normal("latent", 0, (16, 3))
+    tokens = tokenizer.tokens_of({k: v.expand(4000, -1, -1) for k, v in stored.items()}, noise)
+    assert torch.allclose(tokens.mean(0), stored["mean"][0], atol=0.08)
+    assert torch.allclose(tokens.std(0) / stored["std"][0], torch.ones(16, 3), atol=0.06)
+    assert torch.equal(tokenizer.encode(to_unit(pictures().train.get([0]))), stored["mean"]), "without noise: the mean"
+
+
+def test_kl_tokens_have_unit_scale_and_decode_undoes_it():
+    tokenizer = tokenizer_of("kl")
+    stored = tokenizer.stored(to_unit(pictures().train.get(range(TRAIN))))
+    noise = NoiseSource(0, range(200 * TRAIN)).normal("latent", 0, (16, 3))
+    tokens = tokenizer.tokens_of({k: v.repeat(200, 1, 1) for k, v in stored.items()}, noise).flatten(0, 1)
+    assert torch.allclose(tokens.mean(0), torch.zeros(3), atol=0.02)
+    assert torch.allclose(tokens.std(0), torch.ones(3), atol=0.02)
+    raw_mean, _ = tokenizer.moments(to_unit(pictures().train.get([1])))
+    assert torch.allclose(
+        tokenizer.decode(stored["mean"][1:2]), tokenizer._decode_raw(raw_mean).clamp(-1, 1), atol=1e-5
+    )
+
+
+@torch.inference_mode()
+def test_a_code_is_the_nearest_vector_of_the_codebook_and_decodes_as_it():
+    tokenizer, batch = tokenizer_of("vq"), to_unit(pictures().train.get(range(4)))
+    vectors, codebook = grid_to_tokens(tokenizer.encoder(batch)), tokenizer.quantiser.codebook
+    codes = tokenizer.encode(batch)
+    assert codes.shape == (4, 16) and codes.dtype == torch.int64
+    assert torch.equal(codes, torch.cdist(vectors, codebook.expand(4, -1, -1)).argmin(-1))
+    expected = tokenizer.decoder(tokens_to_grid(codebook[codes], (4, 4)))
+    assert torch.allclose(tokenizer.decode(codes), expected.clamp(-1, 1), atol=1e-6)

@@ -1,0 +1,471 @@
+"""The whole-image rival: its published sizes, its network, loss and samplers, and all stages on its spec."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mar_bench.config.checks import finish
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.ids import generation_run, speed_run
+from mar_bench.config.spec import Continuous, DiTModel, RunSpec, SamplingSpec, SDKLTokenizer, TrainSpec
+from mar_bench.models.build import build_generator, count_parameters, generate
+from mar_bench.models.diffusion import DiffusionTables, linear_betas, noised, respaced_timesteps, sample, sample_ddim
+from mar_bench.models.dit import DiT, grid_positions
+from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline.flops import META, _count, on_meta, sampling_flops, training_flops
+from mar_bench.pipeline.graph import Places, cost, jobs_for
+from mar_bench.pipeline.rehearse import _sample, small_run
+from mar_bench.pipeline.stages import STAGES, take_published
+from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, save_tensors, train_generator
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import NoiseSource
+from tests.pipeline.test_train import Stop, assert_same_bits, go_on, latents_of, stop_at
+from tests.tiny import assert_same_tokens, normal, scrambled, shrunk, tokens_in
+
+SPACE = Continuous(3, (4, 6))  # uneven sides and channels, so that no two axes can be taken for each other
+CLASSES, STEPS = 5, 5
+SAMPLING = SamplingSpec(num_diffusion_steps=STEPS)
+CPU = torch.device("cpu")
+
+
+def fresh(**changes) -> DiT:
+    return DiT(shrunk(DiTModel, **changes), SPACE, CLASSES, label_dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def model() -> DiT:
+    """With no zero of the initialisation left, but with its true positions."""
+    made = fresh()
+    positions = made.positions.data.clone()
+    scrambled(made).positions.data.copy_(positions)
+    return made
+
+
+def labels_of(indices: range) -> torch.Tensor:
+    return torch.tensor([i % CLASSES for i in indices])
+
+
+def draw(model: DiT, indices: range = range(4), seed: int = 0, **changes) -> torch.Tensor:
+    return generate(model, labels_of(indices), replace(SAMPLING, **changes), NoiseSource(seed, indices))
+
+
+# --- the network ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "dim", "num_heads", "parameters"),
+    [(12, 384, 6, 32_963_360), (12, 768, 12, 130_512_416), (24, 1024, 16, 458_102_816), (28, 1152, 16, 675_129_632)],
+    ids=["S/2", "B/2", "L/2", "XL/2"],
+)
+def test_the_sizes_are_the_published_ones(depth, dim, num_heads, parameters):
+    """Of ImageNet's latents at 256 pixels."""
+    spec = RunSpec(tokenizer=SDKLTokenizer(group=1), model=DiTModel(depth=depth, dim=dim, num_heads=num_heads))
+    model = on_meta(spec)
+    assert model.space == Continuous(4, (32, 32))
+    assert count_parameters(model) == {"total": parameters, "backbone": parameters, "head": 0}
+    assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == 256 * dim, "the positions"
+
+
+def test_the_flops_of_xl_are_the_published_ones():
+    """118.64 billion multiply-adds (DiT, table 1), each of which is two operations here."""
+    spec = RunSpec(tokenizer=SDKLTokenizer(group=1), model=DiTModel(), sampling=SamplingSpec(num_diffusion_steps=250))
+    assert sampling_flops(spec) / 250 == pytest.approx(2 * 118.64e9, rel=1e-3)
+
+
+def test_every_latent_keeps_its_place(model):
+    tokens = tokens_in(SPACE, 2)
+    patches = model.patches(tokens)
+    assert torch.equal(model.unpatched(patches), tokens)
+    image = tokens.unflatten(1, SPACE.grid)
+    for i in range(6):  # two rows of three patches
+        row, column = 2 * (i // 3), 2 * (i % 3)
+        assert torch.equal(patches[:, i], image[:, row : row + 2, column : column + 2].flatten(1))
+
+
+def test_positions_are_sinusoids_of_column_and_row():
+    found = grid_positions(4, 6, 32)
+    assert found.shape == (24, 32) and found.dtype == torch.float32
+    row, column = 2, 5
+    expected = [f(axis / 10_000 ** (i / 8)) for axis in (column, row) for f in (math.sin, math.cos) for i in range(8)]
+    assert found[row * 6 + column].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_fresh_network_predicts_zero_and_every_block_is_the_identity():
+    model, x = fresh(), tokens_in(SPACE, 2)
+    assert not model.predict(x, torch.tensor([3, 9]), torch.tensor([0, -1])).any()
+    patches, c = normal(2, 6, 32), normal(2, 32)
+    assert torch.equal(model.blocks[0](patches, c), patches)
+
+
+def test_fresh_weights_are_spread_as_published():
+    model = DiT(DiTModel(depth=1, dim=256, num_heads=4), Continuous(4, (32, 32)), 1000, 0.1)
+    for layer in (model.time_mlp[0], model.time_mlp[2], model.label_embedding):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    for layer in (model.input, model.blocks[0].attn.qkv, model.blocks[0].mlp.fc1):
+        bound = math.sqrt(6 / sum(layer.weight.shape))  # Xavier's
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.02) and not layer.bias.any()
+
+
+def test_class_no_class_and_timestep_each_matter(model):
+    x = tokens_in(SPACE, 1).expand(4, -1, -1)
+    out = model.predict(x, torch.tensor([3, 3, 3, 4]), torch.tensor([0, 1, -1, 0]))
+    assert out.shape == (4, 24, 6)
+    assert all(not torch.allclose(out[i], out[j]) for i in range(4) for j in range(i))
+    assert torch.allclose(model.predict(x, torch.tensor([3]), torch.full((4,), -1))[0], out[2], atol=1e-5)
+
+
+# --- the loss -------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_one_a_token_and_reaches_every_weight(model):
+    tokens = tokens_in(SPACE, 6)
+    loss = model(tokens, labels_of(range(6)), NoiseSource(0, range(6)), 0)
+    assert loss.shape == (6, 24) and loss.isfinite().all()
+    loss.mean().backward()
+    assert model.positions.grad is None
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    model.zero_grad()
+
+
+def test_a_network_that_predicts_zero_is_off_by_the_noise():
+    """The squared error alone is the noise's mean square, whose expectation is 1; the variational term comes on top."""
+    model, tokens, labels = fresh(num_train_timesteps=1000), tokens_in(SPACE, 64), labels_of(range(64))
+    eps, t = normal(64, 24, 3, seed=7), torch.arange(64) * 15 + 40
+    loss = model.loss_given(tokens, labels, t, eps)
+    mse = eps.square().mean(-1)
+    assert mse.mean().item() == pytest.approx(1, abs=0.05)
+    assert (loss > mse - 1e-5).all() and loss.mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_one_timestep_serves_all_tokens_of_an_image_and_draws_follow_the_slot():
+    model, seen = fresh(), {}
+    model.loss_given = lambda tokens, labels, t, eps: seen.update(labels=labels, t=t, eps=eps)
+    tokens, labels = tokens_in(SPACE, 40), torch.ones(40, dtype=torch.int64)
+    model.loss(tokens, labels, NoiseSource(0, range(40)), 3)
+    whole = dict(seen)
+    assert whole["t"].shape == (40,) and whole["eps"].shape == (40, 24, 3)
+    assert whole["t"].min() >= 0 and whole["t"].max() < 50 and len(whole["t"].unique()) > 10
+    assert 3 <= (whole["labels"] == -1).sum() <= 24, "three tenths lose their class"
+    model.loss(tokens[30:], labels[30:], NoiseSource(0, range(30, 40)), 3)
+    assert all(torch.equal(seen[name], whole[name][30:]) for name in seen)
+
+
+def test_the_loss_of_an_image_does_not_depend_on_its_batch(model):
+    tokens, labels = tokens_in(SPACE, 6), labels_of(range(6))
+    whole = model.loss(tokens, labels, NoiseSource(0, range(6)), 0)
+    part = model.loss(tokens[4:], labels[4:], NoiseSource(0, range(4, 6)), 0)
+    torch.testing.assert_close(part, whole[4:], rtol=1e-4, atol=1e-5)
+
+
+# --- the schedule and DDIM ------------------------------------------------------------------------------
+
+
+def test_linear_betas_are_ddpms():
+    betas = linear_betas(1000)
+    assert (betas[0], betas[-1]) == pytest.approx((1e-4, 0.02))
+    assert np.diff(betas) == pytest.approx(np.full(999, 0.0199 / 999))
+    assert np.cumprod(1 - betas)[[0, 499, 999]] == pytest.approx([0.9999, 0.078587, 4.0358e-5], rel=1e-4)
+
+
+def test_fewer_steps_add_as_much_noise_with_larger_betas():
+    for steps in (100, 250):
+        assert linear_betas(steps)[0] == pytest.approx(0.1 / steps)
+        ends = [np.cumprod(1 - linear_betas(n))[-1] for n in (steps, 1000)]
+        assert math.log(ends[0]) == pytest.approx(math.log(ends[1]), rel=0.12)
+    assert linear_betas(10).max() < 1 and DiffusionTables.make(10, schedule="linear").sigma.isfinite().all()
+
+
+def test_the_schedule_of_the_paper_stays_the_default():
+    for columns in (("betas", "posterior_variance"), ("timesteps", "alphas_cumprod")):
+        for name in columns:
+            default, named = DiffusionTables.make(1000, 50), DiffusionTables.make(1000, 50, "cosine")
+            assert torch.equal(getattr(default, name), getattr(named, name))
+            if name != "timesteps":
+                assert not torch.equal(getattr(default, name), getattr(DiffusionTables.make(1000, 50, "linear"), name))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+@pytest.mark.parametrize("clamp", [None, 10.0])
+def test_ddim_with_the_true_noise_recovers_the_image(steps, clamp):
+    """If the same noise is seen in every x_t, all of them lie on one line that ends at x0."""
+    full, tables = (DiffusionTables.make(50, n, "linear") for n in (None, steps))
+    x0, eps = normal(7, 3).double(), normal(7, 3, seed=1).double()
+    seen = []
+
+    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(timestep[0].item())
+        torch.testing.assert_close(x, noised(full, x0, timestep, eps))
+        return torch.cat([eps, torch.full_like(eps, math.nan)], dim=-1)  # the variance is never used
+
+    start = noised(full, x0, tables.timesteps[-1:].expand(7), eps)
+    torch.testing.assert_close(sample_ddim(tables, denoise, start, clamp_x0=clamp), x0)
+    assert seen == respaced_timesteps(50, steps)[::-1]
+
+
+def test_ddim_clamps_x0_and_keeps_what_it_knows_of_x_t():
+    tables, start = DiffusionTables.make(50, 2, "linear"), normal(7, 3).double()
+    seen = []
+
+    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros(7, 6, dtype=torch.float64)
+
+    found = sample_ddim(tables, denoise, start, clamp_x0=0.2)
+    assert found.abs().max() <= 0.2
+    x0 = (start / tables.signal[1]).clamp(-0.2, 0.2)
+    eps = (start - tables.signal[1] * x0) / tables.sigma[1]
+    torch.testing.assert_close(seen[1], tables.signal[0] * x0 + tables.sigma[0] * eps)
+
+
+def test_ddim_agrees_with_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="no oracle: diffusers is not installed")
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=40, beta_start=1e-4 * 25, beta_end=0.02 * 25, clip_sample=False, set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(40)
+
+    def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        eps = torch.tanh(x.roll(1, -1) + 0.1 * timestep[:, None])
+        return torch.cat([eps, eps], dim=-1)
+
+    x = start = normal(6, 3)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t.expand(6)).chunk(2, dim=-1)[0], t, x, eta=0.0).prev_sample
+    found = sample_ddim(DiffusionTables.make(40, schedule="linear").on(CPU), network, start)
+    assert (found - x).abs().max() < 1e-3 * x.std()
+
+
+# --- sampling -------------------------------------------------------------------------------------------
+
+
+def by_hand(model: DiT, image: int, scale: float, channels: int, temperature: float = 1.0) -> torch.Tensor:
+    """One image by ``diffusion.sample`` with all its noise at hand, class and no class in passes of their own."""
+    noise, label = NoiseSource(0, [image]), labels_of(range(image, image + 1))
+    rows = torch.stack([noise.normal("sample", i, (24, 3))[0] for i in range(STEPS + 1)])  # (T + 1, L, D)
+
+    def denoise(xt: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        c, u = (model.predict(xt[None], timestep[:1], which)[0] for which in (label, torch.tensor([-1])))
+        out = c.clone()
+        out[:, :channels] = u[:, :channels] + scale * (c - u)[:, :channels]
+        return out
+
+    tables = DiffusionTables.make(50, STEPS, "linear").on(CPU)
+    with torch.no_grad():
+        return sample(tables, denoise, rows, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("scale", "channels", "temperature"), [(1.0, None, 1.0), (3.0, None, 0.9), (3.0, 2, 1.0), (0.0, 1, 1.0)]
+)
+def test_images_are_those_of_the_slow_way(model, scale, channels, temperature):
+    drawn = draw(model, guidance_scale=scale, guided_channels=channels, temperature=temperature)
+    assert drawn.shape == (4, 24, 3)
+    for image in (0, 3):
+        assert_same_tokens(drawn[image], by_hand(model, image, scale, channels or 3, temperature))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_guidance_1_is_none(model, sampler):
+    passes = []
+    predict = model.predict
+    model.predict = lambda x, t, labels: passes.append(labels.tolist()) or predict(x, t, labels)
+    try:
+        none = draw(model, sampler=sampler)
+        almost = draw(model, sampler=sampler, guidance_scale=1 + 1e-7)
+    finally:
+        del model.predict
+    assert passes[0] == [0, 1, 2, 3] and passes[-1] == [0, 1, 2, 3, -1, -1, -1, -1]
+    assert_same_tokens(almost, none)
+    assert not torch.allclose(draw(model, sampler=sampler, guidance_scale=3.0), none, atol=0.1)
+
+
+def test_channels_that_are_not_guided_are_as_the_class_predicts_them(model):
+    """In a single step, before the channels meet in the network again."""
+    one = {"num_diffusion_steps": 1}
+    none, all_of_them = draw(model, **one), draw(model, **one, guidance_scale=3.0)
+    two = draw(model, **one, guidance_scale=3.0, guided_channels=2)
+    assert_same_tokens(two[..., :2], all_of_them[..., :2])
+    assert_same_tokens(two[..., 2], none[..., 2])
+    assert not torch.allclose(all_of_them[..., 2], none[..., 2], atol=0.1)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_an_image_does_not_depend_on_its_batch(model, sampler):
+    more = {"sampler": sampler, "guidance_scale": 2.0}
+    whole = draw(model, range(6), **more)
+    parts = torch.cat([draw(model, part, **more) for part in (range(1), range(1, 4), range(4, 6))])
+    assert_same_tokens(parts, whole)
+    assert torch.equal(draw(model, range(6), **more), whole)
+    assert not torch.allclose(draw(model, range(6), seed=1, **more), whole, atol=0.1)
+
+
+def test_temperature_is_of_the_added_noise_which_ddim_has_none_of(model):
+    assert torch.equal(draw(model, sampler="ddim", temperature=0.5), draw(model, sampler="ddim"))
+    assert not torch.allclose(draw(model, temperature=0.5), draw(model))
+    assert_same_tokens(draw(model, num_diffusion_steps=1, temperature=0.5), draw(model, num_diffusion_steps=1))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_the_clamp_bounds_the_image(model, sampler):
+    assert draw(model, sampler=sampler).abs().max() > 0.5
+    assert draw(model, sampler=sampler, clamp_x0=0.1).abs().max() <= 0.1 + 1e-6
+
+
+def test_the_clock_times_the_network_once_a_step(model):
+    parts = []
+
+    @contextmanager
+    def clock(part: str):
+        parts.append(part)
+        yield
+
+    generate(model, labels_of(range(2)), SAMPLING, NoiseSource(0, range(2)), clock)
+    assert parts == ["backbone"] * STEPS
+
+
+# --- in the suite ---------------------------------------------------------------------------------------
+
+
+def spec_of(**changes) -> RunSpec:
+    """A row of the smoke experiment with the rival in the core's place."""
+    few = ("sampling.num_images=8", "metrics.jackknife_groups=4", "metrics.kid_subset_size=8")
+    row = load_experiment("table1", "smoke", few).rows["mar/diff/guided"]
+    model = shrunk(DiTModel, num_train_timesteps=100, patch_size=1)
+    sampling = replace(row.sampling, batch_size=4, num_diffusion_steps=4)
+    tokenizer, extractor = (replace(part, steps=5) for part in (row.tokenizer, row.metrics.extractor))
+    metrics = replace(row.metrics, extractor=extractor)
+    return replace(row, model=model, sampling=sampling, tokenizer=tokenizer, metrics=metrics, **changes)
+
+
+def sampled(**changes) -> SamplingSpec:
+    spec = spec_of()
+    return finish(replace(spec, sampling=replace(spec.sampling, **changes))).sampling
+
+
+def test_knobs_that_change_nothing_have_one_value():
+    normal_form = sampled()
+    assert (normal_form.order, normal_form.num_ar_steps, normal_form.guidance_schedule) == (None, None, "constant")
+    assert sampled(sampler="ddim", temperature=0.5) == sampled(sampler="ddim", temperature=1.0)
+    assert sampled(temperature=0.5) != normal_form
+    assert sampled(guided_channels=4) == normal_form != sampled(guided_channels=3)
+    assert sampled(guided_channels=3, guidance_scale=1.0) == sampled(guidance_scale=1.0)
+
+
+def test_the_command_line_makes_a_row_of_it():
+    words = ("model={kind: dit, dim: 48, depth: 2, num_heads: 4, patch_size: 2}", "tokenizer.kind=pixel")
+    rows = load_experiment("table1", "smoke", words).rows
+    assert {spec.model.dim for spec in rows.values()} == {48} and type(rows["mar/ce/guided"].model) is DiTModel
+
+
+def test_a_few_steps_lower_the_loss(tmp_path):
+    spec = spec_of(train=TrainSpec(steps=60, batch_size=16, lr=3e-3, warmup_steps=1, weight_decay=0.1, ema_decay=0.9))
+    summary = train_generator(spec, latents_of(spec), tmp_path, go_on)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert summary["loss_train"] < 0.95 * first
+    assert summary["parameters"]["head"] == 0
+    positions = grid_positions(4, 4, 32)
+    for name in ("raw", "ema"):
+        assert torch.equal(load_file(tmp_path / f"{name}.safetensors")["positions"], positions), "frozen"
+
+
+def test_a_training_goes_on_with_the_same_bits(tmp_path):
+    spec = spec_of(train=TrainSpec(steps=12, batch_size=8, lr=3e-3, warmup_steps=3, ema_decay=0.9))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    train_generator(spec, latents_of(spec), whole, go_on)
+    with pytest.raises(Stop):
+        train_generator(spec, latents_of(spec), parts, stop_at(7))
+    train_generator(spec, latents_of(spec), parts, go_on)
+    assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
+
+
+@pytest.mark.parametrize("compute", [{"micro_batch": 3}, {"gradient_checkpointing": True}])
+def test_what_saves_memory_leaves_the_gradients(compute):
+    def gradients(spec: RunSpec) -> list[torch.Tensor]:
+        model = scrambled(build_generator(spec)).train()
+        change_blocks(model, spec.compute)
+        for loss in generator_losses(spec, model, latents_of(spec), CPU, ALONE)(2):
+            loss.backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    spec = spec_of(train=TrainSpec(batch_size=8))
+    plain, saving = gradients(spec), gradients(replace(spec, compute=replace(spec.compute, **compute)))
+    for found, expected in zip(saving, plain):
+        assert (found - expected).abs().max() <= 1e-4 * max(1e-3, expected.abs().max())
+
+
+def test_frozen_positions_are_in_no_group_and_matrices_decay():
+    model = fresh()
+    decayed, free = (group["params"] for group in decay_groups(model, 0.1))
+    assert {id(p) for p in (*decayed, *free)} == {id(p) for p in model.parameters()} - {id(model.positions)}
+    assert all(p.ndim == 1 for p in free)
+
+
+def test_from_images_to_records(tmp_path):
+    """Every stage that a row has, in this process; its speed too, which has no head to share in."""
+    places, spec = Places(tmp_path / "runs", tmp_path / "records"), finish(spec_of())
+    for run in (generation_run("dit", spec), speed_run("dit", spec, "cpu")):
+        for job in jobs_for([run], places):
+            folder = places.folder(job.kind, job.id)
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                STAGES[job.kind](run, places, folder, lambda done, total: None)
+            assert job.cost > 0 and job.title.startswith(job.kind)
+    records = [json.loads(path.read_text()) for path in places.records.iterdir()]
+    generation, speed = sorted(records, key=lambda record: record["task"])
+    assert {record["status"] for record in records} == {"done"} and generation["metrics"]["fd_digits"] > 0
+    assert generation["spec"]["model"]["kind"] == "dit" and generation["parameters"]["head"] == 0
+    metrics = speed["metrics"]
+    assert metrics["share_head"] == 0 < metrics["share_backbone"] < 1 and speed["protocol"]["kv_cache"] is False
+
+
+def test_published_weights_are_taken_and_heads_must_agree(tmp_path):
+    spec = spec_of()
+    weights = tmp_path / "dit.safetensors"
+    save_tensors(scrambled(build_generator(spec)).state_dict(), weights)
+    spec = replace(spec, train=TrainSpec(published="dit", weights=str(weights)))
+    take_published(spec, tmp_path)
+    assert torch.equal(load_file(tmp_path / "ema.safetensors")["positions"], load_file(weights)["positions"])
+    weights.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": 2}}))
+    with pytest.raises(UserError, match=r"have 2 attention heads, and model.num_heads is 4"):
+        take_published(spec, tmp_path)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_flops_are_those_of_all_steps(sampler, scale):
+    spec = spec_of()
+    spec = replace(spec, sampling=replace(spec.sampling, sampler=sampler, guidance_scale=scale))
+    labels = torch.zeros(1, dtype=torch.int64, device=META)
+    whole = _count(lambda: generate(on_meta(spec).eval(), labels, spec.sampling, NoiseSource(0, [0])))
+    assert sampling_flops(spec) == pytest.approx(whole, rel=1e-9)
+    assert training_flops(spec) == pytest.approx(3 * whole / 4 / (1 if scale == 1 else 2), rel=0.15)
+
+
+def test_costs_grow_with_what_is_done():
+    spec = spec_of()
+    more = replace(spec, sampling=replace(spec.sampling, num_diffusion_steps=8))
+    assert cost("sample", more) == pytest.approx(2 * cost("sample", spec))
+    assert cost("speed", more) > cost("speed", spec) and cost("train", more) == cost("train", spec) > 0
+
+
+def test_a_rehearsal_draws_an_image():
+    spec = small_run(spec_of(), 2)
+    assert (spec.sampling.num_diffusion_steps, spec.sampling.clamp_x0) == (4, 4.0)
+    seen = []
+
+    class Decodes:
+        def decode(self, tokens, noise):
+            seen.append(tokens.shape)
+
+    _sample(spec, build_generator(spec), Decodes())
+    assert seen == [(1, 16, 4)]

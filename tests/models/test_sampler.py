@@ -1,0 +1,284 @@
+"""The generation loop: which positions, in which steps, under which guidance, with which noise."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mar_bench.config.spec import Continuous, Discrete, SamplingSpec
+from mar_bench.models.sampler import generate
+from mar_bench.models.schedules import tokens_per_step
+from mar_bench.utils.noise import NoiseSource
+from tests.tiny import NUM_CLASSES, PARTS, assert_same_tokens, generator_of, sampling_of
+
+L = 9
+parts = pytest.mark.parametrize(("backbone", "head"), PARTS)
+
+
+class Recorder(nn.Module):
+    """A model without weights: z is the position asked for (times the class, if any), the token drawn is z.
+
+    Keeps what the sampler asked for in each step."""
+
+    def __init__(self, order: str, side: int = 3):
+        super().__init__()
+        self.order, self.length, self.space = order, side * side, Discrete(side * side, (side, side))
+        self.backbone = self.head = self
+        self.known: list[torch.Tensor] = []
+        self.orders: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
+        self.scales: list[float] = []
+        self.caches: list[object] = []
+
+    def new_cache(self) -> object:
+        return object()
+
+    def predict(self, known, labels, order, n, cache):
+        k = known.shape[1]
+        assert torch.equal(known, order[:, :k])
+        self.known.append(known)
+        self.orders.append(order)
+        self.labels.append(labels)
+        self.caches.append(cache)
+        return order[:, k : k + n]
+
+    def draw_sampling(self, noise, step, n, sampling):
+        return noise.uniform("sample", step, (n,))
+
+    def sample(self, z, drawn, sampling, scale, z_uncond):
+        assert (z_uncond is None) == (sampling.guidance_scale == 1)
+        assert drawn.shape == z.shape
+        self.scales.append(scale)
+        return z.clone()
+
+
+class NoiseTeller(Recorder):
+    """Draws tokens that are the noise itself, so that two images are equal when their noise is."""
+
+    def __init__(self, order: str):
+        super().__init__(order)
+        self.space = Continuous(1, (3, 3))
+
+    def predict(self, known, labels, order, n, cache):
+        return order[:, known.shape[1] : known.shape[1] + n, None]
+
+    def sample(self, z, drawn, sampling, scale, z_uncond):
+        return drawn[..., None]
+
+
+def labels_of(indices) -> torch.Tensor:
+    return torch.tensor([i % NUM_CLASSES for i in indices])
+
+
+# --- positions and steps ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["raster", "random"])
+@pytest.mark.parametrize("steps", range(1, L + 1))
+def test_each_position_is_drawn_once_and_lands_in_its_place(order, steps):
+    model, batch = Recorder(order), 4
+    sampling, noise = SamplingSpec(num_ar_steps=steps), NoiseSource(0, range(batch))
+    tokens = generate(model, labels_of(range(batch)), sampling, noise)
+    assert torch.equal(tokens, torch.arange(L).expand(batch, L))
+    counts = [0, *tokens_per_step(L, steps)]
+    assert [k.shape[1] for k in model.known] == [sum(counts[: i + 1]) for i in range(steps)]
+    assert all(torch.equal(o, model.orders[0]) for o in model.orders)
+    assert len({id(c) for c in model.caches}) == 1
+
+
+def test_no_number_of_steps_means_one_token_a_step():
+    model = Recorder("random")
+    generate(model, labels_of(range(2)), SamplingSpec(num_ar_steps=None), NoiseSource(0, range(2)))
+    assert [k.shape[1] for k in model.known] == list(range(L))
+
+
+def test_the_order_is_the_trained_one_unless_the_sampling_says_otherwise():
+    def order_of(trained: str, asked: str | None) -> torch.Tensor:
+        model, sampling = Recorder(trained), SamplingSpec(num_ar_steps=2, order=asked)
+        generate(model, labels_of(range(3)), sampling, NoiseSource(0, range(3)))
+        return model.orders[0]
+
+    raster = torch.arange(L).expand(3, L)
+    assert torch.equal(order_of("raster", None), raster)
+    assert torch.equal(order_of("random", "raster"), raster)
+    assert not torch.equal(order_of("random", None), raster)
+    assert torch.equal(order_of("raster", "random"), order_of("random", None))
+
+
+def test_the_clock_sees_every_step_of_both_parts():
+    seen: list[str] = []
+
+    @contextmanager
+    def clock(part: str):
+        seen.append(part)
+        yield
+
+    model, sampling = Recorder("random"), SamplingSpec(num_ar_steps=3)
+    generate(model, labels_of(range(2)), sampling, NoiseSource(0, range(2)), clock)
+    assert seen == ["backbone", "head"] * 3
+
+
+# --- guidance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 64])
+def test_linear_guidance_grows_with_the_share_of_known_tokens(steps):
+    model, length, w = Recorder("random", side=8), 64, 3.5
+    sampling = SamplingSpec(num_ar_steps=steps, guidance_scale=w, guidance_schedule="linear")
+    generate(model, labels_of(range(2)), sampling, NoiseSource(0, range(2)))
+    after = [length - k.shape[1] for k in model.known[1:]] + [1]  # the last step counts as 1, not 0
+    assert model.scales == pytest.approx([1 + (w - 1) * (length - m) / length for m in after])
+    assert model.scales == sorted(model.scales)
+
+
+def test_constant_guidance_is_constant():
+    model = Recorder("random")
+    sampling = SamplingSpec(num_ar_steps=5, guidance_scale=2.5, guidance_schedule="constant")
+    generate(model, labels_of(range(2)), sampling, NoiseSource(0, range(2)))
+    assert model.scales == [2.5] * 5
+
+
+def test_guidance_doubles_the_batch_with_a_half_without_class():
+    model, labels = Recorder("random"), torch.tensor([4, 2])
+    generate(model, labels, SamplingSpec(num_ar_steps=3, guidance_scale=2.0), NoiseSource(0, range(2)))
+    for k, order, seen in zip(model.known, model.orders, model.labels):
+        assert seen.tolist() == [4, 2, -1, -1]
+        assert torch.equal(order[:2], order[2:])
+        assert torch.equal(k[:2], k[2:])
+
+
+def test_without_guidance_the_batch_is_not_doubled():
+    model, labels = Recorder("random"), torch.tensor([4, 2])
+    generate(model, labels, SamplingSpec(num_ar_steps=3), NoiseSource(0, range(2)))
+    assert [seen.tolist() for seen in model.labels] == [[4, 2]] * 3
+
+
+@parts
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_guidance_1_equals_none(backbone, head, schedule):
+    model, noise = generator_of(backbone, head), NoiseSource(0, range(4))
+    none = generate(model, labels_of(range(4)), sampling_of(head), noise)
+    almost = 1 + 1e-12  # at 1 itself the unconditional half is not computed
+    sampling = sampling_of(head, guidance_scale=almost, guidance_schedule=schedule)
+    assert_same_tokens(generate(model, labels_of(range(4)), sampling, noise), none)
+
+
+@parts
+def test_guidance_changes_tokens(backbone, head):
+    model, noise = generator_of(backbone, head), NoiseSource(0, range(4))
+    none, guided = (
+        generate(model, labels_of(range(4)), sampling_of(head, guidance_scale=w), noise) for w in (1.0, 4.0)
+    )
+    assert not torch.equal(none, guided)
+
+
+# --- noise and batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_an_image_gets_the_same_noise_whatever_the_batch(steps):
+    model, sampling = NoiseTeller("random"), SamplingSpec(num_ar_steps=steps)
+
+    def draw(indices) -> torch.Tensor:
+        return generate(model, labels_of(indices), sampling, NoiseSource(3, indices))
+
+    together = draw(range(8))
+    assert torch.equal(torch.cat([draw([i]) for i in range(8)]), together)
+    assert torch.equal(draw([6, 1, 3]), together[[6, 1, 3]])
+    assert together.unique().numel() == together.numel()  # nor do two images or two steps share it
+
+
+def trajectory(model, sampling, indices) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(known tokens, z) of every step of a batch."""
+    steps, predict = [], model.backbone.predict
+
+    def recording(known, labels, order, n, cache):
+        z = predict(known, labels, order, n, cache)
+        steps.append((known, z))
+        return z
+
+    model.backbone.predict = recording
+    try:
+        generate(model, labels_of(indices), sampling, NoiseSource(0, indices))
+    finally:
+        del model.backbone.predict
+    return steps
+
+
+@parts
+@torch.inference_mode()
+def test_z_agrees_across_batch_sizes_under_the_same_known_tokens(backbone, head):
+    model, indices = generator_of(backbone, head), range(8)
+    orders = NoiseSource(0, indices).uniform("order", 0, (L,)).argsort(1)
+    for known, z in trajectory(model, sampling_of(head), indices):
+        for rows in ([5], [0, 1, 2]):
+            alone = model.backbone.predict(known[rows], labels_of(rows), orders[rows], 1)
+            torch.testing.assert_close(alone, z[rows], rtol=1e-5, atol=1e-5)
+
+
+def draw_one(model, sampling, known, step: int, rows: list[int], nudge: float = 0.0) -> torch.Tensor:
+    """The token of one step for some rows of a batch of 8, given what the whole batch knows."""
+    guided = sampling.guidance_scale != 1
+    order = NoiseSource(0, rows).uniform("order", 0, (L,)).argsort(1).repeat(1 + guided, 1)
+    labels = torch.cat([labels_of(rows), torch.full((guided * len(rows),), -1)])
+    both = rows + [i + 8 for i in rows] if guided else rows
+    z = model.backbone.predict(known[both], labels, order, 1)
+    z, z_uncond = z.chunk(2) if guided else (z, None)
+    drawn = model.head.draw_sampling(NoiseSource(0, rows), step, 1, sampling)
+    return model.head.sample(z, drawn + nudge, sampling, sampling.guidance_scale, z_uncond)
+
+
+@parts
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@torch.inference_mode()
+def test_tokens_agree_across_batch_sizes_under_the_same_known_tokens(backbone, head, guidance):
+    """Codes too, except where the two candidates lie within tolerance."""
+    model, sampling = generator_of(backbone, head), sampling_of(head, guidance_scale=guidance)
+    for step, (known, _) in enumerate(trajectory(model, sampling, range(8))):
+        together = draw_one(model, sampling, known, step, [*range(8)])
+        for rows in ([5], [0, 1, 2]):
+            alone = draw_one(model, sampling, known, step, rows)
+            if alone.is_floating_point():
+                assert_same_tokens(alone, together[rows])
+            else:
+                below, above = (draw_one(model, sampling, known, step, rows, by) for by in (-1e-5, 1e-5))
+                assert ((alone == together[rows]) | (below != above)).all()
+
+
+BATCHES = ([0, 1, 2, 3], [4, 5, 6, 7])
+
+
+def batch_digests(backbone: str, head: str, batches) -> dict[int, str]:
+    """First index of a batch -> SHA-256 of its tokens."""
+    model = generator_of(backbone, head)
+    return {
+        batch[0]: hashlib.sha256(
+            generate(model, labels_of(batch), sampling_of(head), NoiseSource(0, batch)).numpy().tobytes()
+        ).hexdigest()
+        for batch in batches
+    }
+
+
+@parts
+def test_the_same_batches_give_the_same_bits_in_any_order(backbone, head):
+    forwards = batch_digests(backbone, head, BATCHES)
+    assert batch_digests(backbone, head, BATCHES[::-1]) == forwards
+    assert len(set(forwards.values())) == 2
+
+
+def test_the_same_batches_give_the_same_bits_in_another_process():
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from tests.models.test_sampler import *\n"
+        "print({p: batch_digests(*p, BATCHES[1:]) for p in PARTS})"
+    )
+    root, command = Path(__file__).parents[2], [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str({p: batch_digests(*p, BATCHES[1:]) for p in PARTS})

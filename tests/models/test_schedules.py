@@ -1,0 +1,134 @@
+"""Schedules beside slow versions of what they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mar_bench.config.spec import TruncatedNormalMasking, UniformMasking
+from mar_bench.models.schedules import guidance_scale, learning_rate, mask_ratio, tokens_per_step
+
+# --- tokens a step ---------------------------------------------------------------------------------------
+
+
+def drawn_by_masks(length: int, steps: int) -> list[int]:
+    """The official loop: a mask over positions that shrinks, counted."""
+    mask, counts = np.ones(length, dtype=bool), []
+    for step in range(steps):
+        after = max(1, min(mask.sum() - 1, math.floor(length * np.cos(math.pi / 2 * (step + 1) / steps))))
+        new = np.arange(length) < after
+        drawn = mask if step == steps - 1 else mask & ~new
+        counts.append(int(drawn.sum()))
+        mask = new
+    return counts
+
+
+def test_every_step_draws_a_token_and_together_they_draw_all():
+    for length in range(1, 65):
+        for steps in range(1, length + 1):
+            counts = tokens_per_step(length, steps)
+            assert len(counts) == steps
+            assert sum(counts) == length
+            assert min(counts) >= 1
+
+
+def test_as_many_steps_as_tokens_draw_one_each():
+    for length in range(1, 300):
+        assert tokens_per_step(length, length) == [1] * length
+
+
+@pytest.mark.parametrize(("length", "steps"), [(256, 64), (256, 255), (1024, 64), (64, 8), (16, 6), (9, 4)])
+def test_the_counts_are_those_of_the_official_loop(length, steps):
+    assert tokens_per_step(length, steps) == drawn_by_masks(length, steps)
+
+
+def test_the_cosine_draws_few_tokens_first_and_many_later():
+    assert tokens_per_step(64, 8) == [2, 3, 6, 8, 10, 11, 12, 12]
+    assert tokens_per_step(5, 1) == [5]
+
+
+# --- guidance --------------------------------------------------------------------------------------------
+
+
+def test_linear_guidance_is_the_official_formula():
+    for unknown in range(1, 17):
+        expected = 1 + (3.0 - 1) * (16 - unknown) / 16
+        assert guidance_scale("linear", 3.0, 16, unknown) == pytest.approx(expected)
+    assert guidance_scale("linear", 3.0, 16, 0) == guidance_scale("linear", 3.0, 16, 1)
+    assert guidance_scale("linear", 1.0, 16, 4) == 1
+
+
+def test_constant_guidance_does_not_look_at_the_step():
+    assert {guidance_scale("constant", 3.0, 16, unknown) for unknown in range(17)} == {3.0}
+
+
+# --- learning rate ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse_sqrt"])
+def test_warm_up_is_linear_and_ends_at_the_base_rate(schedule):
+    rates = [learning_rate(schedule, 0.8, step, 4, 100) for step in range(5)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+
+
+def test_constant_stays():
+    assert {learning_rate("constant", 0.8, step, 4, 100) for step in range(4, 100)} == {0.8}
+
+
+def test_cosine_falls_to_zero_over_the_steps_after_warm_up():
+    for step in range(10, 111):
+        expected = 0.8 * (1 + math.cos(math.pi * (step - 10) / 100)) / 2
+        assert learning_rate("cosine", 0.8, step, 10, 110) == pytest.approx(expected)
+    assert learning_rate("cosine", 0.8, 110, 10, 110) == pytest.approx(0)
+
+
+def test_inverse_square_root_holds_for_the_first_half():
+    rates = [learning_rate("inverse_sqrt", 0.8, step, 4, 100) for step in range(4, 100)]
+    assert rates[: 50 - 4 + 1] == [0.8] * 47
+    assert rates[72 - 4] == pytest.approx(0.8 * math.sqrt(50 / 72))
+    assert rates[46:] == sorted(rates[46:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse_sqrt"])
+def test_no_warm_up_and_a_single_step_are_no_special_case(schedule):
+    assert learning_rate(schedule, 0.8, 0, 0, 1) == 0.8
+
+
+# --- masking ---------------------------------------------------------------------------------------------
+
+UNIFORMS = np.linspace(0, 1, 201)[:-1]
+
+
+@pytest.mark.parametrize("masking", [
+    TruncatedNormalMasking(),
+    TruncatedNormalMasking(low=0.2, high=0.9, mean=0.4, std=0.1),
+    TruncatedNormalMasking(low=0.0, high=1.0, mean=0.5, std=2.0),
+])  # fmt: skip
+def test_the_truncated_normal_is_scipys(masking):
+    from scipy.stats import truncnorm
+
+    low, high = ((edge - masking.mean) / masking.std for edge in (masking.low, masking.high))
+    expected = truncnorm.ppf(UNIFORMS, low, high, loc=masking.mean, scale=masking.std)
+    assert [mask_ratio(masking, u) for u in UNIFORMS] == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+def test_ratios_stay_within_their_bounds():
+    for masking in (TruncatedNormalMasking(), UniformMasking(low=0.3, high=0.6)):
+        ratios = [mask_ratio(masking, u) for u in (0.0, 1e-12, 0.5, 1 - 2**-53)]
+        assert masking.low <= min(ratios) <= max(ratios) <= masking.high
+
+
+def test_the_uniform_ratio_is_even():
+    ratios = [mask_ratio(UniformMasking(low=0.2, high=0.6), u) for u in (0, 0.25, 0.5)]
+    assert ratios == pytest.approx([0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("masking", [
+    TruncatedNormalMasking(low=0.7, high=0.7),
+    TruncatedNormalMasking(low=0.7, high=1.0, mean=-50.0, std=0.1),  # no probability between the bounds
+    UniformMasking(low=0.7, high=0.7),
+])  # fmt: skip
+def test_a_range_without_width_gives_its_low_end(masking):
+    assert mask_ratio(masking, 0.5) == 0.7

@@ -1,0 +1,250 @@
+"""Table 1 at smoke scale from YAML to table, with real processes: run, stop, kill, repeat, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mar_bench.pipeline.graph import MARKER, is_sound
+from mar_bench.records.record import Record, read_records
+
+pytestmark = pytest.mark.smoke
+ONE_ROW = ("--only", "mar/ce/unguided", "train.steps=400")  # long enough to be stopped on its way
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_machine_lock(tmp_path_factory):
+    """So that speed does not wait for a run that goes on elsewhere on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))
+        yield
+
+
+def command(folder: Path, verb: str, *words: str) -> list[str]:
+    places = {"run": ("--runs", "--records"), "plan": ("--runs", "--records"), "sample": ("--runs", "--reports")}
+    folders = {"--runs": folder / "runs", "--records": folder / "records", "--reports": folder / "reports"}
+    options = [w for name in places.get(verb, ("--records", "--reports")) for w in (name, str(folders[name]))]
+    return [sys.executable, "-m", "mar_bench", verb, "table1", "--scale", "smoke", *options, *words]
+
+
+def call(folder: Path, verb: str, *words: str, code: int = 0) -> str:
+    done = subprocess.run(command(folder, verb, *words), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def measured(folder: Path) -> dict[str, Record]:
+    """Records by id, without those of speed."""
+    return {i: r for i, r in read_records(folder / "records").items() if r.task != "speed"}
+
+
+def numbers(folder: Path) -> dict[str, dict[str, float]]:
+    return {i: {**r.metrics, "loss": r.training.get("loss_heldout", 0.0)} for i, r in measured(folder).items()}
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, "it never got there"
+        time.sleep(0.02)
+
+
+def training_started(folder: Path):
+    return lambda: any((folder / "runs/train").glob("*"))
+
+
+def assert_nothing_half_written(folder: Path) -> None:
+    for stage in (folder / "runs").glob("*/*"):
+        if (stage / MARKER).is_file():
+            assert is_sound(stage)
+    assert not list((folder / "records").glob(".*"))
+    read_records(folder / "records")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """All of Table 1, by two processes."""
+    folder = tmp_path_factory.mktemp("smoke")
+    begin = time.perf_counter()
+    text = call(folder, "run", "--jobs", "2")
+    assert "61 jobs on 2 processes" in text and "left" not in text.splitlines()[-1]
+    assert time.perf_counter() - begin < 90  # about 15 s on two idle cores
+    return folder
+
+
+def test_all_records_are_there_and_finite(finished):
+    records = list(read_records(finished / "records").values())
+    assert {r.status for r in records} == {"done"}
+    tasks = [r.task for r in records]
+    assert {t: tasks.count(t) for t in set(tasks)} == {"generation": 16, "reconstruction": 2, "speed": 16}
+    for record in records:
+        assert record.metrics and all(np.isfinite(list(record.metrics.values())))
+        assert record.provenance["versions"]["torch"] and record.provenance["device"]
+        assert record.spec["data"]["kind"] == "digits"
+    generation = [r for r in records if r.task == "generation"]
+    assert {len(r.protocol["extractor"]["sha256"]) for r in generation} == {64}
+    assert {r.protocol["num_generated"] for r in generation} == {200}
+    assert len({r.ids["train_id"] for r in generation}) == 6
+    assert all(not any("fid" in name for name in r.metrics) for r in records)
+
+
+def test_published_weights_give_the_images_that_they_gave(finished, tmp_path):
+    """A training's weights under another name, as a converted check-point would come."""
+    row = ("--only", "mar/diff/guided")
+    trained = next(r for r in measured(finished).values() if r.task == "generation" and is_row(r, "diffusion", 4, 3.0))
+    weights = finished / "runs/train" / trained.ids["train_id"] / "ema.safetensors"
+    call(tmp_path, "run", *row, "train.published=ours", f"train.weights={weights}")
+    (taken,) = [r for r in measured(tmp_path).values() if r.task == "generation"]
+    assert taken.id != trained.id and taken.metrics == trained.metrics and taken.training["published"] == "ours"
+    assert not (tmp_path / "runs/latents").exists()
+    assert len(taken.protocol["tokenizer"]["sha256"]) == 64 and str(weights) not in json.dumps(taken.protocol)
+
+
+def is_row(record: Record, head: str, steps: int, scale: float) -> bool:
+    model, sampling = record.spec["model"], record.spec["sampling"]
+    return (model["head"]["kind"], sampling["num_ar_steps"], sampling["guidance_scale"]) == (head, steps, scale)
+
+
+def test_losses_fall(finished):
+    for log in (finished / "runs/train").glob("*/metrics.jsonl"):
+        losses = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+        assert losses[-1] < losses[0]
+
+
+def test_a_second_run_does_nothing_and_at_once(finished):
+    begin = time.perf_counter()
+    assert "nothing to do" in call(finished, "run")
+    assert time.perf_counter() - begin < 5
+
+
+def test_plan_says_done(finished):
+    plan = json.loads(call(finished, "plan", "--json"))
+    assert (plan["done"], plan["missing"], plan["failed"], plan["jobs"]) == (16, 0, 0, 0)
+
+
+def test_table_plot_and_samples(finished):
+    text = call(finished, "table", "--save")
+    for cell in ("(19.58)", "(1.98)", "(290.3)", "DiffLoss", "reconstruction"):
+        assert cell in text
+    assert "–" not in text.split("\n\n")[1], "no cell is missing"
+    assert (finished / "reports/smoke/table1.md").read_text() in text
+    lines = (finished / "reports/smoke/table1.csv").read_text().splitlines()
+    assert len(lines) == 1 + 16 * 8
+    call(finished, "plot")
+    call(finished, "sample")
+    for name in ("table1.png", "table1.pdf", "table1.svg", "table1-samples.png"):
+        assert (finished / "reports/smoke" / name).stat().st_size > 5000
+    assert np.asarray(Image.open(finished / "reports/smoke/table1-samples.png").convert("L")).std() > 10
+
+
+def test_one_process_gives_the_same_bits(finished, tmp_path):
+    call(tmp_path, "run", "--jobs", "1", "--only", "mar/*")
+    mine = numbers(tmp_path)
+    assert len(mine) == 6
+    assert mine == {i: values for i, values in numbers(finished).items() if i in mine}
+
+
+def test_records_are_published_again_where_they_are_missing(finished, tmp_path):
+    text = call(finished, "run", "--records", str(tmp_path))
+    assert "nothing to do" in text and len(list(tmp_path.glob("*.json"))) == 34
+
+
+def test_reuse_records_skips_what_others_measured(finished, tmp_path):
+    text = call(tmp_path, "run", "--reuse-records", "--records", str(finished / "records"))
+    assert "nothing to do: all 34 runs" in text and not (tmp_path / "runs").exists()
+    plan = json.loads(call(tmp_path, "plan", "--json", "--records", str(finished / "records")))
+    assert (plan["done"], plan["recorded_only"], plan["jobs"]) == (16, 16, 61)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    call(folder, "run", *ONE_ROW)
+    return folder
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
+def test_stopped_the_same_command_goes_on_with_the_same_bits(number, uninterrupted, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "run", *ONE_ROW), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(training_started(tmp_path), process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the workers too
+    else:
+        process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        # its workers notice, save and end by themselves
+        wait_for_end = time.monotonic() + 20
+        while any_worker_of(tmp_path) and time.monotonic() < wait_for_end:
+            time.sleep(0.1)
+        assert not any_worker_of(tmp_path)
+    else:
+        assert process.returncode == 130 and "goes on from here" in text and "Traceback" not in text
+    assert_nothing_half_written(tmp_path)
+    assert not [r for r in measured(tmp_path).values() if r.task == "generation"]
+    assert list((tmp_path / "runs/train").glob("*/checkpoint-*.pt")), "it was stopped in its training"
+    call(tmp_path, "run", *ONE_ROW)
+    assert numbers(tmp_path) == numbers(uninterrupted)
+
+
+def any_worker_of(folder: Path) -> bool:
+    """Whether a process holds a lock file below ``folder`` open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(folder) in os.readlink(link):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_a_killed_worker_is_a_failure_with_a_record(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "run", "--jobs", "1", *ONE_ROW), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(training_started(tmp_path), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "the worker process died (SIGKILL" in errors
+    failed = [r for r in measured(tmp_path).values() if r.status == "failed"]
+    assert [r.task for r in failed] == ["generation"] and "SIGKILL" in failed[0].error
+    assert "FAILED" in call(tmp_path, "table", "train.steps=400")
+    assert json.loads(call(tmp_path, "plan", "--json", *ONE_ROW))["failed"] == 1
+    call(tmp_path, "run", *ONE_ROW)
+    assert {r.status for r in measured(tmp_path).values()} == {"done"}
+
+
+def test_a_failed_training_fails_its_rows_and_no_others(tmp_path):
+    text = call(tmp_path, "run", "--only", "raster_causal/*/unguided", "train.lr=1e30", "train.warmup_steps=0",
+                "train.grad_clip=1e30", code=1)  # fmt: skip
+    assert "not finite" in text
+    records = measured(tmp_path).values()
+    assert {r.status for r in records if r.task == "reconstruction"} == {"done"}
+    failed = [r for r in records if r.task == "generation"]
+    assert failed and {r.status for r in failed} == {"failed"}
+    assert all("lower the learning rate" in r.error for r in failed)
+
+
+def test_two_commands_at_once_share_the_work(tmp_path):
+    words = command(tmp_path, "run", "--jobs", "1", "--only", "raster_causal/ce/*")
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [p.communicate(timeout=240) for p in both]
+    assert [p.returncode for p in both] == [0, 0], outputs
+    assert all(r.status == "done" for r in measured(tmp_path).values())
+    assert_nothing_half_written(tmp_path)
+    log = next((tmp_path / "runs/train").glob("*/metrics.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [0, 50, 79]

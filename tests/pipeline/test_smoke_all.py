@@ -1,0 +1,73 @@
+"""Every experiment at smoke scale, from YAML to tables, figures and claims, with real processes and real images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mar_bench.config.choices import with_choices
+from mar_bench.config.experiment import experiment_files, load_experiment
+from mar_bench.config.spec import CHOICE_SEED
+from mar_bench.records.record import Record, read_records
+from mar_bench.report.frame import select
+
+pytestmark = pytest.mark.smoke
+
+
+def call(folder: Path, verb: str, *words: str, all_of_them: bool = True) -> str:
+    where = {"run": ("runs", "records"), "plan": ("runs", "records")}.get(verb, ("records", "reports"))
+    options = [w for name in where for w in (f"--{name}", str(folder / name))]
+    every = ["--all"] * all_of_them
+    command = [sys.executable, "-m", "mar_bench", verb, *every, "--scale", "smoke", *options, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))  # not to wait for runs elsewhere
+        call(folder, "run")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def records(folder) -> dict[str, Record]:
+    return read_records(folder / "records")
+
+
+def test_nothing_is_left_to_do(folder):
+    assert "nothing to do" in call(folder, "run")
+
+
+@pytest.mark.parametrize("name", experiment_files())
+def test_every_row_is_measured_and_has_its_table(name, folder, records):
+    experiment = with_choices(load_experiment(name, "smoke"), records)
+    assert not any(map(experiment.is_open, experiment.rows))
+    for tasks in select(experiment, records).values():
+        for task, found in tasks.items():
+            assert [r.status for r in found] == ["done"] * len(found) and found, task
+    for row in experiment.choices:
+        (record,) = select(experiment, records)[row]["generation"]
+        assert (
+            record.selection[experiment.choices[row]["metric"]] == experiment.choices[row]
+            and record.spec["sampling"]["seed"] != CHOICE_SEED
+        )
+
+
+def test_tables_figures_and_claims(folder):
+    call(folder, "table", "--save")
+    call(folder, "plot")
+    reports = folder / "reports/smoke"
+    for name in experiment_files():
+        assert {f"{name}.{ending}" for ending in ("md", "csv", "tex")} <= {p.name for p in reports.iterdir()}
+        text = (reports / f"{name}.md").read_text()
+        assert "smoke scale, not comparable" in text and "FAILED" not in text
+    assert len(list(reports.glob("*.pdf"))) == len(experiment_files()) - 1  # a gallery is drawn by sample
+    claims = call(folder, "claims", all_of_them=False)
+    assert "no records" not in claims and claims.count("smoke scale.") >= 11

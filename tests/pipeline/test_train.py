@@ -1,0 +1,409 @@
+"""The training loop: it resumes with the same bits, averages, decays and schedules as its formulas say."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.ids import generation_run
+from mar_bench.config.spec import Discrete, RunSpec
+from mar_bench.data.latents import Latents
+from mar_bench.models.ar import ARGenerator
+from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
+from mar_bench.models.schedules import learning_rate
+from mar_bench.pipeline import train
+from mar_bench.pipeline.graph import Places, is_sound, mark_done
+from mar_bench.pipeline.stages import train_tokenizer
+from mar_bench.pipeline.train import checkpoints, decay_groups, fit, split_loss, train_generator
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import NoiseSource
+from tests.tiny import tokens_in
+
+ROWS = ("raster_causal/ce/guided", "mar/diff/guided")
+IMAGES, HELDOUT = 40, 12
+
+
+class Stop(BaseException):
+    """As launch.Stopped: no Exception, so that no handler swallows it."""
+
+
+def stop_at(stop: int):
+    def progress(step: int, total: int) -> None:
+        if step == stop:
+            raise Stop
+
+    return progress
+
+
+def go_on(step: int, total: int) -> None:
+    pass
+
+
+def spec_of(row: str, *overrides: str) -> RunSpec:
+    few = ("train.steps=12", "train.batch_size=8", "train.warmup_steps=3", "compute.checkpoint_every=5")
+    return load_experiment("table1", "smoke", (*few, "model.backbone.dropout=0.1", *overrides)).rows[row]
+
+
+def latents_of(spec: RunSpec) -> Latents:
+    """Random tokens under two views."""
+
+    def part(count: int, seed: int) -> dict[str, torch.Tensor]:
+        tokens = tokens_in(spec.space, count, seed)
+        if isinstance(spec.space, Discrete):
+            return {"codes": tokens.int()}
+        return {"mean": tokens, "std": torch.full_like(tokens, 0.1)}
+
+    views = [part(IMAGES, seed) for seed in (0, 1)]
+    train = {name: torch.stack([view[name] for view in views]) for name in views[0]}
+    kind = TOKENIZERS[spec.tokenizer.kind]
+    labels = (torch.arange(IMAGES) % 10, torch.arange(HELDOUT) % 10)
+    return Latents(train, part(HELDOUT, 2), *labels, kind.tokens_of, kind.stochastic)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    """The log without its clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same_bits(one: Path, other: Path, *names: str) -> None:
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert lines_of(one) == lines_of(other)
+
+
+# --- stopping and going on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_generator_goes_on_with_the_same_bits(row, tmp_path):
+    """Stopped twice, and once killed after a check-point, as if nothing had been."""
+    spec = spec_of(row)
+    latents = latents_of(spec)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    summary = train_generator(spec, latents, whole, go_on)
+
+    with pytest.raises(Stop):
+        train_generator(spec, latents, parts, stop_at(3))
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(parts)] == [3]
+    with pytest.raises(Stop):
+        train_generator(spec, latents, parts, stop_at(11))
+    resumed = train_generator(spec, latents, parts, go_on)
+    assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(parts)] == [12, 11]
+    raw, ema = (load_file(whole / f"{name}.safetensors") for name in ("raw", "ema"))
+    assert raw.keys() == ema.keys() == build_generator(spec).state_dict().keys()
+    assert not any(torch.equal(raw[name], ema[name]) for name in raw if "blocks" in name)
+
+
+def test_a_killed_training_goes_on_from_its_last_check_point(tmp_path, monkeypatch):
+    spec = spec_of(ROWS[1])
+    latents = latents_of(spec)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    loss = ARGenerator.loss
+
+    def dies(self, tokens, labels, noise, step):
+        if step == 8:
+            raise Stop  # not from progress: nothing is saved
+        return loss(self, tokens, labels, noise, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(ARGenerator, "loss", dies)
+        train_generator(spec, latents, killed, go_on)
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(killed)] == [5]
+    with (killed / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 6}\n')  # written, but its check-point was not
+    train_generator(spec, latents, killed, go_on)
+    assert_same_bits(whole, killed, "raw.safetensors", "ema.safetensors")
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("stop", [1, 7])
+def test_a_tokenizer_goes_on_with_the_same_bits(row, stop, tmp_path):
+    """The codebook too, whose start and whose replaced codes draw from torch's own generator."""
+    few = ("tokenizer.steps=12", "tokenizer.batch_size=16", "compute.checkpoint_every=5")
+    run = generation_run(row, load_experiment("table1", "smoke", few).rows[row])
+    places, (whole, parts) = Places(tmp_path, tmp_path), (tmp_path / "whole", tmp_path / "parts")
+    for folder in (whole, parts):
+        folder.mkdir()
+    train_tokenizer(run, places, whole, go_on)
+    with pytest.raises(Stop):
+        train_tokenizer(run, places, parts, stop_at(stop))
+    train_tokenizer(run, places, parts, go_on)
+    assert_same_bits(whole, parts, "tokenizer.safetensors")
+    weights = load_file(parts / "tokenizer.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_training_follows_its_seed(tmp_path):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        spec = spec_of(ROWS[0], f"train.seed={seed}")
+        train_generator(spec, latents_of(spec), tmp_path / name, go_on)
+        found.append((tmp_path / name / "raw.safetensors").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_seed_is_that_of_the_noise_too(tmp_path, monkeypatch):
+    """From equal first weights, other seeds draw other images, steps and masks."""
+    first = spec_of(ROWS[0], "train.seed=0")
+    monkeypatch.setattr(train, "build_generator", lambda spec: build_generator(first))
+    found = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        spec = spec_of(ROWS[0], f"train.seed={seed}")
+        train_generator(spec, latents_of(first), tmp_path / str(seed), go_on)
+        found.append((tmp_path / str(seed) / "raw.safetensors").read_bytes())
+    assert found[0] != found[1]
+
+
+# --- what is learnt and written -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_loss_falls(row, tmp_path):
+    spec = spec_of(row, "train.steps=101", "train.lr=5e-3", "model.backbone.dropout=0")
+    latents = latents_of(spec)
+    few = replace(latents, train={k: v[:1, :4] for k, v in latents.train.items()}, labels=latents.labels[:4])
+    summary = train_generator(spec, few, tmp_path, go_on)
+    losses = [line["loss"] for line in lines_of(tmp_path)]
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 50, 100]
+    assert max(losses[1:]) < 0.7 * losses[0]
+    assert math.isfinite(summary["loss_train"]) and math.isfinite(summary["loss_heldout"])
+    assert "diff" in row or summary["loss_train"] < 0.1 < summary["loss_heldout"], "four images are learnt by heart"
+    assert summary["steps"] == 101 and summary["seconds"] > 0
+    assert summary["parameters"] == count_parameters(build_generator(spec))
+
+
+def test_both_splits_are_judged_with_the_same_noise():
+    spec = spec_of(ROWS[1])
+    latents = latents_of(spec)
+    first = {name: values[0, :HELDOUT] for name, values in latents.train.items()}
+    same = replace(latents, heldout=first, heldout_labels=latents.labels[:HELDOUT], labels=latents.labels[:HELDOUT])
+    same = replace(same, train={name: values[:, :HELDOUT] for name, values in latents.train.items()})
+    model = build_generator(spec)
+    assert split_loss(model, same, False, 0) == split_loss(model, same, True, 0)
+    assert split_loss(model, same, False, 0) != split_loss(model, latents, True, 0)
+    assert not model.training
+
+
+def test_a_loss_that_is_not_finite_is_the_users_to_mend(tmp_path):
+    spec = spec_of(ROWS[0], "train.lr=1e30", "train.warmup_steps=0", "train.grad_clip=1e30")
+    for name in ("end", "row"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"loss_train of the trained weights is .* steps skipped\); lower the learning"):
+        train_generator(spec, latents_of(spec), tmp_path / "end", go_on)
+    patient = replace(spec, train=replace(spec.train, max_skipped_steps=3))
+    with pytest.raises(UserError, match=r"4 steps in a row up to step \d+ had gradients that are not finite"):
+        train_generator(patient, latents_of(spec), tmp_path / "row", go_on)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse_sqrt"])
+def test_the_schedule_of_the_spec_is_used(schedule, tmp_path):
+    spec = spec_of(ROWS[0], f"train.lr_schedule={schedule}", "train.steps=61", "train.warmup_steps=10")
+    train_generator(spec, latents_of(spec), tmp_path, go_on)
+    train = spec.train
+    expected = [learning_rate(schedule, train.lr, step, 10, 61) for step in (0, 50, 60)]
+    assert [line["lr"] for line in lines_of(tmp_path)] == expected
+    assert expected[0] == train.lr / 10 and (expected[-1] < train.lr) is (schedule != "constant")
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.0, 0.0, 0.0), (0.3, 0.25, 0.35), (1.0, 1.0, 1.0)])
+def test_labels_are_dropped_at_their_rate(rate, low, high, monkeypatch):
+    spec = spec_of(ROWS[0])
+    model = build_generator(replace(spec, train=replace(spec.train, label_dropout=rate)))
+    seen = []
+
+    def look(self, tokens, labels, order, num_known, drawn):
+        seen.append(labels)
+        return torch.zeros(())
+
+    monkeypatch.setattr(ARGenerator, "loss_given", look)
+    labels = torch.arange(250) % 10
+    for step in range(8):
+        model.loss(tokens_in(spec.space, 250), labels, NoiseSource(0, range(250)), step)
+    dropped = torch.stack(seen) < 0
+    assert low <= dropped.float().mean() <= high
+    assert torch.equal(torch.stack(seen)[~dropped], labels.repeat(8, 1)[~dropped])
+    assert rate in (0, 1) or not torch.equal(dropped[0], dropped[1])
+
+
+# --- the loop against its formulas ----------------------------------------------------------------------
+
+
+def simple(tmp_path: Path, module: nn.Module, loss_at, **changes) -> None:
+    settings = {"steps": 6, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 100, **changes}
+    fit(module, lambda step: iter([loss_at(step)]), folder=tmp_path, progress=go_on, **settings)
+
+
+def test_each_step_is_as_long_as_the_learning_rate(tmp_path):
+    """Adam's step under a constant gradient of one."""
+    rates = [0.1, 0.2, 0.05, 0.4, 0.01, 0.3]
+    module, seen = nn.Linear(3, 1, bias=False), []
+
+    def loss_at(step: int) -> torch.Tensor:
+        seen.append(module.weight.detach().clone())
+        return module.weight.sum()
+
+    simple(tmp_path, module, loss_at, lr_at=rates.__getitem__)
+    steps = -torch.stack([*seen, module.weight.detach()]).diff(dim=0)
+    assert torch.allclose(steps, torch.tensor(rates)[:, None, None].expand_as(steps), rtol=1e-4)
+
+
+def test_the_average_is_exponential_and_begins_with_the_first_weights(tmp_path):
+    module, seen = nn.Linear(3, 1), []
+    ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+
+    def loss_at(step: int) -> torch.Tensor:
+        seen.append(module.weight.detach().clone())
+        return (module.weight * torch.tensor([1.0, -2.0, 3.0])).sum() * math.cos(step)
+
+    simple(tmp_path, module, loss_at, ema=ema)
+    after = [*seen[1:], module.weight.detach()]
+    average = after[0]
+    for weights in after[1:]:
+        average = 0.8 * average + 0.2 * weights
+    assert torch.allclose(ema.module.weight, average, atol=1e-6)
+    assert not torch.allclose(ema.module.weight, module.weight)
+
+
+def test_gradients_are_clipped_and_logged_as_they_were(tmp_path, monkeypatch):
+    module, norms = nn.Linear(4, 1, bias=False), []
+    take_step = torch.optim.AdamW.step
+
+    def looks_first(self, *args):
+        norms.append(module.weight.grad.norm().item())
+        return take_step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", looks_first)
+    simple(tmp_path, module, lambda step: 10 * module.weight.sum(), grad_clip=3.0)
+    assert norms == pytest.approx([3.0] * 6, rel=1e-4)
+    assert [line["grad_norm"] for line in lines_of(tmp_path)] == pytest.approx([20.0, 20.0])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_decay_spares_biases_norms_and_the_head(row, tmp_path):
+    model = build_generator(spec_of(row))
+    decayed, free = decay_groups(model, 0.02)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.02, 0.0)
+    in_decayed, in_free = ({names[id(p)] for p in group["params"]} for group in (decayed, free))
+    assert not in_decayed & in_free and in_decayed | in_free == set(names.values())
+    for name, parameter in model.named_parameters():
+        spared = name.startswith("head.") or "norm" in name or name.endswith("bias") or parameter.ndim < 2
+        assert (name in in_free) is spared, name
+
+
+def test_decay_shrinks_what_has_no_gradient(tmp_path):
+    module = nn.Linear(2, 2)
+    weight, bias = (p.detach().clone() for p in module.parameters())
+    groups = [{"params": [module.weight], "weight_decay": 0.5}, {"params": [module.bias], "weight_decay": 0.0}]
+    simple(tmp_path, module, lambda step: 0 * sum(p.sum() for p in module.parameters()), parameter_groups=groups)
+    assert torch.allclose(module.weight, weight * (1 - 0.1 * 0.5) ** 6) and torch.equal(module.bias, bias)
+
+
+def test_dropout_follows_seed_and_step(tmp_path):
+    """What torch draws by itself in a step depends on the step alone, not on those before it."""
+    drawn: dict[int, dict[int, torch.Tensor]] = {0: {}, 1: {}}
+    for seed in drawn:
+        module = nn.Linear(1, 1)
+
+        def loss_at(step: int, module=module, seen=drawn[seed]) -> torch.Tensor:
+            seen[step] = torch.rand(3)
+            return module.weight.sum()
+
+        state = torch.random.get_rng_state()
+        (tmp_path / str(seed)).mkdir()
+        simple(tmp_path / str(seed), module, loss_at, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), state), "outside nothing is seeded"
+    assert len({tuple(t.tolist()) for seen in drawn.values() for t in seen.values()}) == 12
+
+
+def test_a_damaged_check_point_is_put_aside(tmp_path):
+    spec = spec_of(ROWS[0])
+    latents = latents_of(spec)
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    whole.mkdir()
+    damaged.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    with pytest.raises(Stop):
+        train_generator(spec, latents, damaged, stop_at(3))
+    (cut,) = checkpoints(damaged)
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    (damaged / "metrics.jsonl").write_text('{"step": 0, "lo')
+    with pytest.warns(UserWarning, match="damaged"):
+        train_generator(spec, latents, damaged, go_on)
+    assert_same_bits(whole, damaged, "raw.safetensors", "ema.safetensors")
+    assert (damaged / f".damaged-{cut.name}").is_file()
+
+
+def test_the_last_two_check_points_are_kept_and_either_will_do(tmp_path):
+    spec = spec_of(ROWS[1], "compute.checkpoint_every=2")
+    latents = latents_of(spec)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    with pytest.raises(Stop):
+        train_generator(spec, latents, parts, stop_at(9))
+    newest, before = checkpoints(parts)
+    assert [torch.load(p, weights_only=True)["step"] for p in (newest, before)] == [9, 8]
+    newest.write_bytes(b"PK")
+    with pytest.warns(UserWarning, match="damaged"):
+        train_generator(spec, latents, parts, go_on)
+    assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
+
+
+def test_a_training_that_ended_is_not_lost_where_its_weights_could_not_be_written(tmp_path, monkeypatch):
+    """Nor its steps repeated: a full disk, a kill or a loss that is not finite come after the last step."""
+    spec, steps = spec_of(ROWS[1]), []
+    latents = latents_of(spec)
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    for folder in (whole, full):
+        folder.mkdir()
+    train_generator(spec, latents, whole, go_on)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(train, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        train_generator(spec, latents, full, go_on)
+    train_generator(spec, latents, full, lambda step, total: steps.append(step))
+    assert steps == []
+    assert_same_bits(whole, full, "raw.safetensors", "ema.safetensors")
+    mark_done(full, 1.0)
+    assert is_sound(full) and not checkpoints(full), "once the stage is done they go"
+
+
+def test_a_file_that_is_no_check_point_of_ours_says_so(tmp_path):
+    spec = spec_of(ROWS[1])
+    torch.save({"model": {}}, tmp_path / "checkpoint-000000003.pt")
+    with pytest.raises(UserError, match="a check-point of another training"):
+        train_generator(spec, latents_of(spec), tmp_path, go_on)
+
+
+def test_a_check_point_holds_everything_and_knows_whose_it_is(tmp_path):
+    spec = spec_of(ROWS[1])
+    latents = latents_of(spec)
+    with pytest.raises(Stop):
+        train_generator(spec, latents, tmp_path, stop_at(4))
+    state = torch.load(checkpoints(tmp_path)[0], weights_only=True)
+    assert {"model", "ema", "optimiser", "scaler", "step", "seed", "about"} <= state.keys()
+    assert state["about"]["spec"]["train"]["lr"] == spec.train.lr and state["step"] == 4
+    other = replace(spec, train=replace(spec.train, lr=0.5))
+    with pytest.raises(UserError, match="a check-point of another training"):
+        train_generator(other, latents, tmp_path, go_on)

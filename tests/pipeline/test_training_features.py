@@ -1,0 +1,297 @@
+"""What training at paper scale needs: micro-batches, autocast with a guard, recomputed and compiled blocks, EMA."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from mar_bench.config.ids import generation_run, with_seeds
+from mar_bench.config.spec import TrainSpec
+from mar_bench.models.ar import ARGenerator
+from mar_bench.models.build import build_generator
+from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline.graph import Places, jobs_for, preflight
+from mar_bench.pipeline.sample import draw_samples
+from mar_bench.pipeline.stages import STAGES
+from mar_bench.pipeline.train import change_blocks, ema_update, fit, generator_losses, train_generator
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import sha256_of
+from tests.pipeline.test_train import ROWS, go_on, latents_of, lines_of, spec_of
+
+CPU = torch.device("cpu")
+FEW = ("sampling.num_images=4", "metrics.kid_subset_size=4", "metrics.neighbours=1", "metrics.jackknife_groups=4")
+
+
+def gradients(row: str, *overrides: str) -> dict[str, torch.Tensor]:
+    """Of one step, with every weight away from zero."""
+    spec = spec_of(row, *overrides)
+    model = build_generator(spec)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    change_blocks(model, spec.compute)
+    model.train()
+    torch.manual_seed(0)
+    for loss in generator_losses(spec, model, latents_of(spec), CPU, ALONE)(2):
+        loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert (found[name] - values).abs().max() <= share * max(1e-3, values.abs().max()), name
+
+
+# --- accumulation, recomputation, compilation -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_micro_batches_add_up_to_the_batch(row, size):
+    off = "model.backbone.dropout=0"
+    assert_close(gradients(row, off, f"compute.micro_batch={size}"), gradients(row, off), 1e-5)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_recomputed_blocks_have_the_same_gradients_dropout_included(row):
+    kept, recomputed = gradients(row), gradients(row, "compute.gradient_checkpointing=true")
+    assert_close(recomputed, kept, 1e-6)
+    other = gradients(row, "model.backbone.dropout=0")
+    assert any(not torch.allclose(kept[name], other[name]) for name in kept), "dropout is on"
+
+
+def test_recomputed_blocks_keep_fewer_activations():
+    held = []
+    for flag in ("false", "true"):
+        spec = spec_of(ROWS[1], f"compute.gradient_checkpointing={flag}")
+        model, total = build_generator(spec), 0
+        change_blocks(model, spec.compute)
+        model.train()
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            next(generator_losses(spec, model, latents_of(spec), CPU, ALONE)(0))
+        held.append(total)
+    assert held[1] < 0.6 * held[0]
+
+
+def test_changed_blocks_keep_their_names_and_train_the_same(tmp_path):
+    found = []
+    for flag in ("false", "true"):
+        spec = spec_of(ROWS[1], f"compute.gradient_checkpointing={flag}")
+        (tmp_path / flag).mkdir()
+        train_generator(spec, latents_of(spec), tmp_path / flag, go_on)
+        found.append(load_file(tmp_path / flag / "ema.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
+
+
+def test_compiled_blocks_have_the_same_gradients():
+    off = "model.backbone.dropout=0"
+    assert_close(gradients(ROWS[1], off, "compute.compile=true"), gradients(ROWS[1], off), 1e-4)
+
+
+# --- precision ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.1), ("fp16", 0.1)])
+def test_autocast_is_near_full_precision_and_not_equal_to_it(row, precision, share):
+    full, less = gradients(row), gradients(row, f"train.precision={precision}")
+    norm = {name: values.norm() for name, values in full.items()}
+    assert all((less[name] - full[name]).norm() <= share * max(norm[name], 1e-2) for name in full)
+    assert any(not torch.equal(less[name], full[name]) for name in full)
+    assert all(values.dtype == torch.float32 for values in less.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_less_precision_learns(precision, tmp_path):
+    spec = spec_of(ROWS[1], f"train.precision={precision}", "train.steps=51", "train.lr=5e-3")
+    latents = latents_of(spec)
+    train_generator(spec, replace_images(latents, 4), tmp_path, go_on)
+    losses = [line["loss"] for line in lines_of(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def replace_images(latents, count: int):
+    return replace(latents, train={k: v[:1, :count] for k, v in latents.train.items()}, labels=latents.labels[:count])
+
+
+class Sick(nn.Linear):
+    """A loss whose gradient is not finite in the given steps."""
+
+    def __init__(self, *sick: int):
+        super().__init__(2, 1)
+        self.sick, self.seen = sick, []
+
+    def losses_at(self, step: int):
+        self.seen.append(self.weight.detach().clone())
+        yield self.weight.sum() * (math.nan if step in self.sick else 1.0)
+
+
+def run(module: nn.Module, folder: Path, **changes) -> int:
+    settings = {"steps": 12, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 5, **changes}
+    folder.mkdir(exist_ok=True)
+    return fit(module, module.losses_at, folder=folder, progress=go_on, **settings)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    module = Sick(0, 3, 4, 11)
+    ema = AveragedModel(module, multi_avg_fn=ema_update(TrainSpec(ema_decay=0.5)))
+    assert run(module, tmp_path, ema=ema) == 4
+    moved = [not torch.equal(a, b) for a, b in zip(module.seen, [*module.seen[1:], module.weight])]
+    assert moved == [step not in (0, 3, 4, 11) for step in range(12)]
+    assert int(ema.n_averaged) == 8 and module.weight.isfinite().all() and ema.module.weight.isfinite().all()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [1, 4] and lines[0]["loss"] is None
+
+
+def test_too_many_skipped_steps_in_a_row_fail(tmp_path):
+    assert run(Sick(2, 3, 5, 6, 8, 9), tmp_path / "few", max_skipped=2) == 6
+    with pytest.raises(
+        UserError, match=r"3 steps in a row up to step 4 had gradients that are not finite \(loss nan\)"
+    ):
+        run(Sick(2, 3, 4), tmp_path, max_skipped=2)
+
+
+def test_the_count_of_skipped_steps_survives_a_stop(tmp_path):
+    class Stop(BaseException):
+        pass
+
+    def stop(step: int, total: int) -> None:
+        if step == 5:
+            raise Stop
+
+    module = Sick(1, 4, 5, 6)
+    with pytest.raises(Stop):
+        fit(module, module.losses_at, steps=12, lr_at=lambda s: 0.1, seed=0, folder=tmp_path, progress=stop,
+            checkpoint_every=50, max_skipped=2)  # fmt: skip
+    with pytest.raises(UserError, match="3 steps in a row up to step 6"):
+        run(Sick(1, 4, 5, 6), tmp_path, max_skipped=2)
+
+
+def test_loss_scaling_finds_its_scale_and_undoes_it(tmp_path):
+    """A loss that overflows at the first scales is skipped until the scale fits; then steps are as without."""
+
+    class Large(nn.Linear):
+        def losses_at(self, step: int):
+            yield (self.weight.half() * torch.tensor(7.0, dtype=torch.float16)).sum().float()
+
+    found = {}
+    for scaling in (False, True):
+        torch.manual_seed(0)
+        module = Large(2, 1)
+        found[scaling] = (run(module, tmp_path / str(scaling), loss_scaling=scaling, steps=40), module.weight.detach())
+    assert found[False][0] == 0 and 1 <= found[True][0] <= 5
+    torch.manual_seed(0)
+    fewer = Large(2, 1)
+    run(fewer, tmp_path / "fewer", steps=40 - found[True][0])
+    assert torch.allclose(found[True][1], fewer.weight, rtol=1e-4)
+
+
+# --- the average ----------------------------------------------------------------------------------------
+
+
+def test_the_average_can_warm_up():
+    train = TrainSpec(ema_decay=0.9, ema_warmup=True)
+    module = nn.Linear(1, 1, bias=False)
+    ema, expected = AveragedModel(module, multi_avg_fn=ema_update(train)), None
+    for step in range(100):
+        module.weight.data.fill_(math.sin(step))
+        ema.update_parameters(module)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = math.sin(0) if step == 0 else decay * expected + (1 - decay) * math.sin(step)
+    assert ema.module.weight.item() == pytest.approx(expected, abs=1e-5)
+
+
+# --- published weights instead of training ---------------------------------------------------------------
+
+
+def published_spec(weights: Path | None):
+    words = ["train.published=mine", *([f"train.weights={weights}"] if weights else [])]
+    return spec_of("mar/diff/guided", *words, *FEW)
+
+
+def test_published_weights_are_taken_as_they_are(tmp_path):
+    spec = published_spec(None)
+    save_file(build_generator(spec).state_dict(), tmp_path / "mine.safetensors")
+    run_ = generation_run("row", published_spec(tmp_path / "mine.safetensors"))
+    assert run_.ids == generation_run("row", spec).ids, "the name stands for the weights"
+    assert run_.ids["train_id"] != generation_run("row", spec_of("mar/diff/guided")).ids["train_id"]
+    places = Places(tmp_path / "runs", tmp_path / "records")
+    kinds = [job.kind for job in jobs_for([run_], places)]
+    assert "train" in kinds and "latents" not in kinds
+    folder = places.folder("train", run_.ids["train_id"])
+    folder.mkdir(parents=True)
+    STAGES["train"](run_, places, folder, go_on)
+    assert load_file(folder / "ema.safetensors").keys() == load_file(tmp_path / "mine.safetensors").keys()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["published"] == "mine" and summary["sha256"] == sha256_of(tmp_path / "mine.safetensors")
+
+
+def test_published_weights_have_no_seeds_and_no_other_training():
+    spec = published_spec(None)
+    assert generation_run("r", with_seeds(spec, 7, 0)).ids == generation_run("r", spec).ids
+    longer = spec_of("mar/diff/guided", "train.published=mine", *FEW, "train.lr=0.5")
+    assert generation_run("r", longer).ids == generation_run("r", spec).ids
+
+
+def test_published_weights_must_have_the_heads_that_they_were_trained_with(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file(build_generator(published_spec(None)).state_dict(), file)
+    run_ = generation_run("row", published_spec(file))
+    for heads, fits in ((4, True), (None, True), (8, False)):
+        file.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
+        if fits:
+            STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
+        else:
+            with pytest.raises(UserError, match="these weights have 8 attention heads, and .*num_heads is 4"):
+                STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
+
+
+def test_a_broken_manifest_is_named(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file({"x": torch.ones(1)}, file)
+    for text in ("{", "[]"):
+        file.with_suffix(".json").write_text(text)
+        with pytest.raises(UserError, match="mine.json: no manifest of mar-bench convert"):
+            STAGES["train"](generation_run("row", published_spec(file)), Places(tmp_path, tmp_path), tmp_path, go_on)
+
+
+def test_published_weights_must_be_there_and_fit(tmp_path):
+    for weights in (None, tmp_path / "absent.safetensors"):
+        with pytest.raises(UserError, match="train.published is 'mine': set train.weights"):
+            preflight([generation_run("row", published_spec(weights))])
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("<html>")
+    for name in ("other", "text"):
+        run_ = generation_run("row", published_spec(tmp_path / f"{name}.safetensors"))
+        with pytest.raises(UserError, match=f"{name}.safetensors: not the weights of 'mine' as specified"):
+            STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
+    with pytest.raises(UserError, match="of published weights there is one kind"):
+        spec_of("mar/diff/guided", "train.published=mine", "sampling.weights=raw")
+
+
+# --- never black images in silence ------------------------------------------------------------------------
+
+
+def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
+    spec = spec_of("mar/diff/guided", *FEW, "sampling.batch_size=2")
+    model: ARGenerator = build_generator(spec).eval()
+    model.head.net.output.bias.data.fill_(math.nan)
+    with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
+        draw_samples(spec, model, tmp_path, CPU, go_on)
+    assert not list(tmp_path.glob("tokens-*"))
