@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`. Both re-use .venv and may run side by side.
+# `make demo` and `make test` set up everything. Both reuse .venv and may run side by side.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
 SHEETS := table1 table2 table6 fig7 heads same_tokenizer appendix_pixel appendix_l2
 
-.PHONY: install demo smoke test lint reference reports bench-loader bench-metrics rehearsal clean
+.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics rehearsal clean
 
 install: $(INSTALLED)
 
@@ -24,15 +24,25 @@ demo: $(INSTALLED)
 	$(MAR) sample table1 --scale tiny --runs runs/demo --reports runs/demo/reports
 	@echo "the committed reference with three training seeds: reports/tiny/table1.md"
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# Without whole runs and Slurm: under two minutes.
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow and not smoke and not slurm"
+
+coverage: $(INSTALLED)
+	$(PYTEST) --cov=mar_bench --cov-report=term:skip-covered
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
 
-# What is committed in results/ and reports/: every table at tiny scale on its own seeds, about an hour on two cores,
-# and two at desk scale, about an hour more.
+# Everything committed in results/ and reports/: all tables at tiny scale on their own seeds, about an hour on two cores,
+# and two tables at desk scale, about an hour more.
 reference: $(INSTALLED)
 	$(MAR) run --all --scale tiny --records results/records
 	$(MAR) run table1 same_tokenizer --scale desk --records results/records
@@ -48,17 +58,17 @@ reports: $(INSTALLED)
 	$(MAR) claims --save >/dev/null
 	$(MAR) claims --scale tiny --save >/dev/null
 
-# Every experiment at the scale that shows that the pipeline works: three minutes on two cores.
+# Every experiment at smoke scale: three minutes on two cores.
 smoke: $(INSTALLED)
 	$(MAR) run --all --scale smoke --runs runs/smoke --records runs/smoke/records
 	$(MAR) table --all --scale smoke --save --records runs/smoke/records --reports runs/smoke/reports >/dev/null
 	$(MAR) plot --all --scale smoke --records runs/smoke/records --reports runs/smoke/reports
 
-# Training tokens a second from the latent cache, against the official code's npz file an image: half a minute.
+# Latents per second from our cache against the official code's one npz file per image: half a minute.
 bench-loader: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loader.py
 
-# All metrics of 50,000 images at Inception's size of features: five minutes on two cores, 4 GB of memory.
+# All metrics of 50,000 images with Inception-sized features: five minutes on two cores, 4 GB of memory.
 bench-metrics: $(INSTALLED)
 	$(BIN)/python benchmarks/metrics.py
 
@@ -67,4 +77,4 @@ rehearsal: $(INSTALLED)
 	$(MAR) rehearse table1 --scale paper --save
 
 clean:
-	rm -rf $(VENV) runs .setup.lock .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs .setup.lock .pytest_cache .ruff_cache .mypy_cache

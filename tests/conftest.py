@@ -3,3 +3,9 @@
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests first, so that the workers finish together; the order inside a file stays."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, ("slurm", "smoke", "slow")))}
+    items.sort(key=lambda item: item.path not in long)
