@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
-from mar_bench.report.frame import SeedValues, Spread, spread
+from mar_bench.report.spread import SeedValues, Spread, spread
 
 CONFIDENCE = 0.95
 ERRORS_WIDE = 2  # half an interval of two single runs, in standard errors
