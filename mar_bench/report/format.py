@@ -72,14 +72,19 @@ def listed(words: list[str]) -> str:
 # --- published numbers ----------------------------------------------------------------------------------
 
 
+def paper_name(metric: str) -> str:
+    """``FID``: a metric as the paper calls it."""
+    return METRICS[metric].title({"kind": "inception"}, None) if metric in METRICS else metric
+
+
 def paper_number(metric: str, value: float | None) -> str:
     """A published value with as many decimals as the paper gives."""
     if value is None:
         return MISSING
-    if METRICS[metric].is_count:
+    spec = METRICS.get(metric)
+    if spec and spec.is_count:
         return count_of(value)
-    decimals = METRICS[metric].paper_decimals
-    return f"{value:g}" if decimals is None else f"{value:.{decimals}f}"
+    return f"{value:g}" if spec is None or spec.paper_decimals is None else f"{value:.{spec.paper_decimals}f}"
 
 
 def published_text(experiment: Experiment, row: str, metric: str) -> str | None:

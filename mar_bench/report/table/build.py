@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,7 @@ TEX = {
 class Table(Measured):
     """All that a rendered table shows."""
 
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def scale_title(self) -> str:
@@ -101,7 +101,7 @@ class Table(Measured):
 
 def build(experiment: Experiment, records: dict[str, Record]) -> Table:
     """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
-    selection, comparisons = select(experiment, records), tuple(compare(experiment, records))
+    selection, comparisons = select(experiment, records), compare(experiment, records)
     return Table(experiment, selection, left_out(experiment, records), comparisons)
 
 

@@ -20,6 +20,7 @@ from mar_bench.report.format import (
     metric_number,
     metric_short,
     number,
+    paper_name,
     paper_number,
     percent,
     plus_minus,
@@ -32,7 +33,6 @@ from mar_bench.report.format import (
 from mar_bench.report.table.measured import Measured
 from mar_bench.report.verdict import NOT_COMPARABLE, agreement
 
-INCEPTION = {"kind": "inception", "name": ""}
 QUOTED = "Quoted from the paper"
 PARTLY = "†"  # some runs of the cell failed
 FURTHER = ("fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
@@ -134,7 +134,7 @@ def quoted_grid(experiment: Experiment) -> Grid | None:
     for key, metric in itertools.product(keys, [metric for metric in PUBLISHED if metric in METRICS]):
         if any(of_column := [_quoted_text(row.numbers.get(key, {}), metric) for row in rows]):
             group = column_words(experiment, tuple(key.split("/"))) if key in own else key
-            columns.append(Column(METRICS[metric].title(INCEPTION, None), group))
+            columns.append(Column(paper_name(metric), group))
             texts.append(of_column)
     lines = [([row.label], [Cell(of_column[i] or MISSING) for of_column in texts]) for i, row in enumerate(rows)]
     sources = "; ".join(dict.fromkeys(row.source for row in rows if row.source))

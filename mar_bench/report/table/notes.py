@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import reduce
 from statistics import median
 from typing import Any
 
@@ -257,7 +256,10 @@ def _each(records: Records, path: str) -> str:
 
 
 def _get(block: dict[str, Any], path: str) -> Any:
-    return reduce(lambda found, key: (found or {}).get(key), path.split("."), block)
+    found: Any = block
+    for key in path.split("."):
+        found = (found or {}).get(key)
+    return found
 
 
 # --- sweep points and tokenizers ------------------------------------------------------------------------
