@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.metrics import METRICS, metric_name
+from mar_bench.records.metrics import METRICS, metric_name, thousands  # noqa: F401 (figures)
 
 MISSING, FAILED = "–", "FAILED"
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished

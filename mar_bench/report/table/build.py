@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -20,7 +19,7 @@ from mar_bench.report.claims.orderings import Comparison, compare
 from mar_bench.report.format import extractor_block, scale_title
 from mar_bench.report.frames import left_out, select, values
 from mar_bench.report.table import caveats, notes
-from mar_bench.report.table.grid import Grid, agreement_grid, further_grids, main_grid, quoted_grid
+from mar_bench.report.table.grid import agreement_grid, further_grids, main_grid, quoted_grid
 from mar_bench.report.table.measured import Measured
 from mar_bench.report.verdict import CLOSE, DIFFERS, MATCH, agreement
 
@@ -34,65 +33,37 @@ TEX = {
 
 @dataclass(frozen=True)
 class Table(Measured):
-    """All that a rendered table shows."""
+    """What was measured, with the pairwise comparisons of the experiment's orderings."""
 
     comparisons: list[Comparison] = field(default_factory=list)
 
-    @property
-    def scale_title(self) -> str:
-        return scale_title(self.experiment)
-
-    @cached_property
-    def main(self) -> Grid:
-        return main_grid(self)
-
-    @cached_property
-    def further(self) -> list[Grid]:
-        return list(further_grids(self))
-
-    @property
-    def quoted(self) -> Grid | None:
-        return quoted_grid(self.experiment)
-
-    @cached_property
-    def against_paper(self) -> Grid | None:
-        return agreement_grid(self)
-
-    @property
-    def warnings(self) -> list[str]:
-        return caveats.warnings(self)
-
-    @property
-    def notes(self) -> list[str]:
-        return notes.notes(self)
-
-    @property
-    def caption(self) -> str:
-        """Title, scale and the notes that a caption cannot do without."""
-        scale = self.scale_title
-        return " ".join([f"{self.experiment.title}. {scale[:1].upper()}{scale[1:]}.", *notes.short_notes(self)])
-
-    @property
-    def failures(self) -> list[str]:
-        return caveats.failures(self)
-
-    @property
-    def verdict_counts(self) -> str:
-        """``match: 1, close: 0, differs: 1``."""
-        found = [cells[-1].text for _, cells in self.against_paper.lines] if self.against_paper else []
-        return ", ".join(f"{word}: {found.count(word)}" for word in (MATCH, CLOSE, DIFFERS))
-
-    @property
-    def orderings(self) -> str:
-        return orderings.markdown(self.experiment, self.comparisons)
+    def parts(self) -> dict[str, Any]:
+        """All that templates lay out: texts, lists of notes, and grids (see ``Grid``)."""
+        experiment, against_paper = self.experiment, agreement_grid(self)
+        verdicts = [cells[-1].text for _, cells in against_paper.lines] if against_paper else []
+        return {
+            "experiment": experiment,
+            "scale": scale_title(experiment),
+            "warnings": caveats.warnings(self),
+            "main": main_grid(self),
+            "quoted": quoted_grid(experiment),
+            "further": list(further_grids(self)),
+            "notes": notes.notes(self),
+            "short_notes": notes.short_notes(self),
+            "failures": caveats.failures(self),
+            "against_paper": against_paper,
+            "verdicts": {word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
+            "metrics": METRICS,
+            "orderings": orderings.markdown(experiment, self.comparisons),
+        }
 
     def markdown(self) -> str:
         """Warnings, table, quoted and further numbers, notes, failed runs, the paper's numbers and its claims."""
-        return render("table.md.j2", self)
+        return render("table.md.j2", self.parts())
 
     def tex(self) -> str:
         """The main table and quoted numbers in LaTeX, for the package booktabs; the best numbers are bold."""
-        return render("table.tex.j2", self)
+        return render("table.tex.j2", self.parts())
 
     def csv(self) -> str:
         """``wide_frame`` as CSV."""
@@ -101,21 +72,20 @@ class Table(Measured):
 
 def build(experiment: Experiment, records: dict[str, Record]) -> Table:
     """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
-    selection, comparisons = select(experiment, records), compare(experiment, records)
-    return Table(experiment, selection, left_out(experiment, records), comparisons)
+    left, comparisons = left_out(experiment, records), compare(experiment, records)
+    return Table(experiment, select(experiment, records), left, comparisons)
 
 
-def render(template: str, table: Table) -> str:
-    loader = jinja2.PackageLoader("mar_bench.report")
+def render(template: str, parts: dict[str, Any]) -> str:
+    """Fill a template of ``report/templates``."""
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     if ".tex" in template:  # braces are LaTeX's own
-        options |= {"variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%"}
-        options |= {"block_end_string": "%>", "comment_start_string": "<#", "comment_end_string": "#>"}
+        options |= {"variable_start_string": "<<", "variable_end_string": ">>"}
+        options |= {"block_start_string": "<%", "block_end_string": "%>"}
+    loader = jinja2.PackageLoader("mar_bench.report")
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
     environment.filters["tex"] = escape_tex
-    return environment.get_template(template).render(
-        table=table, tolerances={n: m.tolerance for n, m in METRICS.items()}
-    )
+    return environment.get_template(template).render(parts)
 
 
 def escape_tex(text: object) -> str:

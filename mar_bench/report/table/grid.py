@@ -101,7 +101,7 @@ def main_grid(found: Measured) -> Grid:
         group, published = column_words(experiment, column), in_paper(experiment, metric)
         columns.append(Column(_title(found, metric), group, published, metric, [column]))
     labels = [axis_labels(experiment, row_at(experiment, line, bundles[0]), row_axes(experiment)) for line in lines]
-    names = list(dict.fromkeys(name for of_line in labels for name in of_line))
+    names = list(dict.fromkeys(name for of_line in labels for name in of_line)) or [""]
     by_column = [_with_best(experiment, c, [_cell(found, line, c) for line in lines]) for c in columns]
     cells = [[of_column[i] for of_column in by_column] for i in range(len(lines))]
     return Grid(names, columns, [([of.get(name, "") for name in names], line) for of, line in zip(labels, cells)])
