@@ -162,7 +162,9 @@ def test_layouts_of_one_axis_and_without_column_labels(tmp_path):
     across = replace(experiment, layout={"columns": ["guidance"]})
     assert first_table(markdown(across, {}))[0] == ["", "FD-1k, free", "FD-1k, guidance 3"]
     table5 = load_experiment("table5", "tiny")
-    table = build(replace(table5, labels={**table5.labels, "sampling": {"mar": {}}}), everything(table5, lambda *_: 5.0))
+    table = build(
+        replace(table5, labels={**table5.labels, "sampling": {"mar": {}}}), everything(table5, lambda *_: 5.0)
+    )
     assert first_table(table.markdown())[0] == ["loss", "order", "FD-1k (paper)", "IS-1k (paper)"]
     assert "multicolumn" not in table.tex() and "The same rows, beside the columns above:" in table.markdown()
 
