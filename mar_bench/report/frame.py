@@ -11,14 +11,13 @@ from mar_bench.records.metrics import GENERATION_METRICS as METRICS
 from mar_bench.records.record import Record
 from mar_bench.report.frames import (  # noqa: F401
     REAL_METRICS,
-    SPEED_METRICS,
     Runs,
     Selection,
+    _number,
     _setting,
     is_shown,
     left_out,
     metric_value,
-    number_or_nan,
     runs_with,
     seeds,
     select,
@@ -26,6 +25,7 @@ from mar_bench.report.frames import (  # noqa: F401
 )
 from mar_bench.report.spread import SeedValues, Spread, spread  # noqa: F401
 
+SPEED_METRICS = ("seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75")
 ROLES = {metric.replace(":", "_"): metric for metric in METRICS}
 REAL_ROLES = {f"{base}_real": f"{base}:real" for base in ("fd", "kid", "precision", "recall", "copied")}
 FLOOR_ROLES = {"fd": "fd", "fd_heldout": "fd:heldout", **REAL_ROLES}
@@ -50,7 +50,7 @@ def collect(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
             train_seed, sampling_seed = seeds(record)
             line = {"row": row, **experiment.bundles(row), "train_seed": train_seed, "sampling_seed": sampling_seed}
             line |= {"error": record.error, "id": record.id}
-            line |= {"num_generated": number_or_nan(record.protocol.get("num_generated"))}
+            line |= {"num_generated": _number(record.protocol.get("num_generated"))}
             line |= {"status": record.status, **{role: metric_value(record, metric) for role, metric in ROLES.items()}}
             lines.append(line | {se_of(role): standard_error(record, metric) for role, metric in ROLES.items()})
     return pd.DataFrame(lines, columns=columns)
@@ -70,7 +70,7 @@ def floors(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
 def speeds(experiment: Experiment, records: dict[str, Record]) -> pd.DataFrame:
     lines = [
         {"row": row, "setting": _setting(record.protocol)}
-        | {name: number_or_nan(record.metrics.get(name)) for name in SPEED_METRICS}
+        | {name: _number(record.metrics.get(name)) for name in SPEED_METRICS}
         for row, tasks in select(experiment, records).items()
         for record in tasks["speed"]
         if record.status == "done"

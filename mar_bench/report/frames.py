@@ -21,11 +21,6 @@ from mar_bench.records.record import Record, read_records, records_dir
 from mar_bench.report.format import published_value
 from mar_bench.report.spread import SeedValues, Spread, spread
 
-SPEED_METRICS = (
-    "seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75", "latency_batch1",
-    "share_backbone", "share_head", "share_decode", "peak_memory_mb",
-)  # fmt: skip
-
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
@@ -34,23 +29,21 @@ Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
 
 def frame(experiment: Experiment | str, records: dict[str, Record] | None = None, scale: str = "tiny") -> pd.DataFrame:
-    """One line per row, metric and record (a record is one training seed x sampling seed, or one speed setting).
+    """One line per row, metric and record; a record is one training seed x sampling seed, or one speed setting.
 
-    ``experiment`` is loaded at ``scale`` if it is an id; ``records`` are read from the default folder if None.
-    Columns:
+    ``experiment`` is loaded at ``scale`` if it is an id; ``records`` are read from the default folder if None. Columns:
 
-    - experiment, scale, row, and one column per axis with the row's bundle on it
+    - experiment, scale, row, and per axis the row's bundle
     - task: generation, reconstruction (the row's tokenizer alone) or speed
     - setting: device, threads, dtype and batch size of a speed record, else empty; only equal settings compare
-    - metric, key: our name, and the record's own (``fd:heldout``, ``fd_mnist5k_heldout``). Beside the usual metrics:
-      loss_train, loss_heldout, parameters, head_parameters of a generation record; rfd, rfd:heldout, psnr and the
-      held-out real images (``fd:real``) of a reconstruction; seconds_per_image and the like of a speed record
+    - metric, key: our name (``fd:heldout``) and that in the record (``fd_mnist5k_heldout``). A generation record also
+      has loss_train, loss_heldout, parameters and head_parameters; a reconstruction has rfd, rfd:heldout, psnr and the
+      metrics of held-out real images (``fd:real``); a speed record has seconds_per_image and more
     - train_seed, sampling_seed
-    - value, se: NaN if absent; se is the jackknife standard error within the run. Units are those of the records.
+    - value, se: in the record's units, NaN if absent; se is the jackknife standard error within the run
     - num_images: how many images were measured
-    - paper: the published value of the same row, NaN if there is none
-    - status, error, warnings: done or failed; warnings are such as ``singular`` or ``3 repeated images``
-    - record: its id
+    - paper: the published value of the row, NaN if there is none
+    - status (done or failed), error, warnings (as in ``singular, 3 repeated images``), record (its id)
 
     Raises UserError for an unknown experiment or a broken record."""
     records = read_records(records_dir()) if records is None else records
@@ -61,52 +54,48 @@ def frame(experiment: Experiment | str, records: dict[str, Record] | None = None
 
 def frame_of(experiment: Experiment, selection: Selection) -> pd.DataFrame:
     """``frame`` of records that are already selected."""
-    axes = list(experiment.labels)
-    columns = ["experiment", "scale", "row", *axes, "task", "setting", "metric", "key", "train_seed", "sampling_seed"]
-    columns += ["value", "se", "num_images", "paper", "status", "error", "warnings", "record"]
+    columns = ["experiment", "scale", "row", *experiment.labels, "task", "setting", "metric", "key"]
+    columns += ["train_seed", "sampling_seed", "value", "se", "num_images", "paper"]
+    columns += ["status", "error", "warnings", "record"]
     lines = []
     for row, tasks in selection.items():
+        about = {"experiment": experiment.id, "scale": experiment.scale, "row": row, **experiment.bundles(row)}
         for record in itertools.chain(*tasks.values()):
-            train_seed, sampling_seed = seeds(record)
             common = {
-                "experiment": experiment.id,
-                "scale": experiment.scale,
-                "row": row,
-                **experiment.bundles(row),
+                **about,
                 "task": record.task,
                 "setting": _setting(record.protocol) if record.task == "speed" else "",
-                "train_seed": train_seed,
-                "sampling_seed": sampling_seed,
-                "num_images": number_or_nan(record.protocol.get("num_generated")),
+                **dict(zip(("train_seed", "sampling_seed"), seeds(record))),
+                "num_images": _number(record.protocol.get("num_generated")),
                 "status": record.status,
                 "error": record.error,
-                "warnings": ", ".join(_warnings(record)),
+                "warnings": ", ".join(_warnings(record.protocol)),
                 "record": record.id,
             }
             for metric, key, value, se in _numbers(record):
-                paper = number_or_nan(published_value(experiment, row, metric))
+                paper = _number(published_value(experiment, row, metric))
                 lines.append({**common, "metric": metric, "key": key, "value": value, "se": se, "paper": paper})
     return pd.DataFrame(lines, columns=columns)
 
 
 def _numbers(record: Record) -> Iterator[tuple[str, str, float, float]]:
-    """Metric, the record's own name of it, value and standard error."""
+    """Metric, its key in the record, value and standard error."""
+    names: dict[str, str] = {}  # of images
+    others: dict[str, float | None] = {}
     if record.task == "generation":
-        for metric in GENERATION_METRICS:
-            if is_shown(metric, record.spec["metrics"]["extractor"]):
-                yield metric, _key(record, metric), metric_value(record, metric), standard_error(record, metric)
-        counts = {"parameters": record.parameters.get("total"), "head_parameters": record.parameters.get("head")}
-        losses = {name: record.training.get(name) for name in ("loss_train", "loss_heldout")}
-        for name, value in (counts | losses).items():
-            yield name, name, number_or_nan(value), math.nan
+        extractor = record.spec["metrics"]["extractor"]
+        names = {metric: metric for metric in GENERATION_METRICS if is_shown(metric, extractor)}
+        others = {name: record.training.get(name) for name in ("loss_train", "loss_heldout")}
+        others |= {"parameters": record.parameters.get("total"), "head_parameters": record.parameters.get("head")}
     elif record.task == "reconstruction":
-        for metric in ("fd", "fd:heldout", *REAL_METRICS):
-            name = metric if metric in REAL_METRICS else f"r{metric}"
-            yield name, _key(record, metric), metric_value(record, metric), standard_error(record, metric)
-        yield "psnr", "psnr", number_or_nan(record.metrics.get("psnr")), math.nan
+        names = {"rfd": "fd", "rfd:heldout": "fd:heldout", **{metric: metric for metric in REAL_METRICS}}
+        others = {"psnr": record.metrics.get("psnr")}
     else:
-        for name in SPEED_METRICS:
-            yield name, name, number_or_nan(record.metrics.get(name)), math.nan
+        others = {**record.metrics}
+    for name, metric in names.items():
+        yield name, _key(record, metric), metric_value(record, metric), standard_error(record, metric)
+    for name, number in others.items():
+        yield name, name, _number(number), math.nan
 
 
 def _setting(protocol: dict[str, Any]) -> str:
@@ -121,8 +110,7 @@ def _setting(protocol: dict[str, Any]) -> str:
     return ", ".join(str(word) for word in words if word)
 
 
-def _warnings(record: Record) -> Iterator[str]:
-    protocol = record.protocol
+def _warnings(protocol: dict[str, Any]) -> Iterator[str]:
     if protocol.get("singular"):
         yield "singular"
     if repeated := (protocol.get("samples") or {}).get("duplicates"):
@@ -146,11 +134,9 @@ def spreads(frame: pd.DataFrame) -> dict[tuple[str, str], Spread]:
 
 def seed_values(frame: pd.DataFrame, row: str, metric: str, column: str = "value") -> SeedValues:
     """A row's values of a metric (or their ``se``) by (training seed, sampling seed); absent ones are left out."""
-    chosen = frame[(frame["row"] == row) & (frame["metric"] == metric) & (frame["status"] == "done")].dropna(
-        subset=column
-    )
-    pairs = zip(chosen["train_seed"], chosen["sampling_seed"])
-    return {(int(t), int(s)): float(value) for (t, s), value in zip(pairs, chosen[column])}
+    chosen = frame[(frame["row"] == row) & (frame["metric"] == metric) & (frame["status"] == "done")]
+    pairs = zip(chosen["train_seed"], chosen["sampling_seed"], chosen[column])
+    return {(int(t), int(s)): float(value) for t, s, value in pairs if not math.isnan(value)}
 
 
 def values(frame: pd.DataFrame, metric: str, setting: str | None = None) -> dict[str, float]:
@@ -182,12 +168,12 @@ def metric_value(record: Record, metric: str) -> float:
     """The value of ``metric`` (as in ``fd:heldout``); NaN if the record has none or it means nothing here."""
     if not is_shown(metric, record.spec["metrics"]["extractor"]):
         return math.nan
-    return number_or_nan(record.metrics.get(_key(record, metric)))
+    return _number(record.metrics.get(_key(record, metric)))
 
 
 def standard_error(record: Record, metric: str) -> float:
     """The metric's delete-a-group jackknife standard error over the record's own images; NaN if absent."""
-    return number_or_nan(record.uncertainty.get(_key(record, metric), {}).get("standard_error"))
+    return _number(record.uncertainty.get(_key(record, metric), {}).get("standard_error"))
 
 
 def is_shown(metric: str, extractor: Mapping[str, Any]) -> bool:
@@ -204,7 +190,7 @@ def _key(record: Record, metric: str) -> str:
     return metric_name(metric, record.spec["metrics"]["extractor"])
 
 
-def number_or_nan(value: float | None) -> float:
+def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
