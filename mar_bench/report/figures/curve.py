@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import seaborn as sns
@@ -22,12 +21,11 @@ from mar_bench.report.figures.style import (
     Looks,
     heading,
     hollow,
-    label_of,
     legend,
     legend_handles,
     legend_inches,
 )
-from mar_bench.report.format import in_units, metric_title, with_unit
+from mar_bench.report.format import in_units, label_of, metric_title, value_at, with_unit
 from mar_bench.report.frame import Spread, collect, se_of, seed_values, spread
 from mar_bench.report.verdict import is_comparable
 from mar_bench.utils.errors import UserError
@@ -53,12 +51,6 @@ def curve(experiment: Experiment, records: dict[str, Record], stem: Path) -> lis
         raise UserError(no_generations(experiment))
     with rc_context({**sns.axes_style("ticks"), **STYLE}):
         return save(_draw(experiment, points), stem)
-
-
-def value_at(experiment: Experiment, row: str, path: str) -> float | None:
-    """A number of a row's spec by its dotted path; None where it has none there."""
-    found = reduce(lambda block, name: getattr(block, name, None), path.split("."), experiment.rows[row])
-    return float(found) if isinstance(found, (int, float)) else None
 
 
 def _points(experiment: Experiment, records: dict[str, Record], metric: str) -> list[Point]:

@@ -13,16 +13,11 @@ from matplotlib.lines import Line2D
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.report.figures.speed import CHARACTER_INCHES, MARKERS, NEUTRAL, title
-from mar_bench.report.format import axis_labels
+from mar_bench.report.format import label_of
 
 MARKER_SIZE = 5
 TITLE_INCHES = 0.072  # a character of it, on average
 LEGEND_INCHES = 0.19  # a line of it
-
-
-def label_of(experiment: Experiment, row: str, name: str | None) -> str:
-    """A row's value of a label, empty where it has none."""
-    return axis_labels(experiment, row, experiment.labels).get(name, "") if name else ""
 
 
 def heading(experiment: Experiment, width: float) -> str:

@@ -27,12 +27,11 @@ from mar_bench.report.figures.style import (
     Looks,
     heading,
     hollow,
-    label_of,
     legend,
     legend_handles,
     legend_inches,
 )
-from mar_bench.report.format import axis_labels, column_axes, describe, metric_title
+from mar_bench.report.format import axis_labels, column_axes, describe, label_of, metric_title
 from mar_bench.report.verdict import is_comparable
 
 PAPER = "paper (one A100)"
