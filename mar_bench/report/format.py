@@ -12,7 +12,7 @@ from tabulate import tabulate
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.spec import RunSpec
 from mar_bench.records.record import metric_name
-from mar_bench.report.frame import extractor_block
+from mar_bench.report.frames import extractor_block
 
 MISSING, FAILED = "–", "FAILED"
 NOT_CHOSEN = "not chosen yet"  # of a row whose sweep is not done

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import t as student
 
-from mar_bench.report.frame import SeedValues, Spread, spread
+from mar_bench.report.spread import SeedValues, Spread, spread
 
 HOLDS, FAILS, UNDECIDED, INCOMPARABLE = "holds", "does not hold", "undecided", "not comparable"
 CONFIDENCE = 0.95
