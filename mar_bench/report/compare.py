@@ -12,7 +12,8 @@ from mar_bench.records.comparable import differences
 from mar_bench.records.record import Record, metric_name
 from mar_bench.report.claims.orderings import verdict_of
 from mar_bench.report.format import MISSING, markdown_table, percent, plus_minus, seed_count, signed
-from mar_bench.report.frame import REAL_ROLES, Runs, Spread, metric_value, runs_with, seeds, spread, standard_error
+from mar_bench.report.frames import REAL_METRICS, Runs, metric_value, runs_with, seeds, standard_error
+from mar_bench.report.spread import Spread, design, spread
 from mar_bench.report.stats import (
     CONFIDENCE,
     FAILS,
@@ -25,7 +26,7 @@ from mar_bench.report.stats import (
     paired,
     unpaired,
 )
-from mar_bench.report.table.caption import design, jackknife_groups
+from mar_bench.report.table.caption import jackknife_groups
 from mar_bench.utils.errors import UserError
 
 WORDS = {HOLDS: "lower", FAILS: "higher"}
@@ -35,7 +36,7 @@ TITLES = {
     "reconstruction": "Reconstructions, the tokenizer alone",
     "evaluation": "Sets of images",
 }
-REAL = set(REAL_ROLES.values())  # metrics of real images, which no generator or tokenizer made
+REAL = set(REAL_METRICS)  # metrics of real images, which no generator or tokenizer made
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
 
 def _lines(ones: Runs, others: Runs) -> list[_Line]:
     """One line for each common metric; metrics of real images only where they differ."""
-    found = [(metric, _line(metric, ones, others)) for metric in [*METRICS, *REAL_ROLES.values()]]
+    found = [(metric, _line(metric, ones, others)) for metric in [*METRICS, *REAL_METRICS]]
     return [line for metric, line in found if line and not (metric in REAL and line.difference.value == 0)]
 
 

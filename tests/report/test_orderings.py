@@ -13,7 +13,7 @@ from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.records.record import Record
 from mar_bench.report.claims import orderings
 from mar_bench.report.claims.orderings import AT_FLOOR, Comparison, compare
-from mar_bench.report.frame import Spread
+from mar_bench.report.spread import Spread
 from mar_bench.report.stats import (
     BELOW,
     FAILS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean
@@ -27,7 +26,7 @@ from mar_bench.report.format import (
     number,
     value_at,
 )
-from mar_bench.report.frame import Runs, metric_value, runs_with, select, speeds
+from mar_bench.report.frames import Runs, frame, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
 from mar_bench.report.table import quoted
 from mar_bench.utils.errors import did_you_mean
@@ -211,11 +210,9 @@ def _runs(experiment: Experiment, records: dict[str, Record]) -> dict[str, Runs]
 
 def _seconds(experiment: Experiment, records: dict[str, Record]) -> dict[str, dict[str, float]]:
     """Setting -> row -> seconds per image."""
-    found: dict[str, dict[str, float]] = {}
-    for timed in speeds(experiment, records).to_dict("records"):
-        if not math.isnan(timed["seconds_per_image"]):
-            found.setdefault(timed["setting"], {})[timed["row"]] = timed["seconds_per_image"]
-    return found
+    found = frame(experiment, records)
+    settings = dict.fromkeys(found["setting"][found["task"] == "speed"])
+    return {setting: values(found, "seconds_per_image", setting) for setting in settings}
 
 
 def _point(experiment: Experiment, row: str) -> str:

@@ -11,7 +11,7 @@ from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.comparable import differences, instrument_differences
 from mar_bench.records.record import Record
 from mar_bench.report.format import MISSING, listed, markdown_table, metric_title, number, percent, seed_count
-from mar_bench.report.frame import Runs, Selection, metric_value, runs_with, select
+from mar_bench.report.frames import Runs, Selection, metric_value, runs_with, select
 from mar_bench.report.stats import (
     CONFIDENCE,
     FAILS,

@@ -12,7 +12,7 @@ from mar_bench.report.claims.evidence import OUTSIDE, Evidence
 from mar_bench.report.claims.file import Claim, read_claims
 from mar_bench.report.claims.orderings import RULES
 from mar_bench.report.format import MISSING, markdown_table
-from mar_bench.report.frame import runs_with, select
+from mar_bench.report.frames import runs_with, select
 from mar_bench.report.stats import UNDECIDED
 from mar_bench.utils.errors import UserError, did_you_mean
 
