@@ -141,7 +141,7 @@ def markdown(experiment: Experiment, comparisons: list[Comparison]) -> str:
         *RULES,
         "Paper: the same difference of its FIDs, from one run each.",
     ]
-    parts = ["## The paper's claims, pair by pair", "\n".join(f"- {rule}" for rule in rules)]
+    parts = ["## What the paper claims, pair by pair", "\n".join(f"- {rule}" for rule in rules)]
     for claim in dict.fromkeys(c.claim for c in comparisons):
         chosen = [c for c in comparisons if c.claim == claim]
         cost = allowed(c.costs_at_most for c in chosen)
