@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mar_bench.config.experiment_checks import METRICS
 from mar_bench.records.comparable import differences
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
+from mar_bench.records.record import Record
 from mar_bench.report.claims.orderings import verdict_of
 from mar_bench.report.format import MISSING, markdown_table, percent, plus_minus, seed_count, signed
-from mar_bench.report.frames import REAL_METRICS, Runs, metric_value, runs_with, seeds, standard_error
+from mar_bench.report.frames import Runs, metric_value, runs_with, seeds, standard_error
 from mar_bench.report.spread import Spread, design, spread
 from mar_bench.report.stats import (
     CONFIDENCE,
@@ -26,7 +26,7 @@ from mar_bench.report.stats import (
     paired,
     unpaired,
 )
-from mar_bench.report.table.caption import jackknife_groups
+from mar_bench.report.table.notes import jackknife_groups
 from mar_bench.utils.errors import UserError
 
 WORDS = {HOLDS: "lower", FAILS: "higher"}
@@ -36,7 +36,6 @@ TITLES = {
     "reconstruction": "Reconstructions, the tokenizer alone",
     "evaluation": "Sets of images",
 }
-REAL = set(REAL_METRICS)  # metrics of real images, which no generator or tokenizer made
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
 
 def _lines(ones: Runs, others: Runs) -> list[_Line]:
     """One line for each common metric; metrics of real images only where they differ."""
-    found = [(metric, _line(metric, ones, others)) for metric in [*METRICS, *REAL_METRICS]]
-    return [line for metric, line in found if line and not (metric in REAL and line.difference.value == 0)]
+    found = [(metric, _line(metric, ones, others)) for metric in [*GENERATION_METRICS, *REAL_METRICS]]
+    return [line for metric, line in found if line and not (metric in REAL_METRICS and line.difference.value == 0)]
 
 
 def _line(metric: str, ones: Runs, others: Runs) -> _Line | None:
@@ -107,7 +106,7 @@ def _line(metric: str, ones: Runs, others: Runs) -> _Line | None:
         return None
     keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for r in (*one.values(), *other.values()))
     spreads = _spread(one, metric), _spread(other, metric)
-    min_effect = MIN_EFFECT if metric.partition(":")[0] == "fd" else 0.0  # for other metrics no bound is known
+    min_effect = MIN_EFFECT if METRICS[metric].base == "fd" else 0.0  # for other metrics no bound is known
     if not (reasons := _unlike(one, other, metric)) and all(side.over == "images" for side in spreads):
         found = unpaired(*spreads, min_effect)  # two single runs need no common seed
     else:
@@ -129,7 +128,7 @@ def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
     pairs = [(ones[s], others[s]) for s in common] or [(a, b) for a in ones.values() for b in others.values()]
     reasons = [reason for pair in pairs for reason in differences(*pair, metric)]
     digests = [[(r.protocol.get("samples") or {}).get("sha256") for r in pair] for pair in pairs]
-    if not reasons and metric not in REAL and all(one == other is not None for one, other in digests):
+    if not reasons and metric not in REAL_METRICS and all(one == other is not None for one, other in digests):
         reasons = ["the same images on both sides"]
     return list(dict.fromkeys(reasons))
 
@@ -149,7 +148,7 @@ def _notes(lines: list[_Line], sides: tuple[Runs, Runs], names: tuple[str, str])
     """How to read the table, as far as it applies."""
     over = {line.difference.over for line in lines if not math.isnan(line.difference.value)}
     texts = [
-        f"{name}, {lines[0].key}: {design(side, jackknife_groups(runs.values()))}."
+        f"{name}, {lines[0].key}: {design(side, jackknife_groups(list(runs.values())))}."
         for name, side, runs in zip(names, lines[0].sides, sides)
     ]
     texts.append(f"Difference: {names[0]} minus {names[1]}, paired on common (training, sampling) seeds.")

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.experiment_checks import METRICS
+from mar_bench.records.metrics import GENERATION_METRICS as METRICS
 from mar_bench.records.record import Record
 from mar_bench.report.frames import (  # noqa: F401
     REAL_METRICS,
@@ -15,7 +15,6 @@ from mar_bench.report.frames import (  # noqa: F401
     Runs,
     Selection,
     _setting,
-    extractor_block,
     is_shown,
     left_out,
     metric_value,

@@ -15,14 +15,12 @@ import pandas as pd
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.experiment_checks import METRICS
 from mar_bench.config.ids import CHOICE_SEED, choosing_run, generation_run, reconstruction_run, speed_run
-from mar_bench.config.spec import RunSpec
-from mar_bench.records.record import Record, metric_name, read_records, records_dir
+from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
+from mar_bench.records.record import Record, read_records, records_dir
+from mar_bench.report.format import published_value
 from mar_bench.report.spread import SeedValues, Spread, spread
 
-REAL_METRICS = tuple(f"{base}:real" for base in ("fd", "kid", "precision", "recall", "copied"))
-NOT_BY_INCEPTION = ("accuracy", "copied")  # it does not know the data's classes; its reference may be other images
 SPEED_METRICS = (
     "seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75", "latency_batch1",
     "share_backbone", "share_head", "share_decode", "peak_memory_mb",
@@ -94,7 +92,7 @@ def frame_of(experiment: Experiment, selection: Selection) -> pd.DataFrame:
 def _numbers(record: Record) -> Iterator[tuple[str, str, float, float]]:
     """Metric, the record's own name of it, value and standard error."""
     if record.task == "generation":
-        for metric in METRICS:
+        for metric in GENERATION_METRICS:
             if is_shown(metric, record.spec["metrics"]["extractor"]):
                 yield metric, _key(record, metric), metric_value(record, metric), standard_error(record, metric)
         counts = {"parameters": record.parameters.get("total"), "head_parameters": record.parameters.get("head")}
@@ -131,14 +129,6 @@ def _warnings(record: Record) -> Iterator[str]:
         yield f"{repeated} repeated images"
     if protocol.get("label_mode", "balanced") != "balanced":
         yield f"labels {protocol['label_mode']}"
-
-
-def published_value(experiment: Experiment, row: str, metric: str) -> float | None:
-    """The paper's number of a row, or of the line of the table that the row is in; None if it gives none."""
-    columns = experiment.layout.get("columns", [])
-    line = "/".join(bundle for axis, bundle in experiment.bundles(row).items() if axis not in columns)
-    found = (experiment.paper.get(key, {}).get(metric) for key in (line, row))
-    return next((value for value in found if value is not None), None)
 
 
 # --- reading the frame ----------------------------------------------------------------------------------
@@ -183,11 +173,6 @@ def main_setting(frame: pd.DataFrame) -> str | None:
 # --- one record -----------------------------------------------------------------------------------------
 
 
-def extractor_block(spec: RunSpec) -> dict[str, str]:
-    """The part of a spec that ``metric_name`` needs."""
-    return {"kind": spec.metrics.extractor.kind, "name": spec.metrics.extractor.name}
-
-
 def seeds(record: Record) -> tuple[int, int]:
     """The training seed and the sampling seed of a record."""
     return record.spec.get("train", {}).get("seed", 0), record.spec.get("sampling", {}).get("seed", 0)
@@ -207,7 +192,7 @@ def standard_error(record: Record, metric: str) -> float:
 
 def is_shown(metric: str, extractor: Mapping[str, Any]) -> bool:
     """Whether ``metric`` is meaningful with this extractor."""
-    return extractor["kind"] != "inception" or metric.partition(":")[0] not in NOT_BY_INCEPTION
+    return extractor["kind"] != "inception" or METRICS[metric].with_inception
 
 
 def runs_with(records: Iterable[Record], metric: str) -> Runs:

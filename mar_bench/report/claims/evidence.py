@@ -28,7 +28,7 @@ from mar_bench.report.format import (
 )
 from mar_bench.report.frames import Runs, frame, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
-from mar_bench.report.table import quoted
+from mar_bench.report.table.grid import quoted_grid
 from mar_bench.utils.errors import did_you_mean
 
 NOT_MEASURED = "not all points are measured"
@@ -73,8 +73,10 @@ class Ordering:
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
         """The verdict, and Markdown with the pairs it is based on and what the paper quotes beside them."""
         pairs = [c for c in compare(experiment, records) if c.claim == self.claim]
-        parts = [pairs_table(pairs) if pairs else "This scale has no such pair.", quoted.markdown(experiment)]
-        return all_of([c.difference.verdict for c in pairs]), "\n\n".join(filter(None, parts))
+        text = pairs_table(pairs) if pairs else "This scale has no such pair."
+        if quoted := quoted_grid(experiment):
+            text += f"\n\n{quoted.markdown()}"
+        return all_of([c.difference.verdict for c in pairs]), text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,8 @@ class Optimum:
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
         """One part for each setting of the other axes."""
-        runs, groups = _runs(experiment, records), {}
+        runs = _runs(experiment, records)
+        groups: dict[str, list[str]] = {}
         for row in experiment.rows:
             bundles = experiment.bundles(row)
             others = "/".join(bundle for axis, bundle in bundles.items() if axis != self.axis)

@@ -54,7 +54,7 @@ class Comparison:
     costs_at_most: float | None
     difference: Difference
     above_floor: Difference | None
-    floors: tuple[float, float]  # of the better and of the worse row, NaN where unknown
+    floors: tuple[float, ...]  # of the better and of the worse row, NaN where unknown
     same_tokenizer: bool
     paper_percent: float | None
 
@@ -74,7 +74,8 @@ def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparis
 def _comparison(experiment: Experiment, selection: Selection, item: dict, better: str, worse: str) -> Comparison:
     axis, limit, rows = item["axis"], item.get("costs_at_most"), (better, worse)
     runs = [runs_with(selection[row]["generation"], "fd") for row in rows]
-    floors = [next(iter(runs_with(selection[row]["reconstruction"], "fd").values()), None) for row in rows]
+    floors = [list(runs_with(selection[row]["reconstruction"], "fd").values())[:1] for row in rows]
+    known = floors[0] + floors[1]
     tokenizers = {reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}
     shared = [b for a, b in experiment.bundles(better).items() if a != axis and experiment.labels[a][b]]
     found = difference(runs[0], runs[1], limit)
@@ -87,15 +88,15 @@ def _comparison(experiment: Experiment, selection: Selection, item: dict, better
         others="/".join(shared) or axis,
         costs_at_most=limit,
         difference=found,
-        above_floor=_above_floor(found, runs, floors, limit) if len(tokenizers) == 2 else None,
-        floors=(_distance(floors[0]), _distance(floors[1])),
+        above_floor=_above_floor(found, runs, known, limit) if len(tokenizers) == len(known) == 2 else None,
+        floors=tuple(_distance(floor[0]) if floor else math.nan for floor in floors),
         same_tokenizer=len(tokenizers) == 1,
         paper_percent=_paper_percent(experiment, better, worse),
     )
 
 
-def _distance(record: Record | None) -> float:
-    return metric_value(record, "fd") if record else math.nan
+def _distance(record: Record) -> float:
+    return metric_value(record, "fd")
 
 
 def difference(first: Runs, second: Runs, costs_at_most: float | None = None) -> Difference:
@@ -106,12 +107,8 @@ def difference(first: Runs, second: Runs, costs_at_most: float | None = None) ->
     return paired(values[0], values[1], costs_at_most=costs_at_most, reasons=reasons)
 
 
-def _above_floor(
-    found: Difference, runs: list[Runs], floors: list[Record | None], limit: float | None
-) -> Difference | None:
+def _above_floor(found: Difference, runs: list[Runs], floors: list[Record], limit: float | None) -> Difference:
     """The difference of the distances less their floors; a run and its floor need the same extractor and reference."""
-    if None in floors:
-        return None
     if found.verdict == INCOMPARABLE:
         return replace(found, notes=())
     pairs = [(run, floor) for side, floor in zip(runs, floors) for run in side.values()]

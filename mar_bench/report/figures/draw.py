@@ -23,13 +23,14 @@ from mar_bench.report.format import (
     label_of,
     metric_of,
     metric_title,
+    published_value,
     row_axes,
     scale_title,
     thousands,
     value_at,
     with_unit,
 )
-from mar_bench.report.frames import frame, published_value, spreads, values
+from mar_bench.report.frames import frame, spreads, values
 from mar_bench.report.spread import Spread
 from mar_bench.report.verdict import is_comparable
 from mar_bench.utils.errors import UserError
@@ -96,8 +97,7 @@ def speed(experiment: Experiment, found: pd.DataFrame) -> Plot:
     means, joined = spreads(found), _is_joined(experiment)
     table = timed.pivot_table(index=["row", "setting"], columns="metric", values="value", aggfunc="first", sort=False)
     points = []
-    for (row, setting), seconds in table.reindex(columns=SECONDS).iterrows():
-        x, low, high = (float(seconds[name]) for name in SECONDS)
+    for row, setting, x, low, high in table.reindex(columns=SECONDS).reset_index().itertuples(index=False):
         if (row, "fd") in means and not math.isnan(x):
             common = _texts(experiment, row) | {"x": x, "x_low": low, "x_high": high, "setting": setting}
             points += _points(experiment, row, "fd", means[row, "fd"], common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def render(plot: Plot) -> Figure:
 
 def _points(ax: Axes, points: pd.DataFrame, joined: bool, colours: dict[str, str], markers: dict[str, str]) -> None:
     for (colour, marker), group in points.sort_values("x", kind="stable").groupby(["colour", "marker"], sort=False):
-        look = {"color": colours[colour], "marker": markers[marker]}
+        look: dict[str, Any] = {"color": colours[str(colour)], "marker": markers[str(marker)]}
         ours, theirs = group[~group["published"]], group[group["published"]]
         quartiles = np.array([ours["x"] - ours["x_low"], ours["x_high"] - ours["x"]]).clip(min=0)
         ax.errorbar(
@@ -109,7 +110,7 @@ def _floors(ax: Axes, floors: pd.DataFrame, colours: dict[str, str]) -> None:
     for value, colour, name in zip(floors["value"], floors["colour"], floors["name"]):
         ax.axhline(value, color=colours.get(colour, NEUTRAL), zorder=1, **FLOOR)
         side = "bottom" if value == floors["value"].max() else "top"  # the lines may be close together
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": side}
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": side}
         ax.annotate(name, (1, value), xytext=(2, 0), fontsize=7, color=NEUTRAL, **place)
     ax.set_ylim(bottom=0)
 

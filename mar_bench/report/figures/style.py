@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 MARKER_SIZE = 5.5
 HOLLOW_SIZE = 8  # of the paper's points, which may coincide with ours
 NEUTRAL = "0.35"
-FLOOR = {"linestyle": (0, (4, 2)), "linewidth": 1}
+FLOOR: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 STYLE = {
     **sns.axes_style("ticks"),
     "font.size": 9,
@@ -84,7 +85,7 @@ def legend_below(figure: Figure, groups: dict[str, list[Line2D]], notes: list[Li
         longest = max(map(len, lists)) if wide else 0
         handles = [h for of_group in lists for h in of_group + [handle("")] * (longest - len(of_group))]
         title, columns = None, len(lists) if wide else 1
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01)}
-    legend = figure.legend(handles=handles, ncols=columns, title=title or None, **place)
+    place: dict[str, Any] = {"bbox_to_anchor": (0.5, -0.01), "ncols": columns, "title": title or None}
+    legend = figure.legend(handles=handles, loc="upper center", **place)
     for head in headings:
         legend.get_texts()[handles.index(head)].set_fontweight("bold")
