@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from tabulate import tabulate
 
@@ -196,6 +197,19 @@ def axis_labels(experiment: Experiment, row: str, axes: Iterable[str]) -> dict[s
     """What the table prints for a row's bundles on ``axes``: label name -> value."""
     bundles = experiment.bundles(row)
     return {k: str(v) for axis in axes for k, v in experiment.labels[axis][bundles[axis]].items()}
+
+
+def label_of(experiment: Experiment, row: str, name: str | None) -> str:
+    """A row's value of the label ``name``, empty where it has none."""
+    return axis_labels(experiment, row, experiment.labels).get(name, "") if name else ""
+
+
+def value_at(experiment: Experiment, row: str, path: str) -> float | None:
+    """A number of a row's spec by its dotted path; None where there is none."""
+    found: Any = experiment.rows[row]
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return float(found) if isinstance(found, (int, float)) else None
 
 
 def row_axes(experiment: Experiment) -> list[str]:
