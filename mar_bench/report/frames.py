@@ -19,7 +19,7 @@ from mar_bench.config.ids import CHOICE_SEED, choosing_run, generation_run, reco
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record, read_records, records_dir
 from mar_bench.report.format import published_value
-from mar_bench.report.spread import SeedValues, Spread, spread
+from mar_bench.report.spread import Spread, spread
 
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
@@ -130,13 +130,6 @@ def spreads(frame: pd.DataFrame) -> dict[tuple[str, str], Spread]:
         pairs = list(zip(group["train_seed"], group["sampling_seed"]))
         found[str(row), str(metric)] = spread(dict(zip(pairs, group["value"])), dict(zip(pairs, group["se"])))
     return found
-
-
-def seed_values(frame: pd.DataFrame, row: str, metric: str, column: str = "value") -> SeedValues:
-    """A row's values of a metric (or their ``se``) by (training seed, sampling seed); absent ones are left out."""
-    chosen = frame[(frame["row"] == row) & (frame["metric"] == metric) & (frame["status"] == "done")]
-    pairs = zip(chosen["train_seed"], chosen["sampling_seed"], chosen[column])
-    return {(int(t), int(s)): float(value) for t, s, value in pairs if not math.isnan(value)}
 
 
 def values(frame: pd.DataFrame, metric: str, setting: str | None = None) -> dict[str, float]:

@@ -147,15 +147,14 @@ def test_values_are_read_per_row_and_setting(table1):
     assert empty.empty and not frames.spreads(empty) and frames.main_setting(empty) is None
 
 
-def test_seed_values_leave_out_failures_other_rows_and_absent_numbers(table1):
+def test_spreads_are_over_the_done_runs_with_a_number(table1):
     made = generations(table1, lambda row, t, s: 10.0 * t + s, sampling_seeds=(0, 1))
     made = {k: replace(r, status="failed") if frames.seeds(r)[0] == 1 else r for k, r in made.items()}
-    frame = frames.frame(table1, made)
-    assert frames.seed_values(frame, ROW, "fd") == {(0, 0): 0.0, (0, 1): 1.0, (2, 0): 20.0, (2, 1): 21.0}
+    found = frames.spreads(frames.frame(table1, made))[ROW, "fd"]
+    assert found == spread({(0, 0): 0.0, (0, 1): 1.0, (2, 0): 20.0, (2, 1): 21.0})
     old = by_id(generation(table1, ROW, 0, 0, 5.0), as_before(generation(table1, ROW, 1, 0, 5.0)))
-    frame = frames.frame(table1, old)
-    assert frames.seed_values(frame, ROW, "fd", "se") == {(0, 0): pytest.approx(0.1)}
-    assert frames.seed_values(frame, ROW, "kid") == {(0, 0): pytest.approx(0.005)}
+    kid = frames.spreads(frames.frame(table1, old))[ROW, "kid"]
+    assert (kid.mean, kid.sd, kid.over) == (pytest.approx(0.005), pytest.approx(0.0001), "images")
 
 
 def test_a_metric_is_found_under_the_record_s_own_name(table1):
