@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.metrics import METRICS, metric_name, thousands  # noqa: F401 (figures)
+from mar_bench.records.metrics import METRICS, thousands  # noqa: F401 (figures)
 
 MISSING, FAILED = "–", "FAILED"
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished
@@ -112,11 +112,6 @@ def in_paper(experiment: Experiment, metric: str) -> bool:
 
 
 # --- metrics --------------------------------------------------------------------------------------------
-
-
-def metric_key(experiment: Experiment, metric: str) -> str:
-    """The key of a metric in records; joined by a slash if the rows' extractors differ."""
-    return "/".join(_unique(metric_name(metric, extractor_block(s)) for s in experiment.rows.values()))
 
 
 def extractor_block(spec: RunSpec) -> dict[str, str]:

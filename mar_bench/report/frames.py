@@ -197,16 +197,10 @@ def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
     not chosen yet, except failed sweep points. Rows are shared between tables by their ids, and another table may have
     measured some of them on more seeds: if the experiment declares its seeds, records on other seeds count only if all
     rows have them (see ``left_out``)."""
-    found = _found(experiment, records)
-    outside = {record.id for record in _outside(experiment, found)}
+    found, outside = _found(experiment, records), left_out(experiment, records)
     for tasks in found.values():
         tasks["generation"] = [record for record in tasks["generation"] if record.id not in outside]
     return found
-
-
-def left_out(experiment: Experiment, records: dict[str, Record]) -> int:
-    """The number of generation records on undeclared seeds that not all rows have."""
-    return len({record.id for record in _outside(experiment, _found(experiment, records))})
 
 
 def _found(experiment: Experiment, records: dict[str, Record]) -> Selection:
@@ -235,20 +229,20 @@ def _failed_points(experiment: Experiment, row: str, records: dict[str, Record])
     return [record for record in found if record is not None and record.status == "failed"]
 
 
-def _outside(experiment: Experiment, found: Selection) -> list[Record]:
-    """Records on undeclared seeds that some row with results lacks."""
+def left_out(experiment: Experiment, records: dict[str, Record]) -> set[str]:
+    """The ids of generation records on undeclared seeds that some row with results lacks."""
     if not experiment.seeds:
-        return []
-    by_row = {row: tasks["generation"] for row, tasks in found.items()}
-    done = [pairs for records in by_row.values() if (pairs := {seeds(r) for r in records if r.status == "done"})]
+        return set()
+    by_row = {row: tasks["generation"] for row, tasks in _found(experiment, records).items()}
+    done = [pairs for runs in by_row.values() if (pairs := {seeds(r) for r in runs if r.status == "done"})]
     common = set.intersection(*done) if done else set()
-    outside: list[Record] = []
-    for row, records in by_row.items():
+    outside: set[str] = set()
+    for row, runs in by_row.items():
         if experiment.is_open(row):  # failed sweep points, on the seed of choices
             continue
         spec = experiment.rows[row]
         training = experiment.seeds.get("training") or [spec.train.seed]
         sampling = experiment.seeds.get("sampling") or [spec.sampling.seed]
-        declared = set(itertools.product(training, sampling))
-        outside += [record for record in records if seeds(record) not in declared | common]
+        allowed = {*itertools.product(training, sampling), *common}
+        outside |= {record.id for record in runs if seeds(record) not in allowed}
     return outside

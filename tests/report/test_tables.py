@@ -293,10 +293,10 @@ def test_repeated_images_singular_covariances_and_mixed_distances_are_warned_of(
     made[0].protocol["samples"]["duplicates"] = 12
     made[1].protocol["singular"] = True
     repeated, singular = warned(table1, everything(table1), by_id(*made))
-    assert "repeated images" in repeated and f"{ROW} (12)" in repeated
+    assert "repeated images" in repeated and f"{ROW} (12 of 1000)" in repeated
     assert "fewer images than features" in singular and f"FD-1k means little in {ROW} (1 of 3 runs)." in singular
     mixed = replace(table1, rows={**table1.rows, ROW: paper.rows[ROW]})
-    assert "fd_mnist5k/fid" in warned(mixed, {})[0]
+    assert "FD-1k mnist5k / FID" in warned(mixed, {})[0]
 
 
 # --- CSV ------------------------------------------------------------------------------------------------

@@ -72,8 +72,8 @@ class Table(Measured):
 
 def build(experiment: Experiment, records: dict[str, Record]) -> Table:
     """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
-    left, comparisons = left_out(experiment, records), compare(experiment, records)
-    return Table(experiment, select(experiment, records), left, comparisons)
+    outside = left_out(experiment, records)
+    return Table(experiment, select(experiment, records), len(outside), compare(experiment, records))
 
 
 def render(template: str, parts: dict[str, Any]) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from mar_bench.records.comparable import differences, instrument_differences
 from mar_bench.records.metrics import GENERATION_METRICS
 from mar_bench.records.record import Record
-from mar_bench.report.format import metric_key, metric_short
+from mar_bench.report.format import metric_short, metric_title
 from mar_bench.report.frames import seeds
 from mar_bench.report.table.measured import Measured
 
@@ -19,27 +17,18 @@ UNLIKE = "**Warning: measured differently, do not compare.**"
 def warnings(found: Measured) -> list[str]:
     """One line for everything that makes numbers of the table mean less than they seem to."""
     lines = [*_unlike(found), *_unlike_reconstructions(found)]
-    if "/" in (name := metric_key(found.experiment, "fd")):
-        lines.append(f"**Warning: the rows have different distances**: {name}.")
-    repeated = _marked(found, lambda record: (record.protocol.get("samples") or {}).get("duplicates"))
-    if repeated:
-        counts: dict[str, list[str]] = {}
-        for row, record in repeated:
-            counts.setdefault(row, []).append(str(record.protocol["samples"]["duplicates"]))
-        words = ", ".join(f"{row} ({' / '.join(numbers)})" for row, numbers in counts.items())
-        lines.append(f"**Warning: repeated images.** Some images of a run are copies of another one: {words}.")
-    singular = _marked(found, lambda record: record.protocol.get("singular"))
-    if singular:
-        where = _where(singular, found.done("generation", metric="fd"))
+    if " / " in (names := metric_title(found.experiment, "fd")):
+        lines.append(f"**Warning: the rows have different distances**: {names}.")
+    placed = found.done("generation", metric="fd")
+    repeated = [(row, (r.protocol.get("samples") or {}).get("duplicates"), r) for row, r in placed]
+    if words := [f"{row} ({n} of {r.protocol.get('num_generated')})" for row, n, r in repeated if n]:
+        lines.append(f"**Warning: repeated images.** Runs with images that are copies of another: {', '.join(words)}.")
+    if singular := [(row, record) for row, record in placed if record.protocol.get("singular")]:
         lines.append(
             "**Warning: fewer images than features.** The covariance is singular and "
-            f"{metric_short(found.experiment, 'fd')} means little in {where}."
+            f"{metric_short(found.experiment, 'fd')} means little in {_where(singular, placed)}."
         )
     return lines
-
-
-def _marked(found: Measured, is_marked: Callable[[Record], object]) -> list[Placed]:
-    return [(row, record) for row, record in found.done("generation", metric="fd") if is_marked(record)]
 
 
 def _unlike(found: Measured) -> list[str]:

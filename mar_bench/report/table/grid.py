@@ -9,27 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, ONCE_METRICS, PUBLISHED
-from mar_bench.report.format import (
-    FAILED,
-    MISSING,
-    axis_labels,
-    column_words,
-    in_paper,
-    lines_and_columns,
-    markdown_table,
-    metric_number,
-    metric_short,
-    number,
-    paper_name,
-    paper_number,
-    percent,
-    plus_minus,
-    published_text,
-    published_value,
-    row_at,
-    row_axes,
-    with_unit,
-)
+from mar_bench.report import format as fmt
 from mar_bench.report.table.measured import Measured
 from mar_bench.report.verdict import NOT_COMPARABLE, agreement
 
@@ -86,21 +66,22 @@ class Grid:
 
     def markdown(self) -> str:
         heading = [*self.labels, *map(str, self.columns)]
-        table = markdown_table(heading, [[*labels, *map(str, cells)] for labels, cells in self.lines])
+        table = fmt.markdown_table(heading, [[*labels, *map(str, cells)] for labels, cells in self.lines])
         return f"{self.intro}\n\n{table}" if self.intro else table
 
 
 def main_grid(found: Measured) -> Grid:
     """The paper's table: what a line has once, then the metrics of every column; absent rows too."""
     experiment, layout = found.experiment, found.experiment.layout
-    lines, bundles = lines_and_columns(experiment)
+    lines, bundles = fmt.lines_and_columns(experiment)
     columns = []
     for metric in layout.get("beside", []):
-        columns.append(Column(_title(found, metric), "", in_paper(experiment, metric), metric, bundles))
+        columns.append(Column(_title(found, metric), "", fmt.in_paper(experiment, metric), metric, bundles))
     for column, metric in itertools.product(bundles, layout.get("metrics", ["fd"])):
-        group, published = column_words(experiment, column), in_paper(experiment, metric)
+        group, published = fmt.column_words(experiment, column), fmt.in_paper(experiment, metric)
         columns.append(Column(_title(found, metric), group, published, metric, [column]))
-    labels = [axis_labels(experiment, row_at(experiment, line, bundles[0]), row_axes(experiment)) for line in lines]
+    axes, first = fmt.row_axes(experiment), [fmt.row_at(experiment, line, bundles[0]) for line in lines]
+    labels = [fmt.axis_labels(experiment, row, axes) for row in first]
     names = list(dict.fromkeys(name for of_line in labels for name in of_line)) or [""]
     by_column = [_with_best(experiment, c, [_cell(found, line, c) for line in lines]) for c in columns]
     cells = [[of_column[i] for of_column in by_column] for i in range(len(lines))]
@@ -110,9 +91,9 @@ def main_grid(found: Measured) -> Grid:
 def further_grids(found: Measured) -> Iterator[Grid]:
     """For each column of the main table, what was measured beside the paper's metrics."""
     experiment, layout = found.experiment, found.experiment.layout
-    lines, bundles = lines_and_columns(experiment)
+    lines, bundles = fmt.lines_and_columns(experiment)
     for column in bundles:
-        rows = {line: row for line in lines if (row := row_at(experiment, line, column)) in experiment.rows}
+        rows = {line: row for line in lines if (row := fmt.row_at(experiment, line, column)) in experiment.rows}
         columns = []
         if "rfd" not in layout.get("beside", []) and found.once("rfd").keys() & set(rows.values()):
             columns.append(Column(_title(found, "rfd"), metric="rfd", bundles=[column]))
@@ -122,21 +103,21 @@ def further_grids(found: Measured) -> Iterator[Grid]:
                 columns.append(Column(_title(found, metric), metric=metric, bundles=[column]))
         if columns:
             cells = [(["/".join(line)], [_cell(found, line, c) for c in columns]) for line in rows]
-            words = ", ".join(filter(None, ("The same rows", column_words(experiment, column))))
+            words = ", ".join(filter(None, ("The same rows", fmt.column_words(experiment, column))))
             yield Grid(["row"], columns, cells, f"{words}, beside the columns above:")
 
 
 def quoted_grid(experiment: Experiment) -> Grid | None:
     """Published rows of systems that the suite does not measure; None without any."""
-    rows, own = experiment.quoted, ["/".join(column) for column in lines_and_columns(experiment)[1]]
+    rows, own = experiment.quoted, ["/".join(column) for column in fmt.lines_and_columns(experiment)[1]]
     keys = dict.fromkeys(["", *own, *(key for row in rows for key in row.numbers)])  # the row itself, columns, others
     columns, texts = [], []
     for key, metric in itertools.product(keys, [metric for metric in PUBLISHED if metric in METRICS]):
         if any(of_column := [_quoted_text(row.numbers.get(key, {}), metric) for row in rows]):
-            group = column_words(experiment, tuple(key.split("/"))) if key in own else key
-            columns.append(Column(paper_name(metric), group))
+            group = fmt.column_words(experiment, tuple(key.split("/"))) if key in own else key
+            columns.append(Column(fmt.paper_name(metric), group))
             texts.append(of_column)
-    lines = [([row.label], [Cell(of_column[i] or MISSING) for of_column in texts]) for i, row in enumerate(rows)]
+    lines = [([row.label], [Cell(of_column[i] or fmt.MISSING) for of_column in texts]) for i, row in enumerate(rows)]
     sources = "; ".join(dict.fromkeys(row.source for row in rows if row.source))
     intro = f"{QUOTED}{f' ({sources})' if sources else ''}, not measured here:"
     return Grid(["system"], columns, lines, intro) if rows else None
@@ -146,7 +127,7 @@ def _quoted_text(numbers: dict[str, float], metric: str) -> str:
     """A published number as the paper writes it, or a bound as in ``> 100``; empty if it gives none."""
     if f"{metric}_above" in numbers and metric not in numbers:
         return f"> {numbers[f'{metric}_above']:g}"
-    return paper_number(metric, numbers[metric]) if metric in numbers else ""
+    return fmt.paper_number(metric, numbers[metric]) if metric in numbers else ""
 
 
 def agreement_grid(found: Measured) -> Grid | None:
@@ -158,12 +139,12 @@ def agreement_grid(found: Measured) -> Grid | None:
         one = agreement(experiment, row, metric, spread.mean)
         if one.verdict in ("", NOT_COMPARABLE):
             continue
-        change = number(one.difference, like=spread.mean)
+        change = fmt.number(one.difference, like=spread.mean)
         if one.published and not math.isnan(one.difference):
             sign = "+" if one.difference > 0 else ""
-            change = f"{sign}{change} ({percent(100 * one.difference / one.published)})"
-        published = published_text(experiment, row, metric) or MISSING
-        texts = [plus_minus(spread.mean, spread.sd), published, change, one.verdict]
+            change = f"{sign}{change} ({fmt.percent(100 * one.difference / one.published)})"
+        published = fmt.published_text(experiment, row, metric) or fmt.MISSING
+        texts = [fmt.plus_minus(spread.mean, spread.sd), published, change, one.verdict]
         lines.append(([row, _title(found, metric)], [Cell(text) for text in texts]))
     columns = [Column(title) for title in ("ours", "published", "difference", "verdict")]
     return Grid(["row", "metric"], columns, lines) if lines else None
@@ -174,26 +155,26 @@ def _title(found: Measured, metric: str) -> str:
         return f"reconstruction {found.reconstruction_distance}"
     if metric in ONCE_METRICS:
         return METRICS[metric].label
-    return with_unit(found.experiment, metric_short(found.experiment, metric), metric)
+    return fmt.with_unit(found.experiment, fmt.metric_short(found.experiment, metric), metric)
 
 
 def _cell(found: Measured, line: tuple[str, ...], column: Column) -> Cell:
     experiment, metric = found.experiment, column.metric
-    rows = [row_at(experiment, line, bundles) for bundles in column.bundles]
+    rows = [fmt.row_at(experiment, line, bundles) for bundles in column.bundles]
     if metric in ONCE_METRICS:
-        numbers, papers = found.once(metric), [published_value(experiment, row, metric) for row in rows]
-        text = metric_number(experiment, metric, next((numbers[row] for row in rows if row in numbers), None))
+        numbers, papers = found.once(metric), [fmt.published_value(experiment, row, metric) for row in rows]
+        text = fmt.metric_number(experiment, metric, next((numbers[row] for row in rows if row in numbers), None))
         paper = next((value for value in papers if value is not None), None)
-        return Cell(text, paper_number(metric, paper) if column.published else None)
+        return Cell(text, fmt.paper_number(metric, paper) if column.published else None)
     (row,) = rows
-    published = published_text(experiment, row, metric) if column.published else None
+    published = fmt.published_text(experiment, row, metric) if column.published else None
     if row in experiment.absent:  # the reason stands in the first metric's column only
         first = metric == experiment.layout.get("metrics", ["fd"])[0]
-        return Cell(experiment.absent[row] if first else MISSING, published)
+        return Cell(experiment.absent[row] if first else fmt.MISSING, published)
     spread = found.spread(row, metric)
     if not spread.n:
-        return Cell(FAILED if found.status(row) == "failed" else MISSING, published)
-    text = metric_number(experiment, metric, spread.mean, spread.sd)
+        return Cell(fmt.FAILED if found.status(row) == "failed" else fmt.MISSING, published)
+    text = fmt.metric_number(experiment, metric, spread.mean, spread.sd)
     return Cell(f"{text} {PARTLY}" if "failed" in found.statuses(row) else text, published, spread.mean)
 
 
@@ -203,5 +184,5 @@ def _with_best(experiment: Experiment, column: Column, cells: list[Cell]) -> lis
     if len(means) < 2:
         return cells
     best = min(means) if METRICS[column.metric].lower_is_better else max(means)
-    shown = metric_number(experiment, column.metric, best)
-    return [replace(cell, best=metric_number(experiment, column.metric, cell.value) == shown) for cell in cells]
+    shown = fmt.metric_number(experiment, column.metric, best)
+    return [replace(cell, best=fmt.metric_number(experiment, column.metric, cell.value) == shown) for cell in cells]

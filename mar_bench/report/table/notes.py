@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -184,7 +185,7 @@ def _settings(experiment: Experiment) -> str:
         channels = "" if s.guided_channels is None else f" on {s.guided_channels} channels"
         return "off" if s.guidance_scale == 1 else f"{s.guidance_scale:g} {s.guidance_schedule}{channels}"
 
-    def setting(spec: RunSpec, name: str) -> str:
+    def setting(name: str, spec: RunSpec) -> str:
         if f"sampling.{name}" in swept.get(id(spec), {}):
             return "chosen for each cell"
         if name == "guidance_scale":
@@ -197,8 +198,7 @@ def _settings(experiment: Experiment) -> str:
 
     names = {"guidance_scale": "Guidance", "temperature": "temperature", "num_ar_steps": "AR steps"}
     names |= {"num_diffusion_steps": "denoising steps", "training": "training", "weights": "weights"}
-    texts = [f"{words} {fmt.by_axes(experiment, lambda s, n=name: setting(s, n))}" for name, words in names.items()]
-    return f"{'; '.join(texts)}."
+    return "; ".join(f"{text} {fmt.by_axes(experiment, partial(setting, name))}" for name, text in names.items()) + "."
 
 
 def _origin(found: Measured) -> str:
