@@ -14,6 +14,7 @@ from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.table.build import build
 from tests.made_up import EXTRACTOR, as_before, base, by_id, everything, generation, generations, reconstruction, speed
+from tests.made_up_files import made_up
 
 ROW = "mar/diff/guided"
 
@@ -87,18 +88,15 @@ def test_failed_and_missing_cells(table1):
     assert cell(table1, text, ROW) == "6.00 ± 1.41 † (1.98)" and table.status(ROW) == "done"
     assert text.count(f"- {ROW}, training seed 1, sampling seed 0: `ValueError: loss is not finite`\n") == 1
     assert "a second line" not in text
+    nothing = markdown(table1, {})
+    assert all(cell(table1, nothing, row).startswith("– (") for row in table1.rows)
+    assert "Records:" not in nothing and "The same rows" not in nothing
 
 
 def test_errors_cannot_break_the_markdown(table1):
     failed = replace(generation(table1, ROW, 0, 0, None), error="`int` <class 'x'>" + "y" * 500)
     line = next(line for line in markdown(table1, by_id(failed)).splitlines() if line.startswith(f"- {ROW}"))
     assert line.count("`") == 2 and line.endswith("y`") and len(line) < 250
-
-
-def test_no_records_still_give_a_table(table1):
-    text = markdown(table1, {})
-    assert all(cell(table1, text, row).startswith("– (") for row in table1.rows)
-    assert "Records:" not in text and "The same rows" not in text
 
 
 def test_each_column_has_a_table_of_what_else_was_measured(table1):
@@ -145,26 +143,14 @@ def test_the_paper_scale_names_fid_and_leaves_out_what_inception_cannot_tell(pap
     assert heading == ["row", "reconstruction FID-1k", "held-out FID", "KID x 1000", "Precision", "Recall"]
 
 
-def test_layouts_of_one_axis_and_without_column_labels(tmp_path):
-    file = tmp_path / "scales.yaml"
-    file.write_text(
-        "id: scales\nbase: imagenet256\n"
-        "run: {tokenizer: '${parts.tokenizer.continuous}',"
-        " model: {head: '${parts.head.diffusion}', backbone: '${parts.backbone.masked}'},"
-        " sampling: {num_ar_steps: 6}}\n"
-        "axes:\n  guidance:\n    free: {}\n"
-        "    strong: {label: {guidance: '3'}, set: {sampling: '${parts.guided}'}}\n"
-        "layout: {rows: [guidance]}\n"
-    )
-    experiment = load_experiment(str(file), "tiny")
-    printed = first_table(markdown(experiment, everything(experiment, lambda row, t, s: 5.0 + t)))
-    assert printed == [["guidance", "FD-1k"], ["free", "6.00 ± 1.00"], ["3", "6.00 ± 1.00"]]
-    across = replace(experiment, layout={"columns": ["guidance"]})
-    assert first_table(markdown(across, {}))[0] == ["", "FD-1k, free", "FD-1k, guidance 3"]
+def test_layouts_without_lines_and_without_column_labels(tmp_path):
+    temperature = made_up(tmp_path, "temperature")
+    across = replace(temperature, layout={"columns": ["guidance", "temperature"]})
+    heading, line = first_table(markdown(across, everything(across, lambda row, t, s: 5.0 + t)))
+    assert heading[:2] == ["", "FD-1k, guidance 1, temperature 0.90"] and line[1:] == ["6.00 ± 1.00"] * 8
     table5 = load_experiment("table5", "tiny")
-    table = build(
-        replace(table5, labels={**table5.labels, "sampling": {"mar": {}}}), everything(table5, lambda *_: 5.0)
-    )
+    unlabelled = replace(table5, labels={**table5.labels, "sampling": {"mar": {}}})
+    table = build(unlabelled, everything(unlabelled, lambda *_: 5.0))
     assert first_table(table.markdown())[0] == ["loss", "order", "FD-1k (paper)", "IS-1k (paper)"]
     assert "multicolumn" not in table.tex() and "The same rows, beside the columns above:" in table.markdown()
 
@@ -221,20 +207,15 @@ def test_cells_with_other_seeds_are_named(table1):
     assert "1 record is left out" in markdown(declared, generations(table1, seeds=(0, 1)), more)
 
 
-def test_another_reference_and_unbalanced_labels_are_named(table1):
-    made = generation(table1, ROW, 0, 0, 5.0)
-    made.protocol["reference"] |= {"kind": "file", "name": "adm-imagenet256"}
-    made.protocol.update(label_mode="unbalanced", class_balance={"classes": 10, "least": 90, "most": 110})
-    text = markdown(table1, by_id(made))
-    assert "(labels unbalanced, 90 to 110 images in each of 10 classes)" in text
-    assert "against 4000 reference images (adm-imagenet256)" in text
-
-
-def test_uncommitted_changes_and_unknown_commits_are_named(table1):
-    made = [generation(table1, ROW, seed, 0, 5.0) for seed in (0, 1)]
-    made[0] = replace(made[0], provenance={"git": {"commit": "abcdef" * 6, "dirty": True}, "device": "A"})
-    made[1] = replace(made[1], provenance={"git": None, "mar_bench": "0.9", "device": "B"})
-    text = markdown(table1, by_id(*made))
+def test_unusual_protocols_and_origins_are_named(table1):
+    first, second = (generation(table1, ROW, seed, 0, 5.0) for seed in (0, 1))
+    first.protocol["reference"] |= {"kind": "file", "name": "adm-imagenet256"}
+    first.protocol.update(label_mode="unbalanced", class_balance={"classes": 10, "least": 90, "most": 110})
+    first = replace(first, provenance={"git": {"commit": "abcdef" * 6, "dirty": True}, "device": "A"})
+    second = replace(second, provenance={"git": None, "mar_bench": "0.9", "device": "B"})
+    text = markdown(table1, by_id(first, second))
+    assert "(labels unbalanced, 90 to 110 images in each of 10 classes / labels balanced)" in text
+    assert "against 4000 reference images (adm-imagenet256) / training images" in text
     assert "commit abcdefabcd with uncommitted changes; mar_bench 0.9 without a commit; on A; B." in text
 
 
