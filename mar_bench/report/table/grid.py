@@ -60,9 +60,7 @@ class Grid:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Consecutive columns of one group: its name and their number."""
-        return [
-            (group, len(list(columns))) for group, columns in itertools.groupby(self.columns, key=lambda c: c.group)
-        ]
+        return [(group, len(list(same))) for group, same in itertools.groupby(c.group for c in self.columns)]
 
     def markdown(self) -> str:
         heading = [*self.labels, *map(str, self.columns)]
