@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.metrics import METRICS, thousands  # noqa: F401 (figures)
+from mar_bench.records.metrics import METRICS
 
 MISSING, FAILED = "–", "FAILED"
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished

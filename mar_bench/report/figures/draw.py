@@ -12,6 +12,7 @@ from matplotlib import rc_context
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
+from mar_bench.records.metrics import thousands
 from mar_bench.records.record import Record
 from mar_bench.report.figures.panels import Plot, render
 from mar_bench.report.figures.style import STYLE, save
@@ -26,7 +27,6 @@ from mar_bench.report.format import (
     published_value,
     row_axes,
     scale_title,
-    thousands,
     value_at,
     with_unit,
 )
