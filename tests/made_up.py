@@ -1,20 +1,21 @@
-"""Records of Table 1 at tiny scale with made-up numbers, for the tests of what is drawn from records."""
+"""Records with made-up numbers for tests of tables, figures and claims."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.ids import generation_run, reconstruction_run, speed_run, with_seeds
+from mar_bench.config.ids import Run, generation_run, reconstruction_run, speed_run, with_seeds
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import metric_name
+from mar_bench.records.record import Record
 
 PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
 EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}
-JACKKNIFE, NO_ERROR = "jackknife, 10 groups", ("copied", "accuracy")
 FLOOR = {"vq": 4.2, "kl": 2.6, "ldm_vq": 4.2, "ldm_kl": 2.6}  # reconstruction distances by kind of tokenizer
 Value = Callable[[str, int, int], float]  # row, training seed, sampling seed -> distance
 
@@ -29,33 +30,52 @@ def base(row: str) -> float:
 def generation(
     experiment: Experiment, row: str, train_seed: int, sampling_seed: int, fd: float | None, **changes
 ) -> Record:
-    """A generation record; a failed one where ``fd`` is None."""
+    """A generation record; a failed one if ``fd`` is None."""
     run = generation_run(row, with_seeds(experiment.rows[row], train_seed, sampling_seed))
     if fd is None:
         error = "ValueError: loss is not finite\n  a second line"
         return Record("generation", "failed", run.ids, as_tree(run.spec), error=error, provenance=PROVENANCE)
-    block = as_tree(run.spec)["metrics"]["extractor"]
-    values = {
-        "fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "kid": fd / 1000, "precision": 0.8, "recall": 0.6,
-        "copied": 0.02, "accuracy": 0.9,
-    }  # fmt: skip
-    record = Record(
-        task="generation",
+    values = {"fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "kid": fd / 1000, "precision": 0.8, "recall": 0.6}
+    record = _of_images(run, {**values, "copied": 0.02, "accuracy": 0.9}, run.spec.sampling.num_images)
+    parameters = {"total": 300_000, "backbone": 250_000, "head": 50_000}
+    training = {"loss_train": 2.5, "loss_heldout": 2.7, "steps": 4000, "seconds": 100.0}
+    return replace(record, **{"parameters": parameters, "training": training, **changes})
+
+
+def reconstruction(experiment: Experiment, row: str) -> Record:
+    run = reconstruction_run(row, experiment.rows[row])
+    fd = FLOOR[run.spec.tokenizer.kind]
+    values = {"fd": fd, "fd:heldout": fd - 0.2, "is": 9.0, "kid": fd / 1000, "precision": 0.85, "recall": 0.8}
+    record = _of_images(run, {**values, "copied": 0.01, "accuracy": 0.95}, 1000)
+    real = {"fd:real": 0.45, "kid:real": 0.0003, "precision:real": 0.9, "recall:real": 0.88, "copied:real": 0.015}
+    named = {metric_name(metric, record.spec["metrics"]["extractor"]): value for metric, value in real.items()}
+    return replace(record, metrics={**record.metrics, **named, "psnr": 18.0})
+
+
+def _of_images(run: Run, values: dict[str, float], images: int) -> Record:
+    """A record of the values; standard errors are 2 % of all but the shares that have no jackknife."""
+    spec = as_tree(run.spec)
+    names = {metric: metric_name(metric, spec["metrics"]["extractor"]) for metric in values}
+    doubt = {
+        names[metric]: {"standard_error": 0.02 * value, "method": "jackknife, 10 groups"}
+        for metric, value in values.items()
+        if metric not in ("copied", "accuracy")
+    }
+    doubt[names["is"]]["sd_splits"], doubt[names["kid"]]["sd_subsets"] = 0.1, 0.0005
+    return Record(
+        task=run.task,
         status="done",
         ids=run.ids,
-        spec=as_tree(run.spec),
-        metrics={metric_name(k, block): v for k, v in values.items()},
-        protocol=protocol(run.spec, run.spec.sampling.num_images, run.id),
-        parameters={"total": 300_000, "backbone": 250_000, "head": 50_000},
-        training={"loss_train": 2.5, "loss_heldout": 2.7, "steps": 4000, "seconds": 100.0},
-        uncertainty=uncertainty(block, values),
+        spec=spec,
+        metrics={names[metric]: value for metric, value in values.items()},
+        protocol=protocol(run.spec, images, run.id),
+        uncertainty=doubt,
         provenance=PROVENANCE,
     )
-    return replace(record, **changes)
 
 
 def protocol(spec: RunSpec, images: int, sha256: str) -> dict[str, Any]:
-    """How ``images`` images were measured; ``sha256`` is theirs."""
+    """How ``images`` images with this ``sha256`` were measured."""
     size, metrics = [spec.data.image_size] * 2, spec.metrics
     real = {"size": size, "channels": spec.data.channels, "kind": spec.metrics.reference.kind}
     return {
@@ -76,37 +96,8 @@ def protocol(spec: RunSpec, images: int, sha256: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def uncertainty(extractor: dict[str, Any], values: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """A standard error of 2 % of the value for all but the shares that the jackknife is not taken of."""
-    found = {m: {"standard_error": 0.02 * v, "method": JACKKNIFE} for m, v in values.items() if m not in NO_ERROR}
-    found["is"]["sd_splits"], found["kid"]["sd_subsets"] = 0.1, 0.0005
-    return {metric_name(m, extractor): block for m, block in found.items()}
-
-
-def reconstruction(experiment: Experiment, row: str) -> Record:
-    run = reconstruction_run(row, experiment.rows[row])
-    block = as_tree(run.spec)["metrics"]["extractor"]
-    floor = FLOOR[run.spec.tokenizer.kind]
-    values = {
-        "fd": floor, "fd:heldout": floor - 0.2, "is": 9.0, "kid": floor / 1000, "precision": 0.85, "recall": 0.8,
-        "copied": 0.01, "accuracy": 0.95,
-    }  # fmt: skip
-    real = {"fd:real": 0.45, "kid:real": 0.0003, "precision:real": 0.9, "recall:real": 0.88, "copied:real": 0.015}
-    metrics = {metric_name(k, block): v for k, v in {**values, **real}.items()}
-    return Record(
-        task="reconstruction",
-        status="done",
-        ids=run.ids,
-        spec=as_tree(run.spec),
-        metrics={**metrics, "psnr": 18.0},
-        protocol=protocol(run.spec, 1000, run.id),
-        uncertainty=uncertainty(block, values),
-        provenance=PROVENANCE,
-    )
-
-
 def as_before(record: Record) -> Record:
-    """The record as it was written before KID, precision, recall and all that the protocol now says."""
+    """The record as an early version wrote it: few metrics, a short protocol, no standard errors."""
     old = ("num_generated", "num_reference", "num_heldout", "label_mode", "dtype", "extractor")
     new = ("kid", "precision", "recall", "copied")
     metrics = {k: v for k, v in record.metrics.items() if not k.startswith(new)}
@@ -115,18 +106,15 @@ def as_before(record: Record) -> Record:
 
 
 def speed(experiment: Experiment, row: str, device: str = "Example CPU", factor: float = 1.0) -> Record:
-    """Twenty times as fast on another device by ``factor=0.05``; quartiles 5 % below and 10 % above."""
+    """A speed record, slower by ``factor``; quartiles are 5 % below and 10 % above the median."""
     run = speed_run(row, experiment.rows[row], device)
     seconds = factor * 0.001 * run.spec.sampling.num_ar_steps**0.5
     seconds *= 2.5 if "diff" in row else 1
     seconds *= 1.9 if "/guided" in row else 1
     seconds *= 1.8 if "bidirectional" in row else 1
-    metrics = {
-        "seconds_per_image": seconds,
-        "seconds_per_image_q25": 0.95 * seconds, "seconds_per_image_q75": 1.1 * seconds,
-        "latency_batch1": 10 * seconds, "share_backbone": 0.5, "share_head": 0.4, "share_decode": 0.1,
-        "peak_memory_mb": 500.0,
-    }  # fmt: skip
+    metrics = {"seconds_per_image": seconds, "latency_batch1": 10 * seconds, "peak_memory_mb": 500.0}
+    metrics |= {"seconds_per_image_q25": 0.95 * seconds, "seconds_per_image_q75": 1.1 * seconds}
+    metrics |= {"share_backbone": 0.5, "share_head": 0.4, "share_decode": 0.1}
     protocol = {"device": device, "threads": 1, "batch_size": 64, "repeats": 5, "dtype": "float32"}
     return Record("speed", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE)
 
@@ -140,14 +128,8 @@ def generations(
 ) -> dict[str, Record]:
     """Generation records of every row and seed; by default training seed s adds 0.1 s."""
     value = value or (lambda row, t, s: base(row) + 0.1 * t)
-    return by_id(
-        *(
-            generation(experiment, row, t, s, value(row, t, s))
-            for row in rows or experiment.rows
-            for t in seeds
-            for s in sampling_seeds
-        )
-    )
+    made = itertools.product(rows or experiment.rows, seeds, sampling_seeds)
+    return by_id(*(generation(experiment, row, t, s, value(row, t, s)) for row, t, s in made))
 
 
 def everything(experiment: Experiment, value: Value | None = None, **kwargs) -> dict[str, Record]:

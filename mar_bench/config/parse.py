@@ -84,6 +84,9 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
         if key not in known:
             where = f" of kind '{cls.kind}'" if hasattr(cls, "kind") else ""
             raise KeyPathError(join(path, key), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
+    for f in fields(cls):
+        if f.name not in value and f.default is f.default_factory is dataclasses.MISSING:
+            raise KeyPathError(path, f"key '{f.name}' is missing")
     return cls(**{key: parse(known[key], v, join(path, key)) for key, v in value.items()})
 
 

@@ -18,7 +18,7 @@ from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import DiTModel, ExtractorSpec, MetricsSpec, RunSpec, TokenizerSpec, num_tokens
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.records.provenance import provenance
-from mar_bench.records.record import PREVIEW, RECORDED, Record, read_record, write_record
+from mar_bench.records.record import PREVIEW, RECORDED, Record, read_record, records_dir, write_record
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write
 
@@ -65,10 +65,7 @@ class Job:
 def default_places(runs: str | None, records: str | None) -> Places:
     """Options, else the environment, else ./runs, and results/records in a checkout or ./records elsewhere."""
     runs = runs or os.environ.get("MAR_BENCH_RUNS") or "runs"
-    records = records or os.environ.get("MAR_BENCH_RECORDS")
-    if not records:
-        records = "results/records" if Path("results/records").is_dir() else "records"
-    return Places(Path(runs), Path(records))
+    return Places(Path(runs), records_dir(records))
 
 
 def is_sound(folder: Path) -> bool:

@@ -411,7 +411,7 @@ def test_a_record_tells_all_that_repeats_it(run):
         "guidance_scale",
     ]:
         assert words in text, words
-    assert "to repeat it" in call("show", Path(run[3]) / f"{record.id}.json")
+    assert "to reproduce it" in call("show", Path(run[3]) / f"{record.id}.json")
 
 
 def test_compare_sets_rows_side_by_side_or_says_why_not(run, tmp_path):

@@ -1,0 +1,232 @@
+"""Which records belong to a row, the tidy frame of them, and means over seeds."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from statistics import stdev
+
+import pytest
+
+from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.ids import CHOICE_SEED, with_seeds
+from mar_bench.report import frames
+from mar_bench.report.spread import Spread, design, spread
+from tests.made_up import as_before, by_id, everything, generation, generations, reconstruction, speed
+from tests.made_up_files import made_up
+
+ROW = "mar/diff/guided"
+NAN = math.nan
+
+
+@pytest.fixture(scope="module")
+def table1() -> Experiment:
+    return load_experiment("table1", "tiny")
+
+
+def test_reports_never_import_torch():
+    code = (
+        "import importlib, pkgutil, sys, mar_bench.report as report;"
+        "names = [m.name for m in pkgutil.walk_packages(report.__path__, 'mar_bench.report.')];"
+        "[importlib.import_module(name) for name in names];"
+        "heavy = 'torch', 'timm', 'submitit', 'mar_bench.models.ar', 'mar_bench.pipeline.train';"
+        "print(len(names) > 5, [name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True []\n", done.stderr
+
+
+# --- which records belong to a row ----------------------------------------------------------------------
+
+
+def test_a_row_has_its_records_on_every_seed_in_order(table1):
+    made = list(generations(table1, seeds=(0, 1, 2), sampling_seeds=(0, 1)).values())
+    random.Random(0).shuffle(made)
+    reseeded = load_experiment("table1", "tiny", ["train.seed=5", "sampling.seed=6"])
+    for experiment in (table1, reseeded):
+        selection = frames.select(experiment, by_id(*made))
+        for row in table1.rows:
+            expected = [(t, s) for t in (0, 1, 2) for s in (0, 1)]
+            assert [frames.seeds(r) for r in selection[row]["generation"]] == expected
+        chosen = [r.id for tasks in selection.values() for r in tasks["generation"]]
+        assert sorted(chosen) == sorted(r.id for r in made)
+
+
+def test_a_row_has_the_speed_of_every_device(table1):
+    selection = frames.select(table1, by_id(*(speed(table1, ROW, device) for device in ("one CPU", "two CPU"))))
+    assert {r.protocol["device"] for r in selection[ROW]["speed"]} == {"one CPU", "two CPU"}
+    assert all(not tasks["speed"] for row, tasks in selection.items() if row != ROW)
+
+
+def test_records_of_another_scale_are_not_selected(table1):
+    selection = frames.select(table1, everything(load_experiment("table1", "smoke"), lambda *_: 1.0))
+    assert not any(records for tasks in selection.values() for records in tasks.values())
+
+
+def test_the_seed_of_choices_belongs_to_no_table(tmp_path):
+    swept = made_up(tmp_path, "swept")
+    made = by_id(*(generation(swept, "fixed", 0, s, 5.0) for s in (0, CHOICE_SEED)))
+    assert pairs(swept, made, "fixed") == [(0, 0)] and not frames.left_out(swept, made)
+
+
+def pairs(experiment, made, row: str = ROW) -> list[tuple[int, int]]:
+    return [frames.seeds(record) for record in frames.select(experiment, made)[row]["generation"]]
+
+
+def test_undeclared_seeds_count_only_if_all_rows_with_results_have_them(table1):
+    declared = replace(table1, seeds={"training": [0]})
+    of_two = generations(table1, lambda *_: 5.0, seeds=(0, 7), rows=[ROW, "mar/ce/guided"])
+    assert pairs(declared, of_two) == [(0, 0), (7, 0)] and not frames.left_out(declared, of_two)
+    failed = by_id(generation(table1, "mar/ce/unguided", 0, 0, None))
+    assert pairs(declared, {**of_two, **failed}) == [(0, 0), (7, 0)]
+    third = by_id(generation(table1, "mar/ce/unguided", 0, 0, 5.0))
+    assert pairs(declared, {**of_two, **third}) == [(0, 0)] and len(frames.left_out(declared, {**of_two, **third})) == 2
+    assert pairs(replace(table1, seeds={}), {**of_two, **third}) == [(0, 0), (7, 0)]
+    alone = by_id(generation(table1, ROW, 3, 0, None))
+    assert pairs(declared, {**of_two, **third, **alone}) == [(0, 0)]
+
+
+# --- the frame ------------------------------------------------------------------------------------------
+
+
+def test_every_number_is_a_line(table1):
+    made = everything(table1)
+    frame = frames.frame(table1, made)
+    mine = frame[frame["row"] == ROW]
+    (fd,) = mine[(mine["metric"] == "fd") & (mine["train_seed"] == 1)].to_dict("records")
+    record = generation(table1, ROW, 1, 0, 6.6)
+    assert (fd["record"], fd["key"], fd["value"]) == (record.id, "fd_mnist5k", pytest.approx(6.6))
+    assert fd["se"] == pytest.approx(0.02 * fd["value"])
+    expected = {"experiment": "table1", "scale": "tiny", "variant": "mar", "loss": "diff", "guidance": "guided"}
+    expected |= {"task": "generation", "setting": "", "sampling_seed": 0, "num_images": 1000, "paper": 1.98}
+    assert {key: fd[key] for key in expected} == expected and (fd["status"], fd["warnings"]) == ("done", "")
+    once = mine.drop_duplicates("metric").set_index("metric")["value"]
+    expected = {"rfd": 2.6, "fd:real": 0.45, "psnr": 18.0, "parameters": 300_000, "loss_heldout": 2.7, "copied": 0.02}
+    assert {metric: once[metric] for metric in expected} == expected
+    assert once["seconds_per_image"] == speed(table1, ROW).metrics["seconds_per_image"]
+    assert mine.groupby("metric").size()[["fd", "kid", "rfd", "seconds_per_image"]].tolist() == [3, 3, 1, 1]
+
+
+def test_an_id_loads_the_experiment_and_the_default_records(monkeypatch, tmp_path):
+    from mar_bench.records.record import write_record
+    from mar_bench.report import frame
+
+    monkeypatch.setenv("MAR_BENCH_RECORDS", str(tmp_path))
+    smoke = load_experiment("table1", "smoke")
+    write_record(tmp_path, generation(smoke, ROW, 0, 0, 5.0))
+    found = frame("table1", scale="smoke")
+    assert set(found["row"]) == {ROW} and set(found["scale"]) == {"smoke"}
+
+
+def test_the_frame_keeps_failures_and_warnings(table1):
+    odd = generation(table1, ROW, 0, 0, 5.0)
+    odd.protocol.update(singular=True, label_mode="unbalanced")
+    odd.protocol["samples"]["duplicates"] = 3
+    frame = frames.frame(table1, by_id(odd, generation(table1, ROW, 1, 0, None)))
+    done, failed = (frame[(frame["metric"] == "fd") & (frame["train_seed"] == t)].iloc[0] for t in (0, 1))
+    assert done["warnings"] == "singular, 3 repeated images, labels unbalanced"
+    assert failed["status"] == "failed" and math.isnan(failed["value"]) and "not finite" in failed["error"]
+    assert frames.spreads(frame)[ROW, "fd"].n == 1
+
+
+def test_values_are_read_per_row_and_setting(table1):
+    gpu = by_id(*(speed(table1, row, "GPU", 0.1) for row in list(table1.rows)[:3]))
+    frame = frames.frame(table1, {**everything(table1), **gpu})
+    setting = "Example CPU, 1 thread, float32, batch 64"
+    assert frames.main_setting(frame) == setting
+    assert frames.values(frame, "rfd")[ROW] == 2.6 and frames.values(frame, "rfd")["mar/ce/guided"] == 4.2
+    assert set(frames.values(frame, "seconds_per_image", setting)) == set(table1.rows)
+    assert len(frames.values(frame, "seconds_per_image", "GPU, 1 thread, float32, batch 64")) == 3
+    failed = by_id(*(replace(make(table1, ROW), status="failed") for make in (reconstruction, speed)))
+    frame = frames.frame(table1, failed)
+    assert not frames.values(frame, "rfd") and frames.main_setting(frame) is None
+    empty = frames.frame(table1, {})
+    assert empty.empty and not frames.spreads(empty) and frames.main_setting(empty) is None
+
+
+def test_spreads_are_over_the_done_runs_with_a_number(table1):
+    made = generations(table1, lambda row, t, s: 10.0 * t + s, sampling_seeds=(0, 1))
+    made = {k: replace(r, status="failed") if frames.seeds(r)[0] == 1 else r for k, r in made.items()}
+    found = frames.spreads(frames.frame(table1, made))[ROW, "fd"]
+    assert found == spread({(0, 0): 0.0, (0, 1): 1.0, (2, 0): 20.0, (2, 1): 21.0})
+    old = by_id(generation(table1, ROW, 0, 0, 5.0), as_before(generation(table1, ROW, 1, 0, 5.0)))
+    kid = frames.spreads(frames.frame(table1, old))[ROW, "kid"]
+    assert (kid.mean, kid.sd, kid.over) == (pytest.approx(0.005), pytest.approx(0.0001), "images")
+
+
+def test_a_metric_is_found_under_the_record_s_own_name(table1):
+    ours = generation(table1, ROW, 0, 0, 5.0)
+    theirs = generation(load_experiment("table1", "paper"), ROW, 0, 0, 6.0)
+    assert [frames.metric_value(r, "fd:heldout") for r in (ours, theirs)] == [5.4, 6.4]
+    assert math.isnan(frames.metric_value(ours, "fd:real")) and math.isnan(frames.standard_error(ours, "fd:real"))
+    assert frames.standard_error(theirs, "fd") == pytest.approx(0.12)
+
+
+def test_a_failed_sweep_point_stands_in_the_rows_that_wait_for_it(tmp_path):
+    swept = made_up(tmp_path, "swept")
+    alone = replace(swept, rows={"best": with_seeds(swept.sweeps["best"].points[2][1], 0, 0)})
+    failed = by_id(generation(alone, "best", 0, CHOICE_SEED, None))
+    assert [r.status for r in frames.select(swept, failed)["best"]["generation"]] == ["failed"]
+
+
+# --- means over seeds -----------------------------------------------------------------------------------
+
+VALUES_AND_SPREADS = {
+    "sampling seeds are averaged within trainings first": (
+        {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0, (1, 1): 6.0},
+        Spread(3.5, stdev([2, 5]), 2, "training", (0, 1), (0, 1), True, math.sqrt(2)),
+    ),
+    "trainings have equal weight": (
+        {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0},
+        Spread(3.0, stdev([2, 4]), 2, "training", (0, 1), (0, 1), False, math.sqrt(2)),
+    ),
+    "a single training has the std of its samplings": (
+        {(7, 0): 1.0, (7, 1): 2.0, (7, 2): 6.0},
+        Spread(3.0, stdev([1, 2, 6]), 3, "sampling", (7,), (0, 1, 2), True, stdev([1, 2, 6])),
+    ),
+    "one sampling per training has no std of samplings": (
+        {(0, 0): 1.0, (1, 0): 3.0},
+        Spread(2.0, stdev([1, 3]), 2, "training", (0, 1), (0,), True, None),
+    ),
+    "NaN is ignored": ({(0, 3): 5.0, (1, 3): NAN}, Spread(5.0, None, 1, None, (0,), (3,))),
+    "the std of samplings is pooled": (
+        {(0, 0): 1.0, (0, 1): 3.0, (0, 2): 5.0, (1, 0): 10.0, (1, 1): 14.0, (2, 0): 7.0},
+        Spread(22 / 3, stdev([3, 12, 7]), 3, "training", (0, 1, 2), (0, 1, 2), False, math.sqrt((2 * 4 + 8) / 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VALUES_AND_SPREADS)
+def test_spread(case):
+    values, expected = VALUES_AND_SPREADS[case]
+    found = spread(values)
+    assert (found.mean, found.sd or 0) == (pytest.approx(expected.mean), pytest.approx(expected.sd or 0))
+    assert found.design == expected.design and found.sd_sampling == pytest.approx(expected.sd_sampling)
+    assert found.sd_training == (found.sd if found.over == "training" else None)
+
+
+def test_only_a_single_run_has_the_standard_error_of_its_images():
+    found = spread({(0, 3): 5.0}, {(0, 3): 0.2, (1, 3): 9.0})
+    assert (found.mean, found.sd, found.n, found.over) == (5.0, 0.2, 1, "images")
+    assert spread({(0, 3): 5.0}, {(1, 3): 9.0}).over is None
+    assert spread({(0, 3): 5.0}, {(0, 3): NAN}).over is None
+    several = {(0, 0): 1.0, (1, 0): 3.0}
+    assert spread(several, dict.fromkeys(several, 7.0)) == spread(several)
+    assert spread({(0, 0): NAN}).n == 0 and math.isnan(spread({}).mean)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({(0, 0): 1, (1, 0): 2}, "over 2 training runs (training seeds 0, 1; sampling seed 0)"),
+        ({(t, s): t + s for t in (0, 1) for s in (3, 4)}, "each averaged over its samplings (sampling seeds 3, 4)"),
+        ({(0, 3): 1, (0, 4): 2, (1, 3): 3}, "(sampling seeds 3, 4, not all of them for each)"),
+        ({(5, 0): 1, (5, 1): 2}, "over 2 samplings (sampling seeds 0, 1) of one training run (training seed 5)"),
+        ({(5, 0): 1}, "standard error over images (10 groups) of one run (training seed 5, sampling seed 0)"),
+    ],
+)
+def test_the_design_names_what_the_deviation_is_over(values, words):
+    assert words in design(spread(values, dict.fromkeys(values, 0.1)), "10 groups")
