@@ -1,6 +1,9 @@
 """mar_bench: discrete against continuous autoregressive image generation, one core, one spec per table.
 
-Conventions, said once because the field's codebases contradict each other:
+The public interface is loaded on first use: ``load_experiment``, ``plan_runs``, ``execute``, ``read_records``, ``frame``
+and ``table``. ``mar_bench.frame("table1", scale="tiny")`` is a table's results as a tidy DataFrame.
+
+Conventions, stated once because the field's codebases contradict each other:
 
 - Position sets are ``known`` and ``target``; a boolean set is True for its members. There is no bare ``mask``.
 - An ``order`` lists positions in the order in which they are generated: ``order[:, :k]`` are the first k.
@@ -14,4 +17,21 @@ Conventions, said once because the field's codebases contradict each other:
   H attention heads, K autoregressive steps, T denoising steps.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_experiment": "mar_bench.config.experiment",
+    "plan_runs": "mar_bench.config.ids",
+    "execute": "mar_bench.pipeline.stages",
+    "read_records": "mar_bench.records.record",
+    "frame": "mar_bench.report.frames",
+    "table": "mar_bench.report.table.build",
+}
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'mar_bench' has no attribute '{name}'")
