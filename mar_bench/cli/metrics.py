@@ -308,7 +308,7 @@ def neighbours(
 
 def _source(text: str, unindexed: bool, scale: str, overrides: list[str], seeds: str, sampling_seeds: str, places):
     """What SAMPLES stands for: kept features, a set of images, else a row of an experiment."""
-    from mar_bench.config.experiment import find_experiment
+    from mar_bench.config.layers import find_experiment
     from mar_bench.data.image_sets import BUILT_IN, open_images
     from mar_bench.pipeline import eval_images as eval_sets
 

@@ -104,7 +104,7 @@ def load(name: str, scale: str, overrides: list[str] | None, records):
 
 def named(names: list[str] | str | None, every: bool) -> list[str]:
     """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
-    from mar_bench.config.experiment import experiment_files
+    from mar_bench.config.layers import experiment_files
 
     names = [names] if isinstance(names, str) else list(names or ())
     if every and names:
@@ -216,7 +216,7 @@ def cores() -> int:
 
 def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
-    from mar_bench.config.experiment import RUN_KEYS
+    from mar_bench.config.spec import RUN_KEYS
 
     def is_override(word: str) -> bool:
         block, dot, _ = word.partition(".")

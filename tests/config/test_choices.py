@@ -134,9 +134,9 @@ def test_a_record_made_for_another_table_learns_how_its_cell_was_chosen(swept, t
         ("minimise: fd, ", "", ("select", "one of minimise and maximise")),
         ("minimise: fd", "minimise: df", ("select", "did you mean 'fd'")),
         ("minimise: fd", "minimize: fd", ("select.minimize", "did you mean 'minimise'")),
-        ("sampling.temperature: [", "train.lr: [", ("only knobs of sampling",)),
-        ("sampling.temperature: [", "sampling.temprature: [", ("temprature", "did you mean 'temperature'")),
-        ("[0.9, 1.0]", "0.9", ("expected a list of values",)),
+        ("sampling.temperature: [", "train.lr: [", ("over.train.lr", "no knob to choose")),
+        ("sampling.temperature: [", "sampling.temprature: [", ("temprature", "did you mean 'sampling.temperature'")),
+        ("[0.9, 1.0]", "0.9", ("sampling.temperature", "expected a list")),
         ("[0.9, 1.0]", "[0.9, hot]", ("temperature", "finite number")),
     ],
 )
@@ -221,9 +221,9 @@ def test_a_setting_is_tried_under_the_ids_that_the_rows_will_have(tmp_path):
 @pytest.mark.parametrize(
     ("more", "hint"),
     [
-        ("  again: {rows: small, judge: small, steps: 3, tokenizers: [{width: 16}]}\n", "another sweep or search"),
+        ("  again: {rows: small, judge: small, steps: 3, tokenizers: [{width: 16}]}\n", "row 'small'"),
         ("  more: {rows: large, judge: large, steps: 0, tokenizers: [{width: 16}]}\n", "above 0"),
-        ("  more: {rows: large, judge: large, steps: 1, tokenizers: []}\n", "list of blocks"),
+        ("  more: {rows: large, judge: large, steps: 1, tokenizers: []}\n", "search.more.tokenizers"),
     ],
 )
 def test_searches_that_do_not_fit(more, hint, tmp_path):

@@ -8,14 +8,9 @@ import pytest
 import yaml
 
 from mar_bench.config import spec
-from mar_bench.config.experiment import (
-    experiment_files,
-    find_experiment,
-    load_experiment,
-    overlay,
-    scales,
-)
-from mar_bench.config.parse import KeyPathError, as_tree, parse
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.layers import experiment_files, find_experiment, scales
+from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
 from mar_bench.config.spec import DiffusionHead, KLTokenizer, RunSpec, TrainSpec
 from tests.experiment_files import BASE, MINE, load, written
 

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mar_bench.cli.options import app
-from mar_bench.config.experiment import experiment_files, load_experiment, scales
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.layers import experiment_files, scales
 from mar_bench.config.spec import RunSpec
 from mar_bench.pipeline.plan import gpu_hours
 from tests.experiment_files import MINE, load, mistake, written
@@ -90,12 +91,12 @@ def test_quoted_rows_are_those_that_are_not_ours(tmp_path):
         ("paper: tabel1", ("tabel1", "did you mean 'table1'")),
         ("paper: {small/withou: {fd: 1.0}}", ("paper.small/withou", "did you mean 'small/without'")),
         ("paper: {small/without: table1/mar/dif/guided}", ("mar/dif", "did you mean")),
-        ("quoted: table4", ("quoted", "list of tables")),
+        ("quoted: table4", ("quoted", "expected a list")),
         ("quoted: [table44]", ("table44", "did you mean 'table4'")),
         ("seeds: {train: [0]}", ("seeds.train", "did you mean 'training'")),
-        ("seeds: {training: 0}", ("seeds.training", "list of seeds")),
-        ("seeds: {training: [-1]}", ("seeds.training", "0 or more")),
-        ("figure: {kind: curves}", ("figure.kind", "did you mean 'curve'")),
+        ("seeds: {training: 0}", ("seeds.training", "expected a list")),
+        ("seeds: {training: [-1]}", ("seeds.training[0]", "must lie between 0")),
+        ("figure: {kind: curves}", ("figure.kind", "curve")),
         ("figure: {kind: curve, x: train.steps}", ("figure.x", "knob of sampling")),
         ("figure: {kind: speed, line: haed}", ("figure.line", "did you mean 'head'")),
         ("figure: {kind: speed, y: [fid]}", ("figure.y", "did you mean 'fd'")),
