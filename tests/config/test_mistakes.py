@@ -1,4 +1,4 @@
-"""Every mistake in a file, on the command line or in a value is one line that names the file, the key and the way out."""
+"""A mistake in a file, on the command line or in a value is one line that names the file, the key and the way out."""
 
 from __future__ import annotations
 
