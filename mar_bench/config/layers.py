@@ -45,7 +45,7 @@ def experiment_summary(file: Path) -> dict[str, Any]:
     """An experiment's id, title and number of rows, without resolving it."""
     tree = load_yaml(file)
     axes = tree.get("axes")
-    bundles = list(axes.values()) if isinstance(axes, dict) else [None]
+    bundles: list[Any] = list(axes.values()) if isinstance(axes, dict) else [None]
     rows = math.prod(map(len, bundles)) if all(isinstance(b, dict) for b in bundles) else 0
     return {"id": file.stem, "title": str(tree.get("title", "")), "rows": rows}
 

@@ -97,7 +97,7 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
         if len(members) > 1 and all(is_dataclass(m) for m in members):
             return parse(_kind_of(members, value, path), value, path)
         return parse(members[0], value, path)
-    if is_dataclass(expected):
+    if isinstance(expected, type) and is_dataclass(expected):
         return _parse_dataclass(expected, value, path)
     if origin is Literal:
         if value not in args:
@@ -113,8 +113,9 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise KeyPathError(path, f"expected a block of keys, found {value!r}", value)
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise KeyPathError(join(path, str(wrong[0])), "keys are texts; put it in quotes")
+        for key in value:
+            if not isinstance(key, str):
+                raise KeyPathError(join(path, str(key)), "keys are texts; put it in quotes")
         return {parse(args[0], key, join(path, key)): parse(args[1], v, join(path, key)) for key, v in value.items()}
     if expected is Any:
         return value
@@ -133,14 +134,14 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
     raise KeyPathError(path, f"expected {names[expected]}, found {value!r}", value)
 
 
-def _kind_of(members: list[type], value: Any, path: str) -> type:
+def _kind_of(members: list[Any], value: Any, path: str) -> type:
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
         raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}", value)
     assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)
     kind = value.get("kind", assumed)
-    if kind not in list(kinds):
-        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(kind, kinds)}", kind)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(str(kind), kinds)}", kind)
     return kinds[kind]
 
 

@@ -85,21 +85,21 @@ class TrainSpec:
     label_dropout: Share = 0.1  # [code] share of images trained without their class
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
     seed: Seed = 0
-    published: str | None = None  # the name of weights that are taken as they are, instead of training
+    published: str | None = None  # name of published weights that replace training
     weights: str | None = unhashed(None)  # their file, as mar-bench convert writes it
-    max_skipped_steps: Count = unhashed(20)  # in a row, for gradients that are not finite; with one more the run fails
+    max_skipped_steps: Count = unhashed(20)  # in a row, because of non-finite gradients; one more fails the run
 
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How images are drawn from trained weights. Nothing here reaches a module's constructor."""
+    """How images are drawn from trained weights. No module's constructor sees it."""
 
     num_images: TwoOrMore = 50_000
     batch_size: Count = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
     order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
-    choice_temperature: NotNegative | None = None  # of confidence order: how much chance decides beside the confidence
-    num_ar_steps: int | None = 64  # None: one token a step
+    choice_temperature: NotNegative | None = None  # of confidence order: scale of the noise on the confidence
+    num_ar_steps: int | None = 64  # None: one token per step
     num_diffusion_steps: int | None = 100  # None: the head does not denoise
     sampler: Literal["ddpm", "ddim"] = "ddpm"  # of a whole-image diffusion model
     guidance_scale: NotNegative = 1.0
@@ -178,17 +178,17 @@ ReferenceSpec = FileReference | TrainingReference
 
 @dataclass(frozen=True)
 class MetricsSpec:
-    """What is measured on generated images, and against which real ones."""
+    """How generated images are scored, and against which real ones."""
 
     extractor: ExtractorSpec = field(default_factory=InceptionExtractor)
     reference: ReferenceSpec = field(default_factory=FileReference)
-    reference_images: TwoOrMore = 10_000  # precision, recall and KID are against this many real images at most
+    reference_images: TwoOrMore = 10_000  # real images kept for precision, recall and KID, at most
     is_splits: Count = 10
     kid_subsets: Subsets = 100
     kid_subset_size: TwoOrMore = 1000
     neighbours: Count = 3  # precision and recall: the radius is the distance to this neighbour
     jackknife_groups: TwoOrMore = 10
-    keep_features: bool = unhashed(False)  # so that everything can be scored again, not the distance alone
+    keep_features: bool = unhashed(False)  # to verify every metric later, not only the distance
 
 
 @dataclass(frozen=True)
@@ -196,21 +196,21 @@ class SpeedSpec:
     """How the seconds per image are measured."""
 
     batch_size: Count = 256
-    repeats: Count = 5  # timed batches, after one that is dropped
+    repeats: Count = 5  # timed batches, after a warm-up
 
 
 @dataclass(frozen=True)
 class ComputeSpec:
-    """Where and how fast: never in an id (a speed record's device and threads excepted)."""
+    """Where and how fast: in no id but a speed record's, which has device and threads."""
 
-    device: str = unhashed("auto")  # auto: cuda where there is one, else cpu
-    threads: Count = unhashed(1)  # a process
+    device: str = unhashed("auto")  # auto: cuda if available, else cpu
+    threads: Count = unhashed(1)  # per process
     checkpoint_every: Count = unhashed(5000)  # training steps
-    # images of a forward pass; more are accumulated. None: all at once. With dropout another draw of what is dropped
+    # images per forward pass, gradients are accumulated; None: the whole batch. It changes the draws of dropout
     micro_batch: Count | None = unhashed(None)
-    gradient_checkpointing: bool = unhashed(False)  # compute blocks twice instead of keeping their activations
+    gradient_checkpointing: bool = unhashed(False)  # recompute activations instead of storing them
     compile: bool = unhashed(False)  # torch.compile of the blocks in training
-    log_every: Count = unhashed(50)  # training steps between two lines of metrics.jsonl
+    log_every: Count = unhashed(50)  # training steps per line of metrics.jsonl
     step_pause: NotNegative = unhashed(0.0)  # seconds of sleep per step, to try out interruptions
 
 

@@ -60,7 +60,7 @@ class MnistData:
     channels: int = 1
     num_classes: Count = 10
     heldout: TwoOrMore = 1000  # images never trained on, balanced over the classes
-    flip: bool = False  # a mirrored digit is no digit
+    flip: bool = False  # a mirrored digit is not a digit
     shift: int = 1
 
 
@@ -88,20 +88,20 @@ class KLTokenizer:
 
     trained: ClassVar[bool] = True
     kind: Literal["kl"] = "kl"
-    stride: int = 8  # pixels a token spans; a power of two
+    stride: int = 8  # pixels per token side; a power of two
     latent_dim: Count = 4
     width: Count = 32  # channels at full resolution; doubled once on the way down
-    kl_weight: NotNegative = 2e-2  # against a mean squared error a pixel; see "The tokenizer decides" in the docs
+    kl_weight: NotNegative = 2e-2  # against a mean squared error per pixel; see "The tokenizer decides" in the docs
     steps: Count = 1500
     batch_size: Count = 64
     lr: Positive = 2e-3
     seed: Seed = 0
-    group: int = view(1)  # this many latents square make a token
+    group: int = view(1)  # group x group latents make a token
 
 
 @dataclass(frozen=True)
 class VQTokenizer:
-    """The same autoencoder with a vector-quantised bottleneck: codes, or the latents before they are quantised."""
+    """The same autoencoder with a vector-quantised bottleneck: codes, or the latents before quantisation."""
 
     trained: ClassVar[bool] = True
     kind: Literal["vq"] = "vq"
@@ -121,7 +121,7 @@ class VQTokenizer:
 
 @dataclass(frozen=True)
 class LDMKLTokenizer:
-    """Latent diffusion's KL autoencoder, used as it was published; its weights come from a file."""
+    """Latent diffusion's KL autoencoder, as published; its weights come from a file."""
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_kl"] = "ldm_kl"
@@ -136,7 +136,7 @@ class LDMKLTokenizer:
 
 @dataclass(frozen=True)
 class LDMVQTokenizer:
-    """Latent diffusion's VQ autoencoder, used as it was published: codes, or the latents before quantisation."""
+    """Latent diffusion's VQ autoencoder, as published: codes, or the latents before quantisation."""
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_vq"] = "ldm_vq"
@@ -197,7 +197,7 @@ TokenizerSpec = (
 def latent_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
     """The space of a tokenizer's output on a data set before it is grouped, without building it."""
     side = data.image_size // tokenizer.stride
-    if getattr(tokenizer, "output", None) == "codes":
+    if isinstance(tokenizer, (VQTokenizer, LDMVQTokenizer)) and tokenizer.output == "codes":
         return Discrete(tokenizer.vocab_size, (side, side))
     dims = (getattr(tokenizer, name, None) for name in ("latent_dim", "code_dim"))
     return Continuous(next((d for d in dims if d), data.channels), (side, side))
@@ -212,7 +212,7 @@ def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
 
 
 def keeps_floats(tokenizer: TokenizerSpec) -> bool:
-    """Whether what is kept of an image is neither codes nor bytes."""
+    """Whether an image is stored as floats, neither as codes nor as bytes."""
     return _continuous(tokenizer) and tokenizer.kind != "pixel"
 
 
@@ -227,7 +227,7 @@ def _continuous(tokenizer: TokenizerSpec) -> bool:
 
 @dataclass(frozen=True)
 class LatentsSpec:
-    """How the tokenizer's output is kept between encoding and training."""
+    """How the tokenizer's output is stored between encoding and training."""
 
     dtype: Literal["fp32", "fp16"] = "fp32"  # of continuous latents
-    shard_images: Count = unhashed(8192)  # images a file
+    shard_images: Count = unhashed(8192)  # images per file

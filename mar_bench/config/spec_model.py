@@ -11,7 +11,7 @@ from mar_bench.config.spec_data import Continuous, Discrete
 
 @dataclass(frozen=True)
 class TruncatedNormalMasking:
-    """Share of unknown tokens in a training batch, as in the official code: one draw for the whole batch."""
+    """Share of unknown tokens in a training batch, as in the official code: one draw per global batch."""
 
     kind: Literal["truncated_normal"] = "truncated_normal"
     low: Share = 0.7
@@ -22,7 +22,7 @@ class TruncatedNormalMasking:
 
 @dataclass(frozen=True)
 class UniformMasking:
-    """Share of unknown tokens drawn evenly from [low, high]."""
+    """Share of unknown tokens, uniform on [low, high]."""
 
     kind: Literal["uniform"] = "uniform"
     low: Share = 0.0
@@ -69,24 +69,29 @@ class CausalBackbone:
 BackboneSpec = MaskedBackbone | CausalBackbone
 
 
-@dataclass(frozen=True)
-class CrossEntropyHead:
-    """A linear classifier over the codes."""
+class DrawsTokens:
+    """What checks must know of the part that draws tokens: its token space, whether it takes denoising steps, whether
+    seed and temperature matter, and whether ``clamp_x0`` applies."""
 
-    space: ClassVar[type] = Discrete
+    space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     clamps: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class CrossEntropyHead(DrawsTokens):
+    """A linear classifier over the codes."""
+
+    space: ClassVar[type] = Discrete
     kind: Literal["cross_entropy"] = "cross_entropy"
 
 
 @dataclass(frozen=True)
-class DiffusionHead:
+class DiffusionHead(DrawsTokens):
     """Diffusion loss: a small denoising MLP conditioned on z (paper, section 3.2 and appendix A)."""
 
-    space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
     clamps: ClassVar[bool] = True
     kind: Literal["diffusion"] = "diffusion"
     depth: Count = 3
@@ -96,36 +101,26 @@ class DiffusionHead:
 
 
 @dataclass(frozen=True)
-class GaussianMixtureHead:
-    """A mixture of diagonal Gaussians a token, trained by its likelihood (GIVT)."""
+class GaussianMixtureHead(DrawsTokens):
+    """A mixture of diagonal Gaussians per token, trained by maximum likelihood (GIVT, 2312.02116)."""
 
-    space: ClassVar[type] = Continuous
-    denoises: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    clamps: ClassVar[bool] = False
     kind: Literal["gmm"] = "gmm"
     num_components: Count = 16
 
 
 @dataclass(frozen=True)
-class MSEHead:
-    """The token itself, by squared error (paper, appendix D.3): what a loss without a distribution comes to."""
+class MSEHead(DrawsTokens):
+    """Regression of the token by squared error (paper, appendix D.3): a loss without a distribution."""
 
-    space: ClassVar[type] = Continuous
-    denoises: ClassVar[bool] = False
     draws: ClassVar[bool] = False
-    clamps: ClassVar[bool] = False
     kind: Literal["mse"] = "mse"
 
 
 @dataclass(frozen=True)
-class FlowHead:
+class FlowHead(DrawsTokens):
     """Flow matching: the denoising MLP predicts a velocity, and a few steps of its ODE draw a token."""
 
-    space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
-    clamps: ClassVar[bool] = False
     kind: Literal["flow"] = "flow"
     depth: Count = 3
     width: Count = 1024
@@ -133,18 +128,14 @@ class FlowHead:
 
 
 @dataclass(frozen=True)
-class EnergyHead:
+class EnergyHead(DrawsTokens):
     """An MLP turns noise into a token in one step, trained by the energy score (EAR, 2505.07812)."""
 
-    space: ClassVar[type] = Continuous
-    denoises: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    clamps: ClassVar[bool] = False
     kind: Literal["energy"] = "energy"
     depth: Count = 3
     width: Count = 1024
     noise_dim: Count = 64
-    samples_per_token: TwoOrMore = 2  # of the model in a training step, at least two: the score compares them
+    samples_per_token: TwoOrMore = 2  # drawn per token in a training step; the score compares at least two
 
 
 HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | FlowHead | EnergyHead
@@ -152,9 +143,9 @@ HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | Fl
 
 @dataclass(frozen=True)
 class ARModel:
-    """The single core: an order, a backbone and a head."""
+    """An autoregressive model: an order, a backbone and a head."""
 
-    assumed: ClassVar[bool] = True  # where a block of the spec names no kind
+    assumed: ClassVar[bool] = True  # the kind of a block that names none
     kind: Literal["ar"] = "ar"
     order: Literal["raster", "random"] = "random"
     backbone: BackboneSpec = field(default_factory=MaskedBackbone)
@@ -162,15 +153,13 @@ class ARModel:
 
 
 @dataclass(frozen=True)
-class DiTModel:
-    """The rival: a diffusion transformer over all latents of an image at once (DiT, 2212.09748). Defaults: XL/2."""
+class DiTModel(DrawsTokens):
+    """The baseline: a diffusion transformer over all latents of an image at once (DiT, 2212.09748). Defaults: XL/2."""
 
-    space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
     clamps: ClassVar[bool] = True
     kind: Literal["dit"] = "dit"
-    patch_size: Count = 2  # latents square that make a token of the transformer
+    patch_size: Count = 2  # patch_size x patch_size latents make a token of the transformer
     dim: Count = 1152
     depth: Count = 28
     num_heads: Count = 16
@@ -183,10 +172,10 @@ ModelSpec = ARModel | DiTModel
 
 
 def drawing_part(model: ModelSpec) -> HeadSpec | DiTModel:
-    """What draws tokens: the head of an autoregressive model, or the whole of one that denoises an image at once."""
+    """The part that draws tokens: the head of an autoregressive model, or a whole-image model itself."""
     return model.head if isinstance(model, ARModel) else model
 
 
 def is_causal(model: ModelSpec) -> bool:
-    """Whether attention looks back along the order alone, so that generation keeps keys and values."""
+    """Whether attention is causal along the order, so that generation caches keys and values."""
     return isinstance(model, ARModel) and model.backbone.attention == "causal"
