@@ -48,15 +48,15 @@ def _folder(name: str, help_text: str, default: str | None = None):
     return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=shown)
 
 
-Runs = Annotated[str, _folder("RUNS", "Folder of check-points, latents and samples.", "runs")]
+Runs = Annotated[str | None, _folder("RUNS", "Folder of checkpoints, latents and samples.", "runs")]
 Records = Annotated[
-    str, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
+    str | None, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
 ]
 Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
 Weights = Annotated[str, _folder("WEIGHTS", "Folder of public files.")]
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
 ExperimentNames = Annotated[
-    list[str], typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides.")
+    list[str] | None, typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides.")
 ]
 Overrides = Annotated[
     list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
