@@ -18,7 +18,7 @@ from mar_bench.metrics.score import Measure, Scores, Seen, one_pass
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
-from mar_bench.pipeline.train import Progress
+from mar_bench.pipeline.fit import Progress
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import replacing
 from mar_bench.utils.noise import NoiseSource

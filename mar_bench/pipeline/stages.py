@@ -30,6 +30,7 @@ from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline.distributed import ALONE, World
+from mar_bench.pipeline.fit import Progress, fit, save_tensors
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.sample import (
     decoded_samples,
@@ -41,7 +42,7 @@ from mar_bench.pipeline.sample import (
 )
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, is_sound, mark_done
-from mar_bench.pipeline.train import Progress, fit, save_tensors, train_generator
+from mar_bench.pipeline.train import train_generator
 from mar_bench.records.provenance import device_name, provenance
 from mar_bench.records.record import PREVIEW, Record, write_record
 from mar_bench.utils import locks
