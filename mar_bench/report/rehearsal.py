@@ -33,7 +33,7 @@ def markdown(title: str, content: dict[str, Any]) -> str:
         f"# {title}",
         "## What it will cost",
         _table([_cost(item, gpu) for item in found]),
-        f"Total on {gpu}: {training:,.0f} GPU hours of training and {sampling:,.0f} of sampling and decoding.\n{METHOD}",
+        f"Total on {gpu}: {training:,.0f} GPU hours of training, {sampling:,.0f} of sampling and decoding.\n{METHOD}",
     ]
     if tried := [item for item in found if item["steps"] or item["error"]]:
         parts += ["## What was tried", _table([_trial(item) for item in tried])]
