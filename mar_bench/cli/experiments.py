@@ -213,7 +213,7 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
     """Do what runs still need. Exits where it was stopped."""
     from mar_bench.pipeline.graph import jobs_for
     from mar_bench.pipeline.preflight import preflight, writable
-    from mar_bench.pipeline.progress import duration, make_report
+    from mar_bench.pipeline.progress import Report, duration
     from mar_bench.pipeline.store import publish
 
     publish(planned, places)
@@ -228,7 +228,7 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
     preflight([job.run for job in todo])
     writable(places)
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
-    report = make_report(todo, 1 if world else workers, quiet=world is not None and not world.first)
+    report = Report(todo, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"

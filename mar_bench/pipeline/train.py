@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,14 +20,16 @@ from torch.utils.checkpoint import checkpoint
 
 from mar_bench.config.ids import stage_ids
 from mar_bench.config.parse import as_tree
-from mar_bench.config.spec import ComputeSpec, RunSpec, TrainSpec
+from mar_bench.config.spec import ARModel, ComputeSpec, RunSpec, TrainSpec
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, count_parameters, pick_device
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.fit import Progress, fit, save_tensors
+from mar_bench.pipeline.load import SUMMARY
 from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import atomic_write, sha256_of
 from mar_bench.utils.noise import NoiseSource, epoch_indices
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,6 +87,33 @@ def train_generator(
         **({"skipped_steps": skipped} if skipped else {}),
         **({"processes": world.size} if world.size > 1 else {}),
     }
+
+
+def take_published(spec: RunSpec, folder: Path) -> None:
+    """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
+    weights = Path(spec.train.weights)
+    if (manifest := weights.with_suffix(".json")).is_file():
+        try:
+            heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
+        except (ValueError, AttributeError):
+            raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
+        key, part = ("model", spec.model)
+        if isinstance(part, ARModel):
+            key, part = ("model.backbone", part.backbone)
+        if heads not in (None, part.num_heads):  # shapes do not show this
+            raise UserError(
+                f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {part.num_heads}"
+            )
+    with torch.device("meta"):
+        model = build_generator(spec)
+    try:
+        model.load_state_dict(load_file(weights), strict=True, assign=True)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{weights}: not the weights of '{spec.train.published}' as specified: {reason}") from None
+    save_tensors(model.state_dict(), folder / "ema.safetensors")
+    summary = {"published": spec.train.published, "sha256": sha256_of(weights), "parameters": count_parameters(model)}
+    atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def generator_losses(
