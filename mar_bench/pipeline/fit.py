@@ -65,7 +65,12 @@ def fit(
     device = next(module.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=loss_scaling)
     log = folder / "metrics.jsonl"
-    parts = {"model": module, "optimiser": optimiser, "scaler": scaler, **({"ema": ema} if ema is not None else {})}
+    parts: dict[str, Any] = {
+        "model": module,
+        "optimiser": optimiser,
+        "scaler": scaler,
+        **({"ema": ema} if ema is not None else {}),
+    }
     start, skipped, in_a_row, spent = 0, 0, 0, 0.0
     if state := _resume(folder, about, world):
         for name, part in parts.items():

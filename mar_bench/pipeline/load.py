@@ -43,7 +43,8 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
     spec = run.spec.tokenizer
     if spec.trained:
         return places.folder("tokenizer", run.ids["tokenizer_id"]) / FITTED
-    return Path(spec.weights) if hasattr(spec, "weights") else None
+    weights = getattr(spec, "weights", None)
+    return None if weights is None else Path(weights)
 
 
 def load_generator(run: Run, places: Places, device: torch.device) -> Generator:

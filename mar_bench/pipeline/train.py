@@ -91,19 +91,19 @@ def train_generator(
 
 def take_published(spec: RunSpec, folder: Path) -> None:
     """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
+    assert spec.train.weights is not None, "checked by preflight"
     weights = Path(spec.train.weights)
     if (manifest := weights.with_suffix(".json")).is_file():
         try:
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
         except (ValueError, AttributeError):
             raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
-        key, part = ("model", spec.model)
-        if isinstance(part, ARModel):
-            key, part = ("model.backbone", part.backbone)
-        if heads not in (None, part.num_heads):  # shapes do not show this
-            raise UserError(
-                f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {part.num_heads}"
-            )
+        if isinstance(spec.model, ARModel):
+            key, own = "model.backbone", spec.model.backbone.num_heads
+        else:
+            key, own = "model", spec.model.num_heads
+        if heads not in (None, own):  # shapes do not show this
+            raise UserError(f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {own}")
     with torch.device("meta"):
         model = build_generator(spec)
     try:
@@ -152,7 +152,8 @@ def decay_groups(model: Generator, weight_decay: float) -> list[dict]:
     """Parameter groups for AdamW: no decay on biases, norms, other 1-D parameters and the head (official code).
 
     Frozen parameters are in neither group."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
