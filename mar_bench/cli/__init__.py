@@ -1,6 +1,7 @@
-"""The commands, one thin function each. Hyper-parameters have no flags: specs are overridden as key=value.
+"""The command line: one function a command, no logic. ``options`` holds what commands share.
 
-No logic here, and no import of torch, numpy or pandas at import time. Start with options.py."""
+Hyperparameters have no flags: everything in a spec is overridden as key=value. torch and pandas are imported inside
+the commands that need them, never when this package is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from mar_bench.utils.errors import UserError
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2."""
+    """Entry point: bad input gives one line and exit code 2."""
     try:
         app()
     except UserError as error:

@@ -26,7 +26,7 @@ def collect(
 
     Of two equal results of one id the earlier is kept. Results that disagree are set aside in <records>/conflicts,
     where no table shows them, and named; the exit code is then 1."""
-    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.store import default_places
     from mar_bench.records.collect import collect
 
     plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)

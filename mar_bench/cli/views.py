@@ -110,7 +110,7 @@ def sample(
 
     Shows what run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
-    from mar_bench.pipeline.graph import previews
+    from mar_bench.pipeline.store import previews
     from mar_bench.report.samples import sample_grid
 
     places, found = results(runs, records)

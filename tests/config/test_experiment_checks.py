@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from mar_bench.cli.options import app
 from mar_bench.config.layers import scales
+from mar_bench.config.spec import RunSpec
+from mar_bench.pipeline.cost import gpu_hours
 from tests.experiment_files import MINE, load, mistake, written
 
 HEADS = """
@@ -133,3 +135,7 @@ def test_own_seeds_are_the_experiments(tmp_path):
     assert shown("table1", "--seeds", "own", *places)["trainings"] == 18
     plan = shown("fig4", "--sampling-seeds", "own", *places)
     assert {run["sampling_seed"] for run in plan["runs"]} == {0, 1, 2} and plan["trainings"] == 1
+
+
+def test_the_hours_of_mar_l_are_the_authors():
+    assert gpu_hours("train", RunSpec()) == pytest.approx(16 * 35, rel=0.01)
