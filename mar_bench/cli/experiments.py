@@ -260,10 +260,10 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
 
 
 def _paper_cell(experiment, row: str) -> str:
-    from mar_bench.report.format import PAPER_NAMES, paper_number
+    from mar_bench.report.format import paper_name, paper_number
 
     cell = experiment.paper.get(row, {})
-    return ", ".join(f"{PAPER_NAMES.get(metric, metric)} {paper_number(metric, v)}" for metric, v in cell.items())
+    return ", ".join(f"{paper_name(metric)} {paper_number(metric, v)}" for metric, v in cell.items())
 
 
 def _world():

@@ -219,7 +219,7 @@ def _records_of(name: str, scale: str, overrides: list[str], records: str | None
     experiment_name, row = split_row(name)
     if row is None:
         raise UserError(f"{name}: neither a record nor a row, as in table1/mar/diff/guided")
-    from mar_bench.report.frame import select
+    from mar_bench.report.frames import select
 
     places, found = results(None, records)
     experiment = load(experiment_name, scale, overrides, found)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.records.provenance import provenance
-from mar_bench.records.record import PREVIEW, Record, read_record, write_record
+from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
 from mar_bench.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ class Places:
 
 def default_places(runs: str | None, records: str | None) -> Places:
     """Options, else environment variables, else ./runs, and results/records in a checkout or ./records elsewhere."""
-    runs = runs or os.environ.get("MAR_BENCH_RUNS") or "runs"
-    records = records or os.environ.get("MAR_BENCH_RECORDS")
-    if not records:
-        records = "results/records" if Path("results/records").is_dir() else "records"
-    return Places(Path(runs), Path(records))
+    return Places(Path(runs or os.environ.get("MAR_BENCH_RUNS") or "runs"), records_dir(records))
 
 
 def is_sound(folder: Path) -> bool:

@@ -5,6 +5,7 @@ A record has its spec, ids and provenance; it does not know which tables will sh
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ class Record:
     @property
     def id(self) -> str:
         return self.ids["eval_id"]
+
+
+def records_dir(records: str | None = None) -> Path:
+    """``records``, else ``$MAR_BENCH_RECORDS``, else ``results/records`` in a checkout, else ``records``."""
+    named = records or os.environ.get("MAR_BENCH_RECORDS")
+    return Path(named or ("results/records" if Path("results/records").is_dir() else "records"))
 
 
 def write_record(folder: Path, record: Record) -> Path:

@@ -1,6 +1,6 @@
 """Two sets of runs side by side, metric by metric: what ``mar-bench compare`` prints.
 
-No claim is judged here, so the words are "lower" and "higher"; which of them is better depends on the metric."""
+No claim is judged, so verdicts read "lower" and "higher"; which of the two is better depends on the metric."""
 
 from __future__ import annotations
 
@@ -8,38 +8,29 @@ import math
 from dataclasses import dataclass
 
 from mar_bench.records.comparable import differences
-from mar_bench.records.metrics import GENERATION_METRICS, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record
-from mar_bench.report.claims.orderings import (
-    BELOW,
+from mar_bench.report.claims.orderings import verdict_of
+from mar_bench.report.format import MISSING, markdown_table, percent, plus_minus, seed_count, signed
+from mar_bench.report.frames import Runs, metric_value, runs_with, seeds, standard_error
+from mar_bench.report.spread import Spread, design, spread
+from mar_bench.report.stats import (
+    CONFIDENCE,
     FAILS,
     HOLDS,
-    INCOMPARABLE,
+    JACKKNIFE,
     MIN_EFFECT,
-    NO_RUNS,
-    ONE_SEED,
     SAMPLING_ONLY,
-    UNDECIDED,
-    judge,
+    STANDARD_ERRORS,
+    Difference,
+    paired,
+    unpaired,
 )
-from mar_bench.report.format import MISSING, markdown_table, percent, plus_minus, seed_count, signed
-from mar_bench.report.frame import (
-    REAL_ROLES,
-    Runs,
-    SeedValues,
-    Spread,
-    metric_value,
-    runs_with,
-    seeds,
-    spread,
-    standard_error,
-)
-from mar_bench.report.stats import CONFIDENCE, ERRORS_WIDE, Difference, paired_difference, unpaired_difference
-from mar_bench.report.table.caption import design, jackknife_groups
+from mar_bench.report.table.notes import jackknife_groups
 from mar_bench.utils.errors import UserError
 
-WORDS = {HOLDS: "lower", FAILS: "higher", UNDECIDED: UNDECIDED}
-DIFFERS, JACKKNIFE, WITH_ZERO = "differs", "jackknife", "the interval contains 0"
+WORDS = {HOLDS: "lower", FAILS: "higher"}
+DIFFERS = "differs"  # said of two single runs, whose interval excludes the variance of training
 TITLES = {
     "generation": "Generated images",
     "reconstruction": "Reconstructions, the tokenizer alone",
@@ -49,32 +40,41 @@ TITLES = {
 
 @dataclass(frozen=True)
 class _Line:
-    """A metric that both sides have: ``difference`` is None where ``reasons`` speak against one."""
+    """A metric that both sides have, under the records' own name."""
 
-    key: str  # the record's own name of the metric
+    key: str
     sides: tuple[Spread, Spread]
-    difference: Difference | None
-    verdict: str
-    reasons: list[str]
+    difference: Difference
+
+    @property
+    def verdict(self) -> str:
+        word, found = WORDS.get(self.difference.verdict), self.difference
+        if word is None:
+            return verdict_of(found)
+        word = DIFFERS if found.over == "images" else word
+        return f"{word} ({', '.join(found.notes)})" if found.notes else word
 
 
 def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Record]) -> str:
-    """Tables of the metrics that both have, one for generated images and one for reconstructions.
+    """Tables of the metrics that both have: of generated images, of reconstructions and of sets of images.
 
-    Records of speed are left out: they compare within one device only. Raises UserError where a side has two records
-    with equal seeds, so that it is not clear which one to pair."""
+    Speed records are left out: they compare within one device only. Raises UserError where a side has two records with
+    equal seeds, which cannot be paired."""
+    names, both = (name_one, name_other), (ones, others)
     parts = [f"# {name_one} against {name_other}"]
     for task, title in TITLES.items():
         sides = _runs(name_one, ones, task), _runs(name_other, others, task)
         if sides[0] and {r.id for r in sides[0].values()} == {r.id for r in sides[1].values()}:
             parts += [f"## {title}", "The same records on both sides."]
         elif lines := _lines(*sides):
-            table = _table(lines, name_one, name_other)
-            parts += [f"## {title}", table, _notes(lines, sides, name_one, name_other)]
-    failed = {name: sum(r.status == "failed" for r in side) for name, side in ((name_one, ones), (name_other, others))}
-    parts += [f"Left out: {n} failed {'run' if n == 1 else 'runs'} of {name}." for name, n in failed.items() if n]
-    if not any(part.startswith("## ") for part in parts):
+            heading = ["metric", *names, "difference", "in percent", "interval", "seeds", "verdict"]
+            table = markdown_table(heading, [_cells(line) for line in lines])
+            parts += [f"## {title}", table, _notes(lines, sides, names)]
+    if len(parts) == 1:
         parts.append("There is no metric that both have.")
+    for name, side in zip(names, both):
+        if failed := sum(record.status == "failed" for record in side):
+            parts.append(f"Left out: {failed} failed {'run' if failed == 1 else 'runs'} of {name}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,113 +93,75 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
     return runs
 
 
-# --- one metric -----------------------------------------------------------------------------------------
-
-
 def _lines(ones: Runs, others: Runs) -> list[_Line]:
-    """Of real images, which no generator or tokenizer made, only what differs."""
-    lines = [(metric, _line(metric, ones, others)) for metric in [*GENERATION_METRICS, *REAL_ROLES.values()]]
-    real = set(REAL_ROLES.values())
-    return [x for metric, x in lines if x and not (metric in real and x.difference and x.difference.value == 0)]
+    """One line for each common metric; metrics of real images only where they differ."""
+    found = [(metric, _line(metric, ones, others)) for metric in [*GENERATION_METRICS, *REAL_METRICS]]
+    return [line for metric, line in found if line and not (metric in REAL_METRICS and line.difference.value == 0)]
 
 
 def _line(metric: str, ones: Runs, others: Runs) -> _Line | None:
-    """None unless both sides have the metric in one run at least."""
-    sides = [runs_with(runs.values(), metric) for runs in (ones, others)]
-    if not all(sides):
+    """None unless both sides have the metric in at least one run."""
+    one, other = (runs_with(runs.values(), metric) for runs in (ones, others))
+    if not one or not other:
         return None
-    values = [{seed: metric_value(record, metric) for seed, record in runs.items()} for runs in sides]
-    errors = [{seed: standard_error(record, metric) for seed, record in runs.items()} for runs in sides]
-    spreads = tuple(spread(value, error) for value, error in zip(values, errors))
-    keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for runs in sides for r in runs.values())
-    if reasons := _unlike(*sides, metric):
-        return _Line(" / ".join(keys), spreads, None, INCOMPARABLE, reasons)
-    difference = _difference(values, spreads)
-    return _Line(" / ".join(keys), spreads, difference, _verdict(difference, metric), [])
+    keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for r in (*one.values(), *other.values()))
+    spreads = _spread(one, metric), _spread(other, metric)
+    min_effect = MIN_EFFECT if METRICS[metric].base == "fd" else 0.0  # for other metrics no bound is known
+    if not (reasons := _unlike(one, other, metric)) and all(side.over == "images" for side in spreads):
+        found = unpaired(*spreads, min_effect)  # two single runs need no common seed
+    else:
+        found = paired(_values(one, metric), _values(other, metric), min_effect, reasons=reasons)
+    return _Line(" / ".join(keys), spreads, found)
+
+
+def _values(runs: Runs, metric: str) -> dict[tuple[int, int], float]:
+    return {seed: metric_value(record, metric) for seed, record in runs.items()}
+
+
+def _spread(runs: Runs, metric: str) -> Spread:
+    return spread(_values(runs, metric), {seed: standard_error(record, metric) for seed, record in runs.items()})
 
 
 def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
-    """Why the two sides do not compare: of runs on common seeds, or of all where there are none."""
+    """Why the two sides do not compare: from runs on common seeds, or from all where there are none."""
     common = sorted(ones.keys() & others.keys())
     pairs = [(ones[s], others[s]) for s in common] or [(a, b) for a in ones.values() for b in others.values()]
     reasons = [reason for pair in pairs for reason in differences(*pair, metric)]
-    images = [{(r.protocol.get("samples") or {}).get("sha256") for r in pair} for pair in pairs]
-    if (
-        not reasons
-        and metric not in REAL_ROLES.values()
-        and all(len(pair) == 1 and None not in pair for pair in images)
-    ):
+    digests = [[(r.protocol.get("samples") or {}).get("sha256") for r in pair] for pair in pairs]
+    if not reasons and metric not in REAL_METRICS and all(one == other is not None for one, other in digests):
         reasons = ["the same images on both sides"]
     return list(dict.fromkeys(reasons))
-
-
-def _difference(values: list[SeedValues], spreads: tuple[Spread, Spread]) -> Difference:
-    """Paired on common seeds; of two single runs by the chance of their images, where both know it."""
-    if all(side.over == "images" for side in spreads):
-        return unpaired_difference(*spreads)
-    return paired_difference(*values)
-
-
-def _verdict(found: Difference, metric: str) -> str:
-    """A word, and in brackets why there is no better one or what it does not cover."""
-    if not found.trainings:
-        return f"{UNDECIDED} ({NO_RUNS})"
-    if found.over is None:
-        return f"{UNDECIDED} ({ONE_SEED})"
-    small = _smallest(found, metric)
-    word = WORDS[judge(found.value, found.low, found.high, smallest=small)]
-    notes = {"sampling": [SAMPLING_ONLY], "images": [JACKKNIFE]}.get(found.over, [])
-    if word == UNDECIDED:
-        notes = [*notes, BELOW if abs(found.value) < small else WITH_ZERO]
-    elif found.over == "images":
-        word = DIFFERS
-    return f"{word} ({', '.join(notes)})" if notes else word
-
-
-def _smallest(found: Difference, metric: str) -> float:
-    """Of a distance 1.3 % decide nothing, whatever the interval; of other metrics no such bound is known."""
-    return MIN_EFFECT / 100 * abs(found.second) if metric.partition(":")[0] == "fd" else 0.0
 
 
 # --- Markdown -------------------------------------------------------------------------------------------
 
 
-def _table(lines: list[_Line], name_one: str, name_other: str) -> str:
-    heading = ["metric", name_one, name_other, "difference", "in percent", "interval", "seeds", "verdict"]
-    return markdown_table(heading, [_cells(line) for line in lines])
-
-
 def _cells(line: _Line) -> list[str]:
-    sides = [plus_minus(side.mean, side.sd) for side in line.sides]
     found = line.difference
-    if found is None:
-        return [line.key, *sides, *[MISSING] * 4, f"{INCOMPARABLE}: {'; '.join(line.reasons)}"]
+    sides = [plus_minus(side.mean, side.sd) for side in line.sides]
     interval = MISSING if math.isnan(found.low) else f"{signed(found.low)} to {signed(found.high)}"
-    share = 100 * found.value / found.second if found.second > 0 else math.nan  # no share of nothing
     counts = seed_count(found.trainings, found.samplings)
-    return [line.key, *sides, signed(found.value), percent(share), interval, counts, line.verdict]
+    return [line.key, *sides, signed(found.value), percent(found.percent[0]), interval, counts, line.verdict]
 
 
-def _notes(lines: list[_Line], sides: tuple[Runs, Runs], name_one: str, name_other: str) -> str:
-    """How to read the table; what it does not contain is not explained."""
-    over = {line.difference.over for line in lines if line.difference}
+def _notes(lines: list[_Line], sides: tuple[Runs, Runs], names: tuple[str, str]) -> str:
+    """How to read the table, as far as it applies."""
+    over = {line.difference.over for line in lines if not math.isnan(line.difference.value)}
     texts = [
-        f"{name}, {lines[0].key}: {design(side, jackknife_groups(runs.values()))}."
-        for name, side, runs in zip((name_one, name_other), lines[0].sides, sides)
+        f"{name}, {lines[0].key}: {design(side, jackknife_groups(list(runs.values())))}."
+        for name, side, runs in zip(names, lines[0].sides, sides)
     ]
-    texts.append(
-        f"Difference: {name_one} less {name_other}, paired on the (training, sampling) seeds that both have, and in "
-        f"percent of {name_other}."
-    )
+    texts.append(f"Difference: {names[0]} minus {names[1]}, paired on common (training, sampling) seeds.")
+    texts.append(f"In percent: of {names[1]}.")
     if over & {"training", "sampling"}:
         texts.append(
-            f"Interval: {100 * CONFIDENCE:g} % t-interval over common training seeds, of each metric alone; over the "
-            f"samplings where one training is common ('{SAMPLING_ONLY}'), and then the chance of training is not in it."
+            f"Interval: {100 * CONFIDENCE:g} % t-interval over common training seeds, for each metric alone; over "
+            f"sampling seeds where one training is common ('{SAMPLING_ONLY}'), which excludes the variance of training."
         )
     if "images" in over:
         texts.append(
-            f"Interval of two single runs ('{JACKKNIFE}'): ± {ERRORS_WIDE} standard errors, those of the two added in "
-            "squares; the chance of training and of sampling seeds is not in it."
+            f"Interval of two single runs ('{JACKKNIFE}'): ± {STANDARD_ERRORS} standard errors, combined in "
+            "quadrature; excludes the variance of training and of sampling seeds."
         )
     texts.append(
         f"Lower, higher, {DIFFERS}: the interval excludes 0 and, for a distance, the difference is at least "

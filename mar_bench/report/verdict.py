@@ -1,7 +1,8 @@
-"""Whether a number of ours agrees with the paper's, by one rule for each metric.
+"""Whether a number agrees with the paper's.
 
-The paper has no error bars, so the rule is a convention: an FID within 3 % (or 0.05, where that is more) of the
-published one is a match, within 10 % it is close; IS by the same shares; precision and recall within 0.02."""
+The paper gives no error bars, so the rule is a convention (``tolerance`` in records/metrics.py): an FID within 3 % (or
+0.05 if that is more) of the published one is a match, within 10 % it is close; IS likewise; precision and recall match
+within 0.02."""
 
 from __future__ import annotations
 
@@ -9,46 +10,51 @@ import math
 from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.report.format import PAPER_SAMPLES
+from mar_bench.records.metrics import METRICS, PAPER_SAMPLES
 
 MATCH, CLOSE, DIFFERS, NOT_COMPARABLE = "match", "close", "differs", "not comparable"
-ROUNDING = 1e-9  # so that 0.80 - 0.78 is 0.02
+ROUNDING = 1e-9  # 0.80 - 0.78 counts as 0.02
 WHY_NONE = (
-    "No verdict against the paper's numbers: those are of 50,000 images of ImageNet at paper scale, by the 2015 "
-    "Inception network."
+    "No verdict against the paper's numbers: they are from 50,000 ImageNet images at paper scale, measured with the "
+    "2015 Inception network."
 )
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A difference up to ``share`` of the published value or up to ``absolute`` matches; up to ``close`` is close."""
+class Agreement:
+    """``difference`` is ours minus published, NaN if the two are not comparable or the paper gives a bound."""
 
-    share: float = 0.0
-    absolute: float = 0.0
-    close: float = 0.0
+    published: float = math.nan
+    difference: float = math.nan
+    verdict: str = ""  # empty if a number is missing or the metric has no tolerance
 
 
-RULES = {
-    "fd": Rule(share=0.03, absolute=0.05, close=0.10),
-    "is": Rule(share=0.03, close=0.10),
-    "precision": Rule(absolute=0.02),
-    "recall": Rule(absolute=0.02),
-}
+def agreement(experiment: Experiment, row: str, metric: str, ours: float) -> Agreement:
+    """Compare ``ours`` with the paper's value; a published bound (``fd_above``) matches any value above it."""
+    numbers = experiment.paper.get(row, {})
+    published, bound = numbers.get(metric, math.nan), numbers.get(f"{metric}_above", math.nan)
+    if math.isnan(published) and math.isnan(bound):
+        return Agreement()
+    if not is_comparable(experiment, row):
+        return Agreement(published, verdict=NOT_COMPARABLE)
+    if not math.isnan(published):
+        return Agreement(published, ours - published, verdict(metric, ours, published) or "")
+    return Agreement(verdict="" if math.isnan(ours) else MATCH if ours > bound else DIFFERS)
 
 
 def verdict(metric: str, ours: float, published: float) -> str | None:
-    """``match``, ``close`` or ``differs``; None for a metric that has no rule and where a number is missing."""
-    rule = RULES.get(metric)
-    if rule is None or math.isnan(ours) or math.isnan(published):
+    """``match``, ``close`` or ``differs``; None if the metric has no tolerance or a number is missing."""
+    tolerance = METRICS[metric].tolerance
+    if tolerance is None or math.isnan(ours) or math.isnan(published):
         return None
     difference = abs(ours - published) - ROUNDING
-    if difference <= max(rule.absolute, rule.share * abs(published)):
+    if difference <= max(tolerance.absolute, tolerance.share * abs(published)):
         return MATCH
-    return CLOSE if difference <= rule.close * abs(published) else DIFFERS
+    return CLOSE if difference <= tolerance.close * abs(published) else DIFFERS
 
 
 def is_comparable(experiment: Experiment, row: str) -> bool:
-    """Whether the row's numbers are measured as the paper's: its scale, its network, its number of images."""
+    """Whether the row is measured as in the paper: its scale, its network, its number of images."""
     spec = experiment.rows.get(row)
     if spec is None or experiment.scale != "paper":
         return False

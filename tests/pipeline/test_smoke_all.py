@@ -13,7 +13,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.layers import experiment_files
 from mar_bench.config.spec import CHOICE_SEED
 from mar_bench.records.record import Record, read_records
-from mar_bench.report.frame import select
+from mar_bench.report.frames import select
 
 pytestmark = pytest.mark.smoke
 

@@ -1,4 +1,4 @@
-"""The figure of speed against distance and the sheet of samples: files, places, colours, nothing clipped."""
+"""Curves, speed against distance and sheets of samples: places, colours, published points, nothing overlaps."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.report import samples
-from mar_bench.report.figures import floor_lines
-from mar_bench.report.figures import speed as plots
+from mar_bench.report.figures import draw as figures
 from mar_bench.utils.errors import UserError
 from tests.made_up import base, by_id, everything, generations, reconstruction, speed
+from tests.made_up_files import made_up
 
 ROW = "mar/diff/guided"
 GPU = "NVIDIA H100 80GB HBM3"
+STEPS = {"s2": 9.0, "s5": 5.0, "s25": 3.1, "s100": 3.0}
+SYSTEMS = {"mar4": 4.0, "mar8": 2.2, "mar16": 2.0, "ce4": 5.0, "ce16": 3.9, "ar": 4.5}
+SECONDS = {"mar4": 0.1, "mar8": 0.2, "mar16": 0.5, "ce4": 0.06, "ce16": 0.23, "ar": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -29,151 +32,207 @@ def table1() -> Experiment:
     return load_experiment("table1", "tiny")
 
 
+@pytest.fixture
+def figure_of(monkeypatch):
+    """Draws the figure that would be saved."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, stem: kept.append(figure) or [])
+
+    def drawn(experiment: Experiment, records) -> Figure:
+        figures.draw(experiment, records, Path("unused"))
+        kept[-1].draw_without_rendering()
+        return kept[-1]
+
+    return drawn
+
+
+def of_steps(experiment: Experiment, **kwargs):
+    def value(row: str, train: int, _: int) -> float:
+        return STEPS[row.split("/")[0]] * (1 if "unguided" in row else 0.6) + 0.1 * train
+
+    return generations(experiment, value, **kwargs)
+
+
+def of_systems(experiment: Experiment, devices=(("Example CPU", 1.0),)):
+    made = generations(experiment, lambda row, t, s: SYSTEMS[row] + 0.1 * t)
+    for row, (device, factor) in itertools.product(experiment.rows, devices):
+        record, seconds = speed(experiment, row, device), factor * SECONDS[row]
+        quartiles = {"seconds_per_image_q25": 0.95 * seconds, "seconds_per_image_q75": 1.1 * seconds}
+        made |= by_id(replace(record, metrics={**record.metrics, "seconds_per_image": seconds, **quartiles}))
+    return made
+
+
+def lines(ax) -> list[list[tuple[float, float]]]:
+    """The points of each line with error bars, rounded."""
+    bars = [bar for bar in ax.containers if isinstance(bar, ErrorbarContainer)]
+    return [[tuple(np.round(point, 9).tolist()) for point in bar[0].get_xydata()] for bar in bars]
+
+
+def heights(ax) -> set[float]:
+    """Of the vertical error bars."""
+    bars = [bar[2][-1].get_segments() for bar in ax.containers]
+    return {round(float(np.ptp(segment[:, 1])), 6) for of_line in bars for segment in of_line}
+
+
+def hollow(figure: Figure) -> list[tuple[float, float]]:
+    found = [line for ax in figure.axes for line in ax.get_lines() if line.get_fillstyle() == "none"]
+    return [tuple(point) for line in found for point in line.get_xydata().tolist()]
+
+
+def entries(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# --- curves ---------------------------------------------------------------------------------------------
+
+
+def test_a_curve_has_a_panel_a_metric_and_a_line_a_label(tmp_path, figure_of):
+    steps = made_up(tmp_path, "steps")
+    figure = figure_of(steps, of_steps(steps))
+    assert [ax.get_ylabel() for ax in figure.axes] == ["FD-1k mnist5k", "IS-1k mnist5k"]
+    assert {ax.get_xlabel() for ax in figure.axes} == {"denoising steps"}
+    first, second = lines(figure.axes[0])
+    expected = [(x, STEPS[f"s{x}"] + 0.1) for x in (2, 5, 25, 100)]
+    assert np.allclose(first, expected)
+    assert np.allclose(second, [(x, 0.6 * (y - 0.1) + 0.1) for x, y in expected])
+    assert heights(figure.axes[0]) == {0.2}
+    assert entries(figure) == ["without CFG", "with CFG", "bars: ± sd over seeds"]
+    ax = figure.axes[0]
+    assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["2", "5", "25", "100"]
+    assert figure.get_suptitle().splitlines()[0] == "Denoising steps" and "tiny scale" in figure.get_suptitle()
+    assert entries(figure_of(steps, of_steps(steps, seeds=(0,))))[-1] == "bars: ± standard error of one run"
+
+
+def test_rows_without_records_leave_a_gap_and_no_other_colour(tmp_path, figure_of):
+    steps = made_up(tmp_path, "steps")
+    whole, part = (figure_of(steps, of_steps(steps, rows=rows)) for rows in (None, ["s2/guided", "s100/guided"]))
+    assert [[x for x, _ in line] for line in lines(part.axes[0])] == [[2, 100]]
+    assert part.axes[0].containers[0][0].get_color() == whole.axes[0].containers[1][0].get_color()
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "points"),
+    [
+        ("steps", of_steps, [(100.0, 2.85), (100.0, 1.97), (100.0, 214.0), (100.0, 291.2)]),
+        ("speed", of_systems, [(0.288, 1.97)]),
+    ],
+)
+def test_published_points_are_hollow_and_only_where_they_compare(tmp_path, figure_of, name, records, points):
+    tiny, paper = (made_up(tmp_path, name, scale) for scale in ("tiny", "paper"))
+    assert hollow(figure_of(tiny, records(tiny))) == []
+    figure = figure_of(paper, records(paper))
+    assert hollow(figure) == points and any(text.startswith("paper") for text in entries(figure))
+    rows = {row: replace(s, sampling=replace(s.sampling, num_images=5000)) for row, s in paper.rows.items()}
+    fewer = replace(paper, rows=rows)
+    assert hollow(figure_of(fewer, records(fewer))) == []
+
+
+def test_two_rows_at_one_place_of_a_line_are_an_error(tmp_path):
+    steps = made_up(tmp_path, "steps")
+    one_line = replace(steps, figure={**steps.figure, "line": "steps", "x": "sampling.num_ar_steps"})
+    with pytest.raises(UserError, match="s2/unguided and s2/guided are both at sampling.num_ar_steps 6"):
+        figures.draw(one_line, of_steps(steps), tmp_path / "x")
+
+
 # --- speed against distance -----------------------------------------------------------------------------
 
 
-def figure_of(monkeypatch, experiment: Experiment, records) -> Figure:
-    """The figure that would have been saved, laid out."""
-    kept: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, stem: kept.append(figure) or [])
-    plots.speed_accuracy(experiment, records, Path("unused"))
-    kept[0].draw_without_rendering()
-    return kept[0]
+def test_points_of_a_system_are_joined_by_seconds_and_named(tmp_path, figure_of):
+    systems = made_up(tmp_path, "speed")
+    backwards = replace(systems, rows=dict(reversed(systems.rows.items())))
+    (ax,) = figure_of(backwards, of_systems(systems)).axes
+    assert [(0.1, 4.1), (0.2, 2.3), (0.5, 2.1)] in lines(ax) and len(lines(ax)) == 3
+    assert sorted(text.get_text() for text in ax.texts) == ["16", "16", "4", "4", "8"]  # one system has no steps
+    assert all(bar.has_xerr and bar.has_yerr for bar in ax.containers) and ax.get_xscale() == "log"
 
 
-def points(figure: Figure) -> list[list[tuple[float, float]]]:
-    """The (seconds, distance) of every marker, panel by panel."""
-    return [
-        [tuple(p) for c in ax.collections if isinstance(c, PathCollection) for p in c.get_offsets().tolist()]
-        for ax in figure.axes
-    ]
+def test_every_row_with_both_numbers_is_a_point(table1, figure_of):
+    figure = figure_of(table1, everything(table1))
+    assert [ax.get_title() for ax in figure.axes] == ["without CFG", "with CFG"]
+    for ax, guidance in zip(figure.axes, ("unguided", "guided"), strict=True):
+        rows = [row for row in table1.rows if row.endswith(f"/{guidance}")]
+        expected = [(speed(table1, r).metrics["seconds_per_image"], base(r) + 0.1) for r in rows]
+        assert np.allclose(sorted(itertools.chain(*lines(ax))), sorted(expected))
+        assert ax.get_ylim()[0] == 0 and heights(ax) == {0.2}
+    assert "bars: ± sd over seeds, quartiles of the time" in entries(figure)
+    made = {**generations(table1, rows=[ROW, "mar/ce/guided"]), **by_id(speed(table1, ROW))}
+    assert [len(lines(ax)) for ax in figure_of(table1, made).axes] == [1]
 
 
-def test_three_files_with_equal_bytes_whatever_the_order_of_the_records(table1, tmp_path):
-    made = list(everything(table1).values())
-    first = plots.speed_accuracy(table1, by_id(*made), tmp_path / "a/table1")
+def test_reconstruction_floors_are_dashed_lines(table1, figure_of):
+    def dashed(records):
+        found = [line for ax in figure_of(table1, records).axes for line in ax.get_lines()]
+        return sorted({line.get_ydata()[0] for line in found if line.get_linestyle() == "--"})
+
+    made = {**generations(table1), **by_id(*(speed(table1, row) for row in table1.rows))}
+    assert dashed(everything(table1)) == [2.6, 4.2] and dashed(made) == []
+    assert dashed({**made, **by_id(reconstruction(table1, ROW))}) == [2.6]
+
+
+def test_floors_of_rows_in_several_colours_are_named(table1, figure_of):
+    assert not any(text.get_text() for ax in figure_of(table1, everything(table1)).axes for text in ax.texts)
+    both = replace(load_experiment("same_tokenizer", "tiny"), searches=[])
+    figure = figure_of(both, everything(both, lambda row, t, s: 5.0 + len(row) + 0.1 * t))
+    for ax in figure.axes:
+        assert {text.get_text(): text.xy[1] for text in ax.texts} == {"KL": 2.6, "VQ": 4.2}
+
+
+@pytest.mark.filterwarnings("error")
+def test_each_device_has_panels_of_its_own(table1, figure_of):
+    figure = figure_of(table1, {**everything(table1), **by_id(speed(table1, ROW, GPU, 0.013))})
+    cpu, _, empty, single = figure.axes
+    assert "Example CPU" in cpu.get_xlabel() and GPU in single.get_xlabel()
+    assert not empty.axison and single.get_ylabel() == "FD-1k mnist5k"
+    low, high = single.get_xlim()
+    assert sum(low <= tick <= high for tick in single.get_xticks()) in (2, 3)
+
+
+# --- all figures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["steps", "speed", "table1"])
+def test_nothing_is_drawn_over_anything_else(tmp_path, figure_of, name):
+    experiment = load_experiment(name, "tiny") if name == "table1" else made_up(tmp_path, name, "paper")
+    experiment = replace(experiment, title="A title that is a good deal longer than usual, and than its figure is wide")
+    devices = (("Example CPU", 1.0), (f"{GPU} in a machine whose name is a good deal longer than usual", 0.1))
+    if name == "table1":
+        records = {**everything(experiment), **by_id(speed(experiment, ROW, devices[1][0]))}
+    else:
+        records = of_steps(experiment) if name == "steps" else of_systems(experiment, devices)
+    figure = figure_of(experiment, records)
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    boxes += [text.get_window_extent() for text in figure.texts] + [figure.legends[0].get_window_extent()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    names = [t.get_window_extent() for ax in figure.axes for t in ax.texts if t.get_text()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(names, 2))
+
+
+@pytest.mark.parametrize("name", ["steps", "speed"])
+def test_three_files_with_equal_bytes_whatever_the_order_of_the_records(tmp_path, name):
+    experiment = made_up(tmp_path, name)
+    made = list((of_steps if name == "steps" else of_systems)(experiment).values())
+    first = figures.draw(experiment, by_id(*made), tmp_path / "a/x")
     random.Random(0).shuffle(made)
-    second = plots.speed_accuracy(table1, by_id(*made), tmp_path / "b/table1")
-    assert [path.name for path in first] == ["table1.png", "table1.pdf", "table1.svg"]
+    second = figures.draw(experiment, by_id(*made), tmp_path / "b/x")
+    assert [path.name for path in first] == ["x.png", "x.pdf", "x.svg"]
     for path, again, begin in zip(first, second, (b"\x89PNG", b"%PDF", b"<?xml")):
         assert path.read_bytes().startswith(begin) and path.read_bytes() == again.read_bytes()
 
 
-def test_every_row_is_a_point_at_its_seconds_and_mean(table1, monkeypatch):
-    figure = figure_of(monkeypatch, table1, everything(table1))
-    for panel, guidance in zip(points(figure), ("unguided", "guided"), strict=True):
-        rows = [row for row in table1.rows if row.endswith(f"/{guidance}")]
-        expected = [(speed(table1, r).metrics["seconds_per_image"], base(r) + 0.1) for r in rows]
-        assert np.allclose(sorted(panel), sorted(expected))
-    assert [ax.get_title() for ax in figure.axes] == ["without CFG", "with CFG"]
-    assert all(ax.get_xscale() == "log" and ax.get_ylim()[0] == 0 for ax in figure.axes)
-
-
-def test_rows_with_one_of_both_numbers_are_left_out(table1, monkeypatch):
-    made = {**generations(table1, rows=[ROW, "mar/ce/guided"]), **by_id(speed(table1, ROW))}
-    assert [len(panel) for panel in points(figure_of(monkeypatch, table1, made))] == [1]
-
-
-def test_floors_are_drawn_as_dashed_lines(table1, monkeypatch):
-    def dashed(records):
-        lines = [line for ax in figure_of(monkeypatch, table1, records).axes for line in ax.get_lines()]
-        return sorted({line.get_ydata()[0] for line in lines if line.get_linestyle() == "--"})
-
-    made = {**generations(table1), **by_id(*(speed(table1, row) for row in table1.rows))}
-    assert dashed(everything(table1)) == [2.6, 4.2]
-    assert dashed({**made, **by_id(reconstruction(table1, ROW))}) == [2.6]
-    assert dashed(made) == []
-
-
-def test_floors_without_a_colour_are_named_at_their_ends(monkeypatch):
-    both = replace(load_experiment("same_tokenizer", "tiny"), searches=[])
-    figure = figure_of(monkeypatch, both, everything(both, lambda row, t, s: 5.0 + len(row) + 0.1 * t))
-    for ax in figure.axes:
-        assert {text.get_text(): text.xy[1] for text in ax.texts} == {"KL": 2.6, "VQ": 4.2}
-        assert all(text.get_window_extent().x0 >= ax.bbox.x1 for text in ax.texts)
-    assert all(box.x1 <= figure.bbox.x1 for box in (t.get_window_extent() for ax in figure.axes for t in ax.texts))
-
-
-def test_floors_of_one_colour_each_have_no_names(table1, monkeypatch):
-    assert not any(ax.texts for ax in figure_of(monkeypatch, table1, everything(table1)).axes)
-    assert floor_lines.names_of(table1, [["mar/ce/guided"], ["mar/ce/unguided"]]) == ["with CFG", "without CFG"]
-    mixed = [["mar/ce/guided", "random_causal/diff/unguided"], ["mar/ce/unguided", "mar/diff/guided"]]
-    assert floor_lines.names_of(table1, mixed) == [] == floor_lines.names_of(table1, mixed[:1])
-
-
-def heights(figure: Figure) -> list[float]:
-    """Of the vertical error bars, each once."""
-    bars = [segment for ax in figure.axes for c in ax.collections if isinstance(c, LineCollection)
-            for segment in c.get_segments()]  # fmt: skip
-    return sorted({round(float(np.ptp(segment[:, 1])), 6) for segment in bars} - {0.0})
-
-
-@pytest.mark.parametrize(
-    ("seeds", "height", "words"),
-    [((0,), None, "± standard error of one run"), ((0, 1, 2), 0.2, "± sd over seeds")],
-)
-def test_bars_are_what_the_tables_say(table1, monkeypatch, seeds, height, words):
-    made = everything(table1, seeds=seeds)
-    figure = figure_of(monkeypatch, table1, made)
-    errors = sorted({round(2 * plots.points(table1, made)["sd"][i], 6) for i in range(len(table1.rows))})
-    assert heights(figure) == pytest.approx(errors) and all(errors) and (height is None or errors == [height])
-    handles = {handle.get_label(): handle for handle in figure.legends[0].legend_handles}
-    assert handles[f"bars: {words}, quartiles of the time"].get_marker() == "+"
-
-
-def test_each_device_has_panels_of_its_own(table1, monkeypatch):
-    both = {**everything(table1), **by_id(*(speed(table1, row, GPU, 0.05) for row in table1.rows))}
-    figure = figure_of(monkeypatch, table1, both)
-    assert [ax.get_title() for ax in figure.axes] == 2 * ["without CFG", "with CFG"]
-    assert [part.get_suptitle().split(",")[0] for part in figure.subfigs] == ["Example CPU", GPU]
-    cpu, gpu = points(figure)[::2]
-    assert len(cpu) == len(gpu) == len(table1.rows) / 2
-    assert np.allclose(0.05 * np.array(sorted(cpu))[:, 0], np.array(sorted(gpu))[:, 0])
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_device_with_a_single_row_still_has_a_readable_axis(table1, monkeypatch):
-    figure = figure_of(monkeypatch, table1, {**everything(table1), **by_id(speed(table1, ROW, GPU, 0.013))})
-    empty, single = figure.axes[2:]
-    assert not empty.axison and [text.get_text() for text in empty.texts] == ["no points"]
-    assert single.get_ylabel() == "FD-1k mnist5k"
-    low, high = single.get_xlim()
-    ticks = [t for t in single.get_xticks() if low <= t <= high]
-    assert 2 <= len(ticks) <= 3 and low < points(figure)[3][0][0] < high
-    assert all(f"{tick:e}"[0] in "125" for tick in ticks)
-
-
-def test_the_title_names_distance_images_and_scale(table1, monkeypatch):
-    title = figure_of(monkeypatch, table1, everything(table1)).get_suptitle().splitlines()
-    scale = "tiny scale, not comparable with the paper's FID"
-    assert title == [table1.title, f"FD mnist5k of 1k images, {scale}"]
-
-
-@pytest.mark.parametrize("device", ["CPU", f"{GPU} in a machine whose name is a good deal longer than usual"])
-def test_nothing_is_clipped_or_drawn_over_another(table1, monkeypatch, device):
-    made = {**everything(table1), **by_id(*(speed(table1, row, device) for row in table1.rows))}
-    figure = figure_of(monkeypatch, table1, made)
-    page, boxes = figure.bbox, [ax.get_tightbbox() for ax in figure.axes]
-    boxes += [text.get_window_extent() for text in figure.texts]
-    boxes += [text.get_window_extent() for part in figure.subfigs for text in part.texts]
-    boxes += [figure.legends[0].get_window_extent()]
-    for box in boxes:
-        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-
-
-def test_a_figure_needs_rows_with_both_numbers(table1, tmp_path):
+def test_nothing_to_draw_is_an_error(table1, tmp_path):
     distances, seconds = generations(table1, rows=[ROW]), by_id(speed(table1, "mar/ce/guided"))
     failed = generations(table1, lambda *_: None)
     for records, words in (
+        ({}, "no generation records"),
         (distances, "no speed records"),
-        (seconds, "no generation records"),
         ({**seconds, **failed}, "no generation records"),
         ({**distances, **seconds}, "no row has both"),
     ):
         with pytest.raises(UserError, match=words) as error:
-            plots.speed_accuracy(table1, records, tmp_path / "x")
+            figures.draw(table1, records, tmp_path / "x")
         assert "`mar-bench run table1 --scale tiny`" in str(error.value)
+    with pytest.raises(UserError, match="`mar-bench sample table1 --scale tiny`"):
+        figures.draw(replace(table1, figure={"kind": "gallery"}), {}, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import CHOICE_SEED, generation_run, with_seeds
 from mar_bench.records.paper import PublishedRow
 from mar_bench.report import format as wording
-from mar_bench.report.frame import select
+from mar_bench.report.frames import select
 from mar_bench.report.table.build import build
 from tests.made_up import by_id, everything, generation, generations, reconstruction, speed
 from tests.made_up_files import made_up

@@ -1,28 +1,205 @@
-"""The figure of an experiment, by the kind that it names."""
+"""The figure of an experiment: metrics over a sampling knob, or distance against seconds per image.
+
+Both are made into one tidy frame of points, which ``panels.render`` draws."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pandas as pd
+from matplotlib import rc_context
+
 from mar_bench.config.experiment import Experiment
+from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.record import Record
-from mar_bench.report.figures.curve import curve
-from mar_bench.report.figures.speed import speed_accuracy
-from mar_bench.report.figures.tradeoff import tradeoff
+from mar_bench.report.figures.panels import Plot, render
+from mar_bench.report.figures.style import STYLE, save
+from mar_bench.report.format import (
+    axis_labels,
+    column_axes,
+    describe,
+    in_units,
+    label_of,
+    metric_of,
+    metric_title,
+    published_value,
+    row_axes,
+    scale_title,
+    thousands,
+    value_at,
+    with_unit,
+)
+from mar_bench.report.frames import frame, spreads, values
+from mar_bench.report.spread import Spread
+from mar_bench.report.verdict import is_comparable
 from mar_bench.utils.errors import UserError
+
+BARS = {"training": "sd over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
+SECONDS = ["seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"]
 
 
 def draw(experiment: Experiment, records: dict[str, Record], stem: Path) -> list[Path]:
     """Write ``stem`` with .png, .pdf and .svg; return their paths. Equal records give equal bytes.
 
-    Without a ``figure`` block, or one of speed that names neither line nor point, distance against seconds per image.
-    Raises UserError where there is nothing to draw, and for a gallery, which is of images and not of records."""
+    Without a ``figure`` block, distance against seconds per image. Raises UserError where there is nothing to draw,
+    where two rows of a curve coincide, and for a gallery, which is made of images and not of records."""
     kind = experiment.figure.get("kind", "speed")
     if kind == "gallery":
         scale = experiment.scale
         raise UserError(f"{experiment.id} is a gallery: `mar-bench sample {experiment.id} --scale {scale}` draws it")
-    if kind == "curve":
-        return curve(experiment, records, stem)
-    if experiment.figure.keys() & {"line", "point"}:
-        return tradeoff(experiment, records, stem)
-    return speed_accuracy(experiment, records, stem)
+    found = frame(experiment, records)
+    if not any(metric == "fd" for _, metric in spreads(found)):
+        raise _nothing(experiment, "no generation records of it")
+    plot = curve(experiment, found) if kind == "curve" else speed(experiment, found)
+    with rc_context(STYLE):
+        return save(render(plot), stem)
+
+
+def curve(experiment: Experiment, found: pd.DataFrame) -> Plot:
+    """Metrics against a knob of the sampling, as in the paper's figures 4 and 5: one panel a metric."""
+    knob, means = experiment.figure["x"], spreads(found)
+    metrics = experiment.figure.get("y", ["fd", "is"])
+    places: dict[tuple[str, float], str] = {}
+    points = []
+    for row in experiment.rows:
+        line = label_of(experiment, row, experiment.figure.get("line"))
+        if (x := value_at(experiment, row, knob)) is None:
+            continue
+        if (other := places.setdefault((line, x), row)) != row:
+            where = f"{knob} {x:g} of line '{line}'"
+            raise UserError(f"{experiment.file}: figure: rows {other} and {row} are both at {where}; name another line")
+        for metric in metrics:
+            common = {"panel": metric, "x": x, "colour": line, "marker": line}
+            points += _points(experiment, row, metric, means.get((row, metric), Spread()), common)
+    return Plot(
+        points=_frame(points),
+        title=_title(experiment),
+        legend=_legend(experiment),
+        panels={metric: with_unit(experiment, metric_title(experiment, metric), metric) for metric in metrics},
+        x_label=experiment.figure.get("x_title") or knob.rpartition(".")[2].replace("_", " "),
+        x_values=sorted({x for _, x in places}),
+        log_x=experiment.figure.get("log_x", False),
+        joined=True,
+        bars=_bars(points),
+    )
+
+
+def speed(experiment: Experiment, found: pd.DataFrame) -> Plot:
+    """Distance against seconds per image, as in the paper's figure 6: a panel for each column of the table and setting,
+    since the seconds of two devices do not compare.
+
+    With a ``line`` in the figure block its points are joined, and named if it has a ``point``; without, colours are
+    values of the table's last row axis and markers those of the others."""
+    timed = found[(found["task"] == "speed") & (found["status"] == "done") & found["metric"].isin(SECONDS)]
+    if timed.empty:
+        raise _nothing(experiment, "no speed records of it")
+    means, joined = spreads(found), _is_joined(experiment)
+    table = timed.pivot_table(index=["row", "setting"], columns="metric", values="value", aggfunc="first", sort=False)
+    points = []
+    for row, setting, x, low, high in table.reindex(columns=SECONDS).reset_index().itertuples(index=False):
+        if (row, "fd") in means and not math.isnan(x):
+            common = _texts(experiment, row) | {"x": x, "x_low": low, "x_high": high, "setting": setting}
+            points += _points(experiment, row, "fd", means[row, "fd"], common)
+    if not points:
+        raise _nothing(experiment, "no row has both a speed and a generation record")
+    panels = dict.fromkeys(_texts(experiment, row)["panel"] for row in experiment.rows)
+    drawn = {point["panel"] for point in points}
+    return Plot(
+        points=_frame(points),
+        title=_title(experiment),
+        legend=_legend(experiment),
+        panels={panel: metric_title(experiment, "fd") for panel in panels if panel in drawn},
+        x_label="seconds per image",
+        joined=joined,
+        floors=None if joined else _floors(experiment, found),
+        bars=", ".join(filter(None, [_bars(points), "quartiles of the time"])),
+    )
+
+
+def _nothing(experiment: Experiment, what: str) -> UserError:
+    run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
+    return UserError(f"nothing to draw for {experiment.id} at scale {experiment.scale}: {what}; {run} makes them")
+
+
+def _points(experiment: Experiment, row: str, metric: str, mean: Spread, common: dict) -> list[dict]:
+    """Our point, if it was measured, and the paper's, if it is comparable; in the units of tables."""
+    found = []
+    if mean.n:
+        y, sd = (in_units(experiment, metric, value) for value in (mean.mean, mean.sd))
+        found.append({**common, "row": row, "y": y, "sd": math.nan if sd is None else sd, "over": mean.over})
+    published = published_value(experiment, row, metric) if is_comparable(experiment, row) else None
+    if published is not None:
+        x = published_value(experiment, row, "seconds_per_image") if "setting" in common else common["x"]
+        theirs = {"x": x, "y": in_units(experiment, metric, published), "x_low": math.nan, "x_high": math.nan}
+        found += [{**common, **theirs, "row": row, "sd": math.nan, "published": True}] * (x is not None)
+    return found
+
+
+def _frame(points: list[dict]) -> pd.DataFrame:
+    nothing = {"setting": "", "x_low": math.nan, "x_high": math.nan, "name": "", "published": False}
+    columns = ["row", "panel", "x", "y", "sd", "colour", "marker", *nothing]
+    return pd.DataFrame([nothing | point for point in points], columns=columns)
+
+
+def _bars(points: list[dict]) -> str:
+    """What the vertical bars are: ``± sd over seeds``; empty where there are none."""
+    over = (point.get("over") for point in points if not math.isnan(point["sd"]))
+    words = dict.fromkeys(BARS[word] for word in over if word)
+    return f"± {' or '.join(words)}" if words else ""
+
+
+def _title(experiment: Experiment) -> str:
+    """What the figure shows, the distance, the number of images and the scale."""
+    counts = dict.fromkeys(thousands(spec.sampling.num_images) for spec in experiment.rows.values())
+    images = f"{metric_of(experiment, 'fd', images=None, named=True)} of {'/'.join(counts)} images"
+    return f"{experiment.title}\n{images}, {scale_title(experiment)}"
+
+
+def _legend(experiment: Experiment) -> dict[str, list[str]]:
+    """Titles and texts of colours and markers of all rows, so that both are the same whichever records exist."""
+    texts = [_texts(experiment, row) for row in experiment.rows]
+    *others, last = row_axes(experiment) or list(experiment.labels)
+    if _is_joined(experiment):
+        return {experiment.figure.get("line", ""): list(dict.fromkeys(text["colour"] for text in texts))}
+    titles = {last: "colour", ", ".join(others): "marker"} if others else {last: "colour"}
+    return {title: list(dict.fromkeys(text[key] for text in texts)) for title, key in titles.items()}
+
+
+def _is_joined(experiment: Experiment) -> bool:
+    return bool(experiment.figure.keys() & {"line", "point", "x"})
+
+
+def _texts(experiment: Experiment, row: str) -> dict[str, str]:
+    """Panel, colour, marker and name of a row's point."""
+    texts = {"panel": describe(axis_labels(experiment, row, column_axes(experiment)))}
+    if _is_joined(experiment):
+        line, name = (label_of(experiment, row, experiment.figure.get(key)) for key in ("line", "point"))
+        return texts | {"colour": line, "marker": line, "name": name}
+    *others, last = row_axes(experiment) or list(experiment.labels)
+    colour = describe(axis_labels(experiment, row, [last]))
+    return texts | {"colour": colour, "marker": describe(axis_labels(experiment, row, others)) if others else colour}
+
+
+def _floors(experiment: Experiment, found: pd.DataFrame) -> pd.DataFrame:
+    """Panel, value, colour (as text) and name of the reconstruction floor of every tokenizer.
+
+    A floor has the colour of its rows if they share one, else a name: the labels that its rows share and not all do."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    floors = values(found, "rfd")
+    for row in floors:
+        tokenizer = reconstruction_run(row, experiment.rows[row]).cell_id
+        rows.setdefault((_texts(experiment, row)["panel"], tokenizer), []).append(row)
+
+    def shared(chosen: list[str]) -> dict[str, str]:
+        labels = [axis_labels(experiment, row, experiment.labels) for row in chosen]
+        return {name: text for name, text in labels[0].items() if all(of.get(name) == text for of in labels)}
+
+    lines = []
+    for (panel, _), of_tokenizer in rows.items():
+        colours = {_texts(experiment, row)["colour"] for row in of_tokenizer}
+        everywhere = shared([row for (other, _), those in rows.items() if other == panel for row in those])
+        own = {name: text for name, text in shared(of_tokenizer).items() if name not in everywhere}
+        named = {"colour": colours.pop(), "name": ""} if len(colours) == 1 else {"colour": "", "name": describe(own)}
+        lines.append({"panel": panel, "value": floors[of_tokenizer[0]], **named})
+    return pd.DataFrame(lines, columns=["panel", "value", "colour", "name"])

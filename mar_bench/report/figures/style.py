@@ -1,87 +1,91 @@
-"""What curves and trade-offs share: the look of their lines, bars, published points and the legend."""
+"""The one style of all figures: fonts, colours and markers, the legend, and how files are written."""
 
 from __future__ import annotations
 
+import io
 import itertools
-import textwrap
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mar_bench.config.experiment import Experiment
-from mar_bench.report.figures.speed import CHARACTER_INCHES, MARKERS, NEUTRAL, title
-from mar_bench.report.format import axis_labels
+from mar_bench.utils.files import atomic_write
 
-MARKER_SIZE = 5
-TITLE_INCHES = 0.072  # a character of it, on average
-LEGEND_INCHES = 0.19  # a line of it
-
-
-def label_of(experiment: Experiment, row: str, name: str | None) -> str:
-    """A row's value of a label, empty where it has none."""
-    return axis_labels(experiment, row, experiment.labels).get(name, "") if name else ""
-
-
-def heading(experiment: Experiment, width: float) -> str:
-    """The figure's title in lines that fit on so many inches."""
-    characters = int(width / TITLE_INCHES)
-    return "\n".join(line for text in title(experiment).splitlines() for line in textwrap.wrap(text, characters))
-
-
-class Looks:
-    """Colour and marker of every line, the same whichever records are there."""
-
-    def __init__(self, experiment: Experiment):
-        self.title = experiment.figure.get("line", "")
-        self.lines = list(dict.fromkeys(label_of(experiment, row, self.title) for row in experiment.rows))
-        self.colours = dict(zip(self.lines, sns.color_palette("colorblind", len(self.lines)).as_hex()))
-        self.markers = dict(zip(self.lines, itertools.cycle(MARKERS)))
-
-
-def hollow(ax: Axes, x: Iterable[float], y: Iterable[float], looks: Looks, line: str) -> None:
-    """Published points, above the others since they may be the same."""
-    ax.plot(
-        list(x),
-        list(y),
-        linestyle="none",
-        marker=looks.markers[line],
-        markersize=MARKER_SIZE + 2.5,
-        markerfacecolor="none",
-        markeredgecolor=looks.colours[line],
-        zorder=4,
-    )
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+MARKER_SIZE = 5.5
+HOLLOW_SIZE = 8  # of the paper's points, which may coincide with ours
+NEUTRAL = "0.35"
+FLOOR: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "legend.columnspacing": 1.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "axes.edgecolor": "0.5",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "mar_bench",  # equal records give equal ids in the svg
+    "pdf.fonttype": 42,
+}
+# without dates and versions, so that equal records give equal bytes
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+DPI = 200
 
 
-def legend(figure: Figure, looks: Looks, published: str, bars: str, width: float) -> None:
-    """Below the panels: the lines that the figure has, what a hollow marker is and what the bars are."""
-    handles = legend_handles(looks, published, bars)
-    columns = columns_that_fit(handles, width)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, title=looks.title or None)
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem`` with .png, .pdf and .svg, cropped to what is drawn; return their paths."""
+    paths = []
+    for kind, metadata in METADATA.items():
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        atomic_write(paths[-1], content.getvalue())
+    return paths
 
 
-def legend_handles(looks: Looks, published: str, bars: str) -> list[Line2D]:
-    handles = [
-        Line2D([], [], color=looks.colours[line], marker=looks.markers[line], markersize=MARKER_SIZE, label=line)
-        for line in looks.lines
-        if line
-    ]
-    if published:
-        look = {"markersize": MARKER_SIZE + 2.5, "markerfacecolor": "none", "color": NEUTRAL}
-        handles.append(Line2D([], [], linestyle="none", marker="o", label=published, **look))
-    if bars:
-        handles.append(Line2D([], [], color=NEUTRAL, marker="|", markersize=MARKER_SIZE, linewidth=1, label=bars))
-    return handles
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour-blind-safe colour for each name."""
+    names = list(dict.fromkeys(names))
+    return dict(zip(names, sns.color_palette("colorblind", len(names)).as_hex()))
 
 
-def columns_that_fit(handles: list[Line2D], width: float) -> int:
-    """How many columns of the legend stand beside each other on so many inches."""
-    widest = max((len(handle.get_label()) for handle in handles), default=0) + 7
-    return max(1, min(len(handles), 4, int(width / (CHARACTER_INCHES * widest))))
+def markers_of(names: Iterable[str]) -> dict[str, str]:
+    return dict(zip(dict.fromkeys(names), itertools.cycle(MARKERS)))
 
 
-def legend_inches(handles: list[Line2D], width: float) -> float:
-    """How high the legend is, with its title."""
-    return LEGEND_INCHES * (1 + -(-len(handles) // columns_that_fit(handles, width)))
+def handle(label: str, **look) -> Line2D:
+    """An entry of the legend; by default text alone."""
+    return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "markersize": MARKER_SIZE, "label": label, **look})
+
+
+def legend_below(figure: Figure, groups: dict[str, list[Line2D]], notes: list[Line2D], wide: bool) -> None:
+    """One legend below the panels. Several groups become columns under bold headings, or one column unless ``wide``."""
+    if len(groups) == 1:
+        ((title, handles),) = groups.items()
+        handles, columns, headings = [*handles, *notes], 3 if wide else 1, []
+    else:
+        headings = [handle(title) for title in groups]
+        lists = [[head, *handles] for head, handles in zip(headings, groups.values())]
+        min(lists, key=len).extend(notes)
+        longest = max(map(len, lists)) if wide else 0
+        handles = [h for of_group in lists for h in of_group + [handle("")] * (longest - len(of_group))]
+        title, columns = None, len(lists) if wide else 1
+    place: dict[str, Any] = {"bbox_to_anchor": (0.5, -0.01), "ncols": columns, "title": title or None}
+    legend = figure.legend(handles=handles, loc="upper center", **place)
+    for head in headings:
+        legend.get_texts()[handles.index(head)].set_fontweight("bold")

@@ -1,141 +1,142 @@
-"""The table of an experiment, laid out as the paper's: ours, and in brackets what was published."""
+"""The table of an experiment in Markdown, LaTeX and CSV, laid out as in the paper.
+
+``build`` collects what was measured; the templates in ``report/templates`` lay out the parts of ``Table``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+import pandas as pd
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
 from mar_bench.records.record import Record
 from mar_bench.report.claims import orderings
-from mar_bench.report.claims.orderings import compare
-from mar_bench.report.format import (
-    column_words,
-    lines_and_columns,
-    markdown_table,
-    metric_short,
-    number,
-    row_at,
-    scale_title,
-    with_unit,
-)
-from mar_bench.report.frame import ROLES, Spread, collect, floor_of, floors, left_out, select, speeds
-from mar_bench.report.table import caption as captions
-from mar_bench.report.table import caveats as cautions
-from mar_bench.report.table import latex, quoted
-from mar_bench.report.table import sweeps as choices
-from mar_bench.report.table import versus_paper as against
-from mar_bench.report.table.csv import tidy
-from mar_bench.report.table.data import Measured
-from mar_bench.report.table.grid import PARTLY, Cell, Column, grid, ours
+from mar_bench.report.claims.orderings import Comparison, compare
+from mar_bench.report.format import extractor_block, scale_title
+from mar_bench.report.frames import left_out, select, values
+from mar_bench.report.table import caveats, notes
+from mar_bench.report.table.grid import agreement_grid, further_grids, main_grid, quoted_grid
+from mar_bench.report.table.measured import Measured
+from mar_bench.report.verdict import CLOSE, DIFFERS, MATCH, agreement
 
-# roles of the tables beside the main one
-FURTHER = ("fd_heldout", "kid", "precision", "recall", "copied", "accuracy")
+TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
+    "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$",
+    '"': "''", "\n": " ", "[": "{[}", "*": "{*}",  # the last two would be arguments of the \\ before them
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class ResultTable(Measured):
-    """All that a rendered table says, taken from the records once."""
+class Table(Measured):
+    """What was measured, with the pairwise comparisons of the experiment's orderings."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def parts(self) -> dict[str, Any]:
+        """All that templates lay out: texts, lists of notes, and grids (see ``Grid``)."""
+        experiment, against_paper = self.experiment, agreement_grid(self)
+        verdicts = [cells[-1].text for _, cells in against_paper.lines] if against_paper else []
+        return {
+            "experiment": experiment,
+            "scale": scale_title(experiment),
+            "warnings": caveats.warnings(self),
+            "main": main_grid(self),
+            "quoted": quoted_grid(experiment),
+            "further": list(further_grids(self)),
+            "notes": notes.notes(self),
+            "short_notes": notes.short_notes(self),
+            "failures": caveats.failures(self),
+            "against_paper": against_paper,
+            "verdicts": {word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
+            "metrics": METRICS,
+            "orderings": orderings.markdown(experiment, self.comparisons),
+        }
 
     def markdown(self) -> str:
-        """Title, table, caption, warnings, failed runs, the paper's numbers and the orderings."""
-        experiment = self.experiment
-        notes = captions.caption(self, self.first_spreads()) + choices.footnotes(experiment)
-        failed = cautions.failures(self.selection)
-        parts = [
-            f"# {experiment.title} ({experiment.id}, {scale_title(experiment)})",
-            *cautions.warnings(experiment, self.selection),
-            markdown_table(*_main(self)),
-            quoted.markdown(experiment),
-            *_further(self),
-            _bullets(notes),
-            f"Failed runs ({PARTLY}: the cell's other runs are shown):\n\n{_bullets(failed)}" if failed else "",
-            against.markdown(self),
-            orderings.markdown(experiment, self.comparisons),
-        ]
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-    def csv(self) -> str:
-        """One line per cell and metric, under the records' own metric names."""
-        return tidy(self).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        """Warnings, table, quoted and further numbers, notes, failed runs, the paper's numbers and its claims."""
+        return render("table.md.j2", self.parts())
 
     def tex(self) -> str:
-        """The main table in LaTeX, for the package booktabs."""
-        return latex.tex(self, captions.short(self, self.first_spreads()))
+        """The main table and quoted numbers in LaTeX, for the package booktabs; the best numbers are bold."""
+        return render("table.tex.j2", self.parts())
 
-    def first_spreads(self) -> dict[str, Spread]:
-        """The first metric of every row that has a number."""
-        role = next(iter(self.experiment.layout.get("metrics", ["fd"]))).replace(":", "_")
-        spreads = {row: self.spread(row, role) for row in self.experiment.rows}
-        return {row: s for row, s in spreads.items() if s.n}
+    def csv(self) -> str:
+        """``wide_frame`` as CSV."""
+        return wide_frame(self).to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def build(experiment: Experiment, records: dict[str, Record]) -> ResultTable:
-    """The table of an experiment from whatever records there are. Raises UserError for a bad ordering."""
-    return ResultTable(
-        experiment=experiment,
-        selection=select(experiment, records),
-        cells=collect(experiment, records),
-        floors=floors(experiment, records),
-        speeds=speeds(experiment, records),
-        comparisons=compare(experiment, records),
-        left_out=left_out(experiment, records),
-    )
+def build(experiment: Experiment, records: dict[str, Record]) -> Table:
+    """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
+    left, comparisons = left_out(experiment, records), compare(experiment, records)
+    return Table(experiment, select(experiment, records), left, comparisons)
 
 
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def render(template: str, parts: dict[str, Any]) -> str:
+    """Fill a template of ``report/templates``."""
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    if ".tex" in template:  # braces are LaTeX's own
+        options |= {"variable_start_string": "<<", "variable_end_string": ">>"}
+        options |= {"block_start_string": "<%", "block_end_string": "%>"}
+    loader = jinja2.PackageLoader("mar_bench.report")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
+    environment.filters["tex"] = escape_tex
+    return environment.get_template(template).render(parts)
 
 
-def _main(table: ResultTable) -> tuple[list[str], list[list[str]]]:
-    """Heading and lines of the paper's own columns."""
-    found = grid(table)
-    heading = found.names + [_heading(column) for column in found.columns]
-    lines = [[*(line.labels.get(name, "") for name in found.names), *(map(_cell, line.cells))] for line in found.lines]
-    return heading, lines
+def escape_tex(text: object) -> str:
+    """Any text as LaTeX prints it."""
+    return "".join(TEX.get(character, character) for character in str(text))
 
 
-def _heading(column: Column) -> str:
-    """``FD-1k, without CFG (paper)``; no brackets where the paper has no such number."""
-    words = ", ".join(w for w in (column.title, column.words) if w)
-    return f"{words} (paper)" if column.published else words
+def wide_frame(table: Table) -> pd.DataFrame:
+    """One line per row and metric, under the records' own metric names.
 
-
-def _cell(cell: Cell) -> str:
-    """Ours and the paper's: ``5.41 ± 0.12 (19.58)``."""
-    return cell.ours if cell.published is None else f"{cell.ours} ({cell.published})"
-
-
-def _further(table: ResultTable) -> list[str]:
-    """For each of the table's columns one more table, of what was measured beside the paper's metrics."""
-    metrics = table.experiment.layout.get("metrics", ["fd"])
-    shown = [role for role, metric in ROLES.items() if role in FURTHER and metric not in metrics]
-    tables = []
-    for column in lines_and_columns(table.experiment)[1]:
-        heading, lines = _further_columns(table, column, shown)
-        if len(heading) > 1:
-            words = ", ".join(w for w in ("The same rows", column_words(table.experiment, column)) if w)
-            tables.append(f"{words}, beside the columns above:\n\n{markdown_table(heading, lines)}")
-    return tables
-
-
-def _further_columns(
-    table: ResultTable, column: tuple[str, ...], shown: list[str]
-) -> tuple[list[str], list[list[str]]]:
-    """Heading and lines of one such table: of ``shown`` what has a number in any of its rows."""
+    ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
+    (``speed_setting``); ``difference`` and ``verdict`` are against the paper; ``chosen`` is the row's sweep point."""
     experiment = table.experiment
-    rows = {line: row_at(experiment, line, column) for line in lines_and_columns(experiment)[0]}
-    rows = {line: row for line, row in rows.items() if row in experiment.rows}
-    heading, cells = ["row"], {line: ["/".join(line)] for line in rows}
-    floors_here = {line: floor_of(table.floors, row) for line, row in rows.items()}
-    if "rfd" not in experiment.layout.get("beside", []) and not all(map(math.isnan, floors_here.values())):
-        heading.append(f"reconstruction {captions.floor_name(experiment, table.floors)}")
-        for line, floor in floors_here.items():
-            cells[line].append(number(floor))
-    for role in shown:
-        metric = ROLES[role]
-        if any(table.spread(row, role).n for row in rows.values()):
-            heading.append(with_unit(experiment, metric_short(experiment, metric), metric))
-            for line, row in rows.items():
-                cells[line].append(ours(table, row, metric))
-    return heading, list(cells.values())
+    generated = table.frame[table.frame["task"] == "generation"]
+    errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
+    rfd, lines = values(table.frame, "rfd"), []
+    for row, spec in experiment.rows.items():
+        mine = generated[generated["row"] == row]
+        images = sorted(set(mine["num_images"].dropna()))
+        done = mine[mine["status"] == "done"]
+        seconds = table.seconds.get(row, math.nan)
+        for metric in GENERATION_METRICS:
+            extractor = extractor_block(spec)
+            if extractor["kind"] == "inception" and not METRICS[metric].with_inception:
+                continue
+            found = table.spread(row, metric)
+            against = agreement(experiment, row, metric, found.mean)
+            lines.append(
+                {
+                    "experiment": experiment.id,
+                    "scale": experiment.scale,
+                    "row": row,
+                    **experiment.bundles(row),
+                    "metric": metric_name(metric, extractor),
+                    "status": table.status(row),
+                    "mean": found.mean,
+                    "sd": found.sd if found.over in ("training", "sampling") else math.nan,
+                    "sd_training": found.sd_training,
+                    "sd_sampling": found.sd_sampling,
+                    "se": errors.get((row, metric), math.nan),
+                    "n_train_seeds": len(found.train_seeds),
+                    "n_sampling_seeds": len(found.sampling_seeds),
+                    "num_generated": "/".join(f"{n:.0f}" for n in images),
+                    "paper": against.published,
+                    "difference": against.difference,
+                    "verdict": against.verdict,
+                    "chosen": notes.chosen_words(experiment, row),
+                    "floor_fd": rfd.get(row, math.nan),
+                    "seconds_per_image": seconds,
+                    "speed_setting": None if math.isnan(seconds) else table.speed_setting,
+                    "records": " ".join((done if len(done) else mine)["record"].unique()),
+                }
+            )
+    return pd.DataFrame(lines)

@@ -1,111 +1,95 @@
-"""What a table's reader must be warned of: numbers that do not compare, samples that repeat, runs that failed."""
+"""Warnings above a table: numbers that are not comparable, repeated images, singular covariances, failed runs."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
-from mar_bench.config.experiment import Experiment
 from mar_bench.records.comparable import differences, instrument_differences
+from mar_bench.records.metrics import GENERATION_METRICS
 from mar_bench.records.record import Record
 from mar_bench.report.format import metric_key, metric_short
-from mar_bench.report.frame import Selection, metric_value, roles, seeds
+from mar_bench.report.frames import seeds
+from mar_bench.report.table.measured import Measured
 
 ERROR_LENGTH = 160
 Placed = tuple[str, Record]  # a row, and a record of it
-UNLIKE = "**Warning: not measured alike, do not compare.**"
+UNLIKE = "**Warning: measured differently, do not compare.**"
 
 
-def warnings(experiment: Experiment, selection: Selection) -> list[str]:
-    """One line for each thing that makes numbers of the table mean less than they seem to."""
-    lines = [*_unlike(experiment, selection), *_unlike_floors(selection)]
-    if "/" in (name := metric_key(experiment, "fd")):
+def warnings(found: Measured) -> list[str]:
+    """One line for everything that makes numbers of the table mean less than they seem to."""
+    lines = [*_unlike(found), *_unlike_reconstructions(found)]
+    if "/" in (name := metric_key(found.experiment, "fd")):
         lines.append(f"**Warning: the rows have different distances**: {name}.")
-    return lines + _copies(selection) + _singular(experiment, selection)
+    repeated = _marked(found, lambda record: (record.protocol.get("samples") or {}).get("duplicates"))
+    if repeated:
+        counts: dict[str, list[str]] = {}
+        for row, record in repeated:
+            counts.setdefault(row, []).append(str(record.protocol["samples"]["duplicates"]))
+        words = ", ".join(f"{row} ({' / '.join(numbers)})" for row, numbers in counts.items())
+        lines.append(f"**Warning: repeated images.** Some images of a run are copies of another one: {words}.")
+    singular = _marked(found, lambda record: record.protocol.get("singular"))
+    if singular:
+        where = _where(singular, found.done("generation", metric="fd"))
+        lines.append(
+            "**Warning: fewer images than features.** The covariance is singular and "
+            f"{metric_short(found.experiment, 'fd')} means little in {where}."
+        )
+    return lines
 
 
-def _unlike(experiment: Experiment, selection: Selection) -> list[str]:
-    """One line for all metrics of the same rows that the same reasons keep from being compared with the rest."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for task, metrics in (("generation", roles(experiment).values()), ("reconstruction", ["fd"])):
+def _marked(found: Measured, is_marked: Callable[[Record], object]) -> list[Placed]:
+    return [(row, record) for row, record in found.done("generation", metric="fd") if is_marked(record)]
+
+
+def _unlike(found: Measured) -> list[str]:
+    """Runs measured differently from most: one line for all metrics with the same rows and reasons."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for task, metrics in (("generation", GENERATION_METRICS), ("reconstruction", ("fd",))):
         for metric in metrics:
-            name = metric_short(experiment, metric) if task == "generation" else "reconstruction"
-            for where, reasons in _minorities(selection, task, metric):
-                said.setdefault((where, reasons), []).append(name)
-    return [f"{UNLIKE} {', '.join(names)} of {where}: {reasons}." for (where, reasons), names in said.items()]
+            name = metric_short(found.experiment, metric) if task == "generation" else "reconstruction"
+            for where, reasons in _minorities(found.done(task, metric=metric), metric):
+                names.setdefault((where, reasons), []).append(name)
+    return [f"{UNLIKE} {', '.join(of)} of {where}: {reasons}." for (where, reasons), of in names.items()]
 
 
-def _minorities(selection: Selection, task: str, metric: str) -> list[tuple[str, str]]:
-    """Groups of runs measured alike among themselves: where they are and how they differ from the largest group."""
+def _minorities(placed: list[Placed], metric: str) -> list[tuple[str, str]]:
+    """Groups of runs measured alike, except the largest: where they are and how they differ from the largest."""
     groups: list[list[Placed]] = []
-    for row, record in _measured(selection, task, metric):
+    for row, record in placed:
         alike = (group for group in groups if not differences(group[0][1], record, metric))
         if (group := next(alike, None)) is None:
             groups.append(group := [])
         group.append((row, record))
     usual = max(groups, key=len, default=[])
-    every = [placed for group in groups for placed in group]
-    return [
-        (_where(group, every), "; ".join(differences(group[0][1], usual[0][1], metric)))
-        for group in groups
-        if group is not usual
-    ]
-
-
-def _measured(selection: Selection, task: str, metric: str) -> list[Placed]:
-    """The done records that have a number."""
-    placed = [(row, record) for row, tasks in selection.items() for record in tasks[task]]
-    return [(row, r) for row, r in placed if r.status == "done" and not math.isnan(metric_value(r, metric))]
+    others = [group for group in groups if group is not usual]
+    return [(_where(group, placed), "; ".join(differences(group[0][1], usual[0][1], metric))) for group in others]
 
 
 def _where(some: list[Placed], every: list[Placed]) -> str:
     """``mar/ce/guided, mar/diff/guided (1 of 3 runs)``."""
     named, total = [row for row, _ in some], [row for row, _ in every]
     return ", ".join(
-        row if (n := named.count(row)) == (all_of := total.count(row)) else f"{row} ({n} of {all_of} runs)"
+        row if named.count(row) == total.count(row) else f"{row} ({named.count(row)} of {total.count(row)} runs)"
         for row in dict.fromkeys(named)
     )
 
 
-def _unlike_floors(selection: Selection) -> list[str]:
-    """Rows whose tokenizer was measured alone otherwise than the row itself."""
+def _unlike_reconstructions(found: Measured) -> list[str]:
+    """Rows whose tokenizer was measured differently from their samples."""
     rows: dict[str, list[str]] = {}
-    for row, floor in _measured(selection, "reconstruction", "fd"):
-        runs = [record for _, record in _measured({row: selection[row]}, "generation", "fd")]
-        for reason in dict.fromkeys(x for run in runs for x in instrument_differences(run, floor, "fd")):
+    runs = found.done("generation", metric="fd")
+    for row, floor in found.done("reconstruction", metric="fd"):
+        mine = [record for of, record in runs if of == row]
+        for reason in dict.fromkeys(x for run in mine for x in instrument_differences(run, floor, "fd")):
             rows.setdefault(reason, []).append(row)
     return [f"{UNLIKE} Samples against reconstruction of {', '.join(at)}: {why}." for why, at in rows.items()]
 
 
-def _copies(selection: Selection) -> list[str]:
-    """Rows in which an image was generated more than once; of a row's runs the worst."""
-    said = []
-    for row, tasks in selection.items():
-        done = [r for r in tasks["generation"] if r.status == "done"]
-        copies = [((r.protocol.get("samples") or {}).get("duplicates") or 0, r) for r in done]
-        count, record = max(copies, key=lambda pair: pair[0], default=(0, None))
-        if count:
-            of_runs = f" (the worst of {len(done)} runs)" if len(done) > 1 else ""
-            said.append(f"{count} of {record.protocol.get('num_generated')} images of {row}{of_runs}")
-    return [f"**Warning: repeated images.** {'; '.join(said)} are copies of another one."] if said else []
-
-
-def _singular(experiment: Experiment, selection: Selection) -> list[str]:
-    """Rows whose distance is of fewer images than there are features."""
-    placed = _measured(selection, "generation", "fd")
-    singular = [(row, record) for row, record in placed if record.protocol.get("singular")]
-    if not singular:
-        return []
-    name = metric_short(experiment, "fd")
-    return [
-        f"**Warning: fewer images than features**: the covariance is singular and {name} says little in "
-        f"{_where(singular, placed)}."
-    ]
-
-
-def failures(selection: Selection) -> list[str]:
-    """One line for each failed generation run: row, seeds and the error's first line, as code for GitHub."""
+def failures(found: Measured) -> list[str]:
+    """One line per failed generation run: row, seeds and the first line of the error, as Markdown code."""
     lines = []
-    for row, tasks in selection.items():
+    for row, tasks in found.selection.items():
         for record in tasks["generation"]:
             if record.status == "failed":
                 error = next(iter((record.error or "").strip().splitlines()), "no error was recorded")

@@ -1,130 +1,207 @@
-"""The main table as a grid of cells, before it is Markdown or LaTeX: ours and the paper's of every place."""
+"""Tables as data: columns and lines of cells. Templates only lay them out."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
+from mar_bench.config.experiment import Experiment
+from mar_bench.records.metrics import GENERATION_METRICS, METRICS, ONCE_METRICS, PUBLISHED
 from mar_bench.report.format import (
     FAILED,
     MISSING,
     axis_labels,
     column_words,
-    count_of,
     in_paper,
-    line_key,
     lines_and_columns,
+    markdown_table,
     metric_number,
     metric_short,
     number,
+    paper_name,
     paper_number,
+    percent,
+    plus_minus,
     published_text,
+    published_value,
     row_at,
     row_axes,
     with_unit,
 )
-from mar_bench.report.table.caption import floor_name
-from mar_bench.report.table.data import Measured
+from mar_bench.report.table.measured import Measured
+from mar_bench.report.verdict import NOT_COMPARABLE, agreement
 
+QUOTED = "Quoted from the paper"
 PARTLY = "†"  # some runs of the cell failed
-COUNTS = {"parameters": "parameters", "head_parameters": "head parameters"}
+FURTHER = ("fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
 
 
 @dataclass(frozen=True)
 class Column:
-    """``metric`` is a metric, or the name of what a line has once (checks.BESIDE) where ``once``."""
+    """``group`` names the bundles of the column axes (``with CFG``), ``published`` whether cells show the paper's."""
 
     title: str
-    metric: str
-    column: tuple[str, ...] = ()  # the bundles of the column axes
-    words: str = ""  # and what they are called
-    once: bool = False
-    published: bool = False  # whether the paper has such numbers
+    group: str = ""
+    published: bool = False
+    metric: str = ""
+    bundles: list[tuple[str, ...]] = field(default_factory=list)  # of the column axes, for each row behind a cell
+
+    def __str__(self) -> str:
+        """``FD-1k, without CFG (paper)``."""
+        text = ", ".join(filter(None, (self.title, self.group)))
+        return f"{text} (paper)" if self.published else text
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a place shows; ``published`` is None where its column has no published numbers, ``value`` the mean."""
+    """``published`` is None if the column has no published numbers; ``best`` marks the best of our column."""
 
-    ours: str
+    text: str
     published: str | None = None
     value: float = math.nan
+    best: bool = False
 
-
-@dataclass(frozen=True)
-class Line:
-    labels: dict[str, str]
-    cells: list[Cell]
+    def __str__(self) -> str:
+        """``5.41 ± 0.12 (19.58)``."""
+        return self.text if self.published is None else f"{self.text} ({self.published})"
 
 
 @dataclass(frozen=True)
 class Grid:
-    names: list[str]  # of the labels
+    """Lines of labels and cells under ``labels`` and ``columns``."""
+
+    labels: list[str]
     columns: list[Column]
-    lines: list[Line]
+    lines: list[tuple[list[str], list[Cell]]]
+    intro: str = ""
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Consecutive columns of one group: its name and their number."""
+        return [
+            (group, len(list(columns))) for group, columns in itertools.groupby(self.columns, key=lambda c: c.group)
+        ]
+
+    def markdown(self) -> str:
+        heading = [*self.labels, *map(str, self.columns)]
+        table = markdown_table(heading, [[*labels, *map(str, cells)] for labels, cells in self.lines])
+        return f"{self.intro}\n\n{table}" if self.intro else table
 
 
-def grid(table: Measured) -> Grid:
-    """Labels, what a line has once, then the metrics of every column; lines that the scale has not, too."""
-    experiment = table.experiment
-    lines, columns = lines_and_columns(experiment)
-    places = [_once(table, name) for name in experiment.layout.get("beside", [])]
-    for column in columns:
-        for metric in experiment.layout.get("metrics", ["fd"]):
-            title = with_unit(experiment, metric_short(experiment, metric), metric)
-            words = column_words(experiment, column)
-            places.append(Column(title, metric, column, words, published=in_paper(experiment, metric)))
-    out = []
-    for line in lines:
-        labels = axis_labels(experiment, row_at(experiment, line, columns[0]), row_axes(experiment))
-        out.append(Line(labels, [_place(table, line, place) for place in places]))
-    names = list(dict.fromkeys(name for line in out for name in line.labels))
-    return Grid(names, places, out)
+def main_grid(found: Measured) -> Grid:
+    """The paper's table: what a line has once, then the metrics of every column; absent rows too."""
+    experiment, layout = found.experiment, found.experiment.layout
+    lines, bundles = lines_and_columns(experiment)
+    columns = []
+    for metric in layout.get("beside", []):
+        columns.append(Column(_title(found, metric), "", in_paper(experiment, metric), metric, bundles))
+    for column, metric in itertools.product(bundles, layout.get("metrics", ["fd"])):
+        group, published = column_words(experiment, column), in_paper(experiment, metric)
+        columns.append(Column(_title(found, metric), group, published, metric, [column]))
+    labels = [axis_labels(experiment, row_at(experiment, line, bundles[0]), row_axes(experiment)) for line in lines]
+    names = list(dict.fromkeys(name for of_line in labels for name in of_line)) or [""]
+    by_column = [_with_best(experiment, c, [_cell(found, line, c) for line in lines]) for c in columns]
+    cells = [[of_column[i] for of_column in by_column] for i in range(len(lines))]
+    return Grid(names, columns, [([of.get(name, "") for name in names], line) for of, line in zip(labels, cells)])
 
 
-def ours(table: Measured, row: str, metric: str) -> str:
-    """``5.41 ± 0.12``, or why there is no number."""
-    found = table.spread(row, metric.replace(":", "_"))
-    if not found.n:
-        return FAILED if table.status(row) == "failed" else MISSING
-    text = metric_number(table.experiment, metric, found.mean, found.sd)
-    statuses = table.cells.loc[table.cells["row"] == row, "status"]
-    return f"{text} {PARTLY}" if "failed" in set(statuses) else text
+def further_grids(found: Measured) -> Iterator[Grid]:
+    """For each column of the main table, what was measured beside the paper's metrics."""
+    experiment, layout = found.experiment, found.experiment.layout
+    lines, bundles = lines_and_columns(experiment)
+    for column in bundles:
+        rows = {line: row for line in lines if (row := row_at(experiment, line, column)) in experiment.rows}
+        columns = []
+        if "rfd" not in layout.get("beside", []) and found.once("rfd").keys() & set(rows.values()):
+            columns.append(Column(_title(found, "rfd"), metric="rfd", bundles=[column]))
+        for metric in FURTHER:
+            is_new = metric not in layout.get("metrics", ["fd"])
+            if is_new and any((row, metric) in found.spreads for row in rows.values()):
+                columns.append(Column(_title(found, metric), metric=metric, bundles=[column]))
+        if columns:
+            cells = [(["/".join(line)], [_cell(found, line, c) for c in columns]) for line in rows]
+            words = ", ".join(filter(None, ("The same rows", column_words(experiment, column))))
+            yield Grid(["row"], columns, cells, f"{words}, beside the columns above:")
 
 
-def _once(table: Measured, name: str) -> Column:
-    titles = {
-        **COUNTS,
-        "rfd": f"reconstruction {floor_name(table.experiment, table.floors)}",
-        "seconds_per_image": "seconds per image",
-    }
-    return Column(titles[name], name, once=True, published=in_paper(table.experiment, name))
+def quoted_grid(experiment: Experiment) -> Grid | None:
+    """Published rows of systems that the suite does not measure; None without any."""
+    rows, own = experiment.quoted, ["/".join(column) for column in lines_and_columns(experiment)[1]]
+    keys = dict.fromkeys(["", *own, *(key for row in rows for key in row.numbers)])  # the row itself, columns, others
+    columns, texts = [], []
+    for key, metric in itertools.product(keys, [metric for metric in PUBLISHED if metric in METRICS]):
+        if any(of_column := [_quoted_text(row.numbers.get(key, {}), metric) for row in rows]):
+            group = column_words(experiment, tuple(key.split("/"))) if key in own else key
+            columns.append(Column(paper_name(metric), group))
+            texts.append(of_column)
+    lines = [([row.label], [Cell(of_column[i] or MISSING) for of_column in texts]) for i, row in enumerate(rows)]
+    sources = "; ".join(dict.fromkeys(row.source for row in rows if row.source))
+    intro = f"{QUOTED}{f' ({sources})' if sources else ''}, not measured here:"
+    return Grid(["system"], columns, lines, intro) if rows else None
 
 
-def _place(table: Measured, line: tuple[str, ...], place: Column) -> Cell:
-    experiment = table.experiment
-    if place.once:
-        value = table.beside(line, place.metric)
-        return Cell(once_text(place.metric, value), _published_once(table, line, place), value)
-    row = row_at(experiment, line, place.column)
-    published = published_text(experiment, row, place.metric)
-    if row in experiment.absent:  # said once a row
-        first = place.metric == experiment.layout.get("metrics", ["fd"])[0]
+def _quoted_text(numbers: dict[str, float], metric: str) -> str:
+    """A published number as the paper writes it, or a bound as in ``> 100``; empty if it gives none."""
+    if f"{metric}_above" in numbers and metric not in numbers:
+        return f"> {numbers[f'{metric}_above']:g}"
+    return paper_number(metric, numbers[metric]) if metric in numbers else ""
+
+
+def agreement_grid(found: Measured) -> Grid | None:
+    """Ours beside the paper's, number by number; None if nothing is comparable."""
+    experiment = found.experiment
+    lines = []
+    for row, metric in itertools.product(experiment.rows, GENERATION_METRICS):
+        spread = found.spread(row, metric)
+        one = agreement(experiment, row, metric, spread.mean)
+        if one.verdict in ("", NOT_COMPARABLE):
+            continue
+        change = number(one.difference, like=spread.mean)
+        if one.published and not math.isnan(one.difference):
+            sign = "+" if one.difference > 0 else ""
+            change = f"{sign}{change} ({percent(100 * one.difference / one.published)})"
+        published = published_text(experiment, row, metric) or MISSING
+        texts = [plus_minus(spread.mean, spread.sd), published, change, one.verdict]
+        lines.append(([row, _title(found, metric)], [Cell(text) for text in texts]))
+    columns = [Column(title) for title in ("ours", "published", "difference", "verdict")]
+    return Grid(["row", "metric"], columns, lines) if lines else None
+
+
+def _title(found: Measured, metric: str) -> str:
+    if metric == "rfd":
+        return f"reconstruction {found.reconstruction_distance}"
+    if metric in ONCE_METRICS:
+        return METRICS[metric].label
+    return with_unit(found.experiment, metric_short(found.experiment, metric), metric)
+
+
+def _cell(found: Measured, line: tuple[str, ...], column: Column) -> Cell:
+    experiment, metric = found.experiment, column.metric
+    rows = [row_at(experiment, line, bundles) for bundles in column.bundles]
+    if metric in ONCE_METRICS:
+        numbers, papers = found.once(metric), [published_value(experiment, row, metric) for row in rows]
+        text = metric_number(experiment, metric, next((numbers[row] for row in rows if row in numbers), None))
+        paper = next((value for value in papers if value is not None), None)
+        return Cell(text, paper_number(metric, paper) if column.published else None)
+    (row,) = rows
+    published = published_text(experiment, row, metric) if column.published else None
+    if row in experiment.absent:  # the reason stands in the first metric's column only
+        first = metric == experiment.layout.get("metrics", ["fd"])[0]
         return Cell(experiment.absent[row] if first else MISSING, published)
-    return Cell(ours(table, row, place.metric), published, table.spread(row, place.metric.replace(":", "_")).mean)
+    spread = found.spread(row, metric)
+    if not spread.n:
+        return Cell(FAILED if found.status(row) == "failed" else MISSING, published)
+    text = metric_number(experiment, metric, spread.mean, spread.sd)
+    return Cell(f"{text} {PARTLY}" if "failed" in found.statuses(row) else text, published, spread.mean)
 
 
-def once_text(name: str, value: float) -> str:
-    return count_of(value) if name in COUNTS else number(value)
-
-
-def _published_once(table: Measured, line: tuple[str, ...], place: Column) -> str | None:
-    """The paper's number of the line, or of any of its rows."""
-    if not place.published:
-        return None
-    experiment = table.experiment
-    rows = [row_at(experiment, line, column) for column in lines_and_columns(experiment)[1]]
-    for key in (line_key(experiment, rows[0]), *rows):
-        if (value := experiment.paper.get(key, {}).get(place.metric)) is not None:
-            return count_of(value) if place.metric in COUNTS else paper_number(place.metric, value)
-    return MISSING
+def _with_best(experiment: Experiment, column: Column, cells: list[Cell]) -> list[Cell]:
+    """The cells of a column, the best means among several marked; means that print alike tie."""
+    means = [cell.value for cell in cells if not math.isnan(cell.value)]
+    if len(means) < 2:
+        return cells
+    best = min(means) if METRICS[column.metric].lower_is_better else max(means)
+    shown = metric_number(experiment, column.metric, best)
+    return [replace(cell, best=metric_number(experiment, column.metric, cell.value) == shown) for cell in cells]

@@ -1,0 +1,173 @@
+"""Draw a tidy frame of points: a column of panels for each metric or guidance, a line of panels for each device."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from mar_bench.report.figures.style import (
+    FLOOR,
+    HOLLOW_SIZE,
+    MARKER_SIZE,
+    NEUTRAL,
+    colours_of,
+    handle,
+    legend_below,
+    markers_of,
+)
+
+PANEL_INCHES = 3.2, 2.7
+CHARACTERS, TITLE_CHARACTERS = 44, 50  # on the width of a panel
+MOST_TICKS = 6  # more values of a knob than that do not get a tick each
+MIN_RATIO = 6  # of the ends of the axis of seconds, so that at least two of its ticks at 1, 2 and 5 are in view
+MOST_RATIO = 60  # up to which there is room for all of these ticks
+# offsets of a name from its point in points of 1/72 inch, best first
+PLACES = ((5, 4), (-5, 4), (5, -4), (-5, -4), (0, 8), (0, -8), (8, 0), (-8, 0), (9, 12), (-9, -12), (12, -12))
+SIDES = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}  # alignment by the sign of an offset
+
+
+@dataclass(frozen=True)
+class Plot:
+    """``points`` has the columns panel, setting, x, x_low, x_high (quartiles), y, sd, colour and marker (texts of the
+    legend), name (written beside the point) and published (the paper's, drawn hollow)."""
+
+    points: pd.DataFrame
+    title: str
+    panels: dict[str, str]  # panel -> label of its y axis, with the unit
+    legend: dict[str, list[str]]  # title -> texts: of the colours, and of the markers unless these are the same
+    x_label: str
+    joined: bool  # whether points of one colour are joined in the order of x
+    bars: str  # what the error bars are
+    x_values: list[float] = field(default_factory=list)  # of a knob; empty if x is seconds
+    log_x: bool = True
+    floors: pd.DataFrame | None = None  # panel, value, colour, name
+
+
+def render(plot: Plot) -> Figure:
+    points, first = plot.points, next(iter(plot.legend.values()))
+    colours, markers = colours_of(first), markers_of(list(plot.legend.values())[-1])
+    settings, panels = sorted(points["setting"].unique()), list(plot.panels)
+    size = PANEL_INCHES[0] * len(panels), PANEL_INCHES[1] * len(settings)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(settings), len(panels), squeeze=False, sharex="row")
+    drawn = []
+    for axes, setting in zip(grid, settings):
+        for ax, panel in zip(axes, panels):
+            here = points[(points["setting"] == setting) & (points["panel"] == panel)]
+            if not plot.x_values:
+                ax.set_title(panel)
+            if here.empty:
+                ax.set_axis_off()
+                ax.text(0.5, 0.5, "no points", ha="center", color=NEUTRAL, transform=ax.transAxes)
+                continue
+            drawn.append((ax, here))
+            _points(ax, here, plot.joined, colours, markers)
+            if plot.floors is not None:
+                _floors(ax, plot.floors[plot.floors["panel"] == panel], colours)
+            ax.set_xlabel("\n".join([plot.x_label, *textwrap.wrap(setting, CHARACTERS)]))
+            ax.margins(y=0.1)
+            ax.set_ylabel(plot.panels[panel])
+        _scale_x(axes[0], plot)
+    _legend(figure, plot, colours, markers)
+    title = "\n".join(
+        line for text in plot.title.splitlines() for line in textwrap.wrap(text, CHARACTERS * len(panels))
+    )
+    figure.suptitle(title, fontsize=9, x=0.01, y=1.01, ha="left", va="bottom")
+    figure.draw_without_rendering()  # fixes the places of the points
+    for ax, here in drawn:
+        _place_names(ax, here)
+    return figure
+
+
+def _points(ax: Axes, points: pd.DataFrame, joined: bool, colours: dict[str, str], markers: dict[str, str]) -> None:
+    for (colour, marker), group in points.sort_values("x", kind="stable").groupby(["colour", "marker"], sort=False):
+        look: dict[str, Any] = {"color": colours[str(colour)], "marker": markers[str(marker)]}
+        ours, theirs = group[~group["published"]], group[group["published"]]
+        quartiles = np.array([ours["x"] - ours["x_low"], ours["x_high"] - ours["x"]]).clip(min=0)
+        ax.errorbar(
+            ours["x"], ours["y"], ours["sd"], quartiles, linestyle="-" if joined else "none", linewidth=1.3,
+            elinewidth=1, capsize=2, markersize=MARKER_SIZE, markeredgecolor="none", zorder=3, **look,
+        )  # fmt: skip
+        ax.plot(theirs["x"], theirs["y"], linestyle="none", fillstyle="none", markersize=HOLLOW_SIZE, zorder=4, **look)
+        for name, x, y in zip(ours["name"], ours["x"], ours["y"]):
+            if name:
+                halo = [withStroke(linewidth=2, foreground="white")]
+                text = ax.annotate(name, (x, y), xytext=PLACES[0], textcoords="offset points", fontsize=7, zorder=5)
+                text.set(color=look["color"], path_effects=halo, in_layout=False)
+
+
+def _floors(ax: Axes, floors: pd.DataFrame, colours: dict[str, str]) -> None:
+    """A dashed line for each tokenizer alone, from a y axis that starts at 0."""
+    for value, colour, name in zip(floors["value"], floors["colour"], floors["name"]):
+        ax.axhline(value, color=colours.get(colour, NEUTRAL), zorder=1, **FLOOR)
+        side = "bottom" if value == floors["value"].max() else "top"  # the lines may be close together
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": side}
+        ax.annotate(name, (1, value), xytext=(2, 0), fontsize=7, color=NEUTRAL, **place)
+    ax.set_ylim(bottom=0)
+
+
+def _scale_x(ax: Axes, plot: Plot) -> None:
+    """A tick at every value of a knob if there is room; seconds on a logarithmic axis with a few ticks a decade."""
+    if plot.log_x:
+        ax.set_xscale("log")
+    if not plot.x_values:
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.margins(x=0.12)
+        low, high = ax.get_xlim()
+        factor = max(1.0, MIN_RATIO * low / high) ** 0.5
+        ax.set_xlim(low / factor, high * factor)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < MOST_RATIO else (1, 3)))
+        return
+    if plot.log_x:
+        ax.xaxis.set_minor_locator(NullLocator())
+    if plot.log_x or len(plot.x_values) <= MOST_TICKS:
+        ax.set_xticks(plot.x_values, [f"{value:g}" for value in plot.x_values])
+    ax.margins(x=0.06)
+
+
+def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[str, str]) -> None:
+    line = {"linestyle": "-" if plot.joined else "none", "markeredgecolor": "none"}
+    titles = list(plot.legend)
+    groups = {titles[0]: [handle(t, color=colours[t], marker=markers.get(t, "o"), **line) for t in colours if t]}
+    if len(titles) > 1:
+        groups[titles[1]] = [handle(t, marker=markers[t], markeredgecolor="none") for t in markers]
+    notes = []
+    if plot.floors is not None and len(plot.floors):
+        notes.append(handle("reconstruction alone", **FLOOR))
+    if plot.points["published"].any():
+        where = "" if plot.x_values else " (one A100)"
+        notes.append(handle(f"paper{where}", marker="o", fillstyle="none", markersize=HOLLOW_SIZE))
+    if plot.bars:
+        notes.append(handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
+    legend_below(figure, groups, notes, wide=len(plot.panels) > 1)
+
+
+def _place_names(ax: Axes, points: pd.DataFrame) -> None:
+    """Write each name at the place beside its point that hides the fewest names, markers and bars."""
+    bars = points["sd"].fillna(0)
+    ends = [ax.transData.transform(np.column_stack([points["x"], y])) for y in (points["y"] - bars, points["y"] + bars)]
+    taken = [Bbox([low - MARKER_SIZE, high + MARKER_SIZE]) for low, high in zip(*ends)]
+    page = ax.get_window_extent()
+    for text in ax.texts:
+        if not text.get_path_effects():  # not the name of a point
+            continue
+        found = []
+        for x, y in PLACES:
+            look = {"position": (x, y), "ha": SIDES[np.sign(x)][0], "va": SIDES[np.sign(y)][1]}
+            text.set(**look)
+            box = text.get_window_extent()
+            inside = page.containsx(box.x0) and page.containsx(box.x1) and page.containsy(box.y1)
+            found.append((box.count_overlaps(taken) + 10 * (not inside), look, box))
+        _, look, box = min(found, key=lambda place: place[0])
+        text.set(**look)
+        taken += [box] * 5  # worse to hide than a marker
