@@ -92,7 +92,8 @@ def _submit(
     from mar_bench.cluster.ledger import read_ledger
     from mar_bench.cluster.plan import followed, make_plan, rows_of
     from mar_bench.cluster.profile import SlurmProfile
-    from mar_bench.pipeline.graph import preflight, publish, writable
+    from mar_bench.pipeline.preflight import preflight, writable
+    from mar_bench.pipeline.store import publish
     from mar_bench.records.provenance import git_state
 
     names, overrides = names_and_overrides(words)
@@ -222,11 +223,11 @@ def _say_plan(plan, profile, waiting: int, total: int, retry: bool) -> None:
 def _say_dry(plan, places, profile, command: str, label: str) -> None:
     from mar_bench.cluster import submit as submitting
     from mar_bench.cluster.profile import SlurmProfile
-    from mar_bench.pipeline.graph import preflight
-    from mar_bench.pipeline.plan import gpu_hours_of
+    from mar_bench.pipeline.cost import gpu_hours
+    from mar_bench.pipeline.preflight import preflight
     from mar_bench.utils.console import console_table
 
-    hours = sum(gpu_hours_of(stage) for job in plan.graph if job.shard is None for stage in job.stages)
+    hours = sum(gpu_hours(s.kind, s.run.spec) for job in plan.graph if job.shard is None for s in job.stages)
     if not isinstance(profile, SlurmProfile):
         lines = [[job.key, job.title, "all others" if job.follows else " ".join(job.needs)] for job in plan.graph]
         print(console_table(["job", "does", "after"], lines))
@@ -358,7 +359,7 @@ def cancel(
 
 def _places(runs: str | None, cluster: str | None):
     from mar_bench.cluster.profile import load_profile
-    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.store import default_places
 
     if runs is None and cluster is not None:
         runs = load_profile(cluster)[1].runs

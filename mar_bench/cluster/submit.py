@@ -17,7 +17,7 @@ from mar_bench.cluster.slurm import cancel_jobs, cancel_named, dependency, sbatc
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.cluster.work import Work
 from mar_bench.config.ids import Run
-from mar_bench.pipeline.graph import Places, is_sound, record_failure
+from mar_bench.pipeline.store import Places, is_sound, record_failure
 from mar_bench.records.record import read_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError

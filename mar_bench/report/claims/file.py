@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mar_bench.config.experiment import experiments_dir, load_yaml
+from mar_bench.config.layers import experiments_dir, load_yaml
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.report.claims.evidence import Evidence
 from mar_bench.utils.errors import UserError
