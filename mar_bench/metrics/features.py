@@ -70,7 +70,7 @@ class EfficientNetLite0(nn.Module):
         import timm
 
         super().__init__()
-        self.net = timm.create_model("tf_efficientnet_lite0")
+        self.net: Any = timm.create_model("tf_efficientnet_lite0")
         stored, wanted = torch.load(weights, map_location="cpu", weights_only=True), self.net.state_dict()
         # the file names its tensors differently from timm, but has them in the same order and shapes
         assert [v.shape for v in stored.values()] == [v.shape for v in wanted.values()]

@@ -211,5 +211,5 @@ def standard_error(values: Sequence[float]) -> float:
 
     It is sqrt((G - 1) / G * sum of squared deviations). An ordinary bootstrap repeats images, which biases a Frechet
     distance upwards."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(np.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum()))
+    left_out = np.asarray(values, dtype=np.float64)
+    return float(np.sqrt((len(values) - 1) / len(values) * np.square(left_out - left_out.mean()).sum()))

@@ -43,7 +43,7 @@ class Reference:
 
     def save(self, path: Path) -> None:
         meta = {"about": self.about, "extractor": self.extractor}
-        arrays = {**self.statistics, "meta": np.array(json.dumps(meta))}
+        arrays: dict[str, Any] = {**self.statistics, "meta": np.array(json.dumps(meta))}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -108,7 +108,7 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     if has_statistics:
         _check_statistics(path, stored, HINT)
     inception_statistics = has_statistics and space.about["kind"] == "inception"
-    about = {"num_images": None, "num_features": 0, "size": None, "channels": None}
+    about: dict[str, Any] = {"num_images": None, "num_features": 0, "size": None, "channels": None}
     features = None
     if "arr_0" in stored:
         images = open_npz(path)

@@ -151,17 +151,17 @@ class Measure:
         self.progress("distances")
         total = Moments.near(features[:ROWS]).add(features)
         parts = [Moments(total.shift).add(features[~some]) for some in rest]
-        statistics, without = total.statistics(), [total.without(part).statistics() for part in parts]
-        add("fd", self.distance(statistics), map(self.distance, without))
+        statistics, others = total.statistics(), [total.without(part).statistics() for part in parts]
+        add("fd", self.distance(statistics), map(self.distance, others))
         if self.heldout_distance:
-            add("fd:heldout", self.heldout_distance(statistics), map(self.heldout_distance, without))
+            add("fd:heldout", self.heldout_distance(statistics), map(self.heldout_distance, others))
 
         if logits is not None:
             self.progress("inception score")
             order = shuffled(len(groups))  # shuffled once: a shuffle per group would add variance of its own
             orders = [order, *(order[some[order]] for some in rest)]
-            found, *values = (inception_style_score(logits[o], settings.is_splits, shuffle=False) for o in orders)
-            add("is", found.mean, [value.mean for value in values], sd_splits=found.sd)
+            found, *rests = (inception_style_score(logits[o], settings.is_splits, shuffle=False) for o in orders)
+            add("is", found.mean, [value.mean for value in rests], sd_splits=found.sd)
             if images.extractor["kind"] == "classifier" and labels is not None:  # its classes are the data set's
                 share("accuracy", logits.argmax(-1) == labels)
 
@@ -172,8 +172,8 @@ class Measure:
             self.progress("precision and recall")
             subsets = [features, *(features[some] for some in rest)] if len(features) <= RECALL_IMAGES else [features]
             pairs = [precision_recall(generated=s, reference=real, neighbours=settings.neighbours) for s in subsets]
-            for metric, (value, *values) in zip(("precision", "recall"), zip(*pairs)):
-                add(metric, value, values)
+            for metric, (value, *without) in zip(("precision", "recall"), zip(*pairs)):
+                add(metric, value, without)
             if self.reference.complete:
                 self.progress("copies")
                 share("copied", copied(features, real))

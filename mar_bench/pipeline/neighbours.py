@@ -63,7 +63,8 @@ def neighbours(run: Run, places: Places, count: int, k: int) -> Neighbours:
     shown = order + [i for i in range(len(generated)) if i not in order][:count]
     distances, indices = nearest(images.features[shown], training, k)
     found = load_data(run.spec.data, places.runs / IMAGES).train.get(indices.flatten().tolist())
-    samples, begin = {}, 0
+    samples: dict[int, torch.Tensor] = {}
+    begin = 0
     for batch in source.batches(silent):
         samples |= {i: batch[i - begin] for i in shown if begin <= i < begin + len(batch)}
         begin += len(batch)

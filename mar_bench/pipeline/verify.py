@@ -138,11 +138,11 @@ def _from_features(
 def _compare(recorded: dict[str, Any], now: dict[str, Any], findings: Findings, path: str = "") -> None:
     """Add a line for each field of a protocol that has changed."""
     for name in sorted(now.keys() | recorded.keys()):
-        pair = recorded.get(name), now.get(name)
-        if all(isinstance(value, dict) for value in pair):
-            _compare(*pair, findings, f"{path}{name}.")
-        elif pair[0] != pair[1]:
-            findings.lines.append((f"{path}{name}", str(pair[0])[:20], str(pair[1])[:20], DIFFERENT))
+        one, other = recorded.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            _compare(one, other, findings, f"{path}{name}.")
+        elif one != other:
+            findings.lines.append((f"{path}{name}", str(one)[:20], str(other)[:20], DIFFERENT))
 
 
 def _settings_of(record: Record) -> MetricsSpec:

@@ -17,7 +17,14 @@ from mar_bench.metrics import score as module
 from mar_bench.metrics.features import Images
 from mar_bench.metrics.functions import copied, frechet_distance, precision_recall, standard_error, statistics
 from mar_bench.metrics.references import Reference, build_reference
-from mar_bench.metrics.score import PREVIEW_IMAGES, Measure, Seen, largest_settings, load_seen, one_pass, save_seen
+from mar_bench.metrics.score import (
+    PREVIEW_IMAGES,
+    FeatureSet,
+    Measure,
+    extract_features,
+    largest_settings,
+    load_features,
+)
 from tests.measuring import Averages, classifier, digits, noise, refusal, says, space_of
 
 SPACE = Averages()
@@ -39,8 +46,8 @@ def reference(images: torch.Tensor = REAL, most: int = 1000, space=SPACE, kind: 
     return build_reference(images.split(40), len(images), space, most, kind, f"{kind}:test")
 
 
-def seen(images: torch.Tensor = DRAWN, labels: torch.Tensor | None = LABELS, space=SPACE, size: int = 40) -> Seen:
-    return one_pass(images.split(size), space, labels)
+def seen(images: torch.Tensor = DRAWN, labels: torch.Tensor | None = LABELS, space=SPACE, size: int = 40) -> FeatureSet:
+    return extract_features(images.split(size), space, labels)
 
 
 # --- parity with torch-fidelity -------------------------------------------------------------------------
@@ -62,7 +69,7 @@ def test_all_numbers_are_torch_fidelitys(tmp_path):
     assert set(asked) <= set(DEFAULTS), "torch-fidelity ignores what it does not know"
     expected = torch_fidelity.calculate_metrics(**asked)
 
-    real, drawn = build_reference([real], 250, space, 250, "", ""), one_pass([drawn], space)
+    real, drawn = build_reference([real], 250, space, 250, "", ""), extract_features([drawn], space)
     found = Measure(replace(SETTINGS, kid_subsets=12, kid_subset_size=60), real)(drawn)
     metrics, doubt = found.metrics, found.uncertainty
     assert metrics["fd_test"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
@@ -89,7 +96,7 @@ def test_a_stream_is_taken_once_and_a_batch_at_a_time():
             yield batch
 
     space = Averages()
-    found = one_pass(stream(), space, LABELS, kind="run")
+    found = extract_features(stream(), space, LABELS, kind="run")
     assert alive == [0, 1, 2] and space.batches == [50, 50, 20], "each is seen before the next is made"
     assert torch.equal(found.features, SPACE.extract(DRAWN)[0]) and torch.equal(found.logits, SPACE.extract(DRAWN)[1])
     assert torch.equal(found.preview, DRAWN[:PREVIEW_IMAGES]) and found.labels is LABELS
@@ -323,8 +330,8 @@ def test_two_images_are_too_few_for_a_jackknife(count, groups):
 def test_what_was_seen_is_loaded_as_it_was_saved(labels, scores, tmp_path):
     space = Averages(scores=scores)
     before = seen(labels=labels, space=space)
-    save_seen(before, tmp_path / "new" / "x.safetensors")
-    after = load_seen(tmp_path / "new" / "x.safetensors")
+    before.save(tmp_path / "new" / "x.safetensors")
+    after = load_features(tmp_path / "new" / "x.safetensors")
     assert torch.equal(before.features, after.features)
     for one, other in ((before.logits, after.logits), (before.labels, after.labels)):
         assert other is None if one is None else torch.equal(one, other)
@@ -335,12 +342,12 @@ def test_what_was_seen_is_loaded_as_it_was_saved(labels, scores, tmp_path):
 
 def test_what_is_no_file_of_kept_features_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
-    assert says(refusal(load_seen, path), path, "no features as mar-bench keeps them")
-    save_seen(seen(), path)
+    assert says(refusal(load_features, path), path, "no features as mar-bench keeps them")
+    seen().save(path)
     whole = path.read_bytes()
     for content in (b"", b"hello there", whole[:-1], whole[:100]):
         path.write_bytes(content)
-        assert says(refusal(load_seen, path), path, "no features as mar-bench keeps them")
+        assert says(refusal(load_features, path), path, "no features as mar-bench keeps them")
     for tensors, notes in (
         ({"features": torch.zeros(2, 2)}, None),
         ({"features": torch.zeros(2, 2)}, {"about": "{}"}),
@@ -348,4 +355,4 @@ def test_what_is_no_file_of_kept_features_is_refused(tmp_path):
         ({"logits": torch.zeros(2, 2)}, {"about": "{}", "extractor": "{}"}),
     ):
         module.save_file(tensors, path, notes)
-        assert says(refusal(load_seen, path), path, "no features as mar-bench keeps them")
+        assert says(refusal(load_features, path), path, "no features as mar-bench keeps them")
