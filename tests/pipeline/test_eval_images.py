@@ -1,4 +1,4 @@
-"""The verbs of measuring as a user types them: eval, reference, compare, verify, neighbours, show RECORD."""
+"""The commands eval, reference, compare, verify, neighbours and show RECORD, as a user types them."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_kept_features_are_measured_again_without_images(tmp_path, photos):
     assert again["metrics"] == expected["metrics"] and again["ids"] == expected["ids"]
     fewer = scores("kept.safetensors", "real.npz", "metrics.kid_subset_size=10", extractor=None)
     assert fewer["metrics"]["kid_colours"] != expected["metrics"]["kid_colours"] and fewer["ids"] != expected["ids"]
-    assert "npz that mar-bench reference build wrote" in mistake("eval", "kept.safetensors", "--reference", photos[1])
+    assert "mar-bench reference build" in mistake("eval", "kept.safetensors", "--reference", photos[1])
     for target in ("kept.npz", "."):
         assert ".safetensors" in mistake("eval", photos[1], "--reference", "real.npz", "--keep-features", target)
 
@@ -361,7 +361,7 @@ def test_verify_says_what_is_not_there(run, tmp_path):
     Path("later.json").write_text(json.dumps(later))
     assert "later" in mistake("verify", "later.json", *places)
     Path("older.json").write_text(json.dumps({**asdict(record), "protocol": {}}))
-    assert "measure again" in mistake("verify", "older.json", *places)
+    assert "protocol is incomplete" in mistake("verify", "older.json", *places)
     assert record.id in call("show", "older.json")
     Path("partial.json").write_text(json.dumps({**asdict(record), "protocol": {**record.protocol, "samples": {}}}))
     assert "damaged" in mistake("verify", "partial.json", *places)
