@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mar_bench.config.experiment import (
-    load_experiment,
-)
+from mar_bench.config.experiment import load_experiment
 from mar_bench.utils.errors import UserError
 
 TABLE1 = Path(__file__).parents[1] / "experiments/table1.yaml"

@@ -1,11 +1,13 @@
-"""The verbs. No hyper-parameter has a flag: everything in a spec is overridden as key=value."""
+"""The commands, one thin function each. Hyper-parameters have no flags: specs are overridden as key=value.
+
+No logic here, and no import of torch, numpy or pandas at import time. Start with options.py."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its verbs
+from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its commands
 from mar_bench.cli.options import app
 from mar_bench.utils.errors import UserError
 
@@ -17,7 +19,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+    except BrokenPipeError:  # the reader of the pipe, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:  # a folder that cannot be written, a full disk

@@ -48,15 +48,15 @@ def _folder(name: str, help_text: str, default: str | None = None):
     return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=shown)
 
 
-Runs = Annotated[str, _folder("RUNS", "Folder of check-points, latents and samples.", "runs")]
+Runs = Annotated[str | None, _folder("RUNS", "Folder of checkpoints, latents and samples.", "runs")]
 Records = Annotated[
-    str, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
+    str | None, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
 ]
 Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
 Weights = Annotated[str, _folder("WEIGHTS", "Folder of public files.")]
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name (see list) or a YAML file.")]
 ExperimentNames = Annotated[
-    list[str], typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides.")
+    list[str] | None, typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides.")
 ]
 Overrides = Annotated[
     list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
@@ -104,7 +104,7 @@ def load(name: str, scale: str, overrides: list[str] | None, records):
 
 def named(names: list[str] | str | None, every: bool) -> list[str]:
     """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
-    from mar_bench.config.experiment import experiment_files
+    from mar_bench.config.layers import experiment_files
 
     names = [names] if isinstance(names, str) else list(names or ())
     if every and names:
@@ -216,7 +216,7 @@ def cores() -> int:
 
 def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
-    from mar_bench.config.experiment import RUN_KEYS
+    from mar_bench.config.spec import RUN_KEYS
 
     def is_override(word: str) -> bool:
         block, dot, _ = word.partition(".")

@@ -1,4 +1,4 @@
-"""The verb of the records of several machines: collect."""
+"""The command for records of several machines: collect."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def collect(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR...", help="Folders of records, or that have results/records or records inside, or of runs."
+            metavar="DIR...", help="Folders of records, folders containing results/records or records, or runs folders."
         ),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, write nothing.")] = False,
     records: Records = None,
 ) -> None:
-    """Bring records of several machines together.
+    """Copy the records of other machines.
 
-    New ones are copied. Of two measurements of one id that agree the earlier stays and lists the other as a
-    replication. Two that disagree are set aside in <records>/conflicts, where no table sees them, and named."""
+    Of two equal results of one id the earlier is kept. Results that disagree are set aside in <records>/conflicts,
+    where no table shows them, and named; the exit code is then 1."""
     from mar_bench.pipeline.graph import default_places
     from mar_bench.records.collect import collect
 

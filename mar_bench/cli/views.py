@@ -1,4 +1,4 @@
-"""The verbs that look at records and runs: table, plot, sample, claims."""
+"""The commands that show records and runs: table, plot, sample, claims."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ from mar_bench.cli.options import (
 from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")
+ScaleOrAll = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="An overlay in experiments/scale.")]
+
+
+def _experiments(words: list[str] | None, every: bool, scale: str, found: dict) -> list:
+    names, overrides = names_and_overrides(words)
+    return [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
+
+
+def _save(path: Path, text: str) -> None:
+    from mar_bench.utils.files import atomic_write
+
+    atomic_write(path, text)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 @app.command()
@@ -34,40 +47,28 @@ def table(
     every: All = False,
     scale: Scale = "tiny",
     output_format: Annotated[str, typer.Option("--format", metavar="md|csv|tex", help="What to print.")] = "md",
-    save: Annotated[bool, typer.Option("--save", help="Write all formats into the reports folder as well.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Also write all formats into the reports folder.")] = False,
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
     """Print a table beside the paper's numbers."""
+    from mar_bench.report.table.build import build
+
     if output_format not in TABLE_FORMATS:
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
     places, found = results(None, records)
-    names, overrides = names_and_overrides(words)
-    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
-    for experiment in experiments:
-        _table(experiment, found, places, output_format, save, reports, strict=save and not every)
-
-
-def _table(experiment, found: dict, places, output_format: str, save: bool, reports: str, strict: bool) -> None:
-    """Print one table; without records print a note, or with ``strict`` raise UserError, and save nothing."""
-    from mar_bench.report.table.build import build
-    from mar_bench.utils.files import atomic_write
-
-    scale = experiment.scale
-    result = build(experiment, found)
-    if not any(tasks["generation"] for tasks in result.selection.values()):
-        nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
-        if strict:
-            raise UserError(nothing)
-        print(f"note: {nothing}", file=sys.stderr)
-        save = False
-    texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
-    print(texts[output_format], end="")
-    if save:
-        for ending, text in texts.items():
-            path = Path(reports) / scale / f"{experiment.id}.{ending}"
-            atomic_write(path, text)
-            print(f"wrote {path}", file=sys.stderr)
+    for experiment in _experiments(words, every, scale, found):
+        result = build(experiment, found)
+        empty = not any(tasks["generation"] for tasks in result.selection.values())
+        if empty:
+            nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
+            if save and not every:
+                raise UserError(nothing)
+            print(f"note: {nothing}", file=sys.stderr)
+        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
+        print(texts[output_format], end="")
+        for ending, text in texts.items() if save and not empty else ():
+            _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
 
 
 @app.command()
@@ -78,24 +79,20 @@ def plot(
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
-    """Draw an experiment's figure, or distance against seconds per image where it names none.
+    """Draw an experiment's figure; the default is distance against seconds per image.
 
     Writes <reports>/<scale>/<experiment>.png, .pdf and .svg."""
-    _, found = results(None, records)
-    names, overrides = names_and_overrides(words)
-    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
     from mar_bench.report.figures.draw import draw
 
-    for experiment in experiments:
+    _, found = results(None, records)
+    for experiment in _experiments(words, every, scale, found):
         try:
-            paths = draw(experiment, found, Path(reports) / scale / experiment.id)
+            for path in draw(experiment, found, Path(reports, scale, experiment.id)):
+                print(f"wrote {path}")
         except UserError as error:
             if not every:
                 raise
             print(f"note: {error}", file=sys.stderr)
-            continue
-        for path in paths:
-            print(f"wrote {path}")
 
 
 @app.command()
@@ -103,37 +100,35 @@ def sample(
     words: ExperimentNames = None,
     every: All = False,
     scale: Scale = "tiny",
-    seeds: Annotated[str, typer.Option(metavar="N", help="The training seed whose images are drawn.")] = "0",
-    sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are drawn.")] = "0",
+    seeds: Annotated[str, typer.Option(metavar="N", help="The training seed whose images are shown.")] = "0",
+    sampling_seeds: Annotated[str, typer.Option(metavar="N", help="The sampling seed whose images are shown.")] = "0",
     reports: Reports = "reports",
     runs: Runs = None,
     records: Records = None,
 ) -> None:
-    """Draw a sheet of generated images.
+    """Draw a sheet of generated images, a panel per row.
 
-    A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
+    Shows what run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
     from mar_bench.pipeline.graph import previews
     from mar_bench.report.samples import sample_grid
 
     places, found = results(runs, records)
     pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
-    names, overrides = names_and_overrides(words)
-    for name in named(names, every):
-        experiment = load(name, scale, no_seeds(overrides), found)
+    for experiment in _experiments(words, every, scale, found):
         chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
         images = previews(chosen, places)
         if every and not images:
             print(f"note: no images of {experiment.id} at scale {scale} in {places.runs}", file=sys.stderr)
             continue
-        path = sample_grid(experiment, images, Path(reports) / scale / f"{experiment.id}-samples.png")
+        path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.id}-samples.png"))
         print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
 
 
 @app.command()
 def claims(
-    scale: Scale = None,
-    save: Annotated[bool, typer.Option("--save", help="Write it into the reports folder as well.")] = False,
+    scale: ScaleOrAll = None,
+    save: Annotated[bool, typer.Option("--save", help="Also write it into the reports folder.")] = False,
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
@@ -143,11 +138,8 @@ def claims(
     <reports>/<scale>/claims.md."""
     from mar_bench.report.claims.file import claims_file
     from mar_bench.report.claims.report import markdown
-    from mar_bench.utils.files import atomic_write
 
     text = markdown(claims_file(), results(None, records)[1], scale)
     print(text, end="")
     if save:
-        path = Path(reports, scale or "", "claims.md")
-        atomic_write(path, text)
-        print(f"wrote {path}", file=sys.stderr)
+        _save(Path(reports, scale or "", "claims.md"), text)

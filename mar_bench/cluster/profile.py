@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mar_bench.config.experiment import load_yaml
+from mar_bench.config.layers import load_yaml
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import shipped

@@ -1,36 +1,103 @@
-"""Plain containers -> frozen dataclasses, strictly: an unknown key, kind or a value of another type is an error."""
+"""Plain containers -> frozen dataclasses, strictly: an unknown key or kind, a wrong type or a number out of range is an
+error. Ranges and lists of known words are part of the types (``Count``, ``OneOf``)."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import sys
 import types
 import typing
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, Union
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, Union
 
 from mar_bench.utils.errors import UserError, did_you_mean
 
 
 class KeyPathError(Exception):
-    """A bad key or value inside a tree: its dotted path and what is wrong, before the file is known."""
+    """A bad key or value inside a tree: its dotted path and what is wrong, raised where the file is not known."""
 
     def __init__(self, path: str, message: str, value: Any = None):
-        super().__init__(message)
+        super().__init__(f"{path}: {message}" if path else message)
         self.path, self.message, self.value = path, message, value
 
 
+@dataclass(frozen=True)
+class Range:
+    """A range in the type of a number: ``low`` <= value <= ``high``, without the ends that are ``open``."""
+
+    text: str
+    low: float
+    high: float = math.inf
+    open: str = ""
+
+    def complaint(self, value: Any) -> str | None:
+        above = value > self.low if "low" in self.open else value >= self.low
+        below = value < self.high if "high" in self.open else value <= self.high
+        return None if above and below else f"{value} {self.text}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Known words in the type of a text; ``what`` names one of them."""
+
+    what: str
+    known: tuple[str, ...]
+
+    def complaint(self, value: Any) -> str | None:
+        return None if value in self.known else f"no {self.what} '{value}', {did_you_mean(value, self.known)}"
+
+
+Count = Annotated[int, Range("must be above 0", 1)]
+CountOrZero = Annotated[int, Range("must be 0 or more", 0)]
+TwoOrMore = Annotated[int, Range("must be at least 2", 2)]
+Subsets = Annotated[int, Range("must lie between 1 and 10000", 1, 10_000)]
+Seed = Annotated[int, Range("must lie between 0 and 2^63 - 1", 0, 2**63 - 1)]
+Positive = Annotated[float, Range("must be above 0", 0, open="low")]
+NotNegative = Annotated[float, Range("must be 0 or more", 0)]
+Fraction = Annotated[float, Range("must lie in [0, 1)", 0, 1, open="high")]
+Share = Annotated[float, Range("must lie between 0 and 1", 0, 1)]
+
+
+def unhashed(default: Any) -> Any:
+    """A field that does not determine the output: paths, threads, devices, checkpoint intervals."""
+    return field(default=default, metadata={"unhashed": True})
+
+
+def view(default: Any) -> Any:
+    """A field of a tokenizer that determines how its output becomes tokens, but neither its weights nor its
+    reconstructions."""
+    return field(default=default, metadata={"view": True})
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, ranges included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
 def parse(expected: Any, value: Any, path: str = "") -> Any:
-    """``value`` as an instance of the type ``expected``: dataclass, union of kinds, Literal, tuple or scalar."""
+    """``value`` as an instance of the type ``expected``: dataclass, union of kinds, Literal, tuple, dict or scalar.
+
+    Raises KeyPathError."""
     origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Annotated:
+        found = parse(args[0], value, path)
+        for rule in args[1:]:
+            if complaint := rule.complaint(found):
+                raise KeyPathError(path, complaint, value)
+        return found
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         members = [a for a in args if a is not type(None)]
-        if all(is_dataclass(m) for m in members):
+        if len(members) > 1 and all(is_dataclass(m) for m in members):
             return parse(_kind_of(members, value, path), value, path)
         return parse(members[0], value, path)
-    if is_dataclass(expected):
+    if isinstance(expected, type) and is_dataclass(expected):
         return _parse_dataclass(expected, value, path)
     if origin is Literal:
         if value not in args:
@@ -46,7 +113,10 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise KeyPathError(path, f"expected a block of keys, found {value!r}", value)
-        return {str(key): parse(args[1], v, join(path, key)) for key, v in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise KeyPathError(join(path, str(key)), "keys are texts; put it in quotes")
+        return {parse(args[0], key, join(path, key)): parse(args[1], v, join(path, key)) for key, v in value.items()}
     if expected is Any:
         return value
     return _parse_scalar(expected, value, path)
@@ -64,27 +134,34 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
     raise KeyPathError(path, f"expected {names[expected]}, found {value!r}", value)
 
 
-def _kind_of(members: list[type], value: Any, path: str) -> type:
+def _kind_of(members: list[Any], value: Any, path: str) -> type:
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
         raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}", value)
     assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)
     kind = value.get("kind", assumed)
-    if kind not in list(kinds):
-        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(kind, kinds)}", kind)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(str(kind), kinds)}", kind)
     return kinds[kind]
 
 
 def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
-    if not isinstance(value, dict):
-        raise KeyPathError(path, f"expected a block of keys, found {value!r}", value)
-    hints = typing.get_type_hints(cls)
-    known = {f.name: hints[f.name] for f in fields(cls)}
-    for key in value:
-        if key not in known:
-            where = f" of kind '{cls.kind}'" if hasattr(cls, "kind") else ""
-            raise KeyPathError(join(path, key), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
-    return cls(**{key: parse(known[key], v, join(path, key)) for key, v in value.items()})
+    known = field_types(cls)
+    check_keys(path, value, known, f" of kind '{cls.kind}'" if hasattr(cls, "kind") else "")
+    found = {key: parse(known[key], v, join(path, key)) for key, v in value.items()}
+    for f in fields(cls):
+        if f.name not in found and f.default is f.default_factory is dataclasses.MISSING:
+            raise KeyPathError(join(path, f.name), "is missing")
+    return cls(**found)
+
+
+def check_keys(path: str, tree: Any, known: Collection[str], where: str = "") -> None:
+    """Raises KeyPathError where ``tree`` is not a block or has a key that is not one of ``known``."""
+    if not isinstance(tree, dict):
+        raise KeyPathError(path, f"expected a block of keys, found {tree!r}", tree)
+    for key in tree:
+        if key not in list(known):
+            raise KeyPathError(join(path, str(key)), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
 
 
 def join(path: str, key: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from mar_bench.config.checks import check_bounds
 from mar_bench.config.choices import with_choices
-from mar_bench.config.experiment import load_experiment, parse_overrides
+from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run, with_seeds
+from mar_bench.config.layers import parse_overrides
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
 from mar_bench.data.datasets import CONVERSION, Progress, load_data
@@ -286,7 +286,6 @@ def settings_of(overrides: list[str], run: Run | None) -> tuple[MetricsSpec, set
         settings = parse(MetricsSpec, given, "metrics")
     except KeyPathError as error:
         raise UserError(f"{error.path}: {error.message}") from None
-    check_bounds(settings, "metrics")
     return settings, set(given)
 
 

@@ -1,4 +1,4 @@
-"""Where a number came from: code, versions, machine. Imports torch inside one function only."""
+"""Provenance of a record: code, versions, machine. Imports torch inside one function only."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mar_bench.utils.errors import UserError
 
 LIBRARIES = ("torch", "timm", "torch-fidelity", "vector-quantize-pytorch", "numpy", "scipy")
 
-SNAPSHOT = "snapshot.json"  # beside a copy of the package: where the copy was taken
-COMMAND_VARIABLE = "MAR_BENCH_COMMAND"  # in a job: the command that submitted it
+SNAPSHOT = "snapshot.json"  # beside a copy of the package: the checkout it was copied from
+COMMAND_VARIABLE = "MAR_BENCH_COMMAND"  # in a Slurm job: the command that submitted it
 
 
 @lru_cache(maxsize=1)
 def git_state() -> dict:
-    """Commit of the checkout that holds the package and whether its code differs; empty outside one.
+    """Commit of the checkout that contains the package and whether its code is modified; empty outside a checkout.
 
-    In a snapshot: of the checkout that it was taken from."""
+    In a snapshot: those of the checkout it was copied from."""
     root = Path(mar_bench.__file__).parents[1]
     if (root / SNAPSHOT).is_file():
         return json.loads((root / SNAPSHOT).read_text())["git"]
@@ -61,7 +61,7 @@ def cpu_name() -> str:
 
 @lru_cache(maxsize=8)
 def device_name(device: str = "auto") -> str:
-    """The name of the device that a spec's ``compute.device`` stands for here."""
+    """The name of the device that ``compute.device`` selects on this machine."""
     if device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists()):
         return cpu_name()
     import torch
@@ -74,7 +74,7 @@ def device_name(device: str = "auto") -> str:
 
 
 def _command() -> str | None:
-    """As one types it; None where something else than the command line called."""
+    """The command as typed, None if the process was not started by the command line."""
     if submitted := os.environ.get(COMMAND_VARIABLE):
         return submitted
     script = Path(sys.argv[0] if sys.argv else "")
@@ -99,7 +99,7 @@ def provenance(device: str, threads: int, seconds: float) -> dict:
         **_slurm_job(os.environ),
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
         "platform": f"{platform.system()} {platform.machine()}",
-        # a short digest tells hosts apart without publishing their names
+        # a digest distinguishes hosts without publishing their names
         "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
         "device": device_name(device),
         "cores": os.cpu_count(),

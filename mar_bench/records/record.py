@@ -1,6 +1,6 @@
-"""Records: one immutable JSON of measurements each, written whole or not at all.
+"""Records: one immutable JSON file per measurement, written atomically.
 
-A record knows its spec, ids and provenance; it does not know which tables will show it."""
+A record has its spec, ids and provenance; it does not know which tables will show it."""
 
 from __future__ import annotations
 

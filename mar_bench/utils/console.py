@@ -1,4 +1,4 @@
-"""How the verbs print: plain tables and YAML, readable on a terminal and in a log."""
+"""How commands print: plain tables and YAML, readable on a terminal and in a log."""
 
 from __future__ import annotations
 

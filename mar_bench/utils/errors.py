@@ -1,25 +1,26 @@
-"""The one exception that users see as a line, not as a traceback."""
+"""Exceptions: mistakes of the user, which are one line, and requests to stop."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: the message names the file and the key and says the way out. The CLI exits with 2."""
+    """Bad input: the message names the file, the key and the way out. The CLI prints it and exits with 2."""
 
 
-def did_you_mean(word: str, known) -> str:
-    """A hint for a misspelt word, or the list of what is known."""
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """A hint for a misspelt word: the closest known one, or all of them."""
     import difflib
 
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    words = [str(k) for k in known]
+    close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(words))}"
 
 
 def described(error: Exception) -> str:
-    """What a failed record and a report say of an error: its line, and the traceback of what is no user's mistake."""
+    """An error as failed records hold it: its message, and the traceback unless it is a UserError."""
     if isinstance(error, UserError):
         return str(error)
     first = " ".join(str(error).split()) or "no message"
@@ -27,8 +28,8 @@ def described(error: Exception) -> str:
 
 
 class Stopped(BaseException):
-    """Raised inside a stage when the work is to stop; not an Exception, so that no handler swallows it."""
+    """Raised inside a stage to stop it; a BaseException, as ``except Exception`` must not swallow it."""
 
 
 class Superseded(Stopped):
-    """A newer start of the same job has the work: leave everything as it is, and write nothing more."""
+    """A newer start of the same job has taken over: write nothing more."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, and those that ship with the package."""
+"""Files: atomic writes, hashes, errors of damaged ones, and folders that ship with the package."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mar_bench.utils.errors import UserError
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Readers see the old file or the new one, whole."""
+    """Replace a file atomically: readers see the old content or the new one."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content."""
+    """The SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -30,13 +30,13 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden temporary file beside ``path`` to write to; on disk and renamed at the end, gone on any error."""
+    """Yield a hidden temporary file beside ``path``; synced and renamed at the end, deleted on any error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         yield temporary
-        os.fsync(handle)  # of the file, whoever wrote to it: after a power cut there is no empty new one
+        os.fsync(handle)  # whoever wrote to the file: a power cut must not leave it empty
         temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:

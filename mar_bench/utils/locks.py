@@ -1,6 +1,6 @@
-"""Advisory locks between processes, and claims between the starts of one job.
+"""Advisory locks between processes, and claims that tell an old start of a job that a newer one has taken over.
 
-The kernel frees a lock when its process dies, so none is ever stale."""
+The kernel frees a lock when its process dies, so locks are never stale."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CLAIM_SECONDS = 1.0
 
 @contextlib.contextmanager
 def held(path: Path, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock file ``path``; ``waiting()`` is called again and again while somebody else has it, and
-    may raise to give up."""
+    """Hold the lock file ``path``. ``waiting()`` is called repeatedly while another process has it and may raise to
+    give up."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -41,23 +41,23 @@ def held(path: Path, shared: bool = False, waiting: Callable[[], None] = lambda:
 
 
 def machine(shared: bool, waiting: Callable[[], None] = lambda: None):
-    """The lock between work (shared) and speed measurements (alone) of one user on this machine."""
+    """The lock between work (shared) and speed measurements (exclusive) of one user on this machine."""
     return held(Path(tempfile.gettempdir()) / f"mar_bench-{os.getuid()}.lock", shared, waiting)
 
 
 class Claim:
-    """Which start of which job may write a stage's output: a file beside its lock.
+    """Which start of which job may write a stage's output: a file beside the stage's lock.
 
-    Slurm starts a job again when it loses sight of its node, though the old processes may live on there. The new start
-    claims the stage, and the old one finds that out and leaves. A lock alone would keep the new one waiting."""
+    Slurm may requeue a job whose node is unreachable while the old processes are still running and hold the lock. The
+    new start claims the stage; the old one sees the claim at its next step and leaves."""
 
     def __init__(self, path: Path, job: str, restart: int):
         self.path, self.mine = path, (job, restart)
-        self.next_look = 0.0
+        self._next_read = 0.0
 
     def fence(self) -> None:
-        """Tell earlier starts of this job to leave. Raises Superseded where this one is to."""
-        self._look()
+        """Take over the stage from earlier starts of this job. Raises Superseded if a newer start has."""
+        self._raise_if_superseded()
         if (found := self._read()) is not None and found[0] == self.mine[0]:
             self.take()
 
@@ -65,13 +65,13 @@ class Claim:
         atomic_write(self.path, json.dumps(self.mine))
 
     def check(self) -> None:
-        """Raises Superseded where a newer start has taken over; looks once a second at most."""
-        if time.monotonic() < self.next_look:
+        """Raises Superseded if a newer start has taken over; reads the file once per second at most."""
+        if time.monotonic() < self._next_read:
             return
-        self.next_look = time.monotonic() + CLAIM_SECONDS
-        self._look()
+        self._next_read = time.monotonic() + CLAIM_SECONDS
+        self._raise_if_superseded()
 
-    def _look(self) -> None:
+    def _raise_if_superseded(self) -> None:
         found = self._read()
         if found is not None and found[0] == self.mine[0] and found[1] > self.mine[1]:
             raise Superseded

@@ -1,9 +1,8 @@
-"""All randomness, as a function of (seed, index, step).
+"""All randomness, as a function of (seed, purpose, index, step).
 
-Every number comes from a counter-based generator (Philox) keyed by the seed and the purpose, with the image's
-index and the step in the counter: nothing depends on how images are batched, sharded or spread over devices,
-and a resumed run replays exactly. Numbers are drawn on the CPU in float32.
-"""
+Every number comes from a counter-based generator (Philox) keyed by seed and purpose, with the image's index and the
+step in the counter: draws do not depend on batches, shards or devices, and a resumed run replays exactly. Numbers are
+drawn on the CPU in float32."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-SHARED = 2**63  # the index of draws that all images of a step have in common
+SHARED = 2**63  # the index of draws shared by all images of a step
 
 
 def philox(seed: int, purpose: str, index: int, step: int) -> np.random.Generator:
     """An independent generator for each (seed, purpose, index, step)."""
-    # the lowest counter words count within the stream; index and step sit above them, so streams never meet
+    # the low counter words advance within a stream; index and step are in the high ones, so streams never overlap
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, _salt(purpose)], counter=[0, 0, step, index]))
 
 
@@ -29,9 +28,9 @@ def _salt(purpose: str) -> int:
 
 
 class NoiseSource:
-    """Noise for a batch of images, given by their global indices (in training: their slots in the batch).
+    """Noise for a batch of images with the given global indices (in training: slots of the global batch).
 
-    Tests supply their own source by overriding ``normal`` and ``uniform``."""
+    Tests override ``normal`` and ``uniform`` to supply their own."""
 
     def __init__(self, seed: int, indices: Sequence[int]):
         self.seed, self.indices = seed, list(indices)
@@ -51,7 +50,7 @@ class NoiseSource:
         return self._stack(philox(self.seed, purpose, i, step).integers(high, size=shape) for i in self.indices)
 
     def shared(self, purpose: str, step: int) -> float:
-        """One uniform number for the whole global batch."""
+        """One number, uniform on [0, 1), for the whole global batch."""
         return float(philox(self.seed, purpose, SHARED, step).random())
 
     @staticmethod
@@ -60,21 +59,21 @@ class NoiseSource:
 
 
 def epoch_indices(seed: int, step: int, slots: Sequence[int], batch_size: int, size: int) -> np.ndarray:
-    """Which images of a data set of ``size`` fill the slots of a training step: a new permutation each epoch."""
+    """The images, of ``size``, in the slots of a training step: (len(slots),) int64, a new permutation each epoch."""
     positions = step * batch_size + np.asarray(slots, dtype=np.int64)
     epochs = positions // size
     return np.array([_permutation(seed, int(e), size)[p % size] for e, p in zip(epochs, positions)])
 
 
-@lru_cache(maxsize=2)  # a batch may lie across two epochs
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return philox(seed, "epoch", SHARED, epoch).permutation(size)
 
 
 @contextlib.contextmanager
 def seeded(seed: int, purpose: str, device: torch.device | None = None) -> Iterator[None]:
-    """Torch's own generators seeded inside the block and put back after it, for what draws from them
-    unasked: module initialisation, dropout, codebook initialisation."""
+    """Seed torch's global generators inside the block and restore them after it, for code that draws from them
+    implicitly: module and codebook initialisation, dropout."""
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.random.manual_seed(int(philox(seed, purpose, SHARED, 0).integers(2**63)))

@@ -156,7 +156,7 @@ def test_a_broken_record_stops_before_any_work(verb, tmp_path):
     records.mkdir()
     (records / "abc.json").write_text('{"task": "gen')
     message = mistake(verb, "table1", "--scale", "smoke", "--records", str(records))
-    assert "abc.json" in message and "broken record" in message
+    assert "abc.json" in message and "valid record" in message
 
 
 def test_views_without_records_say_how_to_make_them(places, tmp_path):

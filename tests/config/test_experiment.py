@@ -8,14 +8,9 @@ import pytest
 import yaml
 
 from mar_bench.config import spec
-from mar_bench.config.experiment import (
-    experiment_files,
-    find_experiment,
-    load_experiment,
-    overlay,
-    scales,
-)
-from mar_bench.config.parse import KeyPathError, as_tree, parse
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.layers import experiment_files, find_experiment, scales
+from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
 from mar_bench.config.spec import DiffusionHead, KLTokenizer, RunSpec, TrainSpec
 from tests.experiment_files import BASE, MINE, load, written
 
@@ -108,8 +103,8 @@ def test_a_base_and_a_scale_beside_the_experiment_come_before_the_shipped_ones(t
     assert load(file, scale="paper").rows["small"].train.steps == 11
 
 
-def test_what_a_row_does_not_have_is_dropped():
-    """So that two rows that draw the same images have the same spec."""
+def test_knobs_that_a_model_does_not_have_are_neutral():
+    """Two rows that draw the same images have the same spec."""
     rows = load_experiment("table1", "tiny", ("train.lr_schedule=cosine",)).rows
     codes, vectors = rows["mar/ce/unguided"].sampling, rows["raster_causal/diff/guided"].sampling
     assert (codes.num_diffusion_steps, codes.clamp_x0) == (None, None)
@@ -140,7 +135,7 @@ def test_the_folder_of_experiments_can_be_chosen(tmp_path, monkeypatch):
         (typing.Literal["a", "b"], "b", "b"),
     ],
 )  # fmt: skip
-def test_values_take_the_type_of_their_field(expected, value, parsed):
+def test_values_are_converted_to_the_type_of_their_field(expected, value, parsed):
     found = parse(expected, value)
     assert (repr(found), type(found)) == (repr(parsed), type(parsed))
 
@@ -156,7 +151,7 @@ def test_values_take_the_type_of_their_field(expected, value, parsed):
         (TrainSpec, {3: 4}), (TrainSpec, None),
     ],
 )  # fmt: skip
-def test_values_of_another_type_are_refused(expected, value):
+def test_values_of_another_type_are_rejected(expected, value):
     with pytest.raises(KeyPathError):
         parse(expected, value, "x")
 

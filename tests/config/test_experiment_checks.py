@@ -1,4 +1,4 @@
-"""What an experiment says beside its rows: bundles left out, published and quoted rows, seeds, figures, plans."""
+"""The parts of an experiment beside its specs: absent bundles, published and quoted rows, seeds, figures, plans."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mar_bench.cli.options import app
-from mar_bench.config.experiment import experiment_files, load_experiment, scales
-from mar_bench.config.spec import RunSpec
-from mar_bench.pipeline.plan import gpu_hours
+from mar_bench.config.layers import scales
 from tests.experiment_files import MINE, load, mistake, written
 
 HEADS = """
@@ -34,10 +32,10 @@ def wrong(tmp_path, more: str = "", heads: str = HEADS) -> str:
     return mistake(written(tmp_path, TOP + heads + more))
 
 
-# --- rows that are not there ----------------------------------------------------------------------------
+# --- absent rows ----------------------------------------------------------------------------
 
 
-def test_a_scale_leaves_a_bundle_out(tmp_path):
+def test_a_scale_can_leave_out_a_bundle(tmp_path):
     experiment = made(tmp_path, "scales: {little: {axes: {head: {large: null}}}}")
     assert list(experiment.rows) == ["small/without", "small/with"] and "large" not in experiment.labels["head"]
     assert "at least one bundle" in wrong(tmp_path, "scales: {little: {axes: {head: {large: null, small: null}}}}")
@@ -56,8 +54,8 @@ def test_a_bundle_is_absent_beside_another(tmp_path):
     assert "expected a text" in wrong(tmp_path, "scales: {little: {axes: {head: {large: {absent: [1]}}}}}")
 
 
-def test_keys_are_not_laid_over_a_reference_to_a_whole_block(tmp_path):
-    """They would replace it, and all that it refers to would be lost without a word."""
+def test_keys_cannot_be_overlaid_on_a_reference_to_a_block(tmp_path):
+    """They would silently replace the whole block."""
     more = 'run: {sampling: "${parts.mine}"}\nparts: {mine: {guidance_scale: 3.0}}\n'
     file = written(tmp_path, TOP + HEADS + more, scale="run: {sampling: {temperature: 0.9}}")
     assert "'${parts.mine}' is a whole block" in mistake(file)
@@ -74,12 +72,12 @@ def test_a_reference_brings_all_columns_of_a_published_row(tmp_path):
     assert paper["large/guided"] == {"fd": 1.98, "is": 290.3} and len(paper) == 4
 
 
-def test_numbers_of_a_bundle_that_is_left_out_are_left_out(tmp_path):
+def test_published_numbers_of_a_left_out_bundle_are_left_out(tmp_path):
     more = "paper: {large/without: {fd: 1.0}}\nscales: {little: {axes: {head: {large: null}}}}"
     assert made(tmp_path, more).paper == {}
 
 
-def test_quoted_rows_are_those_that_are_not_ours(tmp_path):
+def test_quoted_rows_are_those_that_no_row_of_ours_refers_to(tmp_path):
     experiment = made(tmp_path, "paper: {small/without: table5/ce_random}\nquoted: [table5]")
     assert [row.row for row in experiment.quoted] == ["ce_confidence", "diff_random"]
 
@@ -90,12 +88,12 @@ def test_quoted_rows_are_those_that_are_not_ours(tmp_path):
         ("paper: tabel1", ("tabel1", "did you mean 'table1'")),
         ("paper: {small/withou: {fd: 1.0}}", ("paper.small/withou", "did you mean 'small/without'")),
         ("paper: {small/without: table1/mar/dif/guided}", ("mar/dif", "did you mean")),
-        ("quoted: table4", ("quoted", "list of tables")),
+        ("quoted: table4", ("quoted", "expected a list")),
         ("quoted: [table44]", ("table44", "did you mean 'table4'")),
         ("seeds: {train: [0]}", ("seeds.train", "did you mean 'training'")),
-        ("seeds: {training: 0}", ("seeds.training", "list of seeds")),
-        ("seeds: {training: [-1]}", ("seeds.training", "0 or more")),
-        ("figure: {kind: curves}", ("figure.kind", "did you mean 'curve'")),
+        ("seeds: {training: 0}", ("seeds.training", "expected a list")),
+        ("seeds: {training: [-1]}", ("seeds.training[0]", "must lie between 0")),
+        ("figure: {kind: curves}", ("figure.kind", "curve")),
         ("figure: {kind: curve, x: train.steps}", ("figure.x", "knob of sampling")),
         ("figure: {kind: speed, line: haed}", ("figure.line", "did you mean 'head'")),
         ("figure: {kind: speed, y: [fid]}", ("figure.y", "did you mean 'fd'")),
@@ -135,13 +133,3 @@ def test_own_seeds_are_the_experiments(tmp_path):
     assert shown("table1", "--seeds", "own", *places)["trainings"] == 18
     plan = shown("fig4", "--sampling-seeds", "own", *places)
     assert {run["sampling_seed"] for run in plan["runs"]} == {0, 1, 2} and plan["trainings"] == 1
-
-
-def test_the_hours_of_mar_l_are_the_authors():
-    assert gpu_hours(RunSpec()) == pytest.approx(16 * 35)
-
-
-def test_every_file_describes_every_scale():
-    for name in experiment_files():
-        for scale in scales():
-            assert load_experiment(name, scale).rows

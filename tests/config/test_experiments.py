@@ -1,4 +1,4 @@
-"""Every shipped experiment at every scale: it validates, plans, and its models can be built."""
+"""Every shipped experiment at every scale validates and plans, and its models can be built."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from mar_bench.config.experiment import Experiment, experiment_files, load_experiment, scales
+from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import plan_runs, stage_ids
+from mar_bench.config.layers import experiment_files, scales
 from mar_bench.config.spec import DiffusionHead, MaskedBackbone, RunSpec, num_tokens
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters
 from mar_bench.pipeline.graph import Places, jobs_for
@@ -21,7 +22,7 @@ every_scale = pytest.mark.parametrize("scale", scales())
 
 
 def on_paper(spec: RunSpec) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Generator and tokenizer without their numbers."""
+    """Generator and tokenizer on the meta device."""
     if not spec.tokenizer.trained:
         pytest.importorskip("diffusers")
     with torch.device("meta"):
@@ -35,10 +36,6 @@ def size(module: torch.nn.Module) -> int:
 def rows_of(experiment: Experiment) -> list[RunSpec]:
     """One row for each training."""
     return list({stage_ids(spec)["train_id"]: spec for spec in experiment.rows.values()}.values())
-
-
-def test_there_are_experiments_and_scales():
-    assert "table1" in experiment_files() and scales() == ["smoke", "tiny", "desk", "paper"]
 
 
 @every_experiment
@@ -123,8 +120,8 @@ MAY_DIFFER = {
 
 
 @every_scale
-def test_rows_of_table1_differ_in_what_their_axis_is_about_alone(scale):
-    """So that a comparison along one axis has all else equal."""
+def test_rows_of_table1_differ_only_in_what_their_axis_is_about(scale):
+    """A comparison along one axis must have all else equal."""
     experiment = load_experiment("table1", scale)
     for row, spec in experiment.rows.items():
         for axis, allowed in MAY_DIFFER.items():
@@ -135,8 +132,8 @@ def test_rows_of_table1_differ_in_what_their_axis_is_about_alone(scale):
 
 
 @every_scale
-def test_causal_and_masked_cores_of_table1_are_of_one_size(scale):
-    """The masked one has a decoder embedding, a second norm, mask token and decoder positions of its own."""
+def test_causal_and_masked_backbones_of_table1_have_the_same_size(scale):
+    """Up to the masked one's decoder embedding, second norm, mask token and decoder positions."""
     rows = load_experiment("table1", scale).rows
     for loss in ("ce", "diff"):
         causal, masked = (on_paper(rows[f"{v}/{loss}/guided"])[0] for v in ("random_causal", "random_bidirectional"))
@@ -145,13 +142,6 @@ def test_causal_and_masked_cores_of_table1_are_of_one_size(scale):
         extra = (dim * dim + dim) + 2 * dim + dim + positions - causal.backbone.target_positions.numel()
         assert size(masked) - size(causal) == extra < 0.05 * size(causal.backbone)
         assert size(masked.head) == size(causal.head)
-
-
-def test_desk_is_tiny_trained_longer():
-    tiny, desk = (load_experiment("table1", scale).rows for scale in ("tiny", "desk"))
-    for row in tiny:
-        assert difference(tiny[row], desk[row]) == {"train.steps", "train.ema_decay"}
-        assert desk[row].train.steps == 4 * tiny[row].train.steps
 
 
 # --- the paper's sizes ----------------------------------------------------------------------------------
@@ -190,6 +180,8 @@ def test_denoising_mlps_have_the_papers_sizes(width, millions):
 
 
 def test_table1_at_paper_scale():
+    kl, vq = (on_paper(paper_row(row))[1] for row in ("mar/diff/guided", "mar/ce/guided"))
+    assert (size(kl), size(vq)) == (66_456_019, 69_593_371)
     sizes = {row: count_parameters(on_paper(paper_row(f"{row}/guided"))[0]) for row in PUBLISHED}
     assert sizes["mar/diff"] == {"total": 426_357_792, "backbone": 406_095_872, "head": 20_261_920}
     assert sizes["raster_causal/diff"]["backbone"] == sizes["random_causal/diff"]["backbone"] == 404_977_664
@@ -197,10 +189,3 @@ def test_table1_at_paper_scale():
     assert {row: s for row, s in sizes.items() if row.startswith("mar")} == {
         row.replace("random_bidirectional", "mar"): s for row, s in sizes.items() if "bidirectional" in row
     }
-
-
-def test_published_tokenizers_have_their_published_sizes():
-    kl, vq = (on_paper(paper_row(row))[1] for row in ("mar/diff/guided", "mar/ce/guided"))
-    assert size(kl) == 66_456_019
-    assert size(vq) == 69_593_371
-    assert (kl.space.grid, kl.space.dim, vq.space.vocab_size) == ((16, 16), 16, 16384)

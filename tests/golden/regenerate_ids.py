@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mar_bench.config.experiment import experiment_files, load_experiment
+from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
+from mar_bench.config.layers import experiment_files
 
 FILE = Path(__file__).with_name("ids.json")
 SCALES = ("smoke", "tiny", "desk", "paper")

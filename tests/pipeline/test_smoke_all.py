@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mar_bench.config.choices import with_choices
-from mar_bench.config.experiment import experiment_files, load_experiment
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.layers import experiment_files
 from mar_bench.config.spec import CHOICE_SEED
 from mar_bench.records.record import Record, read_records
 from mar_bench.report.frame import select

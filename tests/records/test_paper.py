@@ -1,4 +1,4 @@
-"""The published numbers: what the files hold, and what reading them says of a mistake."""
+"""The published numbers: the contents of the files, and the errors for mistakes in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import mar_bench
-from mar_bench.config.experiment import load_experiment
 from mar_bench.records.paper import COLUMNS, PublishedRow, cells, lookup, paper_dir, paper_files, published
 from mar_bench.utils.errors import UserError
 
@@ -153,7 +152,7 @@ def test_single_cells(reference, numbers):
         ("table2/kl16_imagenet/guided", "table3/w1024/guided"),
     ],
 )
-def test_what_the_paper_prints_twice_is_the_same(one, other):
+def test_numbers_that_the_paper_prints_twice_are_equal(one, other):
     assert lookup(one) == lookup(other)
 
 
@@ -173,10 +172,6 @@ def test_labels_and_sources_are_the_papers():
     for table in SUMS:
         labels = [row.label for row in published(table).values()]
         assert len(set(labels)) == len(labels)
-
-
-def test_table1_is_what_its_experiment_says():  # to be deleted with the experiment's own `paper` block
-    assert cells("table1") == load_experiment("table1", "paper").paper
 
 
 # --- where they lie -------------------------------------------------------------------------------------
@@ -217,12 +212,13 @@ def mistake(call, argument: str) -> str:
     return message
 
 
-def test_reading(folder):
+def test_rows_cells_and_lookup(folder):
     numbers = {"unguided": {"fd": 8.79}, "guided": {"fd": 3.69}, "": {"parameters_code": 478326304.0}}
-    assert published("t") == {
+    rows = {
         "mar/ce": PublishedRow("t", "mar/ce", "MAR (default), CrossEnt", numbers, "Table 1; official code"),
         "l2": PublishedRow("t", "l2", "L2 loss", {"": {"fd_above": 100.0}}, "Appendix D.3"),
     }
+    assert published("t") == rows
     assert cells("t") == {
         "mar/ce/unguided": {"fd": 8.79},
         "mar/ce/guided": {"fd": 3.69},
@@ -230,104 +226,47 @@ def test_reading(folder):
         "l2": {"fd_above": 100.0},
     }
     assert lookup("t/mar/ce") == {"parameters_code": 478326304.0}
-
-
-def test_spaces_blank_lines_a_byte_order_mark_and_other_columns_do_no_harm(folder):
-    plain = published("t")
-    lines = GOOD.replace(",fd,", ", fd ,").replace("\n", ",seen\n\n")
-    write(folder, lines, f"\ufeff{HEADER},note")
-    assert published("t") == plain
-
-
-def test_cells_of_the_same_name_lose_nothing(folder):
-    write(folder, "t,a/b,one,,fd,1,x\nt,a,two,b,is,2,x\n")
-    assert cells("t") == {"a/b": {"fd": 1.0, "is": 2.0}}
+    write(folder, GOOD.replace(",fd,", ", fd ,").replace("\n", ",seen\n\n"), f"\ufeff{HEADER},note")
+    assert published("t") == rows, "spaces, blank lines, a byte order mark and further columns are ignored"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "hints"),
+    ("old", "new", "line", "hint"),
     [
-        ("8.79", "eight", 2, ("value 'eight'", "number")),
-        ("8.79", "nan", 2, ("value 'nan'",)),
-        ("8.79", "-inf", 2, ("value '-inf'",)),
-        ("8.79", "1e999", 2, ("value '1e999'",)),
-        ("8.79", "-", 2, ("value '-'", "left out")),
-        ("8.79", '"8,79"', 2, ("value '8,79'", "3.50")),
-        ("8.79", "", 2, ("value is empty",)),
-        ("guided,fd,3.69", "unguided,fd,3.69", 3, ("fd of 'mar/ce/unguided'", "line 2", "remove one")),
-        ("t,l2,L2 loss,,fd_above", "t,,L2 loss,,fd_above", 5, ("row is empty", "fill it in")),
-        ("fd_above", " ", 5, ("metric is empty", "fill it in")),
-        ("L2 loss", "", 5, ("label is empty",)),
-        ("Appendix D.3", "", 5, ("source is empty",)),
-        ("t,l2", ",l2", 5, ("table is empty",)),
-        ("t,l2", "table3,l2", 5, ("table 'table3'", "write 't'", "move")),
-        ('CrossEnt",guided', 'CE",guided', 3, ("row 'mar/ce'", "'MAR (default), CE'", "CrossEnt", "keep one")),
-        ("L2 loss", "L2, loss", 5, ("expected 7 cells", "double quotes")),
-        (",Appendix D.3", "", 5, ("expected 7 cells",)),
-        ("L2 loss", '"L2 loss', 5, ("not readable as CSV", "double quotes")),
+        ("8.79", "eight", 2, "eight"),
+        ("8.79", "nan", 2, "not finite"),
+        ("8.79", "", 2, "is no number"),
+        ("guided,fd,3.69", "unguided,fd,3.69", 3, "another fd"),
+        ("t,l2,L2 loss,,fd_above", "t,,L2 loss,,fd_above", 5, "only column may be empty"),
+        ("t,l2", "table3,l2", 5, "table must be 't'"),
+        ('CrossEnt",guided', 'CE",guided', 3, "another label"),
+        ("L2 loss", "L2, loss", 5, "double quotes"),
+        (",Appendix D.3", "", 5, "double quotes"),
     ],
 )
-def test_mistakes_in_a_line(folder, old, new, line, hints):
-    assert GOOD.count(old) == 1 or old == "8.79"
+def test_mistakes_in_a_line(folder, old, new, line, hint):
     file = write(folder, GOOD.replace(old, new, 1))
     message = mistake(published, "t")
-    assert message.startswith(f"{file}:{line}: ")
-    assert all(hint in message for hint in hints), message
-    assert mistake(cells, "t") == mistake(lookup, "t/l2") == message
+    assert str(file) in message and hint in message and f"line {line}:" in message
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_a_missing_column(folder, name):
-    file = write(folder, header=HEADER.replace(name, "other"))
-    message = mistake(published, "t")
-    assert message == f"{file}:1: no column {name}: the first line is {HEADER}"
-
-
-def test_files_that_are_none(folder):
-    (folder / "t.csv").write_bytes(b"")
-    assert "t.csv:1: no column table, row, label" in mistake(published, "t")
-    (folder / "t.csv").write_bytes(b"\xff\xfe\x00")
-    assert "t.csv: not readable as UTF-8" in mistake(published, "t")
+def test_files_that_are_no_tables(folder):
+    for content in (b"a,b\n1,2\n", b"\xff\xfe\x00", f'{HEADER}\n"'.encode()):
+        (folder / "t.csv").write_bytes(content)
+        assert "t.csv" in mistake(published, "t")
     (folder / "t.csv").unlink()
-    (folder / "t.csv").mkdir()
-    assert "t.csv: not readable" in mistake(published, "t")
-    (folder / "t.csv").rmdir()
-    message = mistake(published, "t")
-    assert str(folder) in message and "set MAR_BENCH_PAPER" in message
-
-
-@pytest.mark.parametrize(
-    ("table", "hint"),
-    [
-        ("tabel1", "did you mean 'table1'?"),
-        ("../paper/table1", "did you mean 'table1'?"),
-        ("fig4", "did you mean 'fig6'?"),
-        ("", "known: appendix_l2, appendix_pixel, fig6, table1, table2, table3, table4, table5, table6"),
-    ],
-)
-def test_a_table_that_is_not_there(table, hint):
-    assert mistake(published, table) == f"no published table '{table}' in {paper_dir()}: {hint}"
+    assert "set MAR_BENCH_PAPER" in mistake(published, "t")
 
 
 @pytest.mark.parametrize(
     ("reference", "hint"),
     [
-        ("table9/vq16/unguided", "no published table 'table9'"),
-        ("table2/vq61/unguided", "did you mean 'vq16'?"),
+        ("tabel1/mar", "did you mean 'table1'?"),
         ("table2/vq16/ungided", "did you mean 'vq16/unguided'?"),
         ("table1/mar/ce", "did you mean 'mar/ce/guided'?"),
-        ("table5/ce_random/guided", "did you mean 'ce_random'?"),
-        ("table4/something", "known: adm, diffit, "),
-        ("table4/something/guided", "known: adm, diffit, "),
-        ("table2", "known: consistency, kl16, kl16_imagenet, kl8, vq16"),
+        ("table2", "vq16"),
         ("", "no published table ''"),
     ],
 )
 def test_a_reference_to_nothing(reference, hint):
     assert hint in mistake(lookup, reference)
-
-
-def test_changing_what_was_read_changes_nothing():
-    lookup("table2/vq16")["rfd"] = 0.0
-    cells("table2")["vq16"]["rfd"] = 0.0
-    assert lookup("table2/vq16") == {"rfd": 5.87}

@@ -1,4 +1,4 @@
-"""Locks between processes: exclusive, shared, freed by death; claims between the starts of a job."""
+"""Locks between processes (exclusive, shared, freed when the holder dies) and claims between starts of a job."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def impatient(monkeypatch):
 
 @contextmanager
 def another_process(lock: Path, mode: str = "exclusive"):
-    """One that holds the lock until its input is closed."""
+    """A process that holds the lock until its stdin is closed."""
     words = [sys.executable, "-c", HOLD, str(lock), mode]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -71,7 +71,7 @@ def is_free(lock: Path, shared: bool = False) -> bool:
     ("theirs", "ours", "free"),
     [("exclusive", False, False), ("exclusive", True, False), ("shared", False, False), ("shared", True, True)],
 )
-def test_who_may_hold_a_lock_together(theirs, ours, free, tmp_path):
+def test_shared_and_exclusive_holders(theirs, ours, free, tmp_path):
     lock = tmp_path / "deep/a.lock"
     with another_process(lock, theirs):
         assert is_free(lock, shared=ours) is free
@@ -79,21 +79,14 @@ def test_who_may_hold_a_lock_together(theirs, ours, free, tmp_path):
     assert is_free(lock)
 
 
-def test_two_holders_in_one_process_exclude_each_other_too(tmp_path):
-    with held(tmp_path / "a.lock"):
-        assert not is_free(tmp_path / "a.lock")
-    with held(tmp_path / "a.lock", shared=True):
-        assert is_free(tmp_path / "a.lock", shared=True) and not is_free(tmp_path / "a.lock")
-
-
-def test_a_lock_is_free_once_its_holder_has_been_killed(tmp_path):
+def test_a_killed_holder_frees_the_lock(tmp_path):
     with another_process(tmp_path / "a.lock") as process:
         process.kill()
         process.wait()
         assert is_free(tmp_path / "a.lock")
 
 
-def test_one_waits_until_the_holder_is_done(tmp_path):
+def test_waiting_ends_when_the_holder_is_done(tmp_path):
     waits = []
     with another_process(tmp_path / "a.lock") as process:
 
@@ -107,19 +100,13 @@ def test_one_waits_until_the_holder_is_done(tmp_path):
     assert len(waits) >= 3
 
 
-def test_waiting_may_raise_and_leaves_no_lock_behind(tmp_path):
-    with another_process(tmp_path / "a.lock"), pytest.raises(Busy), held(tmp_path / "a.lock", waiting=give_up):
-        raise AssertionError("it is not ours")
-    assert is_free(tmp_path / "a.lock")
-
-
 def test_an_exception_inside_frees_the_lock(tmp_path):
     with pytest.raises(Busy), held(tmp_path / "a.lock"):
         raise Busy
     assert is_free(tmp_path / "a.lock")
 
 
-def test_no_step_of_two_processes_is_lost(tmp_path):
+def test_two_processes_never_hold_the_lock_together(tmp_path):
     (tmp_path / "count").write_text("0")
     words = [sys.executable, "-c", COUNT, str(tmp_path / "a.lock"), str(tmp_path / "count")]
     both = [subprocess.Popen(words) for _ in range(2)]
@@ -156,7 +143,7 @@ def leaves(act) -> bool:
     return False
 
 
-def test_an_older_start_leaves_once_a_newer_one_has_taken_over(claim):
+def test_an_older_start_leaves_when_a_newer_one_takes_over(claim):
     old, new = claim(), claim(restart=1)
     old.fence()
     old.take()
@@ -167,7 +154,7 @@ def test_an_older_start_leaves_once_a_newer_one_has_taken_over(claim):
     assert not leaves(new.check) and not leaves(new.fence)
 
 
-def test_a_fence_is_for_starts_of_the_same_job_alone(claim):
+def test_a_fence_concerns_starts_of_the_same_job_only(claim):
     claim("another").take()
     claim("a job", 5).fence()
     assert not leaves(claim("another").check), "it has the lock, and goes on"
@@ -175,7 +162,7 @@ def test_a_fence_is_for_starts_of_the_same_job_alone(claim):
     assert not leaves(claim("another").check), "its count of starts is another"
 
 
-def test_a_first_start_fences_nobody_off(claim, tmp_path):
+def test_a_first_start_writes_no_claim(claim, tmp_path):
     claim().fence()
     assert not (tmp_path / "deep/stage.claim").exists()
 
@@ -188,7 +175,7 @@ def test_a_start_may_claim_again(claim):
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "3", "[]", '["a job"]', '["a job", "x"]', '["a job", 9, 9]'])
-def test_a_broken_claim_is_none(text, claim, tmp_path):
+def test_a_broken_claim_is_ignored(text, claim, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/stage.claim").write_text(text)
     assert not leaves(claim().check) and not leaves(claim().fence)
@@ -196,7 +183,7 @@ def test_a_broken_claim_is_none(text, claim, tmp_path):
     assert leaves(claim().check)
 
 
-def test_a_claim_is_looked_at_once_a_second(claim, monkeypatch):
+def test_a_claim_is_read_once_per_second(claim, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(locks, "CLAIM_SECONDS", 1.0)
     monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mar_bench.config.experiment import experiments_dir, load_yaml
-from mar_bench.config.experiment_checks import check_keys
-from mar_bench.config.parse import KeyPathError
+from mar_bench.config.layers import experiments_dir, load_yaml
+from mar_bench.config.parse import KeyPathError, check_keys
 from mar_bench.utils.errors import UserError, did_you_mean
 
 KINDS = {"ordering": ("claim",), "optimum": ("axis",), "below": ("label", "better", "worse")}  # kind -> its own keys

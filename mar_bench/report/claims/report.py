@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mar_bench.config.choices import with_choices
-from mar_bench.config.experiment import SCALES, Experiment, experiment_files, load_experiment, scales
+from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.layers import SCALES, experiment_files, scales
 from mar_bench.records.record import Record
 from mar_bench.report.claims.evidence import OUTSIDE, Judged, judge, missing, rows_of, tolerance
 from mar_bench.report.claims.file import Claim, Evidence, read_claims

