@@ -137,7 +137,7 @@ def main() -> None:
         noise = NoiseSource(0, range(BATCH))
         drawn = speed(lambda source, rows, flips: source.draw(rows, noise, 0), latents, options.images, 0)
         print(
-            f"fp16 including the noise of training tokens, which the official code draws on the GPU: {drawn:,.0f} images/s"
+            f"fp16 with the noise of training tokens (drawn on the GPU in the official code): {drawn:,.0f} images/s"
         )
 
 
