@@ -329,7 +329,7 @@ def test_verify_refuses_missing_and_damaged_files(run, tmp_path):
     assert "damaged" in mistake("verify", record.id, "--resample", "1", *places)
     heldout = tmp_path / "runs/extractor" / record.ids["extractor_id"] / "heldout.npz"
     heldout.rename(tmp_path / "heldout.npz")
-    assert "its reference" in mistake("verify", record.id, *places)
+    assert "its extractor" in mistake("verify", record.id, *places)
     (tmp_path / "heldout.npz").rename(heldout)
     shutil.rmtree(tmp_path / "runs/train" / record.ids["train_id"])
     assert "its train" in mistake("verify", record.id, "--resample", "1", *places)
