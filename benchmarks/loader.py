@@ -1,7 +1,7 @@
-"""Latents a second: the latent cache against the official code's npz file an image, in one process.
+"""Latents per second in one process: the latent cache against the official code's npz file per image.
 
-Both hold the same random KL-16 moments of images and their mirror images. A pass reads random batches and ends with
-the batch's moments and labels as tensors; passes of both alternate, and each pair gives a ratio."""
+Both hold the same random KL-16 moments of images and their mirror images. A pass reads random batches of moments and
+labels as tensors; passes of both alternate, and each pair gives a ratio."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mar_bench.models.build import TOKENIZERS
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
 from mar_bench.utils.noise import NoiseSource, philox
 
-BATCH, BATCHES = 128, 15  # of a pass
+BATCH, BATCHES = 128, 15  # per pass
 CLASSES = 10
 
 
@@ -61,7 +61,7 @@ def write_ours(folder: Path, count: int, dtype: str) -> None:
 
 
 def official_batch(samples: list[tuple[Path, int]], rows: np.ndarray, flips: np.ndarray) -> tuple:
-    """As the official CachedFolder and PyTorch's collation: one of the two arrays of each file, then a stack."""
+    """Like the official CachedFolder and PyTorch's collation: one of the two arrays of each file, stacked."""
     items = []
     for row, flip in zip(rows, flips):
         path, target = samples[row]
@@ -75,7 +75,7 @@ def our_batch(latents: Latents, rows: np.ndarray, flips: np.ndarray) -> tuple:
 
 
 def speed(batch: Callable, source, count: int, seed: int) -> float:
-    """Images a second of one pass."""
+    """Images per second in one pass."""
     rng = philox(seed, "bench-rows", 0, 0)
     batches = [(rng.integers(count, size=BATCH), rng.integers(2, size=BATCH)) for _ in range(BATCHES)]
     begin = time.perf_counter()
@@ -85,7 +85,7 @@ def speed(batch: Callable, source, count: int, seed: int) -> float:
 
 
 def forget(folder: Path) -> None:
-    """Drop the files' pages from the system's cache."""
+    """Drop the files from the page cache."""
     gc.collect()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -103,7 +103,7 @@ def compare(folder: Path, samples: list[tuple[Path, int]], dtype: str, cold: boo
     count, speeds, latents = len(samples), [], load_latents(folder / dtype, TOKENIZERS["ldm_kl"])
     for seed in range(-2, rounds):  # the first two warm up
         if cold:
-            del latents  # a page that is mapped stays
+            del latents  # mapped pages would stay in the cache
             forget(folder)
             latents = load_latents(folder / dtype, TOKENIZERS["ldm_kl"])
         speeds.append((speed(official_batch, samples, count, seed), speed(our_batch, latents, count, seed)))
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--folder", help="where the files are made (default: the system's temporary folder)")
+    parser.add_argument("--folder", help="where to write the files (default: the temporary folder)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -127,7 +127,7 @@ def main() -> None:
             write_ours(folder / dtype, options.images, dtype)
         for part in ("npz", "fp16", "fp32"):
             size = sum(p.stat().st_size for p in (folder / part).rglob("*") if p.is_file())
-            print(f"{part}: {size / options.images / 1e3:.1f} kB an image")
+            print(f"{part}: {size / options.images / 1e3:.1f} kB per image")
         print(f"{options.images} images, batches of {BATCH}, {platform.machine()}, {os.cpu_count()} cores, one thread")
         for dtype in ("fp16", "fp32"):
             compare(folder, samples, dtype, False, options.rounds)
@@ -136,9 +136,7 @@ def main() -> None:
         latents = load_latents(folder / "fp16", TOKENIZERS["ldm_kl"])
         noise = NoiseSource(0, range(BATCH))
         drawn = speed(lambda source, rows, flips: source.draw(rows, noise, 0), latents, options.images, 0)
-        print(
-            f"fp16 with the noise of training tokens, which the official code draws on the GPU: {drawn:,.0f} images/s"
-        )
+        print(f"fp16 with the noise of training tokens (drawn on the GPU in the official code): {drawn:,.0f} images/s")
 
 
 if __name__ == "__main__":

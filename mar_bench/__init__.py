@@ -1,7 +1,7 @@
 """mar_bench: discrete against continuous autoregressive image generation, one core, one spec per table.
 
-The public interface is loaded on first use: ``load_experiment``, ``plan_runs``, ``execute``, ``read_records``, ``frame``
-and ``table``. ``mar_bench.frame("table1", scale="tiny")`` is a table's results as a tidy DataFrame.
+The public interface is loaded on first use: ``load_experiment``, ``plan_runs``, ``execute``, ``read_records``,
+``frame`` and ``table``. ``mar_bench.frame("table1", scale="tiny")`` is a table's results as a tidy DataFrame.
 
 Conventions, stated once because the field's codebases contradict each other:
 

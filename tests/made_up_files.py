@@ -1,4 +1,4 @@
-"""Experiment files as the paper's figures and tables need them, small, for the tests of what is drawn from records."""
+"""Small experiment files like those of the paper's figures and tables, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ FILES = {"steps": STEPS, "temperature": TEMPERATURE, "speed": SPEED, "swept": SW
 
 
 def made_up(folder: Path, name: str, scale: str = "tiny", more: str = "") -> Experiment:
-    """One of FILES, written to ``folder`` and loaded."""
+    """Write one of FILES to ``folder`` and load it."""
     file = folder / f"{name}.yaml"
     file.write_text(FILES[name] + more)
     return load_experiment(str(file), scale)

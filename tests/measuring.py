@@ -1,4 +1,4 @@
-"""Features, images and extractors for the tests of what measures, and what a user is told."""
+"""Features, images and extractors for the tests of metrics, and checks of error messages."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def noise(count: int, seed: int = 0, channels: int = 1, height: int = 16, width:
 
 
 def digits(*classes: int) -> torch.Tensor:
-    """The training images of some classes of digits, in their order."""
+    """The training images of some classes of digits, in order."""
     train = load_data(DIGITS).train
     return train.get(torch.isin(train.labels, torch.tensor(classes)).nonzero()[:, 0])
 
 
 def classifier(seed: int = 0) -> Classifier:
-    """For digits, with random weights."""
+    """A classifier of digits with random weights."""
     with seeded(seed, "test-classifier"):
         return Classifier(SMALL, DIGITS).eval()
 
@@ -57,7 +57,7 @@ class Averages:
     def __init__(self, kind: str = "plugin", name: str = "averages", scores: bool = True):
         self.sha256, self.scores = f"{kind}-{name}".ljust(64, "0"), scores
         self.about = {"kind": kind, "name": name, "sha256": self.sha256, "layers": ["features", "logits"][: 1 + scores]}
-        self.batches: list[int] = []  # how many images it was given at a time
+        self.batches: list[int] = []  # the sizes of the batches it was given
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         self.batches.append(len(images))
@@ -66,7 +66,7 @@ class Averages:
 
 
 def refusal(function, *arguments, **options) -> str:
-    """The message of the UserError: one line."""
+    """The one-line message of the UserError."""
     with pytest.raises(UserError) as caught:
         function(*arguments, **options)
     message = str(caught.value)

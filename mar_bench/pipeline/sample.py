@@ -14,7 +14,7 @@ from mar_bench.data.datasets import CONVERSION, ArrayImages, DataSet, FolderImag
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import psnr
 from mar_bench.metrics.references import Reference, build_reference
-from mar_bench.metrics.score import Measure, Scores, Seen, one_pass
+from mar_bench.metrics.score import FeatureSet, Measure, Scores, extract_features
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
@@ -122,9 +122,9 @@ def reference_of_part(
 
 def evaluate_generation(
     spec: RunSpec, images: Iterable[torch.Tensor], space: FeatureSpace, measure: Measure
-) -> tuple[Scores, Seen]:
+) -> tuple[Scores, FeatureSet]:
     """Scores of a ``generation`` record; image i has class i mod C."""
-    seen = one_pass(images, space, class_labels(spec), conversion=CONVERSION)
+    seen = extract_features(images, space, class_labels(spec), conversion=CONVERSION)
     return measure(seen), seen
 
 
@@ -142,8 +142,8 @@ def evaluate_reconstruction(
     measure: Measure,
     device: torch.device,
     progress: Progress,
-) -> tuple[Scores, Seen]:
-    """Scores of reconstructed held-out images, and of those images themselves ("real")."""
+) -> tuple[Scores, FeatureSet]:
+    """Scores of the tokenizer alone on the held-out images, and of those images themselves ("real")."""
     signal_to_noise: list[torch.Tensor] = []
 
     def reconstructed() -> Iterator[torch.Tensor]:
@@ -155,7 +155,7 @@ def evaluate_reconstruction(
             signal_to_noise.append(psnr(images, original))
             yield images
 
-    seen = one_pass(reconstructed(), space, data.heldout.labels, conversion=CONVERSION)
+    seen = extract_features(reconstructed(), space, data.heldout.labels, conversion=CONVERSION)
     scores = measure(seen)
     scores.metrics |= {**measure.real(), "psnr": torch.cat(signal_to_noise).mean().item()}
     return scores, seen

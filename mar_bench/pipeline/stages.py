@@ -23,7 +23,7 @@ from mar_bench.data.latents import encoded, finish_latents, imported, load_laten
 from mar_bench.metrics.features import Classifier
 from mar_bench.metrics.functions import statistics
 from mar_bench.metrics.references import load_reference
-from mar_bench.metrics.score import Seen, save_seen
+from mar_bench.metrics.score import FeatureSet
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
@@ -265,12 +265,12 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
     _record(run, places, folder, begin, **vars(scores), parameters=parameters, training=training)
 
 
-def keep(seen: Seen, folder: Path, features: bool) -> None:
+def keep(seen: FeatureSet, folder: Path, features: bool) -> None:
     """Keep what metrics can be recomputed from: always the statistics, on request features and logits."""
     np.savez(folder / STATISTICS, **statistics(seen.features))
     np.save(folder / PREVIEW, seen.preview.numpy())
     if features:
-        save_seen(seen, folder / SEEN)
+        seen.save(folder / SEEN)
 
 
 def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Progress) -> None:

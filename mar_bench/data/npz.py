@@ -1,0 +1,110 @@
+"""Npz files: images in ADM's format are read in blocks, other arrays whole. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mar_bench.data.datasets import Progress
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import reading
+
+HINT = "make or copy it again"
+IMAGES = "arr_0"
+
+
+def read_arrays(path: Path, hint: str = HINT) -> dict[str, Any]:
+    """The arrays of an npz file by name, with None for the images ``arr_0``.
+
+    Raises UserError if the file is damaged or an array holds Python objects."""
+    with reading(path, "npz file", hint):
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("a single array")
+        with stored:
+            arrays = {key: None if key == IMAGES else stored[key] for key in stored.files}
+        for key, value in arrays.items():
+            if key != IMAGES and not isinstance(value, np.ndarray):
+                raise ValueError(f"{key} is not an array")
+    return arrays
+
+
+class NpzImages:
+    """``arr_0``, uint8 (N, H, W, C) with C 1 or 3, and ``arr_1``, optional integer labels (N,).
+
+    ``has_statistics``: the file also has ``mu`` and ``sigma``, as ADM's references do."""
+
+    def __init__(self, path: Path):
+        """Raises UserError naming the array that is not as above."""
+        arrays = read_arrays(path)
+        self.path, self.labels, self.has_statistics = path, arrays.get("arr_1"), {"mu", "sigma"} <= arrays.keys()
+        if IMAGES not in arrays and self.has_statistics:
+            raise UserError(f"{path}: has statistics only (mu, sigma), a reference; are the arguments swapped?")
+        if IMAGES not in arrays:
+            raise UserError(f"{path}: no arr_0 (keys: {', '.join(sorted(arrays)) or 'none'}); name the images arr_0")
+        with reading(path, "npz file", HINT), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            self.header = _header(file)
+            _check_images(path, *self.header)
+            self.shape = self.header[0]
+            if archive.getinfo("arr_0.npy").file_size != file.tell() + math.prod(self.shape):
+                raise ValueError("arr_0 has more or fewer bytes than its shape says")
+        if self.labels is not None:
+            if self.labels.dtype.kind not in "iu" or self.labels.shape != self.shape[:1]:
+                what = f"{self.labels.dtype} {self.labels.shape}"
+                raise UserError(
+                    f"{path}: arr_1 is {what}, expected integer labels ({self.shape[0]},), one per image; fix it or "
+                    "leave it out"
+                )
+            self.labels = self.labels.astype(np.int64)
+
+    def read(self, blocks: Sequence[range], progress: Progress) -> Iterator[np.ndarray]:
+        """Consecutive blocks of images, uint8 (n, H, W, C); calls ``progress(done, total)`` before each.
+
+        Raises UserError if the file is damaged or has changed."""
+        count, *shape = self.shape
+        with reading(self.path, "npz file", HINT):
+            archive = zipfile.ZipFile(self.path)
+        with archive:
+            with reading(self.path, "npz file", HINT):
+                file = archive.open("arr_0.npy")
+                if _header(file) != self.header:
+                    raise ValueError("changed since it was opened")
+            for block in blocks:
+                progress(block.start, count)
+                with reading(self.path, "npz file", HINT):
+                    content = file.read(len(block) * math.prod(shape))
+                    if block.stop == count and file.read(1):  # zipfile compares the checksum at the end of the data
+                        raise ValueError("arr_0 has more bytes than its shape says")
+                    pixels = np.frombuffer(content, np.uint8).reshape(len(block), *shape)
+                yield pixels
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an npy file; leaves it at the start of the data."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy version {version}")
+    return readers[version](file)
+
+
+def _check_images(path: Path, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> None:
+    """Raises UserError unless this is the header of images."""
+    of_images = len(shape) == 4 and shape[3] in (1, 3) and 0 not in shape[1:3]
+    first = len(shape) == 4 and not of_images and shape[1] in (1, 3)
+    reasons = {
+        "Python objects are never loaded; save the images as one uint8 array": dtype.hasobject,
+        "channels must come last; save arr_0.transpose(0, 2, 3, 1)": first,
+        "expected (N, H, W, C) with C 1 or 3; stack and reshape the images": not of_images,
+        "expected uint8; save round(clip(255 x)) if x is in [0, 1]": dtype != np.uint8,
+        "a distribution needs at least two images; add more": shape[:1] < (2,),
+        "Fortran order cannot be read in blocks; save np.ascontiguousarray(arr_0)": fortran,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"{path}: arr_0 is {dtype} {shape}: {reason}")
