@@ -10,7 +10,8 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import generation_run, reconstruction_run, speed_run, with_seeds
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import metric_name
+from mar_bench.records.record import Record
 
 PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
 EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}

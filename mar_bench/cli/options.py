@@ -66,10 +66,10 @@ Overrides = Annotated[
 def results(runs: str | None, records: str | None):
     """The two places and what is recorded. Raises UserError for a broken record, before any work."""
     from mar_bench.pipeline.graph import default_places
-    from mar_bench.records.record import CONFLICTS, read_records, set_aside
+    from mar_bench.records.record import CONFLICTS, conflicting_ids, read_records
 
     places = default_places(runs, records)
-    if names := set_aside(places.records):
+    if names := conflicting_ids(places.records):
         where = places.records / CONFLICTS
         print(f"note: records that disagree are left out, in {where}: {', '.join(names)}", file=sys.stderr)
     return places, read_records(places.records)
@@ -83,10 +83,10 @@ def is_record(name: str) -> bool:
 def find_record(name: str, runs: str | None, records: str | None):
     """The two places, and a record by its id or file. Raises UserError where there is none."""
     from mar_bench.pipeline.graph import default_places
-    from mar_bench.records.record import disagreeing, read_record
+    from mar_bench.records.record import conflicting_files, read_record
 
     places = default_places(runs, records)
-    if files := disagreeing(places.records, name):
+    if files := conflicting_files(places.records, name):
         raise UserError(f"record {name} is set aside, its files disagree: name one of {', '.join(map(str, files))}")
     path = Path(name) if name.endswith(".json") else places.records / f"{name}.json"
     if not path.is_file():

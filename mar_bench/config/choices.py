@@ -11,7 +11,8 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import choosing_run, reconstruction_run
 from mar_bench.config.spec import CHOICE_SEED
 from mar_bench.config.sweeps import Search, Sweep
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import metric_name
+from mar_bench.records.record import Record
 
 
 def with_choices(experiment: Experiment, records: dict[str, Record]) -> Experiment:

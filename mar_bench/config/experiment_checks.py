@@ -9,19 +9,9 @@ from typing import Any
 
 from mar_bench.config.parse import KeyPathError, join, parse
 from mar_bench.config.spec import CHOICE_SEED, SamplingSpec
+from mar_bench.records.metrics import GENERATION_METRICS, ONCE_METRICS, PUBLISHED
 from mar_bench.utils.errors import did_you_mean
 
-METRICS = (
-    "fd",
-    "fd:heldout",
-    "is",
-    "kid",
-    "precision",
-    "recall",
-    "copied",
-    "accuracy",
-)  # of a generation record; see records.metric_name
-BESIDE = ("parameters", "head_parameters", "rfd", "seconds_per_image")  # of a line of a table, once
 LAYOUT_KEYS = ("rows", "columns", "metrics", "beside")
 BUNDLE_KEYS = ("label", "set", "select", "absent")
 SELECT_KEYS = ("minimise", "maximise", "over")
@@ -32,7 +22,6 @@ SEARCH_KEYS = ("rows", "judge", "steps", "tokenizers")
 FIGURES = ("speed", "curve", "gallery")
 FIGURE_KEYS = ("kind", "x", "x_title", "y", "line", "point", "log_x")
 SEED_KEYS = ("training", "sampling")
-PUBLISHED = (*METRICS, *BESIDE, "head_parameters_code", "parameters_code", "fd_above")
 ORDERING_KEYS = ("claim", "axis", "better", "worse", "costs_at_most")
 
 
@@ -110,7 +99,7 @@ def _select(select: dict, path: str) -> None:
     check_keys(path, select, SELECT_KEYS)
     metrics = [select[key] for key in SELECT_KEYS[:2] if key in select]
     _need(len(metrics) == 1, path, "needs one of minimise and maximise")
-    _one_of(path, metrics[0], METRICS, "metric")
+    _one_of(path, metrics[0], GENERATION_METRICS, "metric")
     _need(check_block(join(path, "over"), select.get("over")), join(path, "over"), "names no knob to choose")
     for knob, values in select["over"].items():
         where = join(join(path, "over"), str(knob))
@@ -148,7 +137,7 @@ def _figure(figure: Any, axes: dict[str, list[str]], bundles: dict) -> None:
         if key in figure:
             _one_of(f"figure.{key}", figure[key], labels, "label")
     for metric in figure.get("y", []):
-        _one_of("figure.y", metric, METRICS, "metric")
+        _one_of("figure.y", metric, GENERATION_METRICS, "metric")
     if figure["kind"] == "curve":
         x = figure.get("x")
         knobs = [f"sampling.{f.name}" for f in fields(SamplingSpec)]
@@ -176,11 +165,11 @@ def _layout(layout: Any, axes: dict[str, list[str]]) -> None:
             _one_of(f"layout.{key}", axis, axes, "axis")
             _need(placed.count(axis) == 1, f"layout.{key}", f"axis '{axis}' is placed twice")
     for name in layout.get("beside", []):
-        _one_of("layout.beside", name, BESIDE, "column")
-    metrics = layout.get("metrics", METRICS)
-    _need(metrics, "layout.metrics", f"is empty; {did_you_mean('', METRICS)}")
+        _one_of("layout.beside", name, ONCE_METRICS, "column")
+    metrics = layout.get("metrics", GENERATION_METRICS)
+    _need(metrics, "layout.metrics", f"is empty; {did_you_mean('', GENERATION_METRICS)}")
     for metric in metrics:
-        _one_of("layout.metrics", metric, METRICS, "metric")
+        _one_of("layout.metrics", metric, GENERATION_METRICS, "metric")
 
 
 def _paper(paper: Any) -> None:

@@ -33,7 +33,7 @@ from mar_bench.metrics.functions import (
     standard_error,
 )
 from mar_bench.metrics.references import Reference
-from mar_bench.records.record import metric_name
+from mar_bench.records.metrics import metric_name
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import replacing
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mar_bench.config.experiment_checks import METRICS
 from mar_bench.records.comparable import differences
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, metric_name
+from mar_bench.records.record import Record
 from mar_bench.report.claims.orderings import (
     BELOW,
     FAILS,
@@ -98,7 +98,7 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
 
 def _lines(ones: Runs, others: Runs) -> list[_Line]:
     """Of real images, which no generator or tokenizer made, only what differs."""
-    lines = [(metric, _line(metric, ones, others)) for metric in [*METRICS, *REAL_ROLES.values()]]
+    lines = [(metric, _line(metric, ones, others)) for metric in [*GENERATION_METRICS, *REAL_ROLES.values()]]
     real = set(REAL_ROLES.values())
     return [x for metric, x in lines if x and not (metric in real and x.difference and x.difference.value == 0)]
 

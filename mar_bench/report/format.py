@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.record import metric_name
+from mar_bench.records.metrics import metric_name
 from mar_bench.report.frame import extractor_block
 
 MISSING, FAILED = "–", "FAILED"

@@ -16,13 +16,13 @@ from typing import Any
 import pandas as pd
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.experiment_checks import METRICS
 from mar_bench.config.ids import CHOICE_SEED, TASKS, choosing_run, generation_run, reconstruction_run, speed_run
 from mar_bench.config.spec import RunSpec
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, metric_name
+from mar_bench.records.record import Record
 
 # role (a column's name) -> metric (what records.metric_name turns into the record's own key)
-ROLES = {metric.replace(":", "_"): metric for metric in METRICS}
+ROLES = {metric.replace(":", "_"): metric for metric in GENERATION_METRICS}
 REAL_ROLES = {f"{base}_real": f"{base}:real" for base in ("fd", "kid", "precision", "recall", "copied")}
 FLOOR_ROLES = {"fd": "fd", "fd_heldout": "fd:heldout", **REAL_ROLES}
 # not shown for the 2015 network: it does not know the data's classes, its reference need not be the training images

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mar_bench.records.comparable import largest_difference
-from mar_bench.records.record import Record, metric_name
+from mar_bench.records.metrics import metric_name
+from mar_bench.records.record import Record
 from mar_bench.report.format import MISSING, PAPER_SAMPLES, thousands
 from mar_bench.utils.console import console_table, to_yaml
 
@@ -109,28 +109,12 @@ def record_text(record: Record) -> str:
         f"seeds     {_seeds(record)}",
     ]
     parts.append("to repeat it:\n" + "\n".join(f"  {line}" for line in repeat))
-    if record.replications:
-        parts.append(f"measured again, and agreeing:\n{replications_text(record)}")
     blocks: dict[str, Any] = {
         "ids": record.ids, "protocol": record.protocol, "uncertainty": record.uncertainty, "training": record.training,
-        "parameters": record.parameters, "provenance": made, "replications": record.replications,
+        "parameters": record.parameters, "provenance": made,
         "spec": record.spec,
     }  # fmt: skip
     return "\n\n".join([*parts, to_yaml({name: block for name, block in blocks.items() if block})])
-
-
-def replications_text(record: Record) -> str:
-    """A line for each: where, with which code and when it was measured, and how far it is from this record."""
-    lines = []
-    for item in record.replications:
-        made = item["provenance"]
-        git = made.get("git") or {}
-        commit = git.get("commit", MISSING)[:10] + " with uncommitted changes" * bool(git.get("dirty"))
-        metric, apart = largest_difference(record.metrics, item["metrics"])
-        difference = f"{apart:.2g}" + (f" ({title(metric, record)})" if apart else "")
-        lines.append([*(str(made.get(key) or MISSING) for key in ("host", "device")), commit,
-                      str(made.get("finished") or MISSING), difference])  # fmt: skip
-    return console_table(["host", "device", "commit", "finished", "largest relative difference"], lines)
 
 
 def _seeds(record: Record) -> str:

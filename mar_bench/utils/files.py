@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mar_bench
+from mar_bench.utils.errors import UserError
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -43,6 +44,24 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def reading(path: Path | str, what: str = "file", hint: str = "delete it and make it again") -> Iterator[None]:
+    """Convert whatever a library raises on a damaged file into one UserError naming the file and the way out.
+
+    numpy, torch, safetensors, zipfile and json raise almost anything, so everything is caught but UserError and
+    MemoryError: keep the block to the reading and checking of the file. In it, raise ValueError for bad content."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {hint}") from None
+    except Exception as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        reason = " ".join((text or "").split()) or type(error).__name__
+        raise UserError(f"{path}: not a valid {what} ({reason}); {hint}") from None
 
 
 def shipped(in_checkout: str, in_package: str, variable: str) -> Path:

@@ -7,7 +7,7 @@ from statistics import mean
 
 import pandas as pd
 
-from mar_bench.records.record import metric_name
+from mar_bench.records.metrics import metric_name
 from mar_bench.report.frame import (
     SeedValues,
     extractor_block,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.experiment_checks import PUBLISHED
+from mar_bench.records.metrics import PUBLISHED
 from mar_bench.records.paper import PublishedRow
 from mar_bench.report.format import (
     MISSING,

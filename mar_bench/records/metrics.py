@@ -1,0 +1,183 @@
+"""The metrics a record can hold: one MetricSpec each, and everything that depends on which metric it is.
+
+Metrics are written ``fd``, ``fd:heldout`` (against held-out images) and ``fd:real`` (the held-out images themselves
+against the reference); the key in a record also names the extractor (``metric_name``). Start with ``METRICS``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+PAPER_SAMPLES = 50_000  # generated images behind each of the paper's numbers
+
+# conditions that must be equal for two values to compare; records/comparable.py says how each is read and reported
+EXTRACTOR = ("extractor", "dtype")
+HELDOUT = ("heldout", "num_heldout")
+IMAGES = ("num_generated", "label_mode", "image_size", "channels", "conversion")
+NEIGHBOURS = ("reference", "num_features", "neighbours")
+
+
+@dataclass(frozen=True)
+class PaperTolerance:
+    """How far from a published value ours may be.
+
+    Up to ``absolute``, or ``share`` of the published value, is a match; up to ``close`` of it is close."""
+
+    share: float = 0.0
+    absolute: float = 0.0
+    close: float = 0.0
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric.
+
+    ``label`` is its name in tables, ``paper_label`` where the 2015 Inception network measured it; ``prefix`` precedes
+    either. Tables show the value times ``scale`` with ``unit`` behind the name. ``conditions`` must be equal for two
+    values to compare."""
+
+    name: str
+    label: str
+    paper_label: str = ""  # default: label
+    prefix: str = ""
+    conditions: tuple[str, ...] = ()
+    lower_is_better: bool = False
+    scale: float = 1.0
+    unit: str = ""
+    unit_of_inception: bool = False  # scale and unit hold for Inception features only
+    paper_decimals: int | None = None  # decimals the paper prints; None: as many as the number has
+    is_count: bool = False  # parameters, printed as 943M
+    depends_on_count: bool = False  # biased by the number of images, which therefore is part of the name
+    with_inception: bool = True  # meaningful with the 2015 network: it knows neither the data's classes nor its images
+    tolerance: PaperTolerance | None = None  # of the verdict against the paper; None: no verdict
+
+    @property
+    def base(self) -> str:
+        """``fd`` of ``fd:heldout``."""
+        return self.name.partition(":")[0]
+
+    @property
+    def column(self) -> str:
+        """``fd_heldout`` of ``fd:heldout``: its column in data frames."""
+        return self.name.replace(":", "_")
+
+    def title(self, extractor: Mapping[str, Any], images: int | None, named: bool = True) -> str:
+        """``FID``, ``FD-1k mnist5k``, ``held-out FD-1k``: the metric as text writes it.
+
+        ``images`` is how many were measured, None where that is not to be named; ``named`` adds the extractor."""
+        inception = extractor["kind"] == "inception"
+        name = (inception and self.paper_label) or self.label
+        if self.depends_on_count and images not in (None, PAPER_SAMPLES):
+            name += f"-{thousands(images)}"
+        suffix = f" {extractor['name']}" if named and not inception else ""
+        return f"{self.prefix}{name}{suffix}"
+
+    def scaling(self, inception: bool) -> tuple[float, str]:
+        """The factor by which tables show a value, and its unit."""
+        return (1.0, "") if self.unit_of_inception and not inception else (self.scale, self.unit)
+
+
+def thousands(count: int) -> str:
+    """``1k`` of 1000, ``1797`` of 1797."""
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
+
+
+def metric_name(metric: str, extractor: Mapping[str, Any]) -> str:
+    """The key of a metric in a record: ``fd`` -> ``fid`` for the 2015 Inception network, ``fd_<name>`` otherwise.
+
+    ``extractor`` is the ``metrics.extractor`` block of a resolved spec; the suffix of ``fd:heldout`` comes last."""
+    base, _, suffix = metric.partition(":")
+    name = {"fd": "fid"}.get(base, base) if extractor["kind"] == "inception" else f"{base}_{extractor['name']}"
+    return f"{name}_{suffix}" if suffix else name
+
+
+def metrics_by_key(extractor: Mapping[str, Any]) -> dict[str, MetricSpec]:
+    """The metrics of images by their keys in records that used this extractor; distances first."""
+    found = {metric_name(name, extractor): METRICS[name] for name in (*GENERATION_METRICS, *REAL_METRICS)}
+    return {**found, "psnr": METRICS["psnr"]}
+
+
+_FD = MetricSpec(
+    "fd",
+    "FD",
+    paper_label="FID",
+    conditions=(*EXTRACTOR, "reference", "num_reference", *IMAGES),
+    lower_is_better=True,
+    paper_decimals=2,
+    depends_on_count=True,
+    tolerance=PaperTolerance(share=0.03, absolute=0.05, close=0.10),
+)
+_IS = MetricSpec(
+    "is",
+    "IS",
+    conditions=(*EXTRACTOR, "is_splits", *IMAGES),
+    paper_decimals=1,
+    depends_on_count=True,
+    tolerance=PaperTolerance(share=0.03, close=0.10),
+)
+_KID = MetricSpec(
+    "kid",
+    "KID",
+    conditions=(*EXTRACTOR, "reference", "kid_subsets", *IMAGES),
+    lower_is_better=True,
+    scale=1000,
+    unit="x 1000",
+    unit_of_inception=True,  # its size depends on the features
+)
+_PRECISION, _RECALL = (
+    MetricSpec(
+        name,
+        name.capitalize(),
+        conditions=(*EXTRACTOR, *NEIGHBOURS, *IMAGES),
+        paper_decimals=2,
+        tolerance=PaperTolerance(absolute=0.02),
+    )
+    for name in ("precision", "recall")
+)
+_COPIED = MetricSpec(
+    "copied",
+    "copied",
+    conditions=(*EXTRACTOR, "reference", "num_features", *IMAGES),
+    lower_is_better=True,
+    scale=100,
+    unit="%",
+    with_inception=False,
+)
+_GENERATION = (
+    _FD,
+    replace(_FD, name="fd:heldout", prefix="held-out ", conditions=(*EXTRACTOR, *HELDOUT, *IMAGES), tolerance=None),
+    _IS,
+    _KID,
+    _PRECISION,
+    _RECALL,
+    _COPIED,
+    MetricSpec("accuracy", "accuracy", conditions=(*EXTRACTOR, *IMAGES), with_inception=False),
+)
+_REAL = tuple(
+    replace(
+        metric,
+        name=f"{metric.name}:real",
+        prefix="real held-out ",
+        conditions=(*(c for c in metric.conditions if c not in IMAGES), *HELDOUT),
+        depends_on_count=False,
+        tolerance=None,
+    )
+    for metric in (_FD, _KID, _PRECISION, _RECALL, _COPIED)
+)
+_ONCE = (  # what a line of a table has once, whatever its columns
+    MetricSpec("parameters", "parameters", is_count=True),
+    MetricSpec("head_parameters", "head parameters", is_count=True),
+    MetricSpec("rfd", "rFID", paper_label="reconstruction FID", lower_is_better=True, paper_decimals=2),
+    MetricSpec(
+        "seconds_per_image", "seconds per image", paper_label="seconds per image (one A100)", lower_is_better=True
+    ),
+)
+
+GENERATION_METRICS = tuple(metric.name for metric in _GENERATION)  # of a generation record, as tables order them
+REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images, in a reconstruction record
+ONCE_METRICS = tuple(metric.name for metric in _ONCE)
+_PSNR = MetricSpec("psnr", "PSNR", conditions=IMAGES)
+METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, _PSNR, *_ONCE)}
+# what experiment files and results/paper may publish beside the metrics: counts in the official code, lower bounds
+PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")
