@@ -24,18 +24,9 @@ from mar_bench.config.spec import (
     VQTokenizer,
     measures_scale,
 )
-from mar_bench.data import latents as module
-from mar_bench.data.datasets import ArrayImages, DataSet, apply_view, to_unit, views
-from mar_bench.data.latents import (
-    Latents,
-    Source,
-    build_latents,
-    encoded,
-    finish_latents,
-    load_latents,
-    manifest_of,
-    write_shards,
-)
+from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, to_unit, views
+from mar_bench.data.encode import Source, build_latents, encoded, finish_latents, manifest_of, write_shards
+from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS, build_tokenizer
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.pipeline.graph import Places, is_sound, mark_done
@@ -437,7 +428,7 @@ def test_a_folder_that_cannot_be_read_says_what_to_do(spoil, tmp_path):
     finish_latents(about, tmp_path)
     load_latents(tmp_path, TOKENIZERS["vq"])
     spoil(tmp_path)
-    with pytest.raises(UserError, match=rf"{tmp_path}: not latents as this version .* delete the folder and run again"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: not a valid latent cache .* delete the folder"):
         load_latents(tmp_path, TOKENIZERS["vq"])
 
 
@@ -471,10 +462,10 @@ def test_images_of_a_folder_with_bad_files_become_latents(tmp_path):
     run, places, folder = generation_run("row", spec), Places(tmp_path / "runs", tmp_path), tmp_path / "latents"
     assert not measures_scale(spec.tokenizer)
     folder.mkdir()
-    with pytest.warns(UserWarning, match="1 of 12 files"):
+    with pytest.warns(UserWarning, match="1 of 6 files"):
         STAGES["latents"](run, places, folder, go_on)
     mark_done(folder, 1.0)
-    assert is_sound(folder) and len(list((tmp_path / "runs/images").glob("*.json"))) == 1
+    assert is_sound(folder) and len(list((tmp_path / "runs/images").glob("*.json"))) == 2
     about = json.loads((folder / "manifest.json").read_text())
     assert about["images"] == {"train": 5, "heldout": 6} and about["left_out"] == {"train": 1, "heldout": 0}
     assert about["classes"] == ["ape", "bee"] and about["crop"] == {"method": "ADM centre crop", "size": 8}
@@ -489,7 +480,7 @@ def test_images_of_a_folder_with_bad_files_become_latents(tmp_path):
 
 def test_large_images_are_encoded_a_few_at_a_time():
     spec, tokenizer = run_spec("kl"), tokenizer_of("kl")
-    assert encoded(spec, pictures(), tokenizer, CPU)["train"].batch == module.BATCH
+    assert encoded(spec, pictures(), tokenizer, CPU)["train"].batch == BATCH
     large = replace(spec, data=replace(DATA, image_size=256))
     assert encoded(large, pictures(), tokenizer, CPU)["train"].batch == 64
 
