@@ -109,7 +109,8 @@ def _imported(data: ImageFolderData, spec: LDMKLTokenizer, root: Path, tokenizer
         _check_complete(data, root / name, files)
         names += [f"{name}/{file}" for file in files]
         labels += [label] * len(files)
-    scale: Tensor = getattr(tokenizer, "inner", tokenizer).scale.cpu()
+    inner: Any = tokenizer.inner if isinstance(tokenizer, Grouped) else tokenizer
+    scale = inner.scale.cpu()
     joined = tokenizer.joined if isinstance(tokenizer, Grouped) else lambda latents: latents
 
     def stored(rows: range) -> dict[str, Tensor]:

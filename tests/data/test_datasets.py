@@ -55,7 +55,7 @@ def test_a_batch_is_a_copy(built_in):
     assert data.train.pixels[:2].max() == 255
 
 
-def test_held_out_images_are_balanced_and_in_none_of_the_training(built_in):
+def test_held_out_images_are_balanced_and_disjoint_from_training(built_in):
     spec, count, data = built_in
     assert torch.equal(data.heldout.labels.bincount(), torch.full((10,), spec.heldout // 10))
     train, heldout = pictures(data.train), pictures(data.heldout)
@@ -82,7 +82,7 @@ def test_mnist_is_padded_to_32_pixels(built_in):
 
 
 @pytest.mark.parametrize("heldout", [7, 13, 299])
-def test_any_number_is_held_out_as_evenly_as_can_be(heldout):
+def test_held_out_classes_differ_by_at_most_one_image(heldout):
     counts = load_data(DigitsData(heldout=heldout)).heldout.labels.bincount(minlength=10)
     assert counts.sum() == heldout and counts.max() - counts.min() <= 1
 
@@ -110,7 +110,7 @@ def test_every_grey_level_comes_back():
     assert torch.equal(to_uint8(unit), levels)
 
 
-def test_what_lies_outside_is_clipped_and_the_rest_rounded():
+def test_to_uint8_clips_and_rounds():
     values = torch.tensor([-3.0, -1.01, 1.01, 7.0, 0.0038, 0.0040])
     assert to_uint8(values).tolist() == [0, 0, 255, 255, 128, 128]
     assert to_uint8(torch.tensor([1 / 127.5 - 1 - 0.0035, 1 / 127.5 - 1 + 0.0035])).tolist() == [1, 1]

@@ -97,7 +97,7 @@ def test_every_view_of_every_image_is_there_in_its_place(made):
     assert torch.equal(latents.labels, data.train.labels) and torch.equal(latents.heldout_labels, data.heldout.labels)
 
 
-def test_what_is_stored_is_as_small_as_it_can_be(made):
+def test_stored_dtypes_and_shapes(made):
     tokenizer, latents = made
     if tokenizer.stochastic:
         shapes = {k: tuple(v.shape) for k, v in latents.train.items()}
@@ -141,7 +141,7 @@ def test_all_views_are_drawn(made):
     assert set(marked.draw([0] * 500, NoiseSource(0, rows), 0).flatten().tolist()) == set(range(18))
 
 
-def test_a_split_is_of_images_as_they_are(made):
+def test_a_split_has_no_views(made):
     _, latents = made
     stored, labels = latents.split(heldout=False)
     name = next(iter(stored))
@@ -241,7 +241,7 @@ def manifest(sources: dict[str, Source], **kept) -> dict:
         (-7e4, "fp16", r"reach 7e\+04, too large for fp16; set latents\.dtype=fp32"),
     ],
 )
-def test_latents_that_cannot_be_kept_are_the_users_to_mend(value, dtype, message, tmp_path):
+def test_latents_that_cannot_be_stored_are_refused(value, dtype, message, tmp_path):
     values = torch.zeros(9, 2, 3)
     values[5, 1, 2] = value
     sources = made_of(values)
@@ -328,7 +328,7 @@ def test_several_processes_share_the_shards(tmp_path):
     assert {p.name: p.read_bytes() for p in alone.iterdir()} == {p.name: p.read_bytes() for p in together.iterdir()}
 
 
-def test_what_else_lies_in_the_folder_is_removed(tmp_path):
+def test_stale_files_are_removed(tmp_path):
     sources = made_of(torch.rand(9, 2, 3))
     strays = [
         "latents.safetensors",
@@ -488,7 +488,7 @@ def test_large_images_are_encoded_a_few_at_a_time():
 # --- tokenizers -----------------------------------------------------------------------------------------
 
 
-def test_kl_noise_has_the_stored_deviation():
+def test_kl_noise_has_the_stored_std():
     tokenizer = tokenizer_of("kl")
     stored = tokenizer.stored(to_unit(pictures().train.get([0])))
     noise = NoiseSource(0, range(4000)).normal("latent", 0, (16, 3))
