@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from mar_bench.config.spec import LatentsSpec, RunSpec
-from mar_bench.data.latents import Latents, Source, finish_latents, load_latents, manifest_of, write_shards
+from mar_bench.data.encode import Source, finish_latents, manifest_of, write_shards
+from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
 from mar_bench.utils.noise import NoiseSource, philox

@@ -84,7 +84,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def assert_same_tokens(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Codes equal, vectors within rounding: 2e-3 of their deviation, as an untrained head magnifies it."""
+    """Codes equal, vectors within rounding: 2e-3 of their std, since an untrained head amplifies it."""
     if not found.is_floating_point():
         assert torch.equal(found, expected)
     else:

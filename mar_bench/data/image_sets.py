@@ -17,17 +17,8 @@ import torch
 from PIL import Image
 
 from mar_bench.config.spec import DigitsData, MnistData
-from mar_bench.data.datasets import (
-    BATCH,
-    FORMATS,
-    IMAGE_ENDINGS,
-    Progress,
-    batches,
-    in_threads,
-    load_data,
-    read_image,
-    visible,
-)
+from mar_bench.data.datasets import BATCH, Progress, batches, load_data
+from mar_bench.data.images import FORMATS, IMAGE_ENDINGS, in_threads, read_image, visible
 from mar_bench.data.npz import NpzImages
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import reading

@@ -1,45 +1,48 @@
-"""The single core: an order, a backbone and a head make a training loss. It knows no concrete class of them.
+"""The autoregressive generator: an order, a backbone and a head make a training loss.
 
-And what it has in common with the rival that draws whole images (rivals/dit.py): a Generator."""
+Also the interface that it shares with the DiT baseline."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mar_bench.config.spec import TokenSpace, num_tokens
+from mar_bench.models.backbones.base import Backbone
+from mar_bench.models.heads.base import Head
 from mar_bench.models.orders import draw_order, gather
 from mar_bench.utils.noise import NoiseSource
 
 
-class Generator(Protocol):
-    """The nn.Module that trainer and evaluator see; calling it is its loss. ``build.generate`` draws tokens from it."""
+class Generator(nn.Module, ABC):
+    """What training and sampling see of a model; calling it computes the loss, ``build.generate`` samples it."""
 
     space: TokenSpace
-    length: int  # tokens of an image, L
+    length: int  # L, tokens per image
     label_dropout: float
 
-    def loss(self, tokens: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
-        """Training loss of tokens (B, L[, D]) with labels (B,): (B, n) over the tokens that it is of, n <= L.
+    @abstractmethod
+    def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
+        """Tokens (B, L[, D]) and labels (B,) -> loss (B, n) of the n <= L target tokens of each image.
 
-        All randomness comes from ``noise``, by the images' slots in the global batch."""
+        All randomness comes from ``noise``, whose indices are the images' slots in the global batch."""
+
+    def forward(self, *args) -> Tensor:
+        return self.loss(*args)
 
 
-class ARGenerator(nn.Module):
-    """An autoregressive generator over tokens (paper, section 3): ``loss`` here, ``generate`` in sampler.py."""
+class ARGenerator(Generator):
+    """An autoregressive generator (paper, section 3): the loss is here, the generation loop in sampler.py."""
 
-    def __init__(self, order: str, backbone: nn.Module, head: nn.Module, space: TokenSpace, label_dropout: float):
+    def __init__(self, order: str, backbone: Backbone, head: Head, space: TokenSpace, label_dropout: float):
         super().__init__()
         self.order, self.space, self.length = order, space, num_tokens(space)
         self.label_dropout = label_dropout
         self.backbone, self.head = backbone, head
 
-    def loss(self, tokens: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
-        """Training loss of tokens (B, L[, D]) with labels (B,): (B, n) over each image's n target tokens.
-
-        All randomness (order, share of known tokens, dropped labels, the head's own) comes from ``noise``."""
+    def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
+        """Draws order, masking ratio, label dropout and the head's random numbers from ``noise``."""
         device = tokens.device
         order = draw_order(self.order, noise, step, self.length).to(device)
         drop = noise.uniform("label", step, ()).to(device) < self.label_dropout
@@ -48,19 +51,11 @@ class ARGenerator(nn.Module):
         return self.loss_given(tokens, labels.masked_fill(drop, -1), order, num_known, drawn)
 
     def loss_given(
-        self,
-        tokens: torch.Tensor,
-        labels: torch.Tensor,
-        order: torch.Tensor,
-        num_known: int,
-        drawn: dict[str, torch.Tensor],
-    ) -> torch.Tensor:
+        self, tokens: Tensor, labels: Tensor, order: Tensor, num_known: int, drawn: dict[str, Tensor]
+    ) -> Tensor:
         """The loss with every random choice given; ``drawn`` holds the head's draws by position, (B, L, ...)."""
         tokens = gather(tokens, order)
         z = self.backbone(tokens, labels, order, num_known)
         targets = order[:, num_known:]
         drawn = {name: gather(values.to(tokens.device), targets) for name, values in drawn.items()}
         return self.head.loss(z, tokens[:, num_known:], drawn)
-
-    def forward(self, *args) -> torch.Tensor:
-        return self.loss(*args)

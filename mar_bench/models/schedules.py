@@ -1,16 +1,18 @@
-"""Schedules: pure functions from progress to a number."""
+"""Schedules as pure functions: tokens per AR step, guidance, learning rate and masking ratio."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
+
+from mar_bench.config.spec import TruncatedNormalMasking, UniformMasking
 
 
 def tokens_per_step(length: int, num_ar_steps: int) -> list[int]:
-    """How many tokens each AR step draws under MaskGIT's cosine schedule (paper, section 3.4).
+    """Number of tokens drawn in each AR step: MaskGIT's cosine schedule (paper, section 3.4).
 
-    After step k, max(1, min(unknown before - 1, floor(L cos(pi/2 (k+1)/K)))) tokens are still unknown; the
-    last step draws all that is left. The counts are all at least 1 and sum to ``length``; K = L gives ones.
-    """
+    max(1, min(unknown before - 1, floor(L cos(pi/2 (k+1)/K)))) tokens are unknown after step k = 0, 1, ...; the last
+    step draws the rest. All counts are at least 1, they sum to ``length``, and K = L gives ones."""
     assert 1 <= num_ar_steps <= length
     left = length
     counts = []
@@ -22,18 +24,18 @@ def tokens_per_step(length: int, num_ar_steps: int) -> list[int]:
 
 
 def guidance_scale(schedule: str, scale: float, length: int, num_unknown_after: int) -> float:
-    """The guidance scale of an AR step (official code): ``linear`` grows with the share of known tokens.
+    """Guidance scale of an AR step (official code): constant, or linear in the share of known tokens.
 
-    ``num_unknown_after``: tokens unknown once the step is done; the last step counts as 1, not 0."""
+    ``num_unknown_after`` counts the tokens unknown after the step; the last step counts as 1, not 0."""
     if schedule == "constant":
         return scale
     return 1 + (scale - 1) * (length - max(1, num_unknown_after)) / length
 
 
 def learning_rate(schedule: str, base: float, step: int, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of a step counted from 0: linear warm-up, then constant, cosine to 0, or inverse root.
+    """Learning rate at ``step`` (from 0): linear warm-up, then ``constant``, ``cosine`` to 0, or ``inverse_sqrt``.
 
-    ``inverse_sqrt`` stays at ``base`` for the first half and then falls as sqrt(half / step)."""
+    ``inverse_sqrt`` stays at ``base`` for the first half of training and then decays as sqrt(half / step)."""
     if step < warmup_steps:
         return base * (step + 1) / warmup_steps
     if schedule == "constant":
@@ -45,14 +47,12 @@ def learning_rate(schedule: str, base: float, step: int, warmup_steps: int, tota
     return base * math.sqrt(half / max(step, half))
 
 
-def mask_ratio(masking, u: float) -> float:
-    """The share of unknown tokens in a training batch from one uniform draw ``u`` in [0, 1).
+def mask_ratio(masking: UniformMasking | TruncatedNormalMasking, u: float) -> float:
+    """Share of unknown tokens in a training batch, from one uniform draw ``u`` in [0, 1).
 
-    A truncated normal is drawn by inverting its distribution function between its bounds."""
-    if masking.kind == "uniform":
+    The truncated normal is sampled by inverting its cdf between the bounds."""
+    if isinstance(masking, UniformMasking):
         return masking.low + (masking.high - masking.low) * u
-    from statistics import NormalDist
-
     normal = NormalDist(masking.mean, masking.std)
     low, high = normal.cdf(masking.low), normal.cdf(masking.high)
     if high <= low:

@@ -29,8 +29,10 @@ from torch import nn
 
 from mar_bench.config.ids import stage_ids
 from mar_bench.config.spec import ARModel, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
-from mar_bench.data.datasets import IMAGE_ENDINGS, ArrayImages, DataSet, read_image
-from mar_bench.data.latents import build_latents, load_latents
+from mar_bench.data.datasets import ArrayImages, DataSet
+from mar_bench.data.encode import build_latents
+from mar_bench.data.images import IMAGE_ENDINGS, read_image
+from mar_bench.data.latents import load_latents
 from mar_bench.models import sampler
 from mar_bench.models.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, generate
 from mar_bench.models.tokenizers.base import Tokenizer

@@ -19,7 +19,8 @@ from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import RunSpec, is_causal, measures_scale, num_tokens
 from mar_bench.data.datasets import DataSet, apply_view, load_data, to_unit, views
-from mar_bench.data.latents import encoded, finish_latents, imported, load_latents, manifest_of, write_shards
+from mar_bench.data.encode import encoded, finish_latents, imported, manifest_of, write_shards
+from mar_bench.data.latents import load_latents
 from mar_bench.metrics.features import Classifier
 from mar_bench.metrics.functions import statistics
 from mar_bench.metrics.references import load_reference

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 
 from mar_bench.config.spec import DigitsData, MnistData
 from mar_bench.data import image_sets as module
-from mar_bench.data.datasets import BATCH, load_data, read_image, silent
+from mar_bench.data.datasets import BATCH, load_data, silent
 from mar_bench.data.image_sets import (
     Digest,
     ImageSet,
@@ -30,6 +30,7 @@ from mar_bench.data.image_sets import (
     open_images,
     open_npz,
 )
+from mar_bench.data.images import read_image
 from tests.measuring import refusal, says
 
 PHOTOS = load_sample_images().images  # two of 427x640

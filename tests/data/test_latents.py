@@ -24,18 +24,9 @@ from mar_bench.config.spec import (
     VQTokenizer,
     measures_scale,
 )
-from mar_bench.data import latents as module
-from mar_bench.data.datasets import ArrayImages, DataSet, apply_view, to_unit, views
-from mar_bench.data.latents import (
-    Latents,
-    Source,
-    build_latents,
-    encoded,
-    finish_latents,
-    load_latents,
-    manifest_of,
-    write_shards,
-)
+from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, to_unit, views
+from mar_bench.data.encode import Source, build_latents, encoded, finish_latents, manifest_of, write_shards
+from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS, build_tokenizer
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.pipeline.stages import STAGES
@@ -106,7 +97,7 @@ def test_every_view_of_every_image_is_there_in_its_place(made):
     assert torch.equal(latents.labels, data.train.labels) and torch.equal(latents.heldout_labels, data.heldout.labels)
 
 
-def test_what_is_stored_is_as_small_as_it_can_be(made):
+def test_stored_dtypes_and_shapes(made):
     tokenizer, latents = made
     if tokenizer.stochastic:
         shapes = {k: tuple(v.shape) for k, v in latents.train.items()}
@@ -150,7 +141,7 @@ def test_all_views_are_drawn(made):
     assert set(marked.draw([0] * 500, NoiseSource(0, rows), 0).flatten().tolist()) == set(range(18))
 
 
-def test_a_split_is_of_images_as_they_are(made):
+def test_a_split_has_no_views(made):
     _, latents = made
     stored, labels = latents.split(heldout=False)
     name = next(iter(stored))
@@ -250,7 +241,7 @@ def manifest(sources: dict[str, Source], **kept) -> dict:
         (-7e4, "fp16", r"reach 7e\+04, too large for fp16; set latents\.dtype=fp32"),
     ],
 )
-def test_latents_that_cannot_be_kept_are_the_users_to_mend(value, dtype, message, tmp_path):
+def test_latents_that_cannot_be_stored_are_refused(value, dtype, message, tmp_path):
     values = torch.zeros(9, 2, 3)
     values[5, 1, 2] = value
     sources = made_of(values)
@@ -337,7 +328,7 @@ def test_several_processes_share_the_shards(tmp_path):
     assert {p.name: p.read_bytes() for p in alone.iterdir()} == {p.name: p.read_bytes() for p in together.iterdir()}
 
 
-def test_what_else_lies_in_the_folder_is_removed(tmp_path):
+def test_stale_files_are_removed(tmp_path):
     sources = made_of(torch.rand(9, 2, 3))
     strays = [
         "latents.safetensors",
@@ -437,7 +428,7 @@ def test_a_folder_that_cannot_be_read_says_what_to_do(spoil, tmp_path):
     finish_latents(about, tmp_path)
     load_latents(tmp_path, TOKENIZERS["vq"])
     spoil(tmp_path)
-    with pytest.raises(UserError, match=rf"{tmp_path}: not latents as this version .* delete the folder and run again"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: not a valid latent cache .* delete the folder"):
         load_latents(tmp_path, TOKENIZERS["vq"])
 
 
@@ -471,10 +462,10 @@ def test_images_of_a_folder_with_bad_files_become_latents(tmp_path):
     run, places, folder = generation_run("row", spec), Places(tmp_path / "runs", tmp_path), tmp_path / "latents"
     assert not measures_scale(spec.tokenizer)
     folder.mkdir()
-    with pytest.warns(UserWarning, match="1 of 12 files"):
+    with pytest.warns(UserWarning, match="1 of 6 files"):
         STAGES["latents"](run, places, folder, go_on)
     mark_done(folder, 1.0)
-    assert is_sound(folder) and len(list((tmp_path / "runs/images").glob("*.json"))) == 1
+    assert is_sound(folder) and len(list((tmp_path / "runs/images").glob("*.json"))) == 2
     about = json.loads((folder / "manifest.json").read_text())
     assert about["images"] == {"train": 5, "heldout": 6} and about["left_out"] == {"train": 1, "heldout": 0}
     assert about["classes"] == ["ape", "bee"] and about["crop"] == {"method": "ADM centre crop", "size": 8}
@@ -489,7 +480,7 @@ def test_images_of_a_folder_with_bad_files_become_latents(tmp_path):
 
 def test_large_images_are_encoded_a_few_at_a_time():
     spec, tokenizer = run_spec("kl"), tokenizer_of("kl")
-    assert encoded(spec, pictures(), tokenizer, CPU)["train"].batch == module.BATCH
+    assert encoded(spec, pictures(), tokenizer, CPU)["train"].batch == BATCH
     large = replace(spec, data=replace(DATA, image_size=256))
     assert encoded(large, pictures(), tokenizer, CPU)["train"].batch == 64
 
@@ -497,7 +488,7 @@ def test_large_images_are_encoded_a_few_at_a_time():
 # --- tokenizers -----------------------------------------------------------------------------------------
 
 
-def test_kl_noise_has_the_stored_deviation():
+def test_kl_noise_has_the_stored_std():
     tokenizer = tokenizer_of("kl")
     stored = tokenizer.stored(to_unit(pictures().train.get([0])))
     noise = NoiseSource(0, range(4000)).normal("latent", 0, (16, 3))

@@ -16,7 +16,8 @@ from torch import nn
 
 from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import ImageFolderData, LatentsSpec, LDMKLTokenizer, RunSpec
-from mar_bench.data.datasets import load_data, read_image, to_unit
+from mar_bench.data.datasets import load_data, to_unit
+from mar_bench.data.images import read_image
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS
 from mar_bench.models.tokenizers import pretrained as published
@@ -167,12 +168,15 @@ def as_pickle(path: Path) -> None:
 
 
 SPOILT = {
-    "no zip": (lambda p: p.write_bytes(b"x"), "not arrays moments and moments_flip"),
-    "empty": (lambda p: p.write_bytes(b""), "not arrays moments and moments_flip"),
-    "cut": (lambda p: p.write_bytes(p.read_bytes()[:300]), "not arrays moments and moments_flip"),
+    "no zip": (lambda p: p.write_bytes(b"x"), "not a valid file"),
+    "empty": (lambda p: p.write_bytes(b""), "not a valid file"),
+    "cut": (
+        lambda p: p.write_bytes(p.read_bytes()[:300]),
+        "not a valid file",
+    ),
     "flipped bit": (
         lambda p: p.write_bytes(p.read_bytes().replace(p.read_bytes()[300:308], b"        ")),
-        "not arrays",
+        "not a valid file",
     ),
     "no array": (lambda p: np.savez(p, moments=np.zeros((6, 4, 4), np.float32)), "moments_flip is not"),
     "pickle": (as_pickle, "allow_pickle"),
@@ -182,7 +186,7 @@ SPOILT = {
     ),
     "wrong dtype": (lambda p: rewrite(p, moments=np.zeros((6, 4, 4), np.float64)), "moments is float64"),
     "not finite": (lambda p: rewrite(p, moments=np.full((6, 4, 4), np.nan, np.float32)), "not finite"),
-    "folder": (lambda p: (p.unlink(), p.mkdir()), "not arrays"),
+    "folder": (lambda p: (p.unlink(), p.mkdir()), "not a valid file"),
 }
 
 
@@ -205,7 +209,7 @@ def test_a_tree_that_is_not_the_data_sets_is_an_error(world):
     with pytest.raises(UserError, match="/nowhere: found 0 class folders"):
         world.made("c", replace(world.spec(), tokenizer=nowhere))
     (world.cache / "bee").rename(world.cache / "wasp")
-    with pytest.raises(UserError, match="not the classes of .*val: 'bee' is in one alone"):
+    with pytest.raises(UserError, match="not the classes of .*val: 'bee' is in only one of them"):
         world.made("d", world.spec())
     for path in (world.cache / "wasp").iterdir():
         path.rename(path.with_suffix(".npy"))

@@ -1,4 +1,4 @@
-"""Published check-points become ours, whole and in their places; whatever else is in a file is refused, never run."""
+"""Published checkpoints become ours, complete and in their places; nothing else in a file is read, or ever executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import types
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -22,63 +21,23 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mar_bench.cli import app
-from mar_bench.config.spec import (
-    ConsistencyTokenizer,
-    Continuous,
-    DiffusionHead,
-    ImageFolderData,
-    LDMKLTokenizer,
-    LDMVQTokenizer,
-    MaskedBackbone,
-    SDKLTokenizer,
-)
-from mar_bench.models.ar import ARGenerator
-from mar_bench.models.build import BACKBONES, HEADS
+from mar_bench.config.spec import ConsistencyTokenizer, ImageFolderData, LDMKLTokenizer, LDMVQTokenizer, SDKLTokenizer
 from mar_bench.models.pretrained import convert as module
 from mar_bench.models.pretrained.convert import convert
 from mar_bench.models.pretrained.names import diffusers_name, ldm_name, mar_architecture, our_name
 from mar_bench.models.tokenizers import pretrained as published
 from mar_bench.models.tokenizers.pretrained import VQAutoencoder16, net_of
 from mar_bench.utils.errors import UserError
+from tests.parity.agreements import DATA
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
-needs_arrays = pytest.mark.skipif(not PARITY.is_dir(), reason="shared/parity is not beside this repository")
 Shapes = dict[str, tuple[int, ...]]
 
 
-# --- the official names, written down from the official code's structure ---------------------------------
+# --- latent diffusion's names, written down from its code -------------------------------------------------
 
 
 def _layer(name: str, *shape: int) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def official_mar(dim, depth, head_depth, width, token_dim=16, tokens=256, front=64, classes=1000) -> Shapes:
-    shapes = {
-        "fake_latent": (1, dim),
-        "mask_token": (1, 1, dim),
-        "encoder_pos_embed_learned": (1, front + tokens, dim),
-        "decoder_pos_embed_learned": (1, front + tokens, dim),
-        "diffusion_pos_embed_learned": (1, tokens, dim),
-        "class_emb.weight": (classes, dim),
-        **_layer("z_proj", dim, token_dim),
-        **_layer("z_proj_ln", dim),
-        **_layer("decoder_embed", dim, dim),
-        **_layer("encoder_norm", dim),
-        **_layer("decoder_norm", dim),
-    }
-    for block in (f"{net}_blocks.{i}" for net in ("encoder", "decoder") for i in range(depth)):
-        shapes |= _layer(f"{block}.norm1", dim) | _layer(f"{block}.norm2", dim)
-        shapes |= _layer(f"{block}.attn.qkv", 3 * dim, dim) | _layer(f"{block}.attn.proj", dim, dim)
-        shapes |= _layer(f"{block}.mlp.fc1", 4 * dim, dim) | _layer(f"{block}.mlp.fc2", dim, 4 * dim)
-    net = "diffloss.net"
-    shapes |= _layer(f"{net}.time_embed.mlp.0", width, 256) | _layer(f"{net}.time_embed.mlp.2", width, width)
-    shapes |= _layer(f"{net}.cond_embed", width, dim) | _layer(f"{net}.input_proj", width, token_dim)
-    for block in (f"{net}.res_blocks.{i}" for i in range(head_depth)):
-        shapes |= _layer(f"{block}.in_ln", width) | _layer(f"{block}.adaLN_modulation.1", 3 * width, width)
-        shapes |= _layer(f"{block}.mlp.0", width, width) | _layer(f"{block}.mlp.2", width, width)
-    shapes |= _layer(f"{net}.final_layer.adaLN_modulation.1", 2 * width, width)
-    return shapes | _layer(f"{net}.final_layer.linear", 2 * token_dim, width)
 
 
 def _residual(name: str, channels: int, out: int) -> Shapes:
@@ -123,20 +82,27 @@ def official_autoencoder(kind: str, widths: tuple[int, ...], latent: int, codes:
 
 
 F16, F8, SMALL = (128, 128, 256, 256, 512), (128, 256, 512, 512), (32, 32, 64, 64, 64)
+SMALL_KL8 = official_autoencoder("kl8", (32, 32, 64, 64), 4)
+SMALL_VQ16 = official_autoencoder("vq16", SMALL, 8, codes=16384)
 FULL = {
     "kl16": (official_autoencoder("kl16", F16, 16), LDMKLTokenizer()),
     "vq16": (official_autoencoder("vq16", F16, 8, codes=16384), LDMVQTokenizer()),
     "kl8": (official_autoencoder("kl8", F8, 4), SDKLTokenizer()),
 }
-TINY_MAR = dict(dim=8, depth=2, head_depth=3, width=6, token_dim=4, tokens=9, front=5, classes=7)
+LOSSES = {"loss.logvar": (), "loss.discriminator.main.0.weight": (4, 3, 4, 4), "model_ema.decay": ()}
 
 
-def filled(shapes: Shapes, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def filled(shapes: Shapes) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
         for name, shape in shapes.items()
     }
+
+
+def official_mar() -> dict[str, torch.Tensor]:
+    """A small MAR in official names."""
+    return load_file(DATA / "mar_kl16.safetensors")
 
 
 def shapes_of(net: nn.Module) -> Shapes:
@@ -157,13 +123,10 @@ def small_kl8() -> nn.Module:
 
 @pytest.fixture
 def small(monkeypatch) -> None:
-    """Tokenizers of few channels, so that their files are made and read in no time."""
+    """Tokenizers with few channels, whose files are small."""
     monkeypatch.setattr(published, "STAGES", SMALL)
     small_ones = ("sd_kl", "consistency")
     monkeypatch.setattr(module, "net_of", lambda spec: small_kl8() if spec.kind in small_ones else net_of(spec))
-
-
-SMALL_KL8 = official_autoencoder("kl8", (32, 32, 64, 64), 4)
 
 
 def mistake(*args, **options) -> str:
@@ -176,22 +139,14 @@ def mistake(*args, **options) -> str:
 # --- name maps ------------------------------------------------------------------------------------------
 
 
-@needs_arrays
-@pytest.mark.parametrize(("size", "args"), [("base", (768, 12, 6, 1024)), ("huge", (1280, 20, 12, 1536))])
-def test_the_names_written_here_are_those_of_official_mar(size, args):
-    official = json.loads((PARITY / f"mar_{size}_state_shapes.json").read_text())
-    assert {name: list(shape) for name, shape in official_mar(*args).items()} == official
-
-
-@needs_arrays
-def test_the_names_written_here_are_those_of_official_kl16():
-    official = json.loads((PARITY / "kl16_vae_state_shapes.json").read_text())
+def test_names_written_here_are_those_of_official_kl16():
+    official = json.loads((DATA / "kl16_vae_state_shapes.json").read_text())
     assert {name: list(shape) for name, shape in FULL["kl16"][0].items()} == official
 
 
 @pytest.mark.parametrize("kind", FULL)
 def test_autoencoders_map_one_to_one(kind):
-    """Every tensor of the network gets one of the same shape, but for attention's 1x1 convolutions."""
+    """Every tensor of the network gets one of the same shape, except for the 1 x 1 convolutions of attention."""
     official, spec = FULL[kind]
     with torch.device("meta"):
         expected = shapes_of(net_of(spec))
@@ -202,20 +157,18 @@ def test_autoencoders_map_one_to_one(kind):
     assert all(found[name] == (*expected[name], 1, 1) for name in changed)
 
 
-def test_stages_are_counted_from_the_other_end():
+def test_decoder_stages_are_counted_from_the_other_end():
     assert ldm_name("decoder.up.0.block.2.norm1.weight", 5) == "decoder.up_blocks.4.resnets.2.norm1.weight"
-    assert ldm_name("decoder.up.4.attn.1.proj_out.bias", 5) == "decoder.up_blocks.0.attentions.1.to_out.0.bias"
     assert ldm_name("encoder.down.4.attn.1.q.weight", 5) == "encoder.down_blocks.4.attentions.1.to_q.weight"
-    assert ldm_name("encoder.mid.block_2.conv1.bias", 5) == "encoder.mid_block.resnets.1.conv1.bias"
 
 
 @pytest.mark.parametrize("name", ["", "encoder", "decoder.up.5.block.0.norm1.weight", "loss.logvar", "conv_in.weight"])
-def test_names_that_latent_diffusion_does_not_have(name):
+def test_unknown_names_of_latent_diffusion(name):
     with pytest.raises(KeyError):
         ldm_name(name, 5)
 
 
-def test_kl8_is_mapped_as_diffusers_does_it():
+def test_kl8_is_mapped_like_diffusers_does_it():
     single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
     official = filled(SMALL_KL8)
     config = {"down_block_types": [""] * 4, "up_block_types": [""] * 4}
@@ -226,7 +179,7 @@ def test_kl8_is_mapped_as_diffusers_does_it():
         assert torch.equal(tensor, module._squeezed(ours[name], name)), name
 
 
-def test_names_of_diffusers_stay_but_for_old_attention():
+def test_diffusers_names_stay_except_for_old_attention():
     with torch.device("meta"):
         names = list(shapes_of(net_of(ConsistencyTokenizer())))
     assert [diffusers_name(name) for name in names] == names
@@ -237,8 +190,8 @@ def test_names_of_diffusers_stay_but_for_old_attention():
 
 
 def test_architecture_from_shapes():
-    shapes = {our_name(name): shape for name, shape in official_mar(1280, 20, 12, 1536).items()}
-    assert mar_architecture(shapes) == {
+    official = json.loads((DATA / "mar_huge_state_shapes.json").read_text())
+    assert mar_architecture({our_name(name): tuple(shape) for name, shape in official.items()}) == {
         "dim": 1280, "encoder_depth": 20, "decoder_depth": 20, "mlp_ratio": 4, "num_class_tokens": 64,
         "head_depth": 12, "head_width": 1536, "token_dim": 16, "num_tokens": 256, "num_classes": 1000,
     }  # fmt: skip
@@ -249,8 +202,8 @@ def test_architecture_from_shapes():
 
 @pytest.fixture
 def mar(tmp_path) -> Path:
-    """An official check-point, with everything that its trainer puts into one."""
-    state = filled(official_mar(**TINY_MAR))
+    """An official checkpoint, with everything that its trainer saves."""
+    state = official_mar()
     content = {
         "model": state,
         "model_ema": OrderedDict((name, nn.Parameter(tensor + 1)) for name, tensor in state.items()),
@@ -263,31 +216,23 @@ def mar(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("raw", (False, True))
-def test_mar(mar, tmp_path, raw):
+def test_mar_takes_the_moving_average_or_the_raw_weights(mar, tmp_path, raw):
     manifest = convert("mar", mar, tmp_path / "out/mar.safetensors", raw)
     assert manifest["weights"] == ("model" if raw else "model_ema")
-    written = load_file(tmp_path / "out/mar.safetensors")
-    expected = filled(official_mar(**TINY_MAR))
+    written, expected = load_file(tmp_path / "out/mar.safetensors"), official_mar()
     assert manifest["names"] == {name: our_name(name) for name in expected}
     for name, tensor in expected.items():
         assert torch.equal(written[our_name(name)], tensor if raw else tensor + 1), name
-    sizes = manifest["architecture"]
-    assert sizes["num_heads"] == 16 and manifest["arguments"] == {"model": "mar_huge", "patch_size": 1}
-    space = Continuous(sizes["token_dim"], (1, sizes["num_tokens"]))
-    fields = ("dim", "encoder_depth", "decoder_depth", "mlp_ratio", "num_class_tokens")
-    backbone = MaskedBackbone(num_heads=2, **{name: sizes[name] for name in fields})
-    head = DiffusionHead(depth=sizes["head_depth"], width=sizes["head_width"])
-    core = BACKBONES["masked"](backbone, space, sizes["num_classes"])
-    model = ARGenerator("random", core, HEADS["diffusion"](head, space, core.dim), space, 0.1)
-    model.load_state_dict(written, strict=True)
-    assert manifest["parameters"] == sum(p.numel() for p in model.parameters())
+    assert manifest["architecture"]["num_heads"] == 16
+    assert manifest["arguments"] == {"model": "mar_huge", "patch_size": 1}
+    assert manifest["parameters"] == sum(tensor.numel() for tensor in expected.values())
 
 
-@needs_arrays
 @pytest.mark.parametrize("name", ("mar_kl16", "mar_kl8_patch2"))
 def test_architecture_of_official_weights(name, tmp_path):
-    config = json.loads((PARITY / f"{name}.json").read_text())["config"]
-    torch.save({"model_ema": load_file(PARITY / f"{name}.safetensors")}, tmp_path / "mar.pth")
+    config = json.loads((DATA / f"{name}.json").read_text())["config"]
+    state = {f"module.{key}": tensor for key, tensor in load_file(DATA / f"{name}.safetensors").items()}  # DDP's
+    torch.save({"model_ema": state}, tmp_path / "mar.pth")
     sizes = convert("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors")["architecture"]
     found = [sizes[k] for k in ("dim", "encoder_depth", "num_class_tokens", "head_depth", "head_width", "num_classes")]
     keys = ("encoder_embed_dim", "encoder_depth", "buffer_size", "diffloss_d", "diffloss_w", "class_num")
@@ -295,47 +240,36 @@ def test_architecture_of_official_weights(name, tmp_path):
     assert sizes["token_dim"] == config["vae_embed_dim"] * config["patch_size"] ** 2
 
 
-def test_manifest_says_where_it_came_from_and_names_no_folder(mar, tmp_path):
+def test_manifest_records_source_and_target_without_folders(mar, tmp_path):
     manifest = convert("mar", mar, tmp_path / "mar.safetensors")
     text = (tmp_path / "mar.json").read_text()
     assert json.loads(text) == manifest and str(tmp_path) not in text
-
-    def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    assert manifest["source"] == {"file": mar.name, "sha256": digest(mar)}
-    assert manifest["target"] == {"file": "mar.safetensors", "sha256": digest(tmp_path / "mar.safetensors")}
-    assert manifest["mar_bench"] and manifest["kind"] == "mar"
+    for key, path in (("source", mar), ("target", tmp_path / "mar.safetensors")):
+        assert manifest[key] == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert sorted(p.name for p in tmp_path.iterdir()) == [mar.name, "mar.json", "mar.safetensors"]
 
 
-LOSSES = {"loss.logvar": (), "loss.discriminator.main.0.weight": (4, 3, 4, 4), "model_ema.decay": ()}
-
-
 @pytest.mark.parametrize("key", ("state_dict", "model", None))
-def test_vq16_leaves_training_behind(small, tmp_path, key):
-    shapes = official_autoencoder("vq16", SMALL, 8, codes=16384)
-    state = filled({**shapes, **LOSSES}) | {"model_ema.num_updates": torch.tensor(3)}
+def test_vq16_without_what_only_training_needs(small, tmp_path, key):
+    state = filled({**SMALL_VQ16, **LOSSES}) | {"model_ema.num_updates": torch.tensor(3)}
     torch.save({key: state, "epoch": 7} if key else state, tmp_path / "model.ckpt")
     manifest = convert("vq16", tmp_path / "model.ckpt", tmp_path / "vq16.safetensors")
     assert manifest["left_out"].keys() == {*LOSSES, "model_ema.num_updates"}
-    assert manifest["weights"] == (key or "the whole file") and manifest["names"].keys() == shapes.keys()
+    assert manifest["weights"] == (key or "the whole file") and manifest["names"].keys() == SMALL_VQ16.keys()
     assert len(manifest["squeezed"]) == 4 * (2 + 3 + 2)
     written = load_file(tmp_path / "vq16.safetensors")
     assert torch.equal(written["quantize.embedding.weight"], state["quantize.embedding.weight"])
     found = written["decoder.up_blocks.0.attentions.2.to_v.weight"]
     assert torch.equal(found, state["decoder.up.4.attn.2.v.weight"][:, :, 0, 0])
-    tokenizer = VQAutoencoder16(
-        LDMVQTokenizer(weights=str(tmp_path / "vq16.safetensors")), ImageFolderData(image_size=32)
-    )
-    images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    spec = LDMVQTokenizer(weights=str(tmp_path / "vq16.safetensors"))
+    tokenizer, images = VQAutoencoder16(spec, ImageFolderData(image_size=32)), torch.zeros(2, 3, 32, 32)
     with torch.inference_mode():
         decoded = tokenizer.decode(tokenizer.encode(images))
     assert decoded.shape == images.shape and decoded.isfinite().all()
 
 
 def old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As diffusers called attention layers when sd-vae-ft was published."""
+    """Attention layers as diffusers called them when sd-vae-ft was published."""
     out = {}
     for name, tensor in state.items():
         for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
@@ -348,15 +282,14 @@ def old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("layout", ("folder", "safetensors", "old folder", "old bin"))
 def test_diffusers_files(small, tmp_path, kind, layout):
     state = filled(shapes_of(small_kl8()))
-    stored = old_names(state) if "old" in layout else state
     folder = tmp_path / "sd-vae-ft-ema"
     folder.mkdir()
     file = folder / f"diffusion_pytorch_model.{'bin' if 'old' in layout else 'safetensors'}"
     if "old" in layout:
-        torch.save(stored, file)
+        torch.save(old_names(state), file)
     else:
-        save_file(stored, file)
-        torch.save({}, folder / "diffusion_pytorch_model.bin")  # which is not what is read
+        save_file(state, file)
+        torch.save({}, folder / "diffusion_pytorch_model.bin")  # safetensors has priority
     manifest = convert(kind, folder if "folder" in layout else file, tmp_path / "kl8.safetensors")
     written = load_file(tmp_path / "kl8.safetensors")
     assert written.keys() == state.keys() and manifest["left_out"] == {} and manifest["squeezed"] == []
@@ -368,47 +301,37 @@ def test_kl8_in_the_original_names(small, tmp_path):
     torch.save({"state_dict": state}, tmp_path / "vae.ckpt")
     manifest = convert("kl8", tmp_path / "vae.ckpt", tmp_path / "kl8.safetensors")
     assert len(manifest["left_out"]) == 3 and manifest["names"].keys() == SMALL_KL8.keys()
-    written = load_file(tmp_path / "kl8.safetensors")
-    found = written["decoder.up_blocks.3.resnets.0.conv1.weight"]
+    found = load_file(tmp_path / "kl8.safetensors")["decoder.up_blocks.3.resnets.0.conv1.weight"]
     assert torch.equal(found, state["decoder.up.0.block.0.conv1.weight"])
 
 
-def test_a_folder_of_something_else(small, tmp_path):
-    assert "neither diffusion_pytorch_model.safetensors nor" in mistake("kl8", tmp_path, tmp_path / "a.safetensors")
-    assert "a folder; kl16" in mistake("kl16", tmp_path, tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
-def test_everything_becomes_float32_and_contiguous(tmp_path, dtype):
-    state = {name: tensor.to(dtype) for name, tensor in filled(official_mar(**TINY_MAR)).items()}
+@pytest.mark.parametrize(
+    ("dtype", "new_format"), [(torch.float16, True), (torch.bfloat16, False), (torch.float64, True)]
+)
+def test_everything_becomes_float32_and_contiguous(tmp_path, dtype, new_format):
+    """From both formats of torch.save."""
+    state = {name: tensor.to(dtype) for name, tensor in official_mar().items()}
     state["z_proj.weight"] = state["z_proj.weight"].t().contiguous().t()
-    state["encoder_norm.bias"] = state["encoder_norm.weight"]  # one memory under two names
-    torch.save({"model_ema": state}, tmp_path / "mar.pth")
+    state["encoder_norm.bias"] = state["encoder_norm.weight"]  # shared memory
+    torch.save({"model_ema": state}, tmp_path / "mar.pth", _use_new_zipfile_serialization=new_format)
     convert("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors")
-    for name, tensor in load_file(tmp_path / "mar.safetensors").items():
-        theirs = next(n for n in state if our_name(n) == name)
-        assert tensor.dtype == torch.float32 and torch.equal(tensor, state[theirs].float()), name
-
-
-@pytest.mark.parametrize("kind", ("zip", "legacy"))
-def test_both_formats_of_torch_are_read(tmp_path, kind):
-    state = filled(official_mar(**TINY_MAR))
-    content = {"model_ema": state, "args": argparse.Namespace(model="mar_base")}
-    torch.save(content, tmp_path / "mar.pth", _use_new_zipfile_serialization=kind == "zip")
-    assert convert("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors")["architecture"]["num_heads"] == 12
+    written = load_file(tmp_path / "mar.safetensors")
+    for name, tensor in state.items():
+        found = written[our_name(name)]
+        assert found.dtype == torch.float32 and torch.equal(found, tensor.float()), name
 
 
 # --- what does not fit ----------------------------------------------------------------------------------
 
 
 def spoilt(tmp_path: Path, **changes) -> str:
-    """The message about a MAR whose tensors of these official names (dots as __) are others, or gone."""
-    state: dict = filled(official_mar(**TINY_MAR))
+    """The message about a MAR with these tensors (official names, dots as __) replaced, or removed if None."""
+    state: dict = official_mar()
     for name, value in changes.items():
         state[name.replace("__", ".")] = value
     torch.save({"model_ema": {k: v for k, v in state.items() if v is not None}}, tmp_path / "mar.pth")
     message = mistake("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors")
-    assert [p.name for p in tmp_path.iterdir()] == ["mar.pth"], "a mistake leaves nothing behind"
+    assert [p.name for p in tmp_path.iterdir()] == ["mar.pth"], "an error leaves nothing behind"
     assert str(tmp_path / "mar.pth") in message
     return message
 
@@ -417,21 +340,15 @@ def spoilt(tmp_path: Path, **changes) -> str:
     ("changes", "hints"),
     [
         ({"decoder_norm__weight": None}, ("1 missing: backbone.decoder_norm.weight",)),
-        ({"extra__weight": torch.zeros(3)}, ("1 unexpected: extra.weight",)),
-        ({"z_proj__bias": torch.zeros(9)}, ("1 of another shape: backbone.token_embedding.bias (9,) instead of (8,)",)),
-        ({"z_proj__weight": torch.zeros(8, 4, 1, 1)}, ("1 of another shape", "(8, 4, 1, 1) instead of (8, 4)")),
-        ({"encoder_blocks__9__norm1__weight": torch.zeros(8)}, ("missing", "1 unexpected: backbone.encoder_blocks.9")),
-        ({"mask_token": None, "x\ny": torch.ones(1)}, ("not an official MAR: no 'backbone.mask_token'", "'x\\ny'")),
-        ({"mask_token": torch.zeros(8)}, ("not an official MAR",)),
-        ({"mask_token": torch.zeros(1, 1, 0)}, ("not an official MAR",)),
-        ({"diffusion_pos_embed_learned": torch.zeros(1, 99, 8)}, ("not an official MAR",)),
+        ({"extra\n__weight": torch.zeros(3)}, ("1 unexpected: 'extra\\n.weight'",)),
+        ({"z_proj__bias": torch.zeros(9)}, ("1 of another shape: backbone.token_embedding.bias (9,) instead of (",)),
+        ({"encoder_blocks__9__norm1__weight": torch.zeros(8)}, ("12 missing", "1 unexpected")),
+        ({"mask_token": None}, ("not a valid official MAR", "backbone.mask_token")),
+        ({"mask_token": torch.zeros(8)}, ("not a valid official MAR",)),
+        ({"mask_token": torch.zeros(1, 1, 0)}, ("not a valid official MAR",)),
         ({"mask_token": "text"}, ("not weights", "mask_token (str)")),
-        ({"mask_token": None, "z_proj__bias": [1.0]}, ("not weights", "z_proj.bias (list)")),
         ({"z_proj__bias": torch.zeros(8, dtype=torch.int64)}, ("not weights", "z_proj.bias (torch.int64)")),
-        ({"z_proj__bias": torch.zeros(8, device="meta")}, ("not weights", "z_proj.bias")),
-        ({"z_proj__weight": torch.eye(8, 4).to_sparse()}, ("not weights", "z_proj.weight")),
-        ({"z_proj__bias": torch.full((8,), math.nan)}, ("NaN or infinite", "backbone.token_embedding.bias")),
-        ({"z_proj__bias": torch.full((8,), 1e300, dtype=torch.float64)}, ("NaN or infinite",)),
+        ({"z_proj__bias": torch.full((64,), math.nan)}, ("NaN or infinite", "backbone.token_embedding.bias")),
     ],
 )
 def test_what_does_not_fit_is_listed(changes, hints, tmp_path):
@@ -442,7 +359,7 @@ def test_what_does_not_fit_is_listed(changes, hints, tmp_path):
 
 def test_long_lists_are_cut(tmp_path):
     message = spoilt(tmp_path, **{f"extra__{i}": torch.zeros(1) for i in range(30)})
-    assert "30 unexpected: " in message and message.count("extra") == 12 and message.endswith("...")
+    assert "30 unexpected: " in message and message.count("extra") == 12
 
 
 def test_two_names_for_one_tensor(small, tmp_path):
@@ -452,104 +369,56 @@ def test_two_names_for_one_tensor(small, tmp_path):
     assert "16 unexpected" in message and ".query." in message
 
 
-def test_another_kind_of_file(small, tmp_path, mar):
-    vq16 = filled(official_autoencoder("vq16", SMALL, 8, codes=16384))
-    torch.save({"state_dict": vq16}, tmp_path / "model.ckpt")
-    message = mistake("kl16", tmp_path / "model.ckpt", tmp_path / "a.safetensors")
-    assert "unexpected" in message and "decoder.up_blocks.0.attentions" in message and "of another shape" in message
-    assert "no state dict 'model_ema' in it (found state_dict)" in mistake(
-        "mar", tmp_path / "model.ckpt", tmp_path / "a.safetensors"
-    )
-    assert "unexpected" in mistake("vq16", mar, tmp_path / "a.safetensors")
+def test_another_kind_of_checkpoint(small, tmp_path, mar):
+    out = tmp_path / "a.safetensors"
+    torch.save({"state_dict": filled(SMALL_VQ16)}, tmp_path / "model.ckpt")
+    message = mistake("kl16", tmp_path / "model.ckpt", out)
+    assert "unexpected" in message and "of another shape" in message
+    assert "'model_ema' in it (found state_dict)" in mistake("mar", tmp_path / "model.ckpt", out)
+    assert "unexpected" in mistake("vq16", mar, out)
+    torch.save([1], tmp_path / "a.pth")
+    assert "holds a list" in mistake("mar", tmp_path / "a.pth", out)
+
+
+# --- damaged files, and files that could run code ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("content", "hint"), [([1], "holds a list"), (torch.ones(2), "holds a Tensor"), ({}, "nothing")]
-)
-def test_no_state_dict(content, hint, tmp_path):
-    torch.save(content, tmp_path / "a.pth")
-    assert hint in mistake("mar", tmp_path / "a.pth", tmp_path / "a.safetensors")
-
-
-# --- what is no check-point, or could run code -----------------------------------------------------------
-
-
-def of_bytes(content: bytes):
-    return lambda path: path.write_bytes(content)
-
-
-def an_archive(*names: str):
-    def write(path: Path) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
-            for name in names:
-                archive.writestr(name, b"\x80\x02}q\x00.")
-
-    return write
-
-
-def safetensors(header: bytes):
-    return of_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-
-
-@pytest.mark.parametrize(
-    ("write", "hints"),
+    ("content", "hint"),
     [
-        (of_bytes(b""), ("an empty file",)),
-        (of_bytes(b"\n <!DOCTYPE html><html>"), ("HTML page",)),
-        (of_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), ("git lfs pull",)),
-        (of_bytes(b"hello, I am no check-point"), ("damaged, or no check-point",)),
-        (of_bytes(b"PK\x03\x04 and then nothing"), ("damaged or cut short",)),
-        (of_bytes(b"\x80\x02"), ("damaged",)),
-        (of_bytes(bytes(range(128, 256)) * 8), ("damaged",)),
-        (an_archive("model.ckpt", "config.yaml"), ("unpack it first", "model.ckpt")),
-        (an_archive("decoder/constants.pkl", "decoder/data.pkl"), ("TorchScript", "openai/consistency-decoder")),
-        (an_archive("archive/data.pkl"), ("damaged",)),
-        (safetensors(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}}'), ("no safetensors file",)),
-        (safetensors(b'{"a": '), ("no safetensors file",)),
+        (b"", "an empty file"),
+        (b"\n <!DOCTYPE html><html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"hello, I am not a checkpoint", "not a valid checkpoint"),
+        (b"PK\x03\x04 and then nothing", "not a valid checkpoint"),
+        (bytes(range(128, 256)) * 8, "not a valid checkpoint"),
+        (b"\7\0\0\0\0\0\0\0{'a': 1" + bytes(8), "not a valid checkpoint"),  # safetensors
     ],
 )
-def test_what_is_no_check_point(write, hints, tmp_path):
-    file = tmp_path / "weights.bin"
-    write(file)
+@pytest.mark.parametrize("name", ("weights.bin", "weights.safetensors"))
+def test_files_that_are_no_checkpoint(name, content, hint, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(content)
     message = mistake("consistency", file, tmp_path / "out.safetensors")
-    for hint in hints:
-        assert hint in message, message
+    assert hint in message and str(file) in message
     assert list(tmp_path.iterdir()) == [file]
-
-
-@pytest.mark.parametrize(
-    ("write", "hint"),
-    [
-        (of_bytes(b""), "an empty file"),
-        (of_bytes(b"<html>"), "HTML page"),
-        (of_bytes(b"hello, I am no check-point"), "no safetensors file"),
-        (lambda path: torch.save({"a": torch.ones(2)}, path), "rename it to weights.bin"),
-    ],
-)
-def test_what_is_no_safetensors_file(write, hint, tmp_path):
-    write(tmp_path / "weights.safetensors")
-    assert hint in mistake("kl8", tmp_path / "weights.safetensors", tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("kind", ("zip", "legacy", "safetensors"))
 def test_files_that_are_cut_short(kind, tmp_path):
     whole, part = tmp_path / "whole.bin", tmp_path / "part.bin"
-    state = filled(official_mar(**TINY_MAR))
     if kind == "safetensors":
-        save_file(state, whole)
+        save_file(official_mar(), whole)
     else:
-        torch.save({"model_ema": state}, whole, _use_new_zipfile_serialization=kind == "zip")
+        torch.save({"model_ema": official_mar()}, whole, _use_new_zipfile_serialization=kind == "zip")
     content = whole.read_bytes()
-    for share in (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999):
+    for share in (0.001, 0.1, 0.5, 0.99, 0.9999):
         part.write_bytes(content[: int(len(content) * share)])
-        message = mistake("mar", part, tmp_path / "out.safetensors")
-        assert "damaged" in message or "empty" in message, (share, message)
+        assert "not a valid checkpoint" in mistake("mar", part, tmp_path / "out.safetensors"), share
 
 
 class Touch:
     """What a file could do to whoever unpickles it."""
-
-    calls = "system"
 
     def __init__(self, path: Path):
         self.path = path
@@ -559,8 +428,6 @@ class Touch:
 
 
 class Evaluate(Touch):
-    calls = "eval"
-
     def __reduce__(self):
         return eval, (f"open({str(self.path)!r}, 'w').close()",)
 
@@ -584,10 +451,8 @@ def in_pickle(content, path: Path) -> None:
 @pytest.mark.parametrize("evil", (Touch, Evaluate))
 @pytest.mark.parametrize("write", (in_zip, in_zip_of_protocol_4, in_legacy, in_pickle))
 @pytest.mark.parametrize("place", ("top", "state", "args"))
-@pytest.mark.parametrize("kind", ("mar", "kl16"))
-def test_nothing_in_a_file_is_executed(evil, write, place, kind, tmp_path):
-    touched = tmp_path / "touched"
-    state = filled(official_mar(**TINY_MAR))
+def test_nothing_in_a_file_is_executed(evil, write, place, tmp_path):
+    touched, state = tmp_path / "touched", {"fake_latent": torch.zeros(1, 8)}
     evil = evil(touched)
     content = {
         "top": {"model_ema": state, "model": state, "more": evil},
@@ -595,12 +460,13 @@ def test_nothing_in_a_file_is_executed(evil, write, place, kind, tmp_path):
         "args": {"model_ema": state, "model": state, "args": argparse.Namespace(model=evil)},
     }[place]
     write(content, tmp_path / "evil.pth")
-    message = mistake(kind, tmp_path / "evil.pth", tmp_path / "out.safetensors")
-    assert not touched.exists() and not (tmp_path / "out.safetensors").exists()
-    if write in (in_zip, in_legacy):
-        assert "refused" in message and evil.calls in message
+    for kind in ("mar", "kl16"):
+        message = mistake(kind, tmp_path / "evil.pth", tmp_path / "out.safetensors")
+        assert not touched.exists() and not (tmp_path / "out.safetensors").exists()
+        if write in (in_zip, in_legacy):
+            assert "refused" in message
     pickle.loads(pickle.dumps(evil))
-    assert touched.exists(), "the attack is one"
+    assert touched.exists(), "the attack works on pickle itself"
 
 
 LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint"
@@ -619,11 +485,9 @@ def lightning(monkeypatch, tmp_path):
     return callback
 
 
-@pytest.mark.parametrize("write", (in_zip, in_legacy))
-def test_classes_are_named_with_a_way_to_keep_the_tensors(small, lightning, write, tmp_path):
-    state = filled(official_autoencoder("vq16", SMALL, 8, codes=16384))
-    source = tmp_path / "vq f16.ckpt"
-    write({"state_dict": state, "callbacks": {lightning: lightning()}}, source)
+def test_refusal_shows_how_to_save_the_tensors_alone(small, lightning, tmp_path):
+    state, source = filled(SMALL_VQ16), tmp_path / "vq f16.ckpt"
+    torch.save({"state_dict": state, "callbacks": {lightning: lightning()}}, source)
     message = mistake("vq16", source, tmp_path / "vq16.safetensors")
     assert f"{LIGHTNING}.ModelCheckpoint" in message and "could run code" in message
     start = message.index("python -c ")
@@ -633,20 +497,20 @@ def test_classes_are_named_with_a_way_to_keep_the_tensors(small, lightning, writ
     assert manifest["names"].keys() == state.keys()
 
 
-@pytest.mark.parametrize(("kind", "key"), [("mar", "model_ema"), ("kl16", "model"), ("kl8", "state_dict")])
-def test_a_module_saved_whole(kind, key, tmp_path):
+@pytest.mark.parametrize(("kind", "key"), [("mar", "model_ema"), ("kl16", "state_dict")])
+def test_refusal_of_a_module_saved_whole(kind, key, tmp_path):
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "a.pth")
     message = mistake(kind, tmp_path / "a.pth", tmp_path / "a.safetensors")
-    assert "torch.nn.modules.linear.Linear" in message and "torch.nn.modules.container.Sequential" in message
+    assert "torch.nn.modules" in message
     code = message[message.index('"') + 1 : message.index('" ', message.index('"') + 1)]
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.pth", tmp_path / "b.pth"], check=True)
     assert list(torch.load(tmp_path / "b.pth", weights_only=True)[key]) == ["0.weight", "0.bias"]
 
 
-# --- targets and the verb -------------------------------------------------------------------------------
+# --- targets and the command ------------------------------------------------------------------------------
 
 
-def test_targets(mar, tmp_path):
+def test_only_what_convert_wrote_is_overwritten(mar, tmp_path):
     assert "must end in .safetensors" in mistake("mar", mar, tmp_path / "mar.pt")
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(b"mine")
@@ -657,10 +521,6 @@ def test_targets(mar, tmp_path):
     assert "mine.json: exists" in mistake("mar", mar, mine)
     (tmp_path / "folder.safetensors").mkdir()
     assert "exists" in mistake("mar", mar, tmp_path / "folder.safetensors")
-    assert mine.with_suffix(".json").read_text() == '{"kind": "mar"}'
-
-
-def test_what_convert_wrote_is_overwritten(mar, tmp_path):
     target = tmp_path / "mar.safetensors"
     first = convert("mar", mar, target)
     second = convert("mar", mar, target, raw=True)
@@ -668,7 +528,7 @@ def test_what_convert_wrote_is_overwritten(mar, tmp_path):
     assert "is the source" in mistake("kl8", target, target)
 
 
-def test_a_stop_leaves_what_there_was(mar, tmp_path, monkeypatch):
+def test_interruption_leaves_the_target_as_it_was(mar, tmp_path, monkeypatch):
     def stop(tensors, path) -> None:
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
@@ -682,27 +542,18 @@ def test_a_stop_leaves_what_there_was(mar, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_words(mar, tmp_path):
+def test_wrong_arguments(mar, tmp_path):
     out = tmp_path / "out.safetensors"
     assert "did you mean 'kl16'" in mistake("kl-16", mar, out)
     assert "--raw" in mistake("kl16", mar, out, raw=True)
     assert "nowhere.pth: no such file" in mistake("mar", tmp_path / "nowhere.pth", out)
+    assert "diffusion_pytorch_model.safetensors" in mistake("kl8", tmp_path, out)
+    assert "a folder" in mistake("kl16", tmp_path, out)
 
 
-def test_the_verb(mar, tmp_path):
+def test_command(mar, tmp_path):
     out = tmp_path / "mar.safetensors"
     result = CliRunner().invoke(app, ["convert", "mar", str(mar), str(out), "--raw"], catch_exceptions=False)
     assert result.exit_code == 0 and f"wrote {out}" in result.output and "of model," in result.output
     text = CliRunner().invoke(app, ["convert", "--help"]).output
     assert all(word in text for word in ("KIND", "SOURCE", "TARGET", "--raw", *module.KINDS))
-
-
-def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
-    torch.save({"model_ema": Touch(tmp_path / "touched")}, tmp_path / "evil.pth")
-    words = [sys.executable, "-m", "mar_bench", "convert", "mar", "evil.pth", "out.safetensors"]
-    root = str(Path(__file__).parents[2])
-    env = {**os.environ, "PYTHONPATH": root}
-    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: evil.pth: refused") and result.stderr.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pth"]

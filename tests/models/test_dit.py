@@ -1,4 +1,4 @@
-"""The whole-image rival: its published sizes, its network, loss and samplers, and all stages on its spec."""
+"""The DiT baseline: its published sizes, network, loss and samplers, and all stages on its spec."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from mar_bench.pipeline.distributed import ALONE
 from mar_bench.pipeline.fit import save_tensors
 from mar_bench.pipeline.flops import META, count_flops, on_meta
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.rehearse import sample_one, small_run
 from mar_bench.pipeline.stages import STAGES, take_published
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, train_generator
@@ -301,7 +300,7 @@ def test_channels_that_are_not_guided_are_as_the_class_predicts_them(model):
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_an_image_does_not_depend_on_its_batch(model, sampler):
+def test_images_are_independent_of_the_batch(model, sampler):
     more = {"sampler": sampler, "guidance_scale": 2.0}
     whole = draw(model, range(6), **more)
     parts = torch.cat([draw(model, part, **more) for part in (range(1), range(1, 4), range(4, 6))])
@@ -310,7 +309,7 @@ def test_an_image_does_not_depend_on_its_batch(model, sampler):
     assert not torch.allclose(draw(model, range(6), seed=1, **more), whole, atol=0.1)
 
 
-def test_temperature_is_of_the_added_noise_which_ddim_has_none_of(model):
+def test_temperature_scales_the_added_noise_and_does_not_affect_ddim(model):
     assert torch.equal(draw(model, sampler="ddim", temperature=0.5), draw(model, sampler="ddim"))
     assert not torch.allclose(draw(model, temperature=0.5), draw(model))
     assert_same_tokens(draw(model, num_diffusion_steps=1, temperature=0.5), draw(model, num_diffusion_steps=1))
@@ -338,7 +337,7 @@ def test_the_clock_times_the_network_once_a_step(model):
 
 
 def spec_of(**changes) -> RunSpec:
-    """A row of the smoke experiment with the rival in the core's place."""
+    """A row of the smoke experiment with DiT in place of the autoregressive generator."""
     few = ("sampling.num_images=8", "metrics.jackknife_groups=4", "metrics.kid_subset_size=8")
     row = load_experiment("table1", "smoke", few).rows["mar/diff/guided"]
     model = shrunk(DiTModel, num_train_timesteps=100, patch_size=1)
@@ -353,7 +352,7 @@ def sampled(**changes) -> SamplingSpec:
     return finish(replace(spec, sampling=replace(spec.sampling, **changes))).sampling
 
 
-def test_knobs_that_change_nothing_have_one_value():
+def test_irrelevant_settings_are_normalised():
     normal_form = sampled()
     assert (normal_form.order, normal_form.num_ar_steps, normal_form.guidance_schedule) == (None, None, "constant")
     assert sampled(sampler="ddim", temperature=0.5) == sampled(sampler="ddim", temperature=1.0)
@@ -362,7 +361,7 @@ def test_knobs_that_change_nothing_have_one_value():
     assert sampled(guided_channels=3, guidance_scale=1.0) == sampled(guidance_scale=1.0)
 
 
-def test_the_command_line_makes_a_row_of_it():
+def test_a_command_line_override_selects_dit():
     words = ("model={kind: dit, dim: 48, depth: 2, num_heads: 4, patch_size: 2}", "tokenizer.kind=pixel")
     rows = load_experiment("table1", "smoke", words).rows
     assert {spec.model.dim for spec in rows.values()} == {48} and type(rows["mar/ce/guided"].model) is DiTModel
@@ -379,7 +378,7 @@ def test_a_few_steps_lower_the_loss(tmp_path):
         assert torch.equal(load_file(tmp_path / f"{name}.safetensors")["positions"], positions), "frozen"
 
 
-def test_a_training_goes_on_with_the_same_bits(tmp_path):
+def test_resumed_training_has_the_same_bits(tmp_path):
     spec = spec_of(train=TrainSpec(steps=12, batch_size=8, lr=3e-3, warmup_steps=3, ema_decay=0.9))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
@@ -392,7 +391,7 @@ def test_a_training_goes_on_with_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("compute", [{"micro_batch": 3}, {"gradient_checkpointing": True}])
-def test_what_saves_memory_leaves_the_gradients(compute):
+def test_memory_savings_keep_the_gradients(compute):
     def gradients(spec: RunSpec) -> list[torch.Tensor]:
         model = scrambled(build_generator(spec)).train()
         change_blocks(model, spec.compute)
@@ -459,16 +458,3 @@ def test_costs_grow_with_what_is_done():
     more = replace(spec, sampling=replace(spec.sampling, num_diffusion_steps=8))
     assert seconds("sample", more) == pytest.approx(2 * seconds("sample", spec))
     assert seconds("speed", more) > seconds("speed", spec) and seconds("train", more) == seconds("train", spec) > 0
-
-
-def test_a_rehearsal_draws_an_image():
-    spec = small_run(spec_of(), 2)
-    assert (spec.sampling.num_diffusion_steps, spec.sampling.clamp_x0) == (4, 4.0)
-    seen = []
-
-    class Decodes:
-        def decode(self, tokens, noise):
-            seen.append(tokens.shape)
-
-    sample_one(spec, build_generator(spec), Decodes())
-    assert seen == [(1, 16, 4)]

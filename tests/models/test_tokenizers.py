@@ -96,7 +96,7 @@ TRAINED = [
 names = lambda part: f"{part.kind}-{getattr(part, 'output', '')}-{part.group}"  # noqa: E731
 
 
-def keeps_its_promises(spec: RunSpec, images: torch.Tensor) -> None:
+def check_contract(spec: RunSpec, images: torch.Tensor) -> None:
     tokenizer = build_tokenizer(spec).eval()
     space, batch = spec.space, len(images)
     with torch.no_grad():
@@ -121,12 +121,12 @@ def keeps_its_promises(spec: RunSpec, images: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("part", PUBLISHED, ids=names)
 def test_published_tokenizers(part, spec_with_file):
-    keeps_its_promises(spec_with_file(part), normal(2, 3, 32, 32).clamp(-1, 1))
+    check_contract(spec_with_file(part), normal(2, 3, 32, 32).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("part", [*TRAINED, PixelTokenizer(group=2), PixelTokenizer(group=1)], ids=names)
 def test_tokenizers_trained_here_and_pixels(part):
-    keeps_its_promises(RunSpec(data=DigitsData(), tokenizer=part), normal(2, 1, 16, 16).clamp(-1, 1))
+    check_contract(RunSpec(data=DigitsData(), tokenizer=part), normal(2, 1, 16, 16).clamp(-1, 1))
 
 
 def test_the_spaces_of_table_2_and_of_pixels():
@@ -241,7 +241,7 @@ def photographs(folder: Path) -> ImageFolderData:
 
 @pytest.mark.parametrize("part", [LDMKLTokenizer(), SDKLTokenizer(), LDMVQTokenizer(output="latents")], ids=names)
 def test_a_scale_can_be_measured(part, spec_with_file, tmp_path):
-    """One over the deviation of sampled latents, all channels together; the mean is kept."""
+    """One over the std of sampled latents, all channels together; the mean is kept."""
     data = photographs(tmp_path / "images")
     spec = spec_with_file(replace(part, scale=None), data)
     run, places = generation_run("row", spec), Places(tmp_path / "runs", tmp_path / "records")
@@ -254,8 +254,8 @@ def test_a_scale_can_be_measured(part, spec_with_file, tmp_path):
     with torch.no_grad():
         raw = fixed.stored(images)
         mean = raw.get("mean", raw.get("latents"))
-        deviation = (mean.var() + raw.get("std", torch.zeros(1)).square().mean()).sqrt()
-        assert torch.allclose(tokenizer.encode(images), fixed.encode(images) / deviation, rtol=1e-4, atol=1e-5)
+        std = (mean.var() + raw.get("std", torch.zeros(1)).square().mean()).sqrt()
+        assert torch.allclose(tokenizer.encode(images), fixed.encode(images) / std, rtol=1e-4, atol=1e-5)
         again = tokenizer.decode(tokenizer.encode(images))
         assert torch.allclose(again, fixed.decode(fixed.encode(images)), atol=1e-4), "decoding undoes the scale"
 
@@ -275,7 +275,7 @@ def test_published_scales_are_those_of_the_paper_and_the_projects():
 # --- the consistency decoder draws noise ------------------------------------------------------------------
 
 
-def test_the_consistency_decoder_draws_for_each_image(spec_with_file):
+def test_consistency_decoder_noise_depends_on_the_image(spec_with_file):
     spec = spec_with_file(ConsistencyTokenizer())
     tokenizer = build_tokenizer(spec)
     tokens = tokenizer.encode(normal(2, 3, 32, 32).clamp(-1, 1))

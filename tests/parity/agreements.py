@@ -1,9 +1,9 @@
-"""Our code beside arrays that the official implementation computed (LTH14/mar; see the folder's README), as numbers:
-how far each quantity is off, in which unit, and how far it may be.
+"""Our code against arrays computed with the official implementation (LTH14/mar; see data/README.md): the largest
+difference of each quantity, its unit, and the largest allowed.
 
-    python -m tests.parity.agreements        writes the table into README.md
+    python -m tests.parity.agreements        writes the table into docs/faithful.md
 
-The tests assert what the table prints."""
+The tests assert what the table shows."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ from mar_bench.utils.files import atomic_write
 from mar_bench.utils.noise import NoiseSource
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT.parent / "shared" / "parity"
-ABSENT = "shared/parity, the official arrays, is not beside this repository"
+DATA = Path(__file__).with_name("data")
 MODELS = ("mar_kl16", "mar_kl8_patch2")
 SHOWN = {"mar_kl16": "MAR on KL-16", "mar_kl8_patch2": "MAR on KL-8, 2x2 grouped"}
 SAMPLED = (
@@ -54,7 +53,7 @@ SAMPLED = (
     "sample_cfg2_constant_t1_k8",
     "sample_cfg3_linear_t1_k64",
 )
-OF_STD, RELATIVE, ABSOLUTE = "of its deviation", "relative", "absolute"
+OF_STD, RELATIVE, ABSOLUTE = "of its std", "relative", "absolute"
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Official:
-    """A small official model: its arrays, and our generator with its weights, which came through convert.
+    """A small official model: its arrays, and our generator with its weights, loaded through convert.
 
-    The official order is generated from its end; ``order`` is ours, known tokens and targets ascending."""
+    Official generation runs through an order from its end; ``order`` is ours, known tokens and targets ascending."""
 
     name: str
     config: dict
@@ -95,10 +94,10 @@ class Official:
 
 
 def official(name: str) -> Official:
-    """Every tensor accounted for: convert and ``load_state_dict`` are strict."""
-    config = json.loads((FOLDER / f"{name}.json").read_text())["config"]
-    arrays = dict(np.load(FOLDER / f"{name}.npz"))
-    weights = load_file(FOLDER / f"{name}.safetensors")
+    """Load one of MODELS; convert and ``load_state_dict`` are strict, so every tensor is accounted for."""
+    config = json.loads((DATA / f"{name}.json").read_text())["config"]
+    arrays = dict(np.load(DATA / f"{name}.npz"))
+    weights = load_file(DATA / f"{name}.safetensors")
     length, dim = arrays["tokens"].shape[1:]
     space = Continuous(dim, (int(length**0.5),) * 2)
     backbone = MaskedBackbone(
@@ -142,7 +141,7 @@ def forward_passes(one: Official) -> Iterator[Agreement]:
 
 
 def training(one: Official) -> Iterator[Agreement]:
-    """The loss and the norm of every parameter's gradient; below 1e-3 a norm may be off by 1e-6 and no more."""
+    """The loss and the gradient norm of every parameter; a norm below 1e-3 may be off by at most 1e-6."""
     (batch, length, dim), draws = one.tensor("tokens").shape, one.config["diffusion_batch_mul"]
     drawn = {
         "t": one.tensor("train_t").view(draws, batch, length).permute(1, 2, 0),
@@ -163,7 +162,7 @@ def training(one: Official) -> Iterator[Agreement]:
 
 
 class OfficialNoise(NoiseSource):
-    """The arrays' noise: one RandomState an AR step, over the whole batch, each image's tokens ascending."""
+    """The noise of the arrays: one RandomState per AR step for the whole batch, tokens of an image ascending."""
 
     def __init__(self, official_orders: torch.Tensor):
         super().__init__(0, range(len(official_orders)))
@@ -184,7 +183,7 @@ class OfficialNoise(NoiseSource):
 
 
 def tokens_of(latents: torch.Tensor, patch: int) -> torch.Tensor:
-    """(B, C, H, W) -> (B, L, C patch^2), a token's channels slowest: the official patchify, written anew."""
+    """(B, C, H, W) -> (B, L, C patch^2), channels slowest within a token: an independent patchify."""
     batch, channels, height, width = latents.shape
     cells = latents.view(batch, channels, height // patch, patch, width // patch, patch)
     return torch.einsum("nchpwq->nhwcpq", cells).reshape(batch, (height // patch) * (width // patch), -1)
@@ -209,7 +208,7 @@ def sampled(one: Official, setting: str) -> Agreement:
 
 
 def diffusion_tables() -> Iterator[Agreement]:
-    arrays, full = np.load(FOLDER / "diffusion.npz"), DiffusionTables.make(1000)
+    arrays, full = np.load(DATA / "diffusion.npz"), DiffusionTables.make(1000)
     names = ("betas", "alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped")
     off = max(np.abs(getattr(full, name).numpy() - arrays[name]).max() for name in names)
     yield Agreement("cosine schedule, 1000 steps", "diffusion", float(off), 1e-9, ABSOLUTE)
@@ -224,7 +223,7 @@ def diffusion_tables() -> Iterator[Agreement]:
 
 
 def filled(name: str, shape: list[int]) -> torch.Tensor:
-    """The weights that the arrays of KL-16 were computed with: a function of the name."""
+    """The weights that the arrays of KL-16 were computed with, a function of the name."""
     draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) > 1:
         draw *= 0.5 if shape[0] == 1 else 1 / math.sqrt(math.prod(shape[1:]))
@@ -234,26 +233,26 @@ def filled(name: str, shape: list[int]) -> torch.Tensor:
 
 
 def kl16_names() -> dict[str, list[int]]:
-    return json.loads((FOLDER / "kl16_vae_state_shapes.json").read_text())
+    return json.loads((DATA / "kl16_vae_state_shapes.json").read_text())
 
 
 def kl16_file(folder: Path) -> tuple[dict, Path]:
-    """A file in the layout of kl16.ckpt through convert: the manifest, and what it is of."""
+    """Convert a file in the layout of kl16.ckpt: the manifest and the converted file."""
     torch.save({"model": {name: filled(name, shape) for name, shape in kl16_names().items()}}, folder / "kl16.ckpt")
     return convert("kl16", folder / "kl16.ckpt", folder / "kl16.safetensors"), folder / "kl16.safetensors"
 
 
 @torch.inference_mode()
 def kl16(weights: Path) -> Iterator[Agreement]:
-    arrays = {name: torch.from_numpy(array) for name, array in np.load(FOLDER / "kl16_vae.npz").items()}
+    arrays = {name: torch.from_numpy(array) for name, array in np.load(DATA / "kl16_vae.npz").items()}
     tokenizer = KLAutoencoder16(LDMKLTokenizer(weights=str(weights)), ImageFolderData(image_size=64))
     found = {k: tokens_to_grid(v / tokenizer.scale, (4, 4)) for k, v in tokenizer.stored(arrays["image"]).items()}
     mean, log_variance = arrays["moments"].chunk(2, dim=1)
     latents = arrays["decode_input"]
     decoded = tokenizer.decode(latents.flatten(2).transpose(1, 2) * tokenizer.scale)
     pairs = {
-        "latent's mean": (found["mean"], mean),
-        "latent's deviation": (found["std"], (0.5 * log_variance).exp()),
+        "latent mean": (found["mean"], mean),
+        "latent std": (found["std"], (0.5 * log_variance).exp()),
         "decoded image": (decoded, arrays["decoded"].clamp(-1, 1)),
         "decoded image, not clipped": (tokenizer.net.decode(latents).sample, arrays["decoded"]),
     }
@@ -294,7 +293,7 @@ def denoising_mlp(width: int) -> nn.Module:
 
 
 def measured() -> Iterator[Agreement]:
-    """All of them."""
+    """Every agreement."""
     for name in MODELS:
         one = official(name)
         yield from forward_passes(one)
@@ -306,7 +305,7 @@ def measured() -> Iterator[Agreement]:
 
 
 def table() -> str:
-    """A line for each quantity, the worst of the models it was compared on; sizes are exact or an error."""
+    """A row per quantity with the worst of the models compared; sizes must be equal."""
     groups: dict[tuple, list[Agreement]] = {}
     for item in measured():
         quantity = re.sub(r"respaced to \d+ steps", "respaced to 5 ... 250 steps", item.quantity)
@@ -333,9 +332,9 @@ BEGIN, END = "<!-- written by python -m tests.parity.agreements -->", "<!-- end 
 
 def main() -> None:
     torch.set_num_threads(1)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    atomic_write(readme, f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}")
+    page = ROOT / "docs/faithful.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    atomic_write(page, f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

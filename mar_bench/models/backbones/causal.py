@@ -1,23 +1,24 @@
 """The causal backbone: a GPT-style decoder along the order, with teacher forcing and a kv-cache.
 
-Paper, section 3.3 and appendix B; what they leave open (class tokens in front as many as in the masked core,
-the first token read at the last of them) is chosen so that parameters and FLOPs of the two cores match.
-In random order an input must know which position it is to predict, so the target's position is added to it.
+Paper, section 3.3 and appendix B. [ours], where they leave it open: as many class tokens in front as in the masked
+backbone, and the first token is predicted at the last of them, so that both backbones match in parameters and FLOPs.
+In random order an input must know which position it predicts, so the embedding of the target's position is added.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mar_bench.config.spec import CausalBackbone, TokenSpace, num_tokens
+from mar_bench.models.backbones.base import Backbone
 from mar_bench.models.backbones.layers import Block, ClassEmbedding, KVCache, initialise, token_embedding
 from mar_bench.models.orders import gather
 
 
-class CausalDecoder(nn.Module):
-    """Tokens along an order, shifted by the class tokens -> condition z for the token that follows each."""
+class CausalDecoder(Backbone):
+    """Condition z for the next token of the order, after the class tokens and each known token."""
 
     def __init__(self, spec: CausalBackbone, space: TokenSpace, num_classes: int):
         super().__init__()
@@ -42,8 +43,8 @@ class CausalDecoder(nn.Module):
     def new_cache(self) -> list[KVCache]:
         return [KVCache() for _ in self.blocks]
 
-    def _inputs(self, known: torch.Tensor, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Class tokens and the k known tokens (B, C + k, E), each with its own and its target's position.
+    def _inputs(self, known: Tensor, labels: Tensor, order: Tensor) -> Tensor:
+        """Class tokens and the k known tokens (B, C + k, E), with embeddings of own and target position.
 
         The last class token predicts order[:, 0]; token i predicts order[:, i + 1]."""
         batch, k = known.shape[:2]
@@ -53,34 +54,25 @@ class CausalDecoder(nn.Module):
         targets = gather(self.target_positions.expand(batch, -1, -1), order[:, : k + 1])
         return self.input_norm(x + F.pad(targets, (0, 0, self.num_class_tokens - 1, 0)))
 
-    def _run(self, x: torch.Tensor, cache: list[KVCache] | None, targets: torch.Tensor) -> torch.Tensor:
-        """Blocks over inputs; z for the last n of them, n = targets.shape[1] (positions (B, n))."""
+    def _run(self, x: Tensor, cache: list[KVCache] | None, targets: Tensor) -> Tensor:
+        """Inputs -> z (B, n, E) at the last n of them, which predict the positions ``targets`` (B, n)."""
         for i, block in enumerate(self.blocks):
             x = block(x, causal=True, cache=cache[i] if cache is not None else None)
         x = self.norm(x[:, -targets.shape[1] :])
         return x + gather(self.head_positions.expand(x.shape[0], -1, -1), targets)
 
     def predict(
-        self,
-        known: torch.Tensor,
-        labels: torch.Tensor,
-        order: torch.Tensor,
-        n: int = 1,
-        cache: list[KVCache] | None = None,
-    ) -> torch.Tensor:
-        """z (B, 1, E) for order[:, k], given ``known`` (B, k[, D]) at order[:, :k]; label -1: no class.
-
-        With a cache only the inputs that it has not seen are computed."""
-        assert n == 1, "causal attention draws one token a step"
+        self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: list[KVCache] | None = None
+    ) -> Tensor:
+        """z (B, 1, E) for order[:, k]; a cache leaves only the inputs to compute that it has not seen."""
+        assert n == 1, "causal attention draws one token per step"
         k = known.shape[1]
         x = self._inputs(known, labels, order)
         if cache is not None and cache[0].keys is not None:
             x = x[:, cache[0].keys.shape[2] :]
         return self._run(x, cache, order[:, k : k + 1])
 
-    def forward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, num_known: int = 0
-    ) -> torch.Tensor:
-        """z (B, L, E) for every position of the order, each from the tokens before it (teacher forcing)."""
+    def forward(self, tokens: Tensor, labels: Tensor, order: Tensor, num_known: int = 0) -> Tensor:
+        """z (B, L, E): every position from the tokens before it (teacher forcing)."""
         assert num_known == 0
         return self._run(self._inputs(tokens[:, :-1], labels, order), None, order)

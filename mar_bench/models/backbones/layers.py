@@ -1,11 +1,11 @@
-"""What both backbones are made of: transformer blocks with an optional kv-cache, token and class embeddings."""
+"""Parts shared by the backbones: transformer blocks with an optional kv-cache, token and class embeddings."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
-from torch import nn
+from torch import Tensor, nn
 
 from mar_bench.config.spec import Discrete, TokenSpace
 
@@ -15,12 +15,11 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 class KVCache:
     """Keys and values of one attention layer for the inputs seen so far, each (B, H, n, E / H)."""
 
-    def __init__(self):
-        self.keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.keys is not None:
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is not None and self.values is not None:
             keys = torch.cat([self.keys, keys], dim=2)
             values = torch.cat([self.values, values], dim=2)
         self.keys, self.values = keys, values
@@ -28,7 +27,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; with ``causal`` an input looks at itself and at what came before it."""
+    """Multi-head self-attention; with ``causal`` an input sees only itself and earlier ones."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
@@ -38,7 +37,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, causal: bool, cache: KVCache | None) -> torch.Tensor:
+    def forward(self, x: Tensor, causal: bool, cache: KVCache | None) -> Tensor:
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)
@@ -48,19 +47,13 @@ class Attention(nn.Module):
             if causal and length > 1:
                 past = k.shape[2] - length
                 attend = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(diagonal=past)
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=attend,
-            is_causal=causal and cache is None,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attend, dropout, is_causal=causal and cache is None)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, length, dim)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block (ViT's)."""
+    """Pre-norm transformer block, as in ViT."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, activation: str, dropout: float):
         super().__init__()
@@ -69,42 +62,36 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=ACTIVATIONS[activation], drop=dropout)
 
-    def forward(self, x: torch.Tensor, causal: bool = False, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, causal: bool = False, cache: KVCache | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), causal, cache)
         return x + self.mlp(self.norm2(x))
 
 
 class ClassEmbedding(nn.Module):
-    """Labels (B,) -> (B, E); the label -1 stands for "no class" and has an embedding of its own."""
+    """Labels (B,) -> (B, E); the label -1, "no class", has its own embedding."""
 
     def __init__(self, num_classes: int, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(num_classes, dim)
         self.no_class = nn.Parameter(torch.zeros(1, dim))
 
-    def forward(self, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, labels: Tensor) -> Tensor:
         return torch.where((labels < 0)[:, None], self.no_class, self.embedding(labels.clamp(min=0)))
 
 
 def token_embedding(space: TokenSpace, dim: int) -> nn.Module:
-    """Tokens -> (B, n, E): a table for codes, a linear map for vectors."""
+    """Tokens -> (B, n, E): a lookup table for codes, a linear layer for vectors."""
     if isinstance(space, Discrete):
         return nn.Embedding(space.vocab_size, dim)
     return nn.Linear(space.dim, dim)
 
 
 def initialise(module: nn.Module, init_std: float) -> None:
-    """Linear layers Xavier-uniform, norms at identity, embeddings and free parameters normal(init_std)."""
+    """Linear layers Xavier-uniform, embeddings and free parameters normal with std ``init_std``; norms as they are."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            if part.elementwise_affine:
-                nn.init.ones_(part.weight)
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=init_std)
-        for parameter in part.parameters(recurse=False):
-            if not isinstance(part, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+        elif not isinstance(part, nn.LayerNorm):
+            for parameter in part.parameters(recurse=False):
                 nn.init.normal_(parameter, std=init_std)

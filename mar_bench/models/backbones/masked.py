@@ -1,7 +1,7 @@
 """The masked backbone: an MAE-style encoder of the known tokens and a decoder of all positions.
 
-Paper, section 3.4 and appendix B; the arrangement of embeddings follows the official code: class tokens in
-front, learned positions in the encoder, in the decoder, and again on the way to the head.
+Paper, section 3.4 and appendix B. Embeddings are arranged as in the official code: class tokens in front, learned
+positions in the encoder, in the decoder, and again before the head.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mar_bench.config.spec import MaskedBackbone, TokenSpace, num_tokens
+from mar_bench.models.backbones.base import Backbone
 from mar_bench.models.backbones.layers import Block, ClassEmbedding, initialise, token_embedding
 from mar_bench.models.orders import gather
 from mar_bench.models.schedules import mask_ratio
 
 
-class MaskedEncoderDecoder(nn.Module):
-    """Known tokens, class and order -> condition z for positions not yet known. Attention is bidirectional."""
+class MaskedEncoderDecoder(Backbone):
+    """Condition z for any number of unknown positions at once. Attention is bidirectional."""
 
     def __init__(self, spec: MaskedBackbone, space: TokenSpace, num_classes: int):
         super().__init__()
@@ -45,14 +46,13 @@ class MaskedEncoderDecoder(nn.Module):
         initialise(self, spec.init_std)
 
     def num_known(self, u: float, length: int) -> int:
-        """How many tokens a training batch shows, from one uniform draw ``u``; at least one is predicted."""
         return length - max(1, math.ceil(length * mask_ratio(self.masking, u)))
 
     def new_cache(self) -> None:
-        """Nothing can be kept: every token sees every other, so all is computed anew in each step."""
+        """None: every token sees every other, so each step recomputes everything."""
         return
 
-    def encode(self, known: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def encode(self, known: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
         """Known tokens (B, k[, D]) at positions (B, k) -> (B, C + k, E), C class tokens first."""
         x = self.token_embedding(known) + self._at(self.encoder_positions, positions)
         front = self.class_embedding(labels)[:, None] + self.encoder_positions[:, : self.num_class_tokens]
@@ -61,11 +61,11 @@ class MaskedEncoderDecoder(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: torch.Tensor, order: torch.Tensor, n: int) -> torch.Tensor:
+    def decode(self, encoded: Tensor, order: Tensor, n: int) -> Tensor:
         """Encoder output -> z (B, n, E) at the n positions of the order that follow the known ones."""
         known = encoded.shape[1] - self.num_class_tokens
         masks = self.mask_token.expand(order.shape[0], order.shape[1] - known, -1)
-        x = torch.cat([self.decoder_embedding(encoded), masks], dim=1)  # class tokens, then in order
+        x = torch.cat([self.decoder_embedding(encoded), masks], dim=1)  # class tokens, then the order
         front = self.decoder_positions[:, : self.num_class_tokens].expand(order.shape[0], -1, -1)
         x = x + torch.cat([front, self._at(self.decoder_positions, order)], dim=1)
         for block in self.decoder_blocks:
@@ -74,16 +74,12 @@ class MaskedEncoderDecoder(nn.Module):
         x = self.decoder_norm(x[:, asked])
         return x + gather(self.head_positions.expand(order.shape[0], -1, -1), order[:, known : known + n])
 
-    def _at(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _at(self, table: Tensor, positions: Tensor) -> Tensor:
         """Rows of a position table (1, C + L, E) at token positions (B, n)."""
         return gather(table.expand(positions.shape[0], -1, -1), positions + self.num_class_tokens)
 
-    def predict(
-        self, known: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, n: int, cache: None = None
-    ) -> torch.Tensor:
-        """z (B, n, E) for order[:, k:k+n], given ``known`` (B, k[, D]) at order[:, :k]; label -1: no class."""
+    def predict(self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: None = None) -> Tensor:
         return self.decode(self.encode(known, labels, order[:, : known.shape[1]]), order, n)
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, num_known: int) -> torch.Tensor:
-        """z (B, L - num_known, E) for the unknown positions; ``tokens`` (B, L[, D]) stand in order."""
+    def forward(self, tokens: Tensor, labels: Tensor, order: Tensor, num_known: int = 0) -> Tensor:
         return self.predict(tokens[:, :num_known], labels, order, order.shape[1] - num_known)

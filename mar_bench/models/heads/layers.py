@@ -1,26 +1,30 @@
-"""What heads are made of: the MLP conditioned by AdaLN (paper, section 3.2 and appendix A), and a draw from weights."""
+"""Parts shared by heads: the AdaLN-conditioned MLP (paper, section 3.2, appendix A) and drawing from weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from mar_bench.models.heads.base import guided
 
 FREQUENCIES = 256  # size of the sinusoidal timestep embedding
 
 
-def timestep_embedding(t: torch.Tensor) -> torch.Tensor:
-    """Sinusoids of the timestep (N,) -> (N, 256), cosines first; made for timesteps that run to about 1000."""
+def timestep_embedding(t: Tensor) -> Tensor:
+    """Timesteps (N,), up to about 1000 -> sinusoids (N, 256), cosines first."""
     half = FREQUENCIES // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     angles = t[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def invert(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Indices (...) drawn from weights (..., N) by inverting their distribution function at u (...) in [0, 1)."""
+def invert(weights: Tensor, u: Tensor) -> Tensor:
+    """Indices (...) drawn from weights (..., N) by inverting their cumulative sum at u (...) in [0, 1)."""
     cumulative = weights.cumsum(-1)
     threshold = u[..., None] * cumulative[..., -1:]
     return (cumulative <= threshold).sum(-1).clamp(max=weights.shape[-1] - 1)
@@ -35,16 +39,15 @@ class ResidualBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 3 * width)
 
-    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 class AdaLNMLP(nn.Module):
-    """Input (N, I), timestep (N,), condition (N, E) -> output (N, O); without ``timed`` there is no timestep.
+    """Input (N, I), timestep (N,), condition (N, E) -> output (N, O); the timestep is None unless ``timed``.
 
-    With ``zero_start`` blocks start as the identity and the output at zero, as a denoiser does; else the output starts
-    as a function of input and condition."""
+    With ``zero_start`` every block starts as the identity and the output at zero (AdaLN-Zero, DiT section 3.2)."""
 
     def __init__(
         self,
@@ -59,7 +62,6 @@ class AdaLNMLP(nn.Module):
         super().__init__()
         if timed:
             self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.timed = timed
         self.condition = nn.Linear(condition_dim, width)
         self.input = nn.Linear(input_dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
@@ -70,27 +72,44 @@ class AdaLNMLP(nn.Module):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
-        for layer in (self.time_mlp[0], self.time_mlp[2]) if timed else ():
-            nn.init.normal_(layer.weight, std=0.02)
-        modulations = [*(b.modulation for b in self.blocks), self.final_modulation]
-        if not zero_start:
-            for layer in modulations:
-                nn.init.normal_(layer.weight, std=0.02)
-            return
-        # AdaLN-Zero: every block starts as the identity and the output at zero (DiT)
-        for layer in (*modulations, self.output):
-            nn.init.zeros_(layer.weight)
+        start = nn.init.zeros_ if zero_start else partial(nn.init.normal_, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name in ("time_mlp.0.weight", "time_mlp.2.weight"):
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("modulation.weight"):
+                start(parameter)
+        if zero_start:
+            nn.init.zeros_(self.output.weight)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor | None, z: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor | None, z: Tensor) -> Tensor:
         return self.conditioned(x, t, self.condition(z))
 
-    def conditioned(self, x: torch.Tensor, t: torch.Tensor | None, c: torch.Tensor) -> torch.Tensor:
-        """The same from an embedded condition ``c`` (N, W), which a sampler computes once for all steps.
+    def conditioned(self, x: Tensor, t: Tensor | None, c: Tensor) -> Tensor:
+        """``forward`` from an embedded condition ``c`` (N, W), which a sampler computes once for all steps.
 
-        ``t`` has one entry (all tokens at the same step) or one a token."""
-        c = F.silu(self.time_mlp(timestep_embedding(t)) + c if self.timed else c)
+        ``t`` has one entry per token, or one for all of them."""
+        c = F.silu(c if t is None else self.time_mlp(timestep_embedding(t)) + c)
         x = self.input(x)
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.final_modulation(c).chunk(2, dim=-1)
         return self.output(self.final_norm(x) * (1 + scale) + shift)
+
+
+def guided_network(
+    net: AdaLNMLP, z: Tensor, z_uncond: Tensor | None, scale: float, channels: int | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as a sampler calls it: x (B n, I), one timestep (1,) -> output (B n, O) in float32.
+
+    z (B, n, E) is embedded once. Given a ``z_uncond``, both halves of guidance see the same x in one doubled batch,
+    and the first ``channels`` of the output are guided (default: all)."""
+    c = net.condition(z).flatten(0, 1)
+    if z_uncond is None:
+        return lambda x, t: net.conditioned(x, t, c).float()
+    both = torch.cat([c, net.condition(z_uncond).flatten(0, 1)])
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = net.conditioned(x.repeat(2, 1), t, both).float().chunk(2)
+        return guided(conditional, unconditional, scale, channels)
+
+    return network

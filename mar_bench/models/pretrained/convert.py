@@ -1,7 +1,7 @@
-"""Published check-points -> one safetensors file in our names, with a manifest beside it.
+"""Published checkpoints -> one safetensors file with our parameter names, and a manifest beside it.
 
-Strict: a tensor that is missing, left over or of another shape is an error, and only what training alone needs may
-stay behind. A source file is data: nothing in it is ever executed."""
+Strict: a tensor that is missing, unexpected or of another shape is an error; only what training alone needs is left
+out. A source file is data: nothing in it is ever executed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pickle
 import re
 import shlex
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import mar_bench
 from mar_bench.config.spec import (
@@ -33,61 +33,58 @@ from mar_bench.config.spec import (
 )
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import BACKBONES, HEADS
-from mar_bench.models.pretrained.fetch import not_data
+from mar_bench.models.pretrained.fetch import not_weights
 from mar_bench.models.pretrained.names import diffusers_name, ldm_name, mar_architecture, our_name
-from mar_bench.models.tokenizers.pretrained import net_of
+from mar_bench.models.tokenizers.pretrained import PublishedSpec, net_of
 from mar_bench.utils.errors import UserError, did_you_mean
-from mar_bench.utils.files import atomic_write, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
 
-TOKENIZERS = {
+TOKENIZERS: dict[str, PublishedSpec] = {
     "kl16": LDMKLTokenizer(),
     "vq16": LDMVQTokenizer(),
     "kl8": SDKLTokenizer(),
     "consistency": ConsistencyTokenizer(),
 }
-KINDS = {  # and where its file keeps the tensors
-    "mar": "model_ema",
-    "kl16": "model",
-    "vq16": "state_dict",
-    "kl8": "state_dict",
-    "consistency": "state_dict",
-}
-DIFFUSERS = ("kl8", "consistency")  # published as a folder of diffusers
-LDM_STAGES = {"kl16": 5, "vq16": 5, "kl8": 4}  # published in latent diffusion's names: resolutions
+KINDS = ("mar", *TOKENIZERS)
+DIFFUSERS = ("kl8", "consistency")  # published as a diffusers folder
+LDM_STAGES = {"kl16": 5, "vq16": 5, "kl8": 4}  # resolutions of those published with latent diffusion's names
 TRAINING_ONLY = {
     r"loss\..+": "a training loss of the autoencoder",
     r"model_ema\.(decay|num_updates)": "a counter of the moving average",
 }
-NUM_HEADS = {"mar_base": 12, "mar_large": 16, "mar_huge": 16}  # which no shape tells
-ARGUMENTS = ("model", "img_size", "vae_stride", "patch_size")  # of an official training that shapes do not tell either
+NUM_HEADS = {"mar_base": 12, "mar_large": 16, "mar_huge": 16}  # cannot be inferred from shapes
+ARGUMENTS = ("model", "img_size", "vae_stride", "patch_size")  # of the official training; neither can these
 ATTENTION_LAYER = re.compile(r".+\.attentions\.\d+\.to_(?:q|k|v|out\.0)\.weight")
 WRITTEN_BY = "mar-bench convert"
 SHOWN = 12  # names in a message
+Shapes = dict[str, tuple[int, ...]]
 
 
 def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[str, Any]:
     """Write ``target`` (.safetensors, float32) and its manifest (.json beside it); returns the manifest.
 
-    ``raw`` takes the weights of a MAR themselves instead of their moving average. Raises UserError where the source
-    is not what ``kind`` says or cannot be read safely, and where the target would overwrite somebody else's file."""
+    ``raw`` takes the raw weights of a MAR instead of their moving average. Raises UserError if the source does not fit
+    ``kind`` or cannot be read safely, or if the target would overwrite a file that convert did not write."""
     if kind not in KINDS:
-        raise UserError(f"no kind '{kind}' of check-point, {did_you_mean(kind, KINDS)}")
+        raise UserError(f"no kind '{kind}' of checkpoint, {did_you_mean(kind, KINDS)}")
     if raw and kind != "mar":
-        raise UserError(f"--raw chooses among the two sets of weights of a mar; {kind} has one")
+        raise UserError(f"--raw chooses between the two sets of weights of a mar; {kind} has one")
     file = _file_of(kind, source)
     _check_target(target, file)
-    key = "model" if raw else KINDS[kind]
-    content = _load(file, kind, key)
-    state, taken = _state_of(content, kind, key, file)
-    left_out = {name: why for name in state if (why := _training_only(kind, name))}
+    keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
+    content = _load(file, keys)
+    state, taken = _state_of(content, keys, kind, file)
+    left_out = {name: why for name in state if kind in LDM_STAGES and (why := _training_only(name))}
     state = _checked({name: value for name, value in state.items() if name not in left_out}, file)
     names, unknown = _renamed(kind, state)
     tensors = {ours: _squeezed(state[theirs], ours) for theirs, ours in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    about = _about_mar(shapes, content, unknown, file) if kind == "mar" else {}
+    about = _about_mar(shapes, content, file) if kind == "mar" else {}
     expected = _mar_shapes(about["architecture"]) if kind == "mar" else _tokenizer_shapes(kind)
     _compare(shapes, unknown, expected, f"{file} as {kind}")
-    tensors = _float32(tensors, file)
+    tensors = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{file}: NaN or infinite weights: {_some(broken)}")
     manifest = {
         "written_by": WRITTEN_BY,
         "mar_bench": mar_bench.__version__,
@@ -105,10 +102,10 @@ def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[st
         with replacing(target) as temporary:
             save_file(tensors, temporary)
             manifest["target"] = {"file": target.name, "sha256": sha256_of(temporary)}
-            # before the target appears, which is ours to overwrite only with it
+            # before the target appears: a target without its manifest could not be overwritten
             atomic_write(_manifest_of(target), json.dumps(manifest, indent=1) + "\n")
     except SafetensorError as error:
-        raise UserError(f"{target}: cannot be written ({_one_line(error)})") from None
+        raise UserError(f"{target}: cannot be written ({error})") from None
     return manifest
 
 
@@ -116,17 +113,17 @@ def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[st
 
 
 def _file_of(kind: str, source: Path) -> Path:
-    """The file with the tensors: the source, or that inside a folder of diffusers."""
+    """The file with the tensors: the source itself, or the one in a diffusers folder."""
     if source.is_file():
         return source
     if not source.is_dir():
         raise UserError(f"{source}: no such file" + " or folder" * (kind in DIFFUSERS))
     if kind not in DIFFUSERS:
-        raise UserError(f"{source}: a folder; {kind} is converted from a file")
-    files = [source / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")]
-    if found := [file for file in files if file.is_file()]:
-        return found[0]
-    raise UserError(f"{source}: neither {files[0].name} nor {files[1].name} in this folder")
+        raise UserError(f"{source}: a folder, but {kind} is converted from a file")
+    for ending in ("safetensors", "bin"):
+        if (file := source / f"diffusion_pytorch_model.{ending}").is_file():
+            return file
+    raise UserError(f"{source}: no diffusion_pytorch_model.safetensors or .bin in this folder")
 
 
 def _manifest_of(target: Path) -> Path:
@@ -151,116 +148,81 @@ def _is_ours(manifest: Path) -> bool:
     return isinstance(content, dict) and content.get("written_by") == WRITTEN_BY
 
 
-def _load(file: Path, kind: str, key: str) -> Any:
-    """What a file holds, tensors on the CPU. ``key`` is where its tensors are expected.
+def _load(file: Path, keys: list[str]) -> Any:
+    """The content of a file, tensors on the CPU; ``keys`` is where its tensors may be.
 
-    Raises UserError for what is no check-point, is damaged, or needs any class but tensors and Namespace."""
-    with file.open("rb") as opened:
-        head = opened.read(512)
-    if what := not_data(head):
+    Raises UserError if it is no checkpoint, is damaged, or needs any class but tensors and Namespace."""
+    if what := not_weights(file):
         raise UserError(f"{file}: {what}")
-    archive, old = head.startswith(b"PK"), head.startswith(b"\x80")  # the two formats of torch.save
-    if file.suffix == ".safetensors" and (archive or old):
-        raise UserError(f"{file}: no safetensors file but one of torch; rename it to {file.stem}.bin")
-    if archive:
-        _check_archive(file, kind)
-    elif file.suffix == ".safetensors" or head[8:9] == b"{":
-        try:
+    with file.open("rb") as opened:
+        head = opened.read(9)
+    with (
+        reading(file, "checkpoint", "get it again"),
+        torch.serialization.safe_globals([argparse.Namespace]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # about odd pickles, before the error
+        if file.suffix == ".safetensors" or head[8:] == b"{":
             return load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"{file}: damaged, or no safetensors file ({_one_line(error)}): get it again") from None
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd pickles, before the error that they end in
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=archive or None)
-    except Exception as error:  # whatever damaged bytes lead to: a file is never the program's fault
-        if classes := _foreign_classes(file, error):
-            raise UserError(_refusal(file, classes, key)) from None
-        reason = str(error).rpartition("WeightsUnpickler error:")[2]  # what stands before it is unsafe advice
-        raise UserError(f"{file}: damaged, or no check-point ({_one_line(reason)}): get it again") from None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK") or None)
+        except pickle.UnpicklingError as error:
+            if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+                raise UserError(_refusal(file, found[1], keys)) from None
+            raise ValueError(str(error).rpartition("WeightsUnpickler error:")[2]) from None  # without unsafe advice
 
 
-def _check_archive(file: Path, kind: str) -> None:
-    """That a zip archive is a whole one that torch.save wrote."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise UserError(f"{file}: damaged or cut short ({_one_line(error)}): get it again") from None
-    if any(name.endswith("/constants.pkl") for name in members):
-        way = "the diffusers folder of openai/consistency-decoder" if kind == "consistency" else "its state dict"
-        raise UserError(f"{file}: a TorchScript program, which is not read here; give {way}")
-    if not any(name.endswith("data.pkl") for name in members):
-        raise UserError(f"{file}: an archive, no check-point; unpack it first (it holds {_some(members)})")
-
-
-def _foreign_classes(file: Path, error: Exception) -> list[str]:
-    """Classes and functions that a file wants and may not have, as far as they can be told without running it."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # not of the zip format, or torch before 2.6: the error names the first of them
-        found = re.findall(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else []
-    return sorted(set(found))
-
-
-def _refusal(file: Path, classes: list[str], key: str) -> str:
-    other = {"model": "state_dict", "state_dict": "model"}.get(key)  # as in _state_of
-    inside = f"d.get('{key}', d.get('{other}', d))" if other else f"d.get('{key}', d)"
+def _refusal(file: Path, foreign: str, keys: list[str]) -> str:
+    inside = "d"
+    for key in reversed(keys):
+        inside = f"d.get('{key}', {inside})"
     code = (
         "import sys, torch; d = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-        f"torch.save({{'{key}': getattr(d, 'state_dict', lambda: {inside})()}}, sys.argv[2])"
+        f"torch.save({{'{keys[0]}': getattr(d, 'state_dict', lambda: {inside})()}}, sys.argv[2])"
     )
     kept = file.with_name(f"{file.stem}-tensors{file.suffix}")
     command = f'python -c "{code}" {shlex.quote(str(file))} {shlex.quote(str(kept))}'
     return (
-        f"{file}: refused, for it holds {_some(classes)} beside tensors, which could run code. If you trust it, keep "
-        f"its tensors alone, in an environment that has these classes: {command}; then convert {kept}"
+        f"{file}: refused, because it holds {foreign} besides tensors, which could run code. If you trust it, save its "
+        f"tensors alone, in an environment that has this class: {command}; then convert {kept}"
     )
 
 
-def _state_of(content: Any, kind: str, key: str, file: Path) -> tuple[dict[Any, Any], str]:
-    """The state dict in what a file holds, and its name there. Of autoencoders it has several, or is the whole."""
-    keys = [key] if kind == "mar" else ["state_dict", "model"]
+def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dict[str, Any], str]:
+    """The state dict in a file's content and its key there; an autoencoder's file may be the state dict itself.
+
+    The prefix ``module.`` of a DDP wrapper is removed."""
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name")
-    for name in keys:
-        if isinstance(content.get(name), dict):
-            return content[name], name
-    if kind != "mar":
-        return content, "the whole file"
-    raise UserError(f"{file}: no state dict '{key}' in it (found {_some(map(str, content)) or 'nothing'})")
+    taken = next((key for key in keys if isinstance(content.get(key), dict)), None)
+    if taken is None and kind == "mar":
+        raise UserError(f"{file}: no state dict '{keys[0]}' in it (found {_some(content) or 'nothing'})")
+    state = content if taken is None else content[taken]
+    return {str(name).removeprefix("module."): value for name, value in state.items()}, taken or "the whole file"
 
 
 # --- tensors --------------------------------------------------------------------------------------------
 
 
-def _training_only(kind: str, name: Any) -> str | None:
-    """Why a tensor of latent diffusion's training stays behind; None for any other."""
-    if kind not in LDM_STAGES or not isinstance(name, str):
-        return None
+def _training_only(name: str) -> str | None:
+    """Why a tensor of latent diffusion's training is left out; None for all others."""
     return next((why for pattern, why in TRAINING_ONLY.items() if re.fullmatch(pattern, name)), None)
 
 
-def _checked(state: dict[Any, Any], file: Path) -> dict[str, torch.Tensor]:
-    """The state, if it is made of named tensors of floating-point numbers that can be stored as they are."""
+def _checked(state: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    def kind_of(value: Any) -> str:
+        return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
-    def fits(name: Any, value: Any) -> bool:
-        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-        return isinstance(name, str) and dense and value.is_floating_point()
-
-    if wrong := [f"{name} ({_kind_of(value)})" for name, value in state.items() if not fits(name, value)]:
-        raise UserError(f"{file}: not weights, which are named tensors of floating-point numbers: {_some(wrong)}")
+    if wrong := {n: kind_of(v) for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()}:
+        raise UserError(
+            f"{file}: not weights (floating-point tensors): {_some(f'{n} ({k})' for n, k in wrong.items())}"
+        )
     return state
 
 
-def _kind_of(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def _renamed(kind: str, state: dict[str, torch.Tensor]) -> tuple[dict[str, str], list[str]]:
-    """The file's names -> ours, and those that have no place or whose place is taken."""
-    rename: Callable[[str], str] = our_name if kind == "mar" else diffusers_name
+def _renamed(kind: str, state: dict[str, Tensor]) -> tuple[dict[str, str], list[str]]:
+    """The file's names -> ours, and the names that have no place or whose place is taken."""
+    rename = our_name if kind == "mar" else diffusers_name
     if kind in LDM_STAGES and (kind not in DIFFUSERS or any(name.startswith("encoder.down.") for name in state)):
         rename = partial(ldm_name, stages=LDM_STAGES[kind])
     theirs_of: dict[str, str] = {}
@@ -274,36 +236,30 @@ def _renamed(kind: str, state: dict[str, torch.Tensor]) -> tuple[dict[str, str],
     return {theirs: ours for ours, theirs in theirs_of.items()}, unknown
 
 
-def _squeezed(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A 1x1 convolution as the linear layer that it is, where our attention has one; else as it was."""
+def _squeezed(tensor: Tensor, name: str) -> Tensor:
+    """The 1 x 1 convolution of an attention layer as a linear layer; other tensors as they are."""
     return tensor[:, :, 0, 0] if ATTENTION_LAYER.fullmatch(name) and tensor.shape[2:] == (1, 1) else tensor
 
 
-def _about_mar(shapes: dict[str, tuple], content: dict, unknown: list[str], file: Path) -> dict[str, Any]:
-    """What the manifest says about a MAR: its architecture, and what its training says that no shape does."""
-    wrong, sizes = "", {}
-    try:
+def _about_mar(shapes: Shapes, content: dict, file: Path) -> dict[str, Any]:
+    """For the manifest: the architecture of a MAR, and arguments of its training that shapes do not tell."""
+    with reading(file, "official MAR", "convert the checkpoint of an official training"):
         sizes = mar_architecture(shapes)
-    except KeyError as error:
-        wrong = f"no {error}"
-    except (IndexError, ZeroDivisionError):
-        wrong = "its shapes make no sense"
-    if wrong or min(sizes.values()) <= 0:
-        also = f"; {len(unknown)} unexpected: {_some(unknown)}" if unknown else ""
-        raise UserError(f"{file}: not an official MAR: {wrong or f'sizes {sizes}'}{also}")
+        if min(sizes.values()) <= 0:
+            raise ValueError(f"sizes {sizes}")
     given = content.get("args")
     arguments = {name: getattr(given, name, None) for name in ARGUMENTS}
     arguments = {name: value for name, value in arguments.items() if isinstance(value, (str, int))}
-    return {"architecture": {**sizes, "num_heads": NUM_HEADS.get(arguments.get("model"))}, "arguments": arguments}
+    return {"architecture": {**sizes, "num_heads": NUM_HEADS.get(str(arguments.get("model")))}, "arguments": arguments}
 
 
-def _mar_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _mar_shapes(sizes: dict[str, Any]) -> Shapes:
     """Names and shapes of our MAR of these sizes."""
     backbone = MaskedBackbone(
         dim=sizes["dim"],
         encoder_depth=sizes["encoder_depth"],
         decoder_depth=sizes["decoder_depth"],
-        num_heads=1,  # of any number the shapes are the same
+        num_heads=1,  # does not affect shapes
         mlp_ratio=sizes["mlp_ratio"],
         num_class_tokens=sizes["num_class_tokens"],
     )
@@ -315,53 +271,29 @@ def _mar_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _tokenizer_shapes(kind: str) -> dict[str, tuple[int, ...]]:
+def _tokenizer_shapes(kind: str) -> Shapes:
     """Names and shapes of a tokenizer's network."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in net_of(TOKENIZERS[kind]).state_dict().items()}
 
 
-def _compare(shapes: dict[str, tuple], unknown: list[str], expected: dict[str, tuple], file: str) -> None:
-    """Raises UserError that lists what does not fit."""
-    missing = [name for name in expected if name not in shapes]
-    unexpected = unknown + [name for name in shapes if name not in expected]
-    wrong = [name for name in shapes if name in expected and shapes[name] != expected[name]]
-    told = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", [f"{name} {shapes[name]} instead of {expected[name]}" for name in wrong]),
-        )
-        if names
-    ]
-    if told:
-        raise UserError(f"{file}: {'; '.join(told)}")
+def _compare(shapes: Shapes, unknown: list[str], expected: Shapes, what: str) -> None:
+    """Raises UserError listing everything that does not fit."""
+    differing = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": unknown + [name for name in shapes if name not in expected],
+        "of another shape": [
+            f"{name} {shapes[name]} instead of {expected[name]}"
+            for name in shapes
+            if name in expected and shapes[name] != expected[name]
+        ],
+    }
+    if any(differing.values()):
+        told = (f"{len(names)} {how}: {_some(names)}" for how, names in differing.items() if names)
+        raise UserError(f"{what}: {'; '.join(told)}")
 
 
-def _float32(tensors: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
-    """Float32, contiguous, each in memory of its own. Raises UserError where one is not finite."""
-    out: dict[str, torch.Tensor] = {}
-    places = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().to(torch.float32).contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        out[name] = tensor.clone() if place in places else tensor
-        places.add(place)
-    if broken := [name for name, tensor in out.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{file}: NaN or infinite weights: {_some(broken)}")
-    return out
-
-
-# --- words ----------------------------------------------------------------------------------------------
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first dozen. Names come from files: what would not print is shown as Python writes it."""
-    names = list(names)
-    shown = [name if name.isprintable() else repr(name) for name in names[:SHOWN]]
-    return ", ".join(shown) + (", ..." if len(names) > SHOWN else "")
-
-
-def _one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _some(names: Iterable[Any]) -> str:
+    """The first dozen names. They come from files: unprintable ones are shown as Python literals."""
+    shown = [str(name) if str(name).isprintable() else repr(name) for name in names]
+    return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")

@@ -1,11 +1,11 @@
-"""Parameter names of published checkpoints in our own words: MAR's (LTH14/mar), latent diffusion's, diffusers'."""
+"""Parameter names of published checkpoints -> ours: those of MAR (LTH14/mar), latent diffusion and diffusers."""
 
 from __future__ import annotations
 
 import re
 
 _WB = r"(weight|bias)"
-_LAYER = r"(?:norm[12]|attn\.(?:qkv|proj)|mlp\.fc[12])"  # of a transformer block
+_LAYER = r"(?:norm[12]|attn\.(?:qkv|proj)|mlp\.fc[12])"  # in a transformer block
 _RULES = [
     (r"class_emb\.weight", r"backbone.class_embedding.embedding.weight"),
     (r"fake_latent", r"backbone.class_embedding.no_class"),
@@ -28,7 +28,7 @@ _RULES = [
 ]
 
 _NET = r"(encoder|decoder)"
-_CONV = r"(norm[12]|conv[12])"  # of a residual block
+_CONV = r"(norm[12]|conv[12])"  # in a residual block
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # latent diffusion -> diffusers, decoder stages already counted from the other end
@@ -50,24 +50,24 @@ for _theirs, _ours in _ATTENTION.items():
 
 
 def our_name(official: str) -> str:
-    """The name in ``ARGenerator(masked, diffusion).state_dict()`` of a tensor of an official checkpoint.
+    """Name in an official MAR checkpoint -> name in ``ARGenerator(masked, diffusion).state_dict()``.
 
-    One to one, shapes are the same. Raises KeyError for a name that no official model has."""
+    One to one, with equal shapes. Raises KeyError for a name that no official model has."""
     return _renamed(official, _RULES)
 
 
 def ldm_name(official: str, stages: int) -> str:
-    """The name in diffusers of a tensor of latent diffusion's autoencoders, which have ``stages`` resolutions.
+    """Name in latent diffusion's autoencoder with ``stages`` resolutions -> name in diffusers.
 
-    One to one; the 1x1 convolutions of attention become linear layers, all other shapes are the same. Decoder stages
-    are counted from the full resolution there and from the latent here. Raises KeyError for any other name."""
+    One to one; the 1 x 1 convolutions of attention become linear layers, all other shapes are equal. Latent diffusion
+    counts decoder stages from the full resolution, diffusers from the latent. Raises KeyError for unknown names."""
     if stage := re.match(r"decoder\.up\.(\d+)\.", official):
-        official = f"decoder.up.{stages - 1 - int(stage[1])}.{official[stage.end() :]}"  # no rule knows a negative one
+        official = f"decoder.up.{stages - 1 - int(stage[1])}.{official[stage.end() :]}"  # no rule matches -1
     return _renamed(official, _LDM_RULES)
 
 
 def diffusers_name(official: str) -> str:
-    """The name in today's diffusers of a tensor of its older files, which call attention layers otherwise."""
+    """Name in an older diffusers file -> name in diffusers today, which renamed the attention layers."""
     match = re.fullmatch(rf"(.+\.attentions\.\d+)\.({'|'.join(_DEPRECATED)})\.{_WB}", official)
     return f"{match[1]}.{_DEPRECATED[match[2]]}.{match[3]}" if match else official
 
@@ -79,7 +79,7 @@ def _renamed(official: str, rules: list[tuple[str, str]]) -> str:
     raise KeyError(official)
 
 
-_SHAPES_OF = {  # what a shape says about a MAR: field -> tensor and axis
+_SHAPES_OF = {  # sizes of a MAR: field -> the tensor and axis that has it
     "dim": ("backbone.mask_token", 2),
     "num_tokens": ("backbone.head_positions", 1),
     "num_classes": ("backbone.class_embedding.embedding.weight", 0),
@@ -94,10 +94,10 @@ _BLOCKS_OF = {
 
 
 def mar_architecture(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | float]:
-    """The sizes of a masked MAR with a diffusion head, from the shapes of its tensors in our names.
+    """Sizes of a masked MAR with a diffusion head, from the shapes of its tensors under our names.
 
-    Attention heads leave no trace in them. Raises KeyError where a tensor is not there, IndexError or ZeroDivisionError
-    where its shape cannot be."""
+    The number of attention heads cannot be inferred. Raises KeyError for a missing tensor, IndexError or
+    ZeroDivisionError for an impossible shape."""
     sizes: dict[str, int | float] = {field: shapes[name][axis] for field, (name, axis) in _SHAPES_OF.items()}
     for field, pattern in _BLOCKS_OF.items():
         sizes[field] = len({m[1] for name in shapes if (m := re.match(pattern, name))})

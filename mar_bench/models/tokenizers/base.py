@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mar_bench.config.spec import TokenSpace
 from mar_bench.utils.noise import NoiseSource
 
 
 class Tokenizer(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] <-> tokens in ``space``; owns its shift and scale.
+    """Images (B, C, H, W) in [-1, 1] <-> tokens in ``space``; owns the shift and scale of the tokens.
 
-    ``stored(images)`` is what the latent cache keeps (a dict of tensors with B rows) and ``tokens_of`` turns
-    it into training tokens, so that a stochastic encoder is sampled anew in each step."""
+    ``stored(images)`` is what the latent cache keeps, a dict of tensors with B rows; ``tokens_of`` turns it into
+    training tokens, so that a stochastic encoder is sampled anew in each step."""
 
     space: TokenSpace
-    stochastic = False  # whether tokens_of wants noise
+    stochastic = False  # whether tokens_of takes noise
 
-    def stored(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        raise AssertionError("a tokenizer says what it stores")
+    def stored(self, images: Tensor) -> dict[str, Tensor]:
+        """What the latent cache keeps of images: tensors (B, L[, D])."""
+        raise NotImplementedError
 
     @staticmethod
-    def tokens_of(stored: dict[str, torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
-        raise AssertionError("a tokenizer says what its tokens are")
+    def tokens_of(stored: dict[str, Tensor], noise: Tensor | None) -> Tensor:
+        """Tokens (B, L[, D]) of ``codes``, ``pixels``, ``latents``, or ``mean`` and ``std`` with ``noise`` (B, L, D).
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        Without noise the token is the mean."""
+        if "codes" in stored:
+            return stored["codes"].long()
+        if "pixels" in stored:
+            return stored["pixels"].float() / 127.5 - 1
+        if "latents" in stored:
+            return stored["latents"]
+        return stored["mean"] if noise is None else stored["mean"] + stored["std"] * noise
+
+    def encode(self, images: Tensor) -> Tensor:
         """Tokens (B, L[, D]) of images, without noise."""
         return self.tokens_of(self.stored(images), None)
 
-    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+    def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Images (B, C, H, W) of tokens, clipped to [-1, 1].
 
-        ``noise`` tells a decoder that draws which images these are; None: the first B."""
-        raise AssertionError("a tokenizer decodes")
+        A stochastic decoder draws by the image indices of ``noise``, by default 0, ..., B - 1."""
+        raise NotImplementedError
 
-    def training_loss(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def training_loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """Scalar loss of a batch (B, C, H, W) with ``noise`` (B, L, D) standard normal."""
-        raise AssertionError("this tokenizer is not trained here")
+        raise NotImplementedError
 
-    def fit_scale(self, images: torch.Tensor) -> None:
-        """Set shift and scale from training images, once training is over; nothing to do by default."""
+    def fit_scale(self, images: Tensor) -> None:
+        """Set shift and scale from training images once training is over; by default there is nothing to do."""
 
-    def fitted_state(self) -> dict[str, torch.Tensor]:
-        """What training and ``fit_scale`` have determined, to be stored."""
+    def fitted_state(self) -> dict[str, Tensor]:
+        """What training and ``fit_scale`` determine, to be saved."""
         return self.state_dict()
 
-    def load_fitted(self, state: dict[str, torch.Tensor]) -> None:
-        """The inverse of ``fitted_state``. Raises RuntimeError where ``state`` is of another tokenizer."""
+    def load_fitted(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``fitted_state``. Raises RuntimeError if ``state`` is from another tokenizer."""
         self.load_state_dict(state)
 
 
-def grid_to_tokens(x: torch.Tensor) -> torch.Tensor:
+def grid_to_tokens(x: Tensor) -> Tensor:
     """(B, D, h, w) -> (B, h w, D), row by row."""
     return x.flatten(2).transpose(1, 2)
 
 
-def tokens_to_grid(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h w, D) -> (B, D, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, grid)
 
@@ -69,13 +78,13 @@ class ResidualConv(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(hidden)))
 
 
 def encoder(channels: int, width: int, stride: int, out: int) -> nn.Sequential:
-    """(B, channels, H, W) -> (B, out, H / stride, W / stride): a stride-2 convolution a halving."""
+    """(B, channels, H, W) -> (B, out, H / stride, W / stride), with a stride-2 convolution per halving."""
     layers: list[nn.Module] = []
     now = channels
     for level in range(stride.bit_length() - 1):

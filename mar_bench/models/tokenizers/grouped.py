@@ -1,8 +1,8 @@
-"""Neighbouring latents joined into one token: 2x2 for KL-8 (paper, section 4.2), 4x4 for pixels (appendix D.1)."""
+"""Neighbouring latents joined into one token: 2 x 2 for KL-8 (paper, section 4.2), 4 x 4 pixels (appendix D.1)."""
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
 from mar_bench.config.spec import Continuous
 from mar_bench.models.tokenizers.base import Tokenizer
@@ -10,38 +10,40 @@ from mar_bench.utils.noise import NoiseSource
 
 
 class Grouped(Tokenizer):
-    """A wrapper around a tokenizer of continuous latents: ``group`` x ``group`` of them make a token.
+    """Wraps a tokenizer of continuous latents; a token joins ``group`` x ``group`` of them.
 
     Within a token channels come first, then rows, then columns, as in the official code."""
+
+    space: Continuous
 
     def __init__(self, inner: Tokenizer, group: int):
         super().__init__()
         assert isinstance(inner.space, Continuous), "codes are not grouped"
-        self.inner, self.group, self.stochastic = inner, group, inner.stochastic
+        self.inner, self.group, self.latent_dim = inner, group, inner.space.dim
+        self.stochastic = inner.stochastic
         height, width = inner.space.grid
         self.space = Continuous(inner.space.dim * group**2, (height // group, width // group))
-        self.tokens_of = inner.tokens_of
 
-    def joined(self, latents: torch.Tensor) -> torch.Tensor:
+    def joined(self, latents: Tensor) -> Tensor:
         """(B, L group^2, D) -> (B, L, D group^2)."""
         g, (h, w) = self.group, self.space.grid
-        cells = latents.unflatten(1, (h, g, w, g))  # B, h, row, w, column, D
+        cells = latents.unflatten(1, (h, g, w, g))  # (B, h, row, w, column, D)
         return cells.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
 
-    def parted(self, tokens: torch.Tensor) -> torch.Tensor:
+    def parted(self, tokens: Tensor) -> Tensor:
         """The inverse of ``joined``."""
-        g, (h, w), dim = self.group, self.space.grid, self.inner.space.dim
-        cells = tokens.unflatten(1, (h, w)).unflatten(3, (dim, g, g))  # B, h, w, D, row, column
+        g, (h, w), dim = self.group, self.space.grid, self.latent_dim
+        cells = tokens.unflatten(1, (h, w)).unflatten(3, (dim, g, g))  # (B, h, w, D, row, column)
         return cells.permute(0, 1, 4, 2, 5, 3).flatten(1, 4)
 
-    def stored(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def stored(self, images: Tensor) -> dict[str, Tensor]:
         return {name: self.joined(values) for name, values in self.inner.stored(images).items()}
 
-    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+    def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         return self.inner.decode(self.parted(tokens), noise)
 
-    def fitted_state(self) -> dict[str, torch.Tensor]:
+    def fitted_state(self) -> dict[str, Tensor]:
         return self.inner.fitted_state()
 
-    def load_fitted(self, state: dict[str, torch.Tensor]) -> None:
+    def load_fitted(self, state: dict[str, Tensor]) -> None:
         self.inner.load_fitted(state)

@@ -1,16 +1,17 @@
-"""The paper's published autoencoders through diffusers, weights from a local file that mar-bench convert wrote.
+"""The paper's published autoencoders through diffusers, with weights from a local file that mar-bench convert wrote.
 
-KL-16 and VQ-16 are latent diffusion's (Rombach et al. 2022), KL-8 is stable diffusion's fine-tuned one, the
-Consistency Decoder is OpenAI's. ``net_of(kind)`` is what a file's tensors must fit, name by name."""
+KL-16 and VQ-16 are latent diffusion's (2112.10752), KL-8 is the fine-tuned one of Stable Diffusion, and the
+Consistency Decoder is OpenAI's. ``net_of(spec)`` defines the names and shapes of a file's tensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from mar_bench.config.spec import (
     ConsistencyTokenizer,
@@ -26,7 +27,7 @@ from mar_bench.utils.noise import NoiseSource
 
 STAGES = (128, 128, 256, 256, 512)  # channels at each resolution of the f16 models
 LAST = len(STAGES) - 1
-CHUNK = 16  # images that are encoded together while the scale is measured
+CHUNK = 16  # images encoded together while the scale is measured
 PublishedSpec = LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer
 
 
@@ -39,9 +40,9 @@ def _diffusers():
 
 
 def net_of(spec: PublishedSpec) -> nn.Module:
-    """The network of diffusers that a published tokenizer is, with weights still to come."""
+    """The diffusers network of a published tokenizer, before its weights are loaded."""
     library = _diffusers()
-    if spec.kind == "ldm_kl":  # attention in the encoder's last stage and none in the decoder, as the official code
+    if spec.kind == "ldm_kl":  # attention in the last encoder stage, none in the decoder (official code)
         return library.AutoencoderKL(
             block_out_channels=STAGES,
             layers_per_block=2,
@@ -71,15 +72,15 @@ def net_of(spec: PublishedSpec) -> nn.Module:
 
 
 def load_weights(module: nn.Module, spec: PublishedSpec) -> nn.Module:
-    """Weights from the spec's file, strictly. A module on the meta device stays as it is and cannot run.
+    """Load the spec's weights, strictly; a module on the meta device is left as it is.
 
-    Raises UserError where the file is missing or holds anything else."""
+    Raises UserError if the file is missing or does not fit."""
     if next(module.parameters()).is_meta:
         return module
     if spec.weights is None or not Path(spec.weights).is_file():
         raise UserError(
             f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
-            f"that mar-bench convert wrote (found {spec.weights or 'none'})"
+            f"written by mar-bench convert (found {spec.weights or 'none'})"
         )
     try:
         module.load_state_dict(load_file(spec.weights), strict=True)
@@ -90,7 +91,10 @@ def load_weights(module: nn.Module, spec: PublishedSpec) -> nn.Module:
 
 
 class Published(Tokenizer):
-    """What they share: a network of diffusers, one scale for all channels, the mean kept (official code)."""
+    """A diffusers network, one scale for all channels and no shift (official code)."""
+
+    scale: Tensor  # ()
+    net: Any  # a diffusers model
 
     def __init__(self, spec: PublishedSpec, data: DataSpec):
         super().__init__()
@@ -99,89 +103,81 @@ class Published(Tokenizer):
         scale = getattr(spec, "scale", None)
         self.register_buffer("scale", torch.tensor(float("nan") if scale is None else scale))
 
-    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw mean and deviation of the latent, each (B, L, D)."""
-        raise AssertionError("a published tokenizer has moments")
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw mean and std of the latent, each (B, L, D)."""
+        raise NotImplementedError
 
-    def stored(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def stored(self, images: Tensor) -> dict[str, Tensor]:
         mean, std = self._moments(images)
         return {"mean": mean * self.scale, "std": std * self.scale}
 
-    @staticmethod
-    def tokens_of(stored: dict[str, torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
-        return stored["mean"] if noise is None else stored["mean"] + stored["std"] * noise
-
-    def fitted_state(self) -> dict[str, torch.Tensor]:
+    def fitted_state(self) -> dict[str, Tensor]:
         return {"scale": self.scale}
 
-    def load_fitted(self, state: dict[str, torch.Tensor]) -> None:
+    def load_fitted(self, state: dict[str, Tensor]) -> None:
         self.scale.copy_(state["scale"])
 
     @torch.no_grad()
-    def fit_scale(self, images: torch.Tensor) -> None:
-        """One over the deviation of all sampled latents of the training images, channels together."""
+    def fit_scale(self, images: Tensor) -> None:
+        """1 / std of the sampled latents of the training images, over all channels."""
         means, variances = zip(*((m, s.square()) for m, s in map(self._moments, images.split(CHUNK))))
         mean = torch.cat(means)
         self.scale.copy_((mean.var() + torch.cat(variances).mean()).rsqrt())
 
 
 class KLAutoencoder16(Published):
-    """KL-16 of latent diffusion: 16 channels at stride 16."""
+    """KL-16 of latent diffusion: 16 channels, stride 16."""
 
     stochastic = True
 
-    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         latent = self.net.encode(images).latent_dist
         return grid_to_tokens(latent.mean), grid_to_tokens(latent.std)
 
-    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+    def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
 
 
 class KLAutoencoder8(KLAutoencoder16):
-    """KL-8 of stable diffusion: 4 channels at stride 8."""
+    """KL-8 of Stable Diffusion: 4 channels, stride 8."""
 
 
 class ConsistencyDecoder(KLAutoencoder16):
-    """Latents of stable diffusion's encoder, decoded in two denoising steps; their noise belongs to the image."""
+    """Stable Diffusion's latents, decoded in two denoising steps with noise that depends on the image index."""
 
     def __init__(self, spec: ConsistencyTokenizer, data: DataSpec):
         super().__init__(spec, data)
         self.seed = spec.decode_seed
 
-    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
+    def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         indices = range(len(tokens)) if noise is None else noise.indices
         draws = NoiseSource(self.seed, indices).integers("decode", 0, 2**63 - 1, ())
         generators = [torch.Generator().manual_seed(int(seed)) for seed in draws]
-        # diffusers multiplies by the published scale itself
+        # diffusers applies the published scale itself
         latents = tokens_to_grid(tokens / self.scale, self.space.grid)
         return self.net.decode(latents, generator=generators).sample.clamp(-1, 1)
 
 
 class VQAutoencoder16(Published):
-    """VQ-16 of latent diffusion: 16,384 codes of 8 dimensions, or the latents before they become codes."""
+    """VQ-16 of latent diffusion: 16,384 codes of 8 dimensions, or the latents before quantisation."""
 
     def __init__(self, spec: LDMVQTokenizer, data: DataSpec):
         super().__init__(spec, data)
         self.codes = spec.output == "codes"
 
-    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         latents = grid_to_tokens(self.net.encode(images).latents)
         return latents, torch.zeros_like(latents)
 
-    def stored(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def stored(self, images: Tensor) -> dict[str, Tensor]:
         latents = self.net.encode(images).latents
         if not self.codes:
             return {"latents": grid_to_tokens(latents) * self.scale}
         codes = self.net.quantize(latents)[2][2]
         return {"codes": codes.view(images.shape[0], -1).int()}
 
-    @staticmethod
-    def tokens_of(stored: dict[str, torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
-        return stored["codes"].long() if "codes" in stored else stored["latents"]
-
-    def decode(self, tokens: torch.Tensor, noise: NoiseSource | None = None) -> torch.Tensor:
-        """Latents are quantised first, as everything that this decoder was trained on."""
+    def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
+        """Latents are quantised first, as in the decoder's training."""
         values = self.net.quantize.embedding(tokens) if self.codes else tokens / self.scale
         latents = tokens_to_grid(values, self.space.grid)
         return self.net.decode(latents, force_not_quantize=self.codes).sample.clamp(-1, 1)

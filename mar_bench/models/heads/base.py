@@ -1,0 +1,60 @@
+"""The contract of a head, and classifier-free guidance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mar_bench.config.spec import SamplingSpec
+from mar_bench.utils.noise import NoiseSource
+
+
+class Head(nn.Module, ABC):
+    """Models p(token | z) for one token, given its condition z from the backbone.
+
+    Built from ``(spec, space, dim)``: the head's spec, the token space and the width E of z. Heads draw no random
+    numbers themselves: ``draw_training`` and ``draw_sampling`` ask a NoiseSource for them, and what they return is
+    passed to ``loss`` and ``sample``."""
+
+    def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
+        """The random numbers of a training step by name, each (B, L, ...); none by default."""
+        return {}
+
+    @abstractmethod
+    def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """z (B, n, E), target tokens (B, n[, D]), draws (B, n, ...) -> loss (B, n), unreduced."""
+
+    @abstractmethod
+    def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
+        """The random numbers for n tokens per image in AR step ``step``; the first dimension is B."""
+
+    @abstractmethod
+    def sample(
+        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
+    ) -> Tensor:
+        """z (B, n, E) -> tokens (B, n[, D]), a function of ``drawn``.
+
+        With ``z_uncond`` (B, n, E), the condition without class, guided by ``scale``; both use the same draws."""
+
+    def sample_with_log_probability(
+        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens as ``sample`` draws them, and their log-probabilities (B, n) in nats; for confidence order only."""
+        raise NotImplementedError(f"tokens of {type(self).__name__} have no probabilities")
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans, 2207.12598): uncond + w (cond - uncond), both (..., C).
+
+    With ``channels`` only the first so many are guided; the rest stay conditional."""
+    cond, uncond = conditional[..., :channels], unconditional[..., :channels]
+    mixed = uncond + scale * (cond - uncond)
+    return mixed if channels is None else torch.cat([mixed, conditional[..., channels:]], dim=-1)
+
+
+def predict_guided(predict: Callable[[Tensor], Tensor], z: Tensor, z_uncond: Tensor | None, scale: float) -> Tensor:
+    """``predict(z)``, guided if there is a ``z_uncond``."""
+    return predict(z) if z_uncond is None else guided(predict(z), predict(z_uncond), scale)
