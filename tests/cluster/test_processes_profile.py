@@ -64,7 +64,7 @@ def test_processes_give_the_records_of_run_to_the_last_digit(here, alone):
 def test_every_part_and_every_stage_was_a_job_of_its_own(here):
     (submission,) = read_ledger(here / "runs")
     assert submission.kind == "processes" and Path(submission.code).parent == here / "runs/code"
-    notes = {key: submission.progress(key) for key in submission.jobs}
+    notes = {key: submission.notes(key) for key in submission.jobs}
     assert len({note["pid"] for note in notes.values()}) == len(notes) == 6
     for key, entry in submission.jobs.items():
         done = [event["stage"] for event in notes[key]["history"] if event["event"] == "done"]
@@ -96,7 +96,7 @@ def test_the_same_graph_in_one_process(tmp_path, alone):
     said = call(tmp_path, "submit", *ROW, "--cluster", "debug")
     assert measured(records(tmp_path)) == measured(records(alone)) and records(tmp_path).keys() == records(alone).keys()
     (submission,) = read_ledger(tmp_path / "runs")
-    assert len({submission.progress(key)["pid"] for key in submission.jobs}) == 1
+    assert len({submission.notes(key)["pid"] for key in submission.jobs}) == 1
     assert said.count("\ndone ") >= len(submission.jobs) - 1 and (tmp_path / "reports/smoke/table1.md").is_file()
 
 
