@@ -12,7 +12,7 @@ from mar_bench.cluster.plan import Plan, Queue, make_plan, rows_of
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, plan_runs
-from mar_bench.pipeline.graph import Places, mark_done, record_failure
+from mar_bench.pipeline.store import Places, mark_done, record_failure
 from mar_bench.records.record import read_records
 from mar_bench.utils.errors import UserError
 

@@ -146,7 +146,7 @@ def cancel(
 
 def _places(runs: str | None, cluster: str | None):
     from mar_bench.cluster.profile import load_profile
-    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.store import default_places
 
     if runs is None and cluster is not None:
         runs = load_profile(cluster)[1].runs

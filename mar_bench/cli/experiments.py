@@ -82,7 +82,7 @@ def show(
         return
     from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
     from mar_bench.config.parse import as_tree
-    from mar_bench.pipeline.graph import status
+    from mar_bench.pipeline.store import status
     from mar_bench.records.provenance import device_name
     from mar_bench.utils.console import console_table, to_yaml
 
@@ -167,7 +167,7 @@ def run(
     Stopped, the same command goes on where it was. Cells that are chosen by a sweep follow once its points are
     measured."""
     from mar_bench.config.ids import chosen_rows
-    from mar_bench.pipeline.graph import publish
+    from mar_bench.pipeline.store import publish
 
     names, overrides = names_and_overrides(words)
     names, overrides, world = named(names, every), no_seeds(overrides), _world()
@@ -211,8 +211,10 @@ DONE, FAILED = "done", "failed"  # of a pass; None where there was nothing to do
 
 def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
     """Do what runs still need. Exits where it was stopped."""
-    from mar_bench.pipeline.graph import jobs_for, preflight, publish, writable
+    from mar_bench.pipeline.graph import jobs_for
+    from mar_bench.pipeline.preflight import preflight, writable
     from mar_bench.pipeline.progress import duration, make_report
+    from mar_bench.pipeline.store import publish
 
     publish(planned, places)
     todo = jobs_for(planned, places)

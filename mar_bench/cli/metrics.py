@@ -287,8 +287,8 @@ def neighbours(
         raise UserError(f"{name}: a row is needed, as in table1/mar/diff/guided; mar-bench show {name} lists them")
     from mar_bench.config.experiment import load_experiment
     from mar_bench.pipeline.eval_images import row_run
-    from mar_bench.pipeline.graph import default_places
     from mar_bench.pipeline.neighbours import neighbours as find
+    from mar_bench.pipeline.store import default_places
     from mar_bench.report.neighbours import neighbour_page
 
     _use_cores()

@@ -65,7 +65,7 @@ Overrides = Annotated[
 
 def results(runs: str | None, records: str | None):
     """The two places and what is recorded. Raises UserError for a broken record, before any work."""
-    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.store import default_places
     from mar_bench.records.record import CONFLICTS, read_records, set_aside
 
     places = default_places(runs, records)
@@ -82,7 +82,7 @@ def is_record(name: str) -> bool:
 
 def find_record(name: str, runs: str | None, records: str | None):
     """The two places, and a record by its id or file. Raises UserError where there is none."""
-    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.store import default_places
     from mar_bench.records.record import disagreeing, read_record
 
     places = default_places(runs, records)

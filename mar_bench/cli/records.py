@@ -26,7 +26,7 @@ def collect(
 
     New ones are copied. Of two measurements of one id that agree the earlier stays and lists the other as a
     replication. Two that disagree are set aside in <records>/conflicts, where no table sees them, and named."""
-    from mar_bench.pipeline.graph import default_places
+    from mar_bench.pipeline.store import default_places
     from mar_bench.records.collect import collect
 
     plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)

@@ -113,7 +113,7 @@ def sample(
 
     A panel per row, from what run has sampled: <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
-    from mar_bench.pipeline.graph import previews
+    from mar_bench.pipeline.store import previews
     from mar_bench.report.samples import sample_grid
 
     places, found = results(runs, records)

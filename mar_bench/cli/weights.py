@@ -90,7 +90,8 @@ def rehearse(
 
     from mar_bench.config.experiment import load_experiment
     from mar_bench.config.ids import chosen_rows
-    from mar_bench.pipeline.graph import default_places, writable
+    from mar_bench.pipeline.preflight import writable
+    from mar_bench.pipeline.store import default_places
     from mar_bench.records.provenance import provenance
     from mar_bench.report.rehearsal import GPUS, markdown, title_of
     from mar_bench.utils.files import atomic_write

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
+from mar_bench.config.stages import STAGES
 from mar_bench.pipeline.graph import Job
 
 TABLE = "table"
@@ -50,11 +51,6 @@ class ClusterJob:
         return self.stages[0].title + (f" +{len(self.stages) - 1}" if len(self.stages) > 1 else "")
 
 
-def resource_stage(kind: str) -> str:
-    """The name under which a profile lists the resources of a stage."""
-    return "measure" if kind in ("generation", "reconstruction") else kind
-
-
 def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str, str]) -> list[ClusterJob]:
     """The jobs that run ``stages`` (each listed after the stages it needs); the last job writes the table.
 
@@ -73,7 +69,7 @@ def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str,
 
     def add(kind: str, members: list[Job], needs: Iterable[str] = (), follows: Iterable[str] = (), shard=None) -> str:
         refs = tuple(StageRef(stage.id, stage.kind, stage.title) for stage in members)
-        kind = resource_stage(kind)
+        kind = STAGES[kind].resources if kind in STAGES else kind
         jobs.append(
             ClusterJob(str(len(jobs)), kind, refs, tuple(dict.fromkeys(needs)), tuple(dict.fromkeys(follows)), shard)
         )
@@ -97,7 +93,7 @@ def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str,
             kind = "generation" if len(kinds) > 1 else kind  # all that is left of sampling is to check the shards
         keys[group] = add(kind, members, needs)
     last = groups.get((TABLE,), [])
-    kinds = {resource_stage(stage.kind) for stage in last}
+    kinds = {STAGES[stage.kind].resources for stage in last}
     kind = next((kind for kind in ("speed", "measure") if kind in kinds), TABLE)
     add(kind, last, follows=[*(job.key for job in jobs), *(f"@{i}" for i in elsewhere.values())])
     return jobs

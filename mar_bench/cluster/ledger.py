@@ -26,7 +26,8 @@ from mar_bench.cluster.jobs import ClusterJob, StageRef
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import KeyPathError, as_tree, parse
 from mar_bench.config.spec import RunSpec
-from mar_bench.pipeline.graph import Job, Places
+from mar_bench.pipeline.graph import Job
+from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import atomic_write
 

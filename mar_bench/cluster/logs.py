@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mar_bench.cluster.ledger import find_rows, read_ledger
 from mar_bench.cluster.status import look
-from mar_bench.pipeline.graph import Places
+from mar_bench.pipeline.store import Places
 
 
 def logs_of(places: Places, name: str) -> Iterator[tuple[str, Path]]:

@@ -11,7 +11,8 @@ from mar_bench.cluster.ledger import Row, Submission
 from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.slurm import JobState, job_states
 from mar_bench.config.ids import Run
-from mar_bench.pipeline.graph import Job, Places, jobs_for
+from mar_bench.pipeline.graph import Job, jobs_for
+from mar_bench.pipeline.store import Places
 from mar_bench.records.record import Record
 
 INTERRUPTED = "INTERRUPTED"  # a submission without Slurm whose process is gone

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from mar_bench.config.experiment import load_yaml
 from mar_bench.config.parse import KeyPathError, join, parse
+from mar_bench.config.stages import RESOURCES, STAGES
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import shipped
 
-STAGES = ("tokenizer", "latents", "extractor", "train", "sample", "measure", "speed", "table")
-SHARED = ("latents", "train", "sample")  # stages that several processes can share
+BLOCKS = (*RESOURCES, "table")  # keys of ``stages``
+MULTIPROCESS = {stage.resources for stage in STAGES.values() if stage.multiprocess}
 OWN_KEYS = {  # sbatch options that have a key of their own
     "array": "array_parallelism", "signal": "signal_seconds", "time": "time", "nodes": "nodes", "mem": "memory_gb",
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "exclusive": "exclusive",
@@ -40,7 +41,9 @@ class Resources:
     qos: str | None = None
     constraint: str | None = None
     nodes: int | None = _at_least(1)
-    tasks_per_node: int | None = _at_least(1)  # processes that share a stage; None: one per GPU for stages in SHARED
+    tasks_per_node: int | None = _at_least(
+        1
+    )  # None: one per GPU for stages that ranks can share, else 1
     gpus_per_node: int | None = _at_least(0)
     gpu_type: str | None = None  # as in --gres=gpu:<type>:<n>
     cpus_per_task: int | None = _at_least(1)
@@ -72,7 +75,7 @@ class SlurmProfile:
         own = self.stages.get(stage, Resources())
         changed = {f.name: v for f in fields(own) if f.name != "sbatch" and (v := getattr(own, f.name)) is not None}
         merged = replace(self.job, **changed, sbatch={**self.job.sbatch, **own.sbatch})
-        tasks = max(1, merged.gpus_per_node or 0) if stage in SHARED else 1
+        tasks = max(1, merged.gpus_per_node or 0) if stage in MULTIPROCESS else 1
         return replace(
             merged,
             nodes=merged.nodes or 1,
@@ -156,8 +159,8 @@ def _check(profile: Profile) -> None:
     if not isinstance(profile, SlurmProfile):
         return
     for stage in profile.stages:
-        if stage not in STAGES:
-            raise KeyPathError(f"stages.{stage}", f"no such stage, {did_you_mean(stage, STAGES)}")
+        if stage not in BLOCKS:
+            raise KeyPathError(f"stages.{stage}", f"no such stage, {did_you_mean(stage, BLOCKS)}")
     for path, block in (("job", profile.job), *((f"stages.{s}", r) for s, r in profile.stages.items())):
         _check_minimums(block, path)
         if block.memory_gb is not None and block.memory_gb <= 0:
@@ -170,13 +173,13 @@ def _check(profile: Profile) -> None:
                 raise KeyPathError(f"{path}.sbatch.{option}", f"is set by {OWN_KEYS.get(plain, 'mar-bench submit')}")
     if profile.job.gpu_type and not profile.job.gpus_per_node:
         raise KeyPathError("job.gpu_type", "needs job.gpus_per_node")
-    for stage in STAGES:
+    for stage in BLOCKS:
         wants = profile.resources(stage)
         if profile.signal_seconds >= 60 * minutes(wants.time or ""):
             raise KeyPathError(
                 "signal_seconds", f"{profile.signal_seconds} is not below the time of stage {stage}, {wants.time}"
             )
-        if stage not in SHARED and (wants.nodes or 1) * (wants.tasks_per_node or 1) > 1:
+        if stage not in MULTIPROCESS and (wants.nodes or 1) * (wants.tasks_per_node or 1) > 1:
             raise KeyPathError(
                 f"stages.{stage}", "this stage runs in one process: set nodes and tasks_per_node to 1 here"
             )

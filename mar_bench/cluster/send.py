@@ -14,7 +14,7 @@ from mar_bench.cluster.plan import Queue
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.cluster.slurm import cancel_jobs, cancel_named, dependency, sbatch_parameters, script, send
 from mar_bench.cluster.work import Work
-from mar_bench.pipeline.graph import Places
+from mar_bench.pipeline.store import Places
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 

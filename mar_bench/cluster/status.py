@@ -13,8 +13,8 @@ from mar_bench.cluster.jobs import ClusterJob
 from mar_bench.cluster.ledger import Row, Submission, read_ledger
 from mar_bench.cluster.plan import GIVEN_UP, INTERRUPTED, Queue, shards_of
 from mar_bench.cluster.slurm import LOST, SILENT
-from mar_bench.pipeline.graph import Places, is_sound
 from mar_bench.pipeline.progress import duration
+from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.records.record import read_record
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError, did_you_mean

@@ -14,14 +14,15 @@ from mar_bench.cluster.jobs import TABLE
 from mar_bench.cluster.ledger import Request, Submission, new_submission, read_ledger
 from mar_bench.cluster.local import run_here
 from mar_bench.cluster.plan import Plan, Queue, make_plan, rows_of
-from mar_bench.cluster.profile import STAGES, Profile, SlurmProfile, load_profile
+from mar_bench.cluster.profile import BLOCKS, Profile, SlurmProfile, load_profile
 from mar_bench.cluster.send import batch_scripts, one_at_a_time, send_all, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.cluster.work import StagesFailed
-from mar_bench.pipeline.graph import Places, default_places, is_sound, preflight, publish, record_failure, writable
-from mar_bench.pipeline.plan import gpu_hours_of
+from mar_bench.pipeline.cost import gpu_hours
+from mar_bench.pipeline.preflight import preflight, writable
 from mar_bench.pipeline.request import load, named, names_and_overrides, no_seeds, not_chosen, once, plan_of
 from mar_bench.pipeline.run_local import Outcome
+from mar_bench.pipeline.store import Places, default_places, is_sound, publish, record_failure
 from mar_bench.records.provenance import device_name, git_state
 from mar_bench.records.record import read_record, read_records
 from mar_bench.report.table.build import build
@@ -194,12 +195,8 @@ def _print_plan(plan: Plan, profile: Profile, waiting: int, total: int, retry: b
             f"(the first: {first})"
         )
     speed = any(stage.kind == "speed" for stage in plan.new)
-    if (
-        speed
-        and isinstance(profile, SlurmProfile)
-        and profile.device is None
-        and profile.resources("speed").gpus_per_node
-    ):
+    slurm = isinstance(profile, SlurmProfile)
+    if speed and slurm and profile.device is None and profile.resources("speed").gpus_per_node:
         print(f"note: the profile names no device: speed is filed under this machine's, '{device_name()}'")
     if waiting:
         print(f"{waiting} evaluations wait until their sweep points are measured; the last job sends them")
@@ -212,7 +209,7 @@ def _print_dry_run(plan: Plan, places: Places, profile: Profile, command: str, n
         for group, text in batch_scripts(plan.graph, profile, places.runs, command, name):
             sent.setdefault((group[0].kind, len(group) > 1), []).append((group, text))
         lines = []
-        for kind, array in sorted(sent, key=lambda key: STAGES.index(key[0])):
+        for kind, array in sorted(sent, key=lambda key: BLOCKS.index(key[0])):
             groups, wants = [group for group, _ in sent[kind, array]], profile.resources(kind)
             jobs = f"{sum(map(len, groups))}{' in arrays' if array else ''}"
             size, gpus = f"{wants.nodes} x {wants.tasks_per_node}", str(wants.gpus_per_node or 0)
@@ -224,7 +221,7 @@ def _print_dry_run(plan: Plan, places: Places, profile: Profile, command: str, n
     else:
         lines = [[job.key, job.title, "all others" if job.follows else " ".join(job.needs)] for job in plan.graph]
         print(console_table(["job", "runs", "after"], lines))
-    if (hours := sum(map(gpu_hours_of, plan.new))) > 1:
+    if (hours := sum(gpu_hours(stage.kind, stage.run.spec) for stage in plan.new)) > 1:
         print(f"about {hours:,.0f} GPU hours of training and sampling (estimated for an H100)")
     try:
         preflight([stage.run for stage in plan.stages])

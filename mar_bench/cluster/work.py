@@ -11,14 +11,16 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mar_bench.cluster.jobs import TABLE
 from mar_bench.cluster.ledger import Submission, read_submission
 from mar_bench.cluster.notes import WRITE_SECONDS, Notes, Signals, who
-from mar_bench.pipeline.graph import Job, give_up, is_sound
-from mar_bench.records.record import RECORDED
+from mar_bench.config.stages import STAGES
+from mar_bench.pipeline.graph import Job, give_up
+from mar_bench.pipeline.store import is_sound
 from mar_bench.utils.errors import Stopped, Superseded, UserError, described
 from mar_bench.utils.locks import Claim
 
@@ -106,7 +108,7 @@ def _run_job(submission: Submission, key: str, last: Callable[[Submission], None
         notes.write(stage=TABLE, event="start", step=None, total=None, waiting=None)
         last(submission)
     notes.write(stage=None, event="end")
-    needed = {stage.id for stage in stages if stage.kind not in RECORDED}  # other jobs may wait for these
+    needed = {stage.id for stage in stages if not STAGES[stage.kind].is_task}  # other jobs may wait for these
     if failed and (not needed or needed & failed.keys()):
         raise StagesFailed("; ".join(f"{planned[i].title}: {error}" for i, error in failed.items()))
 
@@ -129,9 +131,8 @@ def _run_stage(
 ) -> None:
     from mar_bench.pipeline.stages import execute
 
-    spec = stage.run.spec
-    sizes = {"train": spec.train, "tokenizer": spec.tokenizer, "extractor": spec.metrics.extractor}
-    images_per_step = getattr(sizes.get(stage.kind), "batch_size", 1)
+    block = STAGES[stage.kind].trains
+    images_per_step = getattr(attrgetter(block)(stage.run.spec), "batch_size", 1) if block else 1
     together = stage.kind == "train" and world.size > 1  # ranks agree whether to stop, at the same step
     claims: list[Claim] = []
     next_look = 0.0

@@ -1,8 +1,8 @@
-"""Content addresses: one id a stage, the hash of all that determines the stage's output, and of nothing else.
+"""Content addresses: the id of a stage is the hash of everything that determines its output, and of nothing else.
 
-Canonical JSON leaves out fields at their default, so a field that is added later keeps old ids. When a change
-of code alters a stage's output, its number in REVISIONS is raised by hand; golden losses, samples, metrics and
-scales notice most of what was forgotten.
+Canonical JSON omits fields that hold their default, so adding a field keeps old ids. When a code change alters a
+stage's output, raise the stage's revision in ``config.stages``; golden losses, samples and metrics catch most
+forgotten ones.
 """
 
 from __future__ import annotations
@@ -15,23 +15,12 @@ from typing import Any
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, TokenizerSpec, measures_scale
+from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.utils.errors import UserError
-
-REVISIONS = {
-    "tokenizer": 1,
-    "latents": 1,
-    "extractor": 2,
-    "train": 1,
-    "sample": 1,
-    "evaluate": 2,
-    "reconstruction": 2,
-    "speed": 1,
-}
-TASKS = ("generation", "reconstruction", "speed")
 
 
 def canonical(value: Any) -> Any:
-    """Plain containers that determine ``value``: defaults and unhashed fields left out, ``kind`` kept."""
+    """Plain containers that determine ``value``: defaults and unhashed fields are omitted, ``kind`` is kept."""
     if is_dataclass(value):
         out = {}
         for f in fields(value):
@@ -47,17 +36,18 @@ def canonical(value: Any) -> Any:
     return value
 
 
-def stage_id(stage: str, **inputs: Any) -> str:
-    """12 hex digits of the SHA-256 of the stage's name, revision and inputs."""
-    content = {"stage": stage, **{k: canonical(v) for k, v in inputs.items() if v is not None}}
-    if REVISIONS[stage] != 1:
-        content["revision"] = REVISIONS[stage]
+def stage_id(name: str, **inputs: Any) -> str:
+    """12 hex digits of the SHA-256 of a stage's name, revision and inputs."""
+    stage = STAGES[name]
+    content = {"stage": stage.hashed_as, **{k: canonical(v) for k, v in inputs.items() if v is not None}}
+    if stage.revision != 1:
+        content["revision"] = stage.revision
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
-    """The ids of every stage that leads to a generation record, and of the record itself (``eval_id``)."""
+    """The id of every stage that leads to a generation record; ``eval_id`` is the record's own."""
     tokenizer, view = _tokenizer_and_view(spec.tokenizer)
     fitted = tokenizer.trained or measures_scale(spec.tokenizer)
     tokenizer_id = stage_id("tokenizer", tokenizer=tokenizer, data=spec.data if fitted else None)
@@ -67,7 +57,7 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
     real = {"reference": spec.metrics.reference, "reference_images": spec.metrics.reference_images}
     extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data, **real)
     sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
-    eval_id = stage_id("evaluate", sample_id=sample_id, extractor_id=extractor_id, metrics=spec.metrics)
+    eval_id = stage_id("generation", sample_id=sample_id, extractor_id=extractor_id, metrics=spec.metrics)
     return {
         "tokenizer_id": tokenizer_id,
         "latents_id": latents_id,
@@ -79,22 +69,22 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
 
 
 def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict | None]:
-    """A tokenizer with its view fields at their default, and those that are not, None where there are none."""
+    """A tokenizer with its view fields reset, and the view fields that differ from their default (None: none do)."""
     views = {f.name: f.default for f in fields(tokenizer) if f.metadata.get("view")}
     chosen = {name: getattr(tokenizer, name) for name, default in views.items() if getattr(tokenizer, name) != default}
     return replace(tokenizer, **views), chosen or None
 
 
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
-    """The same cell on other seeds; published weights have been trained once, on a seed of their own."""
+    """The same cell on other seeds; published weights keep the one seed they were trained with."""
     train_seed = train_seed if spec.train.published is None else spec.train.seed
     return replace(
         spec, train=replace(spec.train, seed=train_seed), sampling=replace(spec.sampling, seed=sampling_seed)
     )
 
 
-def _speed_inputs(spec: RunSpec) -> dict:
-    """What decides how long an image takes: never the weights, the seeds or how many images were asked for."""
+def _speed_inputs(spec: RunSpec) -> dict[str, Any]:
+    """The inputs that affect seconds per image; weights, seeds and image count do not."""
     defaults = SamplingSpec()
     sampling = replace(
         spec.sampling,
@@ -118,17 +108,17 @@ def _speed_inputs(spec: RunSpec) -> dict:
 
 @dataclass(frozen=True)
 class Run:
-    """One record to be: a task on a resolved spec.
+    """A planned record: one task on a resolved spec.
 
-    ``id`` addresses the record; ``cell_id`` is the same for all seeds (and, for speed, all devices), so a
-    table finds the records of a cell by it."""
+    ``id`` addresses the record. ``cell_id`` is the same for all seeds (for speed: for all devices); tables find the
+    records of a cell by it."""
 
     task: str
     row: str
     spec: RunSpec
     ids: dict[str, str]
-    sweep: bool = False  # a point of a sweep, from which a cell's is chosen
-    choice: dict[str, Any] | None = None  # how this cell's point was chosen
+    sweep: bool = False  # a sweep point, measured only to choose a cell's
+    choice: dict[str, Any] | None = None  # how this cell's sweep point was chosen
 
     @property
     def id(self) -> str:
@@ -145,7 +135,7 @@ def generation_run(row: str, spec: RunSpec) -> Run:
 
 
 def reconstruction_run(row: str, spec: RunSpec) -> Run:
-    """The tokenizer alone: the floor under every generator that uses it."""
+    """The tokenizer alone: the reconstruction floor of every generator that uses it."""
     ids = stage_ids(spec)
     kept = {k: ids[k] for k in ("tokenizer_id", "extractor_id")}
     eval_id = stage_id("reconstruction", **kept, data=spec.data, metrics=spec.metrics)
@@ -154,32 +144,23 @@ def reconstruction_run(row: str, spec: RunSpec) -> Run:
 
 def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     """Seconds per image on ``device`` (its name) with the spec's number of threads."""
-    ids = stage_ids(spec)
+    ids, inputs = stage_ids(spec), _speed_inputs(spec)
     kept = {k: ids[k] for k in ("tokenizer_id", "latents_id", "train_id")}
-    inputs = _speed_inputs(spec)
-    return Run(
-        "speed",
-        row,
-        spec,
-        {
-            **kept,
-            "eval_id": stage_id("speed", **inputs, device=device, threads=spec.compute.threads),
-            "cell_id": stage_id("speed", **inputs),
-        },
-    )
+    eval_id = stage_id("speed", **inputs, device=device, threads=spec.compute.threads)
+    return Run("speed", row, spec, {**kept, "eval_id": eval_id, "cell_id": stage_id("speed", **inputs)})
 
 
 def choosing_run(row: str, point: RunSpec) -> Run:
-    """The measurement of a point from among which a row's is chosen."""
+    """The measurement of a sweep point, on the seed reserved for choosing."""
     return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
 
 
-def chosen_rows(experiment: Experiment, only: str | None, perhaps_none: bool = False) -> dict[str, RunSpec]:
-    """The rows whose names match ``only``, a shell pattern; all for None.
+def chosen_rows(experiment: Experiment, only: str | None, may_be_empty: bool = False) -> dict[str, RunSpec]:
+    """The rows whose names match the shell pattern ``only``; None: all rows.
 
-    Raises UserError where it matches none, unless that is what may be."""
+    Raises UserError if no row matches, unless ``may_be_empty``."""
     rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
-    if not rows and not perhaps_none:
+    if not rows and not may_be_empty:
         raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
     return rows
 
@@ -193,28 +174,27 @@ def plan_runs(
 ) -> list[Run]:
     """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
 
-    Of a row with a sweep all its points, and the row itself where its point is chosen. For ``only`` see
+    A row with a sweep contributes all its sweep points, and itself once its point is chosen. ``only``: see
     ``chosen_rows``."""
     rows = chosen_rows(experiment, only)
-    runs: dict[str, Run] = {}
-    speed: dict[str, Run] = {}
+    generation: dict[str, Run] = {}
+    companions: dict[str, Run] = {}  # reconstruction and speed
     for search in experiment.searches:
         for _, point in search.points if search.rows.keys() & rows.keys() else ():
-            tried = choosing_run(search.judge, point)
-            runs.setdefault(tried.id, tried)
-            alone = replace(reconstruction_run(tried.row, point), sweep=True)
-            speed.setdefault(alone.id, alone)
+            tried, alone = choosing_run(search.judge, point), reconstruction_run(search.judge, point)
+            generation.setdefault(tried.id, tried)
+            companions.setdefault(alone.id, replace(alone, sweep=True))
     for row, spec in rows.items():
         for _, point in experiment.sweeps[row].points if row in experiment.sweeps else ():
             run = choosing_run(row, point)
-            runs.setdefault(run.id, run)
+            generation.setdefault(run.id, run)
         if experiment.is_open(row):
             continue
         for seed in [spec.train.seed] if seeds is None else seeds:
             for sampling_seed in [spec.sampling.seed] if sampling_seeds is None else sampling_seeds:
                 seeded = with_seeds(spec, seed, sampling_seed)
                 run = replace(generation_run(row, seeded), choice=experiment.choices.get(row))
-                runs.setdefault(run.id, run)
+                generation.setdefault(run.id, run)
                 for other in (reconstruction_run(row, seeded), speed_run(row, seeded, device)):
-                    speed.setdefault(other.id, other)
-    return [*runs.values(), *sorted(speed.values(), key=lambda r: TASKS.index(r.task))]
+                    companions.setdefault(other.id, other)
+    return [*generation.values(), *sorted(companions.values(), key=lambda r: TASKS.index(r.task))]

@@ -27,9 +27,9 @@ from mar_bench.metrics.references import Reference, build_reference, load_refere
 from mar_bench.metrics.score import Scores, Seen, largest_settings, load_seen, one_pass, save_seen
 from mar_bench.models.build import pick_device
 from mar_bench.models.pretrained.fetch import located
-from mar_bench.pipeline.graph import Places, is_sound, mark_done
 from mar_bench.pipeline.sample import class_labels, decoded_samples, reference_of_part
 from mar_bench.pipeline.stages import HELDOUT, IMAGES, REFERENCE, SEEN, load_extractor, load_tokenizer
+from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.records.record import Record, read_records, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError, did_you_mean

@@ -14,9 +14,9 @@ from mar_bench.metrics.functions import nearest, spacing
 from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import load_seen, one_pass
 from mar_bench.models.build import pick_device
-from mar_bench.pipeline.graph import Places, is_sound
 from mar_bench.pipeline.sample import decoded_samples
 from mar_bench.pipeline.stages import HELDOUT, IMAGES, REFERENCE, SEEN, load_extractor, load_tokenizer
+from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.utils.errors import UserError
 
 

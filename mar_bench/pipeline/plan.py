@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import Run
-from mar_bench.config.spec import ARModel, RunSpec, num_tokens
-from mar_bench.pipeline.graph import Job, Places, is_sound, jobs_for, status
+from mar_bench.config.stages import SHARED, STAGES
+from mar_bench.pipeline.cost import gpu_hours
+from mar_bench.pipeline.graph import jobs_for
+from mar_bench.pipeline.store import Places, is_sound, status
 from mar_bench.records.record import Record
 from mar_bench.utils.console import console_table
-
-SHARED_STAGES = ("tokenizer", "latents", "extractor", "train", "sample")
-MAR_L_HOURS = 16 * 35  # H100 hours of 400 epochs
-MAR_L_SECONDS = 0.288 / 2  # an image; an H100 taken as twice an A100
 
 
 def make_plan(
@@ -59,7 +56,7 @@ def make_plan(
             for e, run in zip(entries, evaluations)
         ),
         "jobs": len(jobs_for(runs, places)),
-        "stages": {kind: _stage(kind, evaluations, places) for kind in SHARED_STAGES},
+        "stages": {kind: _stage(kind, evaluations, places) for kind in SHARED},
         "runs": entries,
         "companions": [entry(run) for run in runs if run.task != "generation"],
     }
@@ -72,7 +69,7 @@ def _reuse(experiments: list[Experiment], planned: dict[str, list[Run]]) -> dict
         for run in planned.get(experiment.id, ()):
             if run.task != "generation":
                 continue
-            train_id, hours = run.ids["train_id"], gpu_hours(run.spec)
+            train_id, hours = run.ids["train_id"], gpu_hours("train", run.spec)
             once[train_id] = by_table[experiment.id, train_id] = hours
             searched = run.sweep and run.row not in experiment.sweeps
             if not searched:  # the trainings of a search are of no cell
@@ -81,65 +78,8 @@ def _reuse(experiments: list[Experiment], planned: dict[str, list[Run]]) -> dict
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
 
 
-def gpu_hours(spec: RunSpec) -> float:
-    """About the hours of one H100 that a training takes, by its work against that of MAR-L in 400 epochs, which took 16
-    of them 35 hours from cached latents (paper.md's source: the authors). 0 for published weights."""
-    return 0.0 if spec.train.published is not None else MAR_L_HOURS * _work(spec) / _work(RunSpec())
-
-
-def gpu_hours_of(stage: Job) -> float:
-    """About the hours of one H100 that training or sampling takes; 0 for the stages that are small beside them.
-
-    Sampling by its work against MAR-L's 64 steps with guidance, 0.288 s an image on an A100 (paper, Fig. 6)."""
-    spec = stage.run.spec
-    if stage.kind == "train":
-        return gpu_hours(spec)
-    if stage.kind != "sample":
-        return 0.0
-    seconds = MAR_L_SECONDS * _image_work(spec) / _image_work(_guided_mar_l())
-    return spec.sampling.num_images * seconds / 3600
-
-
-def _guided_mar_l() -> RunSpec:
-    """The paper's MAR-L as it samples with guidance."""
-    default = RunSpec()
-    return replace(default, sampling=replace(default.sampling, guidance_scale=2.0))
-
-
-def _image_work(spec: RunSpec) -> float:
-    """Of drawing one image: weights times tokens, over all passes of the transformer and of the head."""
-    model, sampling, length = spec.model, spec.sampling, num_tokens(spec.space)
-    guided = 1 if sampling.guidance_scale == 1 else 2
-    if not isinstance(model, ARModel):
-        return guided * sampling.num_diffusion_steps * 12 * model.depth * model.dim**2 * length / model.patch_size**2
-    backbone, head = model.backbone, model.head
-    depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
-    # with a kv-cache every token is seen once; else all of them in each step
-    passes = 1 if backbone.attention == "causal" else sampling.num_ar_steps or length
-    transformer = passes * 12 * depth * backbone.dim**2 * (length + backbone.num_class_tokens)
-    mlp = 5 * getattr(head, "depth", 0) * getattr(head, "width", 0) ** 2 * length
-    return guided * (transformer + (sampling.num_diffusion_steps or 1) * mlp)
-
-
-def _work(spec: RunSpec) -> float:
-    """Weights of the transformer times the tokens that it sees, and of the head times its draws, over the training."""
-    model, length = spec.model, num_tokens(spec.space)
-    if not isinstance(model, ARModel):  # AdaLN's weights are applied to one condition an image
-        return spec.train.steps * spec.train.batch_size * 12 * model.depth * model.dim**2 * length / model.patch_size**2
-    backbone, head = model.backbone, model.head
-    depth = getattr(backbone, "depth", 0) or backbone.encoder_depth + backbone.decoder_depth
-    seen = length + backbone.num_class_tokens
-    if hasattr(backbone, "masking"):  # the encoder, half of the depth, sees the known tokens alone
-        known = 1 - (backbone.masking.low + backbone.masking.high) / 2
-        seen = (seen + known * length + backbone.num_class_tokens) / 2
-    transformer = 12 * depth * backbone.dim**2 * seen
-    draws = getattr(head, "draws_per_token", getattr(head, "samples_per_token", 1))
-    mlp = 5 * getattr(head, "depth", 0) * getattr(head, "width", 0) ** 2 * length * draws
-    return spec.train.steps * spec.train.batch_size * (transformer + mlp)
-
-
 def _stage(kind: str, runs: list[Run], places: Places) -> dict[str, int]:
-    ids = {run.ids[f"{kind}_id"] for run in runs}
+    ids = {run.ids[STAGES[kind].id_key] for run in runs}
     done = sum(is_sound(places.folder(kind, i)) for i in ids)
     return {"needed": len(ids), "without_reuse": len(runs), "done_here": done}
 

@@ -38,7 +38,8 @@ from mar_bench.models import sampler
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, generate
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.models.tokenizers.pretrained import net_of
-from mar_bench.pipeline.flops import decoding_flops, on_meta, sampling_flops, training_flops
+from mar_bench.pipeline.cost import sampling_flops, training_flops
+from mar_bench.pipeline.flops import decoding_flops, on_meta
 from mar_bench.pipeline.train import checkpoints, fit_generator, generator_and_average
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource, seeded

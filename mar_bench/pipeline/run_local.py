@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
-from mar_bench.pipeline.graph import Job, Places, give_up
+from mar_bench.pipeline.graph import Job, give_up
 from mar_bench.pipeline.progress import Report
+from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import Stopped, described
 
 STOP = "stop"

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mar_bench.config import stages as table
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import ARModel, RunSpec, is_causal, measures_scale, num_tokens
@@ -29,7 +30,7 @@ from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.graph import Job, Places, is_sound, mark_done
+from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.sample import (
     decoded_samples,
     draw_samples,
@@ -39,6 +40,7 @@ from mar_bench.pipeline.sample import (
     reference_of_part,
 )
 from mar_bench.pipeline.speed import measure_speed
+from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.pipeline.train import Progress, fit, save_tensors, train_generator
 from mar_bench.records.provenance import device_name, provenance
 from mar_bench.records.record import PREVIEW, Record, write_record
@@ -95,7 +97,7 @@ def execute(
         begin = time.perf_counter()
         if shard is not None:
             draw(run, places, folder, progress, (shard[0] * world.size + world.rank, shard[1] * world.size))
-        elif job.kind in SHARED:
+        elif table.STAGES[job.kind].multiprocess:
             STAGES[job.kind](run, places, folder, progress, world)
         elif world.first:
             STAGES[job.kind](run, places, folder, progress)
@@ -392,7 +394,6 @@ def _record(run: Run, places: Places, folder: Path, begin: float, **measured) ->
     write_record(places.records, record)
 
 
-SHARED = ("latents", "train", "sample")  # stages that several processes do together
 STAGES = {
     "tokenizer": train_tokenizer,
     "latents": make_latents,

@@ -23,9 +23,9 @@ from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure, load_seen
 from mar_bench.models.build import pick_device
 from mar_bench.pipeline.eval_images import TASK
-from mar_bench.pipeline.graph import Places, is_sound
 from mar_bench.pipeline.sample import batch_file, draw_batch, read_batch
 from mar_bench.pipeline.stages import HELDOUT, REFERENCE, SEEN, STATISTICS, load_generator, load_tokenizer
+from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.records.provenance import device_name, git_state
 from mar_bench.records.record import Record, metric_name
 from mar_bench.utils.errors import UserError

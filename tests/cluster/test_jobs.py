@@ -11,7 +11,8 @@ from mar_bench.cluster.jobs import ClusterJob, arrays, build_graph, leaves_alone
 from mar_bench.cluster.slurm import dependency
 from mar_bench.cluster.submit import _ids, scripts
 from mar_bench.config.ids import plan_runs
-from mar_bench.pipeline.graph import Job, Places, jobs_for
+from mar_bench.pipeline.graph import Job, jobs_for
+from mar_bench.pipeline.store import Places
 from tests.made_up_cluster import EXPERIMENT, PROFILE, runs_of
 
 NOWHERE = Places(Path("/nowhere"), Path("/nowhere"))

@@ -24,7 +24,8 @@ from mar_bench.cluster.profile import (
 from mar_bench.cluster.slurm import _executor, sbatch_parameters, script
 from mar_bench.cluster.submit import scripts
 from mar_bench.config.parse import KeyPathError
-from mar_bench.pipeline.graph import Places, jobs_for
+from mar_bench.pipeline.graph import jobs_for
+from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import runs_of
 

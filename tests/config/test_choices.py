@@ -13,8 +13,8 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, plan_runs, stage_ids
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import CHOICE_SEED
-from mar_bench.pipeline.graph import Places, publish
 from mar_bench.pipeline.run_local import Outcome
+from mar_bench.pipeline.store import Places, publish
 from mar_bench.records.record import Record, read_record, write_record
 from tests.experiment_files import MINE, load, mistake, written
 

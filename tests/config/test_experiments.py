@@ -12,8 +12,9 @@ from mar_bench.config.experiment import Experiment, experiment_files, load_exper
 from mar_bench.config.ids import plan_runs, stage_ids
 from mar_bench.config.spec import DiffusionHead, MaskedBackbone, RunSpec, num_tokens
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters
-from mar_bench.pipeline.graph import Places, jobs_for
+from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.plan import make_plan
+from mar_bench.pipeline.store import Places
 
 EVERY = [(name, scale) for name in experiment_files() for scale in scales()]
 every_experiment = pytest.mark.parametrize(("name", "scale"), EVERY)

@@ -12,7 +12,6 @@ import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import (
-    REVISIONS,
     canonical,
     generation_run,
     plan_runs,
@@ -23,6 +22,7 @@ from mar_bench.config.ids import (
     with_seeds,
 )
 from mar_bench.config.spec import RunSpec, TrainSpec, measures_scale, unhashed
+from mar_bench.config.stages import STAGES
 from mar_bench.utils.errors import UserError
 from tests.golden.regenerate_ids import FILE, SCALES, every_id, table1_ids
 
@@ -263,11 +263,11 @@ def test_an_unhashed_field_deep_inside_does_not_show():
     assert canonical(Outer(Inner(path="here", size=2))) == {"inner": {"size": 2}}
 
 
-@pytest.mark.parametrize("stage", REVISIONS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_revision_changes_the_stage_and_what_follows(stage, monkeypatch):
     spec = SPECS["tiny/mar/diff/unguided"]
     before = all_ids(spec)
-    monkeypatch.setitem(REVISIONS, stage, 99)
+    monkeypatch.setitem(STAGES, stage, replace(STAGES[stage], revision=99))
     after = all_ids(spec)
     follows = {
         "tokenizer": {"tokenizer", "latents", "reconstruction", *AFTER_TRAIN},
@@ -275,7 +275,7 @@ def test_a_revision_changes_the_stage_and_what_follows(stage, monkeypatch):
         "train": AFTER_TRAIN,
         "extractor": {"extractor", "eval", "reconstruction"},
         "sample": {"sample", "eval"},
-        "evaluate": {"eval"},
+        "generation": {"eval"},
     }
     expected = follows.get(stage, {stage})
     assert {name for name in before if before[name] != after[name]} == {f"{name}_id" for name in expected}

@@ -20,8 +20,8 @@ from mar_bench.data.datasets import load_data, read_image, to_unit
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS
 from mar_bench.models.tokenizers import pretrained as published
-from mar_bench.pipeline.graph import Places
 from mar_bench.pipeline.stages import STAGES
+from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource, philox
 

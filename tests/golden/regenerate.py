@@ -2,7 +2,7 @@
 
     python -m tests.golden.regenerate
 
-Do that only for a change that is meant to move them, and raise the number of the stage in ids.REVISIONS in
+Do that only for a change that is meant to move them, and raise the stage's revision in config/stages.py in
 the same commit where trained weights or samples of users move too. Losses do not go through an optimiser:
 steps are plain gradient descent."""
 
@@ -44,9 +44,9 @@ from mar_bench.models.diffusion import DiffusionTables
 from mar_bench.models.orders import draw_order, gather
 from mar_bench.models.sampler import generate
 from mar_bench.models.tokenizers.pretrained import KLAutoencoder16, net_of
-from mar_bench.pipeline.graph import Places
 from mar_bench.pipeline.sample import evaluate_generation, reference_of_part
 from mar_bench.pipeline.stages import STAGES
+from mar_bench.pipeline.store import Places
 from mar_bench.utils.noise import NoiseSource, seeded
 from tests.parity.agreements import filled
 from tests.tiny import BACKBONE_SPECS, HEAD_SPECS, generator_of, normal, sampling_of, scrambled, shrunk, tokens_in

@@ -4,7 +4,7 @@ Table 1 with all its stages, the others with the ids of trainings and records. A
 point.
 
 Right after a change that was meant to move ids: an experiment or an overlay says something else, a default of
-spec.py was wrong, a number in ids.REVISIONS was raised because a stage's output changed. Read the diff of the
+spec.py was wrong, a revision in config/stages.py was raised because a stage's output changed. Read the diff of the
 file: the ids that moved are the runs that have to be made again, and records under the old ids are left behind.
 Wrong to quiet a test after a refactoring or after adding a field: then ids must stay, and the code is at fault.
 """

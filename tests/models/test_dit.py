@@ -19,11 +19,13 @@ from mar_bench.config.spec import Continuous, DiTModel, RunSpec, SamplingSpec, S
 from mar_bench.models.build import build_generator, count_parameters, generate
 from mar_bench.models.diffusion import DiffusionTables, linear_betas, noised, respaced_timesteps, sample, sample_ddim
 from mar_bench.models.dit import DiT, grid_positions
+from mar_bench.pipeline.cost import sampling_flops, seconds, training_flops
 from mar_bench.pipeline.distributed import ALONE
-from mar_bench.pipeline.flops import META, _count, on_meta, sampling_flops, training_flops
-from mar_bench.pipeline.graph import Places, cost, jobs_for
+from mar_bench.pipeline.flops import META, count_flops, on_meta
+from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.rehearse import _sample, small_run
 from mar_bench.pipeline.stages import STAGES, take_published
+from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, save_tensors, train_generator
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
@@ -446,16 +448,16 @@ def test_flops_are_those_of_all_steps(sampler, scale):
     spec = spec_of()
     spec = replace(spec, sampling=replace(spec.sampling, sampler=sampler, guidance_scale=scale))
     labels = torch.zeros(1, dtype=torch.int64, device=META)
-    whole = _count(lambda: generate(on_meta(spec).eval(), labels, spec.sampling, NoiseSource(0, [0])))
-    assert sampling_flops(spec) == pytest.approx(whole, rel=1e-9)
+    whole = count_flops(lambda: generate(on_meta(spec).eval(), labels, spec.sampling, NoiseSource(0, [0])))
+    assert sampling_flops(spec) == pytest.approx(whole, rel=0.05)
     assert training_flops(spec) == pytest.approx(3 * whole / 4 / (1 if scale == 1 else 2), rel=0.15)
 
 
 def test_costs_grow_with_what_is_done():
     spec = spec_of()
     more = replace(spec, sampling=replace(spec.sampling, num_diffusion_steps=8))
-    assert cost("sample", more) == pytest.approx(2 * cost("sample", spec))
-    assert cost("speed", more) > cost("speed", spec) and cost("train", more) == cost("train", spec) > 0
+    assert seconds("sample", more) == pytest.approx(2 * seconds("sample", spec))
+    assert seconds("speed", more) > seconds("speed", spec) and seconds("train", more) == seconds("train", spec) > 0
 
 
 def test_a_rehearsal_draws_an_image():

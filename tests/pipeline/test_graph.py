@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,20 @@ import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run, plan_runs, reconstruction_run, speed_run
-from mar_bench.config.spec import DiffusionHead, EnergyHead, FlowHead, GaussianMixtureHead, MSEHead
-from mar_bench.pipeline.graph import (
+from mar_bench.pipeline.graph import Job, jobs_for
+from mar_bench.pipeline.plan import make_plan, plan_text
+from mar_bench.pipeline.preflight import preflight
+from mar_bench.pipeline.store import (
     MARKER,
-    Job,
     Places,
-    cost,
     default_places,
     is_sound,
-    jobs_for,
     mark_done,
-    preflight,
     previews,
     publish,
     record_failure,
     status,
 )
-from mar_bench.pipeline.plan import make_plan, plan_text
 from mar_bench.records.record import PREVIEW, read_record, read_records, write_record
 from mar_bench.utils.errors import UserError
 from tests.made_up import generation
@@ -65,27 +61,6 @@ def finish(run: Run, places: Places) -> Path:
 
 def kinds(jobs: list[Job]) -> dict[str, int]:
     return dict(Counter(job.kind for job in jobs))
-
-
-# --- what they cost --------------------------------------------------------------------------------------
-
-
-def test_a_head_costs_what_it_computes():
-    """A linear head next to nothing, energy one pass of its MLP, flow and diffusion one a denoising step."""
-
-    def costs(head) -> tuple[float, float]:
-        steps = 20 if head.denoises else None
-        model, sampling = replace(RUN.spec.model, head=head), replace(RUN.spec.sampling, num_diffusion_steps=steps)
-        spec = replace(RUN.spec, model=model, sampling=sampling)
-        return cost("train", spec), cost("sample", spec)
-
-    size = {"depth": 3, "width": 96}
-    gmm, mse = costs(GaussianMixtureHead()), costs(MSEHead())
-    energy, flow = costs(EnergyHead(**size)), costs(FlowHead(**size))
-    assert gmm == mse
-    assert all(a < b for a, b in zip(mse, energy))
-    assert all(a < b for a, b in zip(energy, flow))
-    assert flow == costs(DiffusionHead(**size))
 
 
 # --- jobs and their order -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mar_bench.pipeline.graph import MARKER, is_sound
+from mar_bench.pipeline.store import MARKER, is_sound
 from mar_bench.records.record import Record, read_records
 
 pytestmark = pytest.mark.smoke

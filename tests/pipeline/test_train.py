@@ -21,8 +21,8 @@ from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline import train
-from mar_bench.pipeline.graph import Places, is_sound, mark_done
 from mar_bench.pipeline.stages import train_tokenizer
+from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.pipeline.train import checkpoints, decay_groups, fit, split_loss, train_generator
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource

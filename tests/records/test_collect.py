@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from mar_bench.cli import app
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import generation_run, with_seeds
-from mar_bench.pipeline.graph import Places, mark_done, publish
+from mar_bench.pipeline.store import Places, mark_done, publish
 from mar_bench.records import collect as module
 from mar_bench.records.collect import LOCK, about, collect
 from mar_bench.records.record import CONFLICTS, Record, read_record, read_records, set_aside, write_record

@@ -1,0 +1,169 @@
+"""What training and sampling cost: FLOPs from the spec alone, and from them seconds on a CPU core and hours on a GPU.
+
+A multiply-add counts as two operations; norms, activations and other elementwise operations are not counted. Attention
+counts every query with every key, causal or not, as torch's FLOP counter does. Never imports torch."""
+
+from __future__ import annotations
+
+import math
+
+from mar_bench.config.spec import (
+    Discrete,
+    DiTModel,
+    HeadSpec,
+    RunSpec,
+    TokenSpace,
+    num_tokens,
+)
+from mar_bench.models.schedules import mask_ratio, tokens_per_step
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the masking ratio, over which a training step is averaged
+TIME_FEATURES = 256  # sinusoids that embed a timestep
+# dense 16-bit peak from the data sheets, TFLOP/s
+GPUS = {"V100": 125, "A100": 312, "H100": 989, "H200": 989, "B200": 2250, "L40S": 362, "RTX4090": 165, "MI300X": 1307}
+# share of that peak which the authors' times imply: 1 day 11 hours for MAR-L on 16 H100, 0.288 s an image on an A100
+TRAINING_SHARE, SAMPLING_SHARE = 0.162, 0.30
+CPU_RATE = 35e9  # FLOP/s of one core, measured at tiny scale
+STEP_SECONDS = 0.005  # of a training step, whatever its size
+CONVOLUTION_SECONDS = {"tokenizer": 7e-4, "extractor": 3e-4}  # per training image of 32 x 32 pixels at width 16
+LATENCY_IMAGES = 10  # one image alone takes about as long as so many in a batch
+
+
+# --- time -----------------------------------------------------------------------------------------------
+
+
+def seconds(stage: str, spec: RunSpec) -> float:
+    """Estimated seconds of a stage on one CPU core: weights for the order of jobs and the time left, not a promise."""
+    if stage in CONVOLUTION_SECONDS:
+        part = spec.tokenizer if stage == "tokenizer" else spec.metrics.extractor
+        if not part.trained:
+            return 1.0
+        pixels = spec.data.image_size**2 * spec.data.channels / 1024
+        return 1.0 + CONVOLUTION_SECONDS[stage] * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
+    if stage == "train" and spec.train.published is None:
+        step = STEP_SECONDS + spec.train.batch_size * training_flops(spec) / CPU_RATE
+        return spec.train.steps * step
+    if stage == "sample":
+        return spec.sampling.num_images * sampling_flops(spec) / CPU_RATE
+    if stage == "speed":
+        return spec.speed.repeats * (spec.speed.batch_size + LATENCY_IMAGES) * sampling_flops(spec) / CPU_RATE
+    return 1.0
+
+
+def gpu_hours(stage: str, spec: RunSpec, gpu: str = "H100", extra_flops: float = 0.0) -> float:
+    """Estimated hours on one GPU of training or sampling; 0 for published weights and for the other, smaller stages.
+
+    ``extra_flops``: added to each sampled image, for decoding it."""
+    if stage == "train" and spec.train.published is None:
+        return _hours(spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE, gpu)
+    if stage == "sample":
+        return _hours(spec.sampling.num_images * (sampling_flops(spec) + extra_flops), SAMPLING_SHARE, gpu)
+    return 0.0
+
+
+def _hours(flops: float, share: float, gpu: str) -> float:
+    return flops / (GPUS[gpu] * 1e12 * share * 3600)
+
+
+# --- operations -----------------------------------------------------------------------------------------
+
+
+def training_flops(spec: RunSpec) -> float:
+    """Forward and backward pass of one image, averaged over the masking ratio. A backward pass costs two forward."""
+    model, length = spec.model, num_tokens(spec.space)
+    if isinstance(model, DiTModel):
+        return 3 * _dit_pass(model, spec.space)
+    backbone = model.backbone
+    if backbone.attention == "causal":  # teacher forcing: every token is a target
+        return 3 * (_causal_passes(spec, [length - 1]) + length * _head_training(model.head, spec))
+    hidden = [max(1, math.ceil(length * mask_ratio(backbone.masking, u))) for u in QUANTILES]
+    passes = [_masked_pass(spec, length - n) + n * _head_training(model.head, spec) for n in hidden]
+    return 3 * sum(passes) / len(passes)
+
+
+def sampling_flops(spec: RunSpec) -> float:
+    """All AR steps of one image (for DiT: all denoising steps), guidance included, decoding excluded."""
+    model, sampling, length = spec.model, spec.sampling, num_tokens(spec.space)
+    guided = 1 if sampling.guidance_scale == 1 else 2
+    if isinstance(model, DiTModel):
+        return guided * (sampling.num_diffusion_steps or 1) * _dit_pass(model, spec.space)
+    counts = tokens_per_step(length, sampling.num_ar_steps or length)
+    known = [sum(counts[:step]) for step in range(len(counts))]
+    if model.backbone.attention == "causal":  # the kv-cache leaves one new input a step
+        backbone = _causal_passes(spec, known)
+    else:
+        backbone = sum(_masked_pass(spec, k) for k in known)
+    drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
+    return guided * (backbone + drawn * _head_sampling(model.head, spec))
+
+
+def _block(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
+    """A transformer block: qkv, projection and MLP on each query, and attention to the keys."""
+    return 2 * queries * dim * (4 * dim + 2 * int(dim * mlp_ratio)) + 4 * queries * keys * dim
+
+
+def _embedding(space: TokenSpace, dim: int) -> float:
+    """One token to its embedding: a look-up for codes, a linear layer for vectors."""
+    return 0 if isinstance(space, Discrete) else 2 * space.dim * dim
+
+
+def _masked_pass(spec: RunSpec, known: int) -> float:
+    """The masked backbone with so many known tokens."""
+    part, length = spec.model.backbone, num_tokens(spec.space)
+    seen, every = part.num_class_tokens + known, part.num_class_tokens + length
+    encoder = part.encoder_depth * _block(part.dim, part.mlp_ratio, seen, seen)
+    decoder = part.decoder_depth * _block(part.dim, part.mlp_ratio, every, every)
+    return encoder + decoder + 2 * seen * part.dim**2 + known * _embedding(spec.space, part.dim)
+
+
+def _causal_passes(spec: RunSpec, known: list[int]) -> float:
+    """The causal backbone in passes that end with so many known tokens, each computing only what the last one lacks."""
+    part, total, cached = spec.model.backbone, 0.0, 0
+    for k in known:
+        keys = part.num_class_tokens + k
+        total += part.depth * _block(part.dim, part.mlp_ratio, keys - cached, keys)
+        total += k * _embedding(spec.space, part.dim)  # tokens are embedded anew in each pass
+        cached = keys
+    return total
+
+
+def _mlp(width: int, depth: int, inputs: int, outputs: int) -> float:
+    """One pass of a head's AdaLN MLP on one token, without its condition's embedding."""
+    return 2 * width * (inputs + depth * 5 * width + 2 * width + outputs)
+
+
+def _head(head: HeadSpec, spec: RunSpec) -> tuple[float, float]:
+    """Operations for one token: once, and in each pass of the head's MLP."""
+    dim, space = spec.model.backbone.dim, spec.space
+    if isinstance(space, Discrete):
+        return 2 * dim * space.vocab_size, 0
+    if head.kind == "mse":
+        return 2 * dim * space.dim, 0
+    if head.kind == "gmm":  # weights, means and log stds
+        return 2 * dim * head.num_components * (1 + 2 * space.dim), 0
+    if head.kind == "energy":  # z is the input, noise the condition
+        return 0, _mlp(head.width, head.depth, dim, space.dim) + 2 * head.noise_dim * head.width
+    outputs = 2 * space.dim if head.kind == "diffusion" else space.dim
+    return 2 * dim * head.width, _mlp(head.width, head.depth, space.dim, outputs)
+
+
+def _head_training(head: HeadSpec, spec: RunSpec) -> float:
+    once, each = _head(head, spec)
+    if head.denoises:  # every draw has a timestep of its own
+        each += 2 * head.width * (TIME_FEATURES + head.width)
+    draws = getattr(head, "draws_per_token", getattr(head, "samples_per_token", 1))
+    return once + draws * each
+
+
+def _head_sampling(head: HeadSpec, spec: RunSpec) -> float:
+    once, each = _head(head, spec)
+    return once + (spec.sampling.num_diffusion_steps or 1) * each
+
+
+def _dit_pass(model: DiTModel, space: TokenSpace) -> float:
+    """One image through the diffusion transformer; modulations are computed once an image."""
+    assert not isinstance(space, Discrete)
+    patches, dim = num_tokens(space) // model.patch_size**2, model.dim
+    values = model.patch_size**2 * space.dim
+    condition = 2 * dim * (TIME_FEATURES + dim) + 2 * dim**2 * (6 * model.depth + 2)
+    return model.depth * _block(dim, model.mlp_ratio, patches, patches) + 6 * patches * dim * values + condition
