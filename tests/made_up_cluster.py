@@ -42,7 +42,7 @@ class Squeue:
         return "".join("|".join(fields) + "\n" for fields in self.jobs.values()) if words[0] == "squeue" else ""
 
     def say(self, job: ClusterJob, state: str, nodes: str = "", reason: str = "None") -> None:
-        self.jobs[job.slurm_id][2:] = [state, nodes, reason, "1:00"]
+        self.jobs[job.slurm_id][2:] = [state, nodes, reason]
 
 
 class Lab:
@@ -72,7 +72,7 @@ class Lab:
         first = 100 + len(self.squeue.jobs)
         submission.sent([(key, str(first + i)) for i, key in enumerate(submission.jobs)])
         for job in submission.jobs.values():
-            self.squeue.jobs[job.slurm_id] = [job.slurm_id, submission.name, "PENDING", "", "Priority", "0:00"]
+            self.squeue.jobs[job.slurm_id] = [job.slurm_id, submission.name, "PENDING", "", "Priority"]
         self.ledger.append(submission)
         return submission
 
@@ -127,7 +127,7 @@ cp "$1" "script.$n"
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$1")
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 for i in $(seq 0 "${last:-0}"); do
-  echo "$(( 1000 + n ))${last:+_$i}|$name|PENDING||Priority|0:00" >> queue
+  echo "$(( 1000 + n ))${last:+_$i}|$name|PENDING||Priority" >> queue
 done
 echo "Submitted batch job $(( 1000 + n ))"
 """

@@ -30,7 +30,7 @@ NO_SLURM = "{}: not found; is this a machine of the cluster, and is Slurm on the
 COMPLAINT = r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm)\w*[: ]"
 SECONDS = 30  # how long squeue and the like may take to answer
 RETRY_SECONDS = 1
-FIELDS = "%i|%j|%T|%N|%r|%M"  # of squeue: id, name, state, nodes, reason, time used
+FIELDS = "%i|%j|%T|%N|%r"  # of squeue: id, name, state, nodes, reason
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class JobState:
     state: str
     nodes: str = ""
     reason: str = ""
-    elapsed: str = ""
 
     @property
     def live(self) -> bool:
@@ -64,19 +63,19 @@ def job_states(named: dict[str, str]) -> dict[str, JobState]:
             time.sleep(RETRY_SECONDS)
             lines = _run(words)
         for line in lines.splitlines():
-            job, name, state, nodes, reason, elapsed = line.split("|", 5)
-            found[job] = (name, JobState(state, nodes, "" if reason == "None" else reason, elapsed))
+            job, name, state, nodes, reason = line.split("|", 4)
+            found[job] = (name, JobState(state, nodes, "" if reason == "None" else reason))
     except UserError:
         silent = True
     if missing := [job for job in named if job not in found or found[job][0] != named[job]]:
         try:
             whole = ",".join(dict.fromkeys(job.partition("_")[0] for job in missing))
-            words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList,Elapsed", "-j", whole]
+            words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList", "-j", whole]
             for line in _run(words).splitlines():
-                jobs, name, state, nodes, elapsed = line.split("|", 4)
+                jobs, name, state, nodes = line.split("|", 3)
                 for job in _elements(jobs):
                     if job in named and name == named[job]:
-                        found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", ""), "", elapsed))
+                        found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", "")))
         except UserError:
             pass  # a site without accounting: jobs that squeue has forgotten have ended with unknown status
     unknown = JobState(SILENT if silent else LOST)
