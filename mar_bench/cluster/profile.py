@@ -41,9 +41,7 @@ class Resources:
     qos: str | None = None
     constraint: str | None = None
     nodes: int | None = _at_least(1)
-    tasks_per_node: int | None = _at_least(
-        1
-    )  # None: one per GPU for stages that ranks can share, else 1
+    tasks_per_node: int | None = _at_least(1)  # None: one per GPU for stages that ranks can share, else 1
     gpus_per_node: int | None = _at_least(0)
     gpu_type: str | None = None  # as in --gres=gpu:<type>:<n>
     cpus_per_task: int | None = _at_least(1)

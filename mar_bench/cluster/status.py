@@ -175,15 +175,16 @@ def _fill(line: Line, owner: Submission, job: ClusterJob, stage_id: str | None, 
     line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
     reason = state.state
     if stage_id in notes.get("failed", {}):
-        line.state, line.error, line.live = "FAILED", notes["failed"][stage_id], False
-        reason = line.state
+        line.state = reason = "FAILED"
+        line.error, line.live = notes["failed"][stage_id], False
     elif state.state == "RUNNING" and notes:
         _fill_running(line, notes, stage_id)
     elif state.state == "PENDING" and state.reason:
         line.state, reason = f"PENDING ({state.reason})", state.reason
         line.error = "requeued" if notes.get("history") else ""
     elif state.state == "COMPLETED" and stage_id is not None:
-        line.state, line.error = reason, _ = "FAILED", "its job has ended without it"
+        line.state = reason = "FAILED"
+        line.error = "its job has ended without it"
     elif not state.live and state.state not in ("COMPLETED", *GIVEN_UP):
         line.error = _last_error(log)
     line.advice = advice(reason)

@@ -153,7 +153,9 @@ def test_a_whole_array_is_one_id():
 
 
 def test_scripts_of_a_dry_run_name_the_jobs_that_they_wait_for():
-    texts = {g[0].title: text for g, text in batch_scripts(build_graph(ROW, False, 3, {}), PROFILE, Path("/r"), "", "x")}
+    texts = {
+        g[0].title: text for g, text in batch_scripts(build_graph(ROW, False, 3, {}), PROFILE, Path("/r"), "", "x")
+    }
     assert "--dependency" not in texts["tokenizer kl"]
     assert "#SBATCH --dependency='afterok:<0>'" in texts["latents kl"]
     assert "#SBATCH --dependency='afterany:<" in texts["table"]
