@@ -1,23 +1,26 @@
-"""The verbs. No hyper-parameter has a flag: everything in a spec is overridden as key=value."""
+"""The command line: one function a command, no logic. ``options`` holds what commands share.
+
+Hyperparameters have no flags: everything in a spec is overridden as key=value. torch and pandas are imported inside
+the commands that need them, never when this package is imported."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its verbs
+from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its commands
 from mar_bench.cli.options import app
 from mar_bench.utils.errors import UserError
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2."""
+    """Entry point: bad input gives one line and exit code 2."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+    except BrokenPipeError:  # the reader of the pipe, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:  # a folder that cannot be written, a full disk

@@ -1,4 +1,4 @@
-"""The verbs of an experiment: list, show, plan, run."""
+"""Commands for experiments: list, show, plan, run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="EXPERIMENT[/ROW]|RECORD", help="As in table1, table1/mar/diff/guided, a record's id or file."
+            metavar="EXPERIMENT[/ROW]|RECORD",
+            help="table1, table1/mar/diff/guided, or a record's id or file.",
         ),
     ],
     overrides: Overrides = None,
@@ -73,8 +74,8 @@ def show(
 ) -> None:
     """Show an experiment's rows, one row's resolved spec, or a record.
 
-    With a row: everything that determines it, its ids and the paper's cell. With a record, its id or its file: its
-    numbers and all that is needed to get them again."""
+    For a row: everything that determines it, its ids and the paper's numbers. For a record (id or file): its numbers
+    and everything needed to reproduce them."""
     if is_record(name):
         from mar_bench.report.record import record_text
 
@@ -127,10 +128,10 @@ def plan(
     runs: Runs = None,
     records: Records = None,
 ) -> None:
-    """Say what a run would do.
+    """Show what a run would do.
 
-    Evaluations, trainings and what they share; what is done, missing or failed. With several experiments, or --all,
-    also what they share between them."""
+    Evaluations, trainings and what they share; what is done, missing or failed. For several experiments, or --all,
+    also what they share with each other."""
     from mar_bench.pipeline.plan import make_plan, plan_text
 
     places, found = results(runs, records)
@@ -149,23 +150,21 @@ def run(
     scale: Scale = "tiny",
     jobs: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Processes side by side. Default: cores / threads per process; 1 on a GPU.", min=1
-        ),
+        typer.Option(metavar="N", help="Parallel processes. Default: cores / threads per process; 1 on a GPU.", min=1),
     ] = None,
     only: Only = None,
     seeds: Seeds = None,
     sampling_seeds: SamplingSeeds = None,
     reuse_records: Annotated[
-        bool, typer.Option("--reuse-records", help="Skip what has a record, even where its run is not here.")
+        bool,
+        typer.Option("--reuse-records", help="Skip runs that have a record, even without output here."),
     ] = False,
     runs: Runs = None,
     records: Records = None,
 ) -> None:
     """Train, sample and measure what is not done yet.
 
-    Stopped, the same command goes on where it was. Cells that are chosen by a sweep follow once its points are
-    measured."""
+    After a stop, the same command resumes. Cells chosen by a sweep follow once its points are measured."""
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.store import publish
 
@@ -176,26 +175,26 @@ def run(
         places, found = results(runs, records)
         experiments = [load(name, scale, overrides, found) for name in names]
         each = plan_of(experiments, seeds, sampling_seeds, only, every)
-        chosen = [r for of_one in each.values() for r in of_one if r.choice]  # the same cell, chosen by several
+        chosen = [r for of_one in each.values() for r in of_one if r.choice]  # a cell may be chosen by several tables
         planned = once(each)
         done = len(planned)
         if reuse_records:
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
-        planned = [r for r in planned if r.id not in tried]  # others had their turn
+        planned = [r for r in planned if r.id not in tried]  # each run is tried once
         tried |= {r.id for r in planned}
         outcomes.append(_run_planned(planned, places, jobs, world))
         publish([*planned, *chosen], places)
         if sweeps_are_done or not any(e.is_open(row) for e in experiments for row in e.rows):
             break
     if FAILED in outcomes:
-        print("records of what failed say more; run the same command to try again", file=sys.stderr)
+        print("see the failed records for details; run the same command to retry", file=sys.stderr)
         raise typer.Exit(1)
     if world is not None and not world.first:
         return
     if waiting := [f"{e.id}/{row}" for e in experiments for row in chosen_rows(e, only, every) if e.is_open(row)]:
         print(
-            f"{len(waiting)} rows cannot be chosen, {waiting[0]} the first: a point has no number of the metric that "
-            "decides; the records of its points say more (mar-bench show)",
+            f"{len(waiting)} rows cannot be chosen, {waiting[0]} the first: a sweep point lacks the deciding metric; "
+            "see the records of its points (mar-bench show)",
             file=sys.stderr,
         )
         raise typer.Exit(1)
@@ -206,14 +205,14 @@ def run(
     print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(words)}")
 
 
-DONE, FAILED = "done", "failed"  # of a pass; None where there was nothing to do
+DONE, FAILED = "done", "failed"  # outcome of a pass; None if there was nothing to do
 
 
 def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
-    """Do what runs still need. Exits where it was stopped."""
+    """Execute the jobs that runs still need. Exits if stopped."""
     from mar_bench.pipeline.graph import jobs_for
     from mar_bench.pipeline.preflight import preflight, writable
-    from mar_bench.pipeline.progress import duration, make_report
+    from mar_bench.pipeline.progress import Report, duration
     from mar_bench.pipeline.store import publish
 
     publish(planned, places)
@@ -228,7 +227,7 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
     preflight([job.run for job in todo])
     writable(places)
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
-    report = make_report(todo, 1 if world else workers, quiet=world is not None and not world.first)
+    report = Report(todo, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
@@ -243,12 +242,12 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
         outcome = run_jobs(todo, places, workers, report)
     taken = duration(report.elapsed())
     if outcome.stopped:
-        print(f"stopped after {taken}; the same command goes on from here", file=sys.stderr)
+        print(f"stopped after {taken}; the same command resumes from here", file=sys.stderr)
         raise typer.Exit(130)
     if outcome.failed:
         given_up = len(todo) - outcome.done - len(outcome.failed)
         print(
-            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}, {given_up} behind them were not run:",
+            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {given_up} dependent ones were not run:",
             file=sys.stderr,
         )
         titles = {job.id: job.title for job in todo}
@@ -268,9 +267,9 @@ def _paper_cell(experiment, row: str) -> str:
 
 
 def _world():
-    """Meet the processes that torchrun or srun started beside this one; None for one alone."""
+    """Join the ranks that torchrun or srun started; None for a single process."""
     if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
-        return None  # without a look at torch
+        return None  # without importing torch
     from mar_bench.pipeline.distributed import join, world_of
 
     world = world_of()
@@ -281,7 +280,7 @@ def _world():
 
 
 def _default_jobs(jobs) -> int:
-    """One process a core (or for each group of ``threads`` cores); one on a GPU, which they would share."""
+    """One process per ``threads`` cores; one on a GPU, which processes would have to share."""
     from mar_bench.records.provenance import cpu_name, device_name
 
     compute = jobs[0].run.spec.compute

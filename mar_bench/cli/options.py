@@ -1,4 +1,4 @@
-"""What the verbs share: the application, their options and arguments."""
+"""What commands share: the application, options, arguments, and how they become experiments and runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,29 +26,30 @@ app = typer.Typer(
 Scale = Annotated[
     str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk or paper.")
 ]
-OWN = "own"  # seeds as the experiment's file names them
-All = Annotated[bool, typer.Option("--all", help="Every experiment there is.")]
+OWN = "own"  # the seeds in the experiment file
+All = Annotated[bool, typer.Option("--all", help="All experiments.")]
 Seeds = Annotated[
-    str, typer.Option(metavar="0,1,2", help="Training seeds; own: the experiment's, as --all has them. Default: 0.")
+    str,
+    typer.Option(metavar="0,1,2", help="Training seeds; own: the experiment file's, implied by --all. Default: 0."),
 ]
 SamplingSeeds = Annotated[
     str,
     typer.Option(
-        metavar="0,1,2", help="Sampling seeds: other images of the same weights; own as in --seeds. Default: 0."
+        metavar="0,1,2", help="Sampling seeds: other images from the same weights; own as in --seeds. Default: 0."
     ),
 ]
 Only = Annotated[
-    str, typer.Option(metavar="PATTERN", help="A shell pattern on row names, as in 'mar/*' or '*/diff/guided'.")
+    str, typer.Option(metavar="PATTERN", help="Shell pattern for row names, such as 'mar/*' or '*/diff/guided'.")
 ]
 
 
 def _folder(name: str, help_text: str, default: str | None = None):
-    """A folder as an option and as an environment variable; ``default`` is what the help says."""
+    """A folder as option and environment variable; ``default`` is shown in the help."""
     shown = default or True
     return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=shown)
 
 
-Runs = Annotated[str, _folder("RUNS", "Folder of check-points, latents and samples.", "runs")]
+Runs = Annotated[str, _folder("RUNS", "Folder of checkpoints, latents and samples.", "runs")]
 Records = Annotated[
     str, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
 ]
@@ -59,12 +60,12 @@ ExperimentNames = Annotated[
     list[str], typer.Argument(metavar="EXPERIMENT|KEY=VALUE", help="Names or YAML files, then overrides.")
 ]
 Overrides = Annotated[
-    list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, as in train.steps=100.")
+    list[str], typer.Argument(metavar="KEY=VALUE", help="Overrides of the spec, such as train.steps=100.")
 ]
 
 
 def results(runs: str | None, records: str | None):
-    """The two places and what is recorded. Raises UserError for a broken record, before any work."""
+    """The two places and all records. Raises UserError for a broken record."""
     from mar_bench.pipeline.store import default_places
     from mar_bench.records.record import CONFLICTS, read_records, set_aside
 
@@ -76,12 +77,12 @@ def results(runs: str | None, records: str | None):
 
 
 def is_record(name: str) -> bool:
-    """Whether a word names a record, by its id or its file."""
+    """Whether a word names a record by id or file."""
     return name.endswith(".json") or re.fullmatch("[0-9a-f]{12}", name) is not None
 
 
 def find_record(name: str, runs: str | None, records: str | None):
-    """The two places, and a record by its id or file. Raises UserError where there is none."""
+    """The two places, and a record by id or file. Raises UserError if there is none."""
     from mar_bench.pipeline.store import default_places
     from mar_bench.records.record import disagreeing, read_record
 
@@ -95,7 +96,7 @@ def find_record(name: str, runs: str | None, records: str | None):
 
 
 def load(name: str, scale: str, overrides: list[str] | None, records):
-    """An experiment, with every cell of a sweep at the point that the records choose."""
+    """An experiment, with every sweep at the point chosen by the records."""
     from mar_bench.config.choices import with_choices
     from mar_bench.config.experiment import load_experiment
 
@@ -103,7 +104,7 @@ def load(name: str, scale: str, overrides: list[str] | None, records):
 
 
 def named(names: list[str] | str | None, every: bool) -> list[str]:
-    """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
+    """The experiments a command applies to. Raises UserError for none, and for --all with names."""
     from mar_bench.config.experiment import experiment_files
 
     names = [names] if isinstance(names, str) else list(names or ())
@@ -115,7 +116,7 @@ def named(names: list[str] | str | None, every: bool) -> list[str]:
 
 
 def seeds_of(experiment, seeds: str | None, sampling_seeds: str | None, every: bool) -> tuple[list | None, list | None]:
-    """Training and sampling seeds: those asked for, or with --all those that the experiment's file names."""
+    """Training and sampling seeds as requested; --all implies those of the experiment file."""
     from mar_bench.config.spec import CHOICE_SEED
 
     found = []
@@ -132,11 +133,12 @@ def plan_of(
 ) -> dict[str, list]:
     """The runs of each experiment by its id; for the seeds see ``seeds_of``.
 
-    ``device``: the name of the one whose speed is measured; None: this machine's."""
+    ``device``: name of the device whose speed is measured; None: this machine's."""
     from mar_bench.config.ids import plan_runs
     from mar_bench.records.provenance import device_name
 
-    planned, files = {}, {}
+    planned: dict[str, list] = {}
+    files: dict[str, Path] = {}
     for experiment in experiments:
         if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
             raise UserError(f"{experiment.file}: its id '{experiment.id}' is that of {file} too; give it another")
@@ -151,7 +153,7 @@ def plan_of(
 
 
 def not_chosen(experiments: list, seeds: str | None, sampling_seeds: str | None, only: str | None, every: bool) -> int:
-    """How many evaluations cannot be planned yet, as their point is still to be chosen."""
+    """How many evaluations cannot be planned yet because their sweep point is not chosen."""
     from mar_bench.config.ids import chosen_rows
 
     count = 0
@@ -163,8 +165,8 @@ def not_chosen(experiments: list, seeds: str | None, sampling_seeds: str | None,
 
 
 def once(planned: dict[str, list]) -> list:
-    """The runs of several experiments, each id once; a cell before a sweep's point of the same id."""
-    found: dict[str, object] = {}
+    """The runs of several experiments, each id once; a cell takes precedence over a sweep point of the same id."""
+    found: dict[str, Any] = {}
     for run in (run for runs in planned.values() for run in runs):
         if run.id not in found or (run.choice and not found[run.id].choice):
             found[run.id] = run
@@ -172,7 +174,7 @@ def once(planned: dict[str, list]) -> list:
 
 
 def no_seeds(overrides: list[str] | None) -> list[str]:
-    """Overrides, without those that would choose a seed beside the options that do."""
+    """The overrides. Raises UserError for one that sets a seed, which options do."""
     for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
         if any(word.partition("=")[0] == key for word in overrides or ()):
             raise UserError(f"{key} is chosen by {option} of run and plan; a table shows every seed that has records")
@@ -180,7 +182,7 @@ def no_seeds(overrides: list[str] | None) -> list[str]:
 
 
 def parse_seeds(option: str, text: str | None) -> list[int] | None:
-    """``0,1,2`` as whole numbers; None where the option was not given."""
+    """``0,1,2`` as whole numbers; None if the option was not given."""
     if text is None:
         return None
     try:
@@ -193,10 +195,10 @@ def parse_seeds(option: str, text: str | None) -> list[int] | None:
 
 
 def one_seed(option: str, text: str) -> int:
-    """Raises UserError where there are several."""
+    """A single seed. Raises UserError for several."""
     found = parse_seeds(option, text)
     if len(found) != 1:
-        raise UserError(f"{option} {text}: one seed is looked at at a time")
+        raise UserError(f"{option} {text}: give a single seed")
     return found[0]
 
 
@@ -210,12 +212,12 @@ def split_row(name: str) -> tuple[str, str | None]:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
-    """Apart; a key without its value is an override too, and ``parse_overrides`` says what is wrong with it."""
+    """Split names from overrides. A key without value counts as an override; ``parse_overrides`` rejects it."""
     from mar_bench.config.experiment import RUN_KEYS
 
     def is_override(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""The verb of the records of several machines: collect."""
+"""Commands for records from several machines: collect."""
 
 from __future__ import annotations
 

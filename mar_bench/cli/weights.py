@@ -1,4 +1,4 @@
-"""The verbs of weights: fetch, convert, rehearse."""
+"""Commands for published weights and for trying trainings out: fetch, convert, rehearse."""
 
 from __future__ import annotations
 
@@ -10,28 +10,18 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import (
-    ExperimentName,
-    Only,
-    Overrides,
-    Reports,
-    Runs,
-    Scale,
-    Weights,
-    app,
-    cores,
-)
+from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app, cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a public file. Default: list them.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a public file. Default: list all.")] = None,
     weights: Weights = "weights",
 ) -> None:
-    """Get a public file that the paper's scale needs.
+    """Get a public file that the paper scale needs.
 
-    Downloads it where its address is known, records its SHA-256 and compares it from then on."""
+    Downloads it if its address is known, records its SHA-256 and verifies it from then on."""
     from mar_bench.models.pretrained.fetch import fetch, listing
     from mar_bench.utils.console import console_table
 
@@ -46,22 +36,22 @@ def fetch(
 @app.command()
 def convert(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="mar, kl16, vq16, kl8 or consistency.")],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published check-point, or diffusers' folder.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint, or a diffusers folder.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.")],
-    raw: Annotated[bool, typer.Option("--raw", help="Of a mar: the weights, not their moving average.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="For mar: the raw weights instead of their EMA.")] = False,
 ) -> None:
-    """Convert published weights into our names.
+    """Convert published weights to our parameter names.
 
-    Every tensor must fit, and nothing in SOURCE is executed."""
+    Every tensor must fit; no code in SOURCE is executed."""
     from mar_bench.models.pretrained.convert import convert
 
     manifest = convert(kind, Path(source), Path(target), raw)
     counts = f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters of {manifest['weights']}"
     print(f"wrote {target}: {counts}, {len(manifest['left_out'])} left out; sha256 {manifest['target']['sha256']}")
     if kind == "mar":
-        print(f"next: mar-bench run with train.published=NAME train.weights={target}; NAME stands for it in ids")
+        print(f"next: mar-bench run with train.published=NAME train.weights={target}; ids contain NAME")
     else:
-        print(f"next: tokenizer.weights={target}, or that of a part, as in parts.tokenizer.continuous.weights={target}")
+        print(f"next: tokenizer.weights={target}, or parts.tokenizer.continuous.weights={target} and the like")
 
 
 @app.command()
@@ -73,28 +63,24 @@ def rehearse(
     images: Annotated[
         str, typer.Option(metavar="DIR", help="Any folder of pictures. Default: scikit-learn's two photographs.")
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Images of a training step.", min=1)] = 2,
+    batch: Annotated[int, typer.Option(metavar="N", help="Images per training step.", min=1)] = 2,
     gpu: Annotated[str, typer.Option(metavar="NAME", help="The GPU whose hours are estimated.")] = "H100",
     count_only: Annotated[
-        bool, typer.Option("--count-only", help="Count parameters and FLOPs, train nothing.")
+        bool, typer.Option("--count-only", help="Only count parameters, FLOPs and GPU hours.")
     ] = False,
-    save: Annotated[bool, typer.Option("--save", help="Write the table into the reports folder as well.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Also write the report into the reports folder.")] = False,
     reports: Reports = "reports",
     runs: Runs = None,
 ) -> None:
     """Try every training of an experiment at its true size.
 
-    A few real steps each, one after another, on the CPU: check-point, resume, one guided sample, memory and
-    FLOPs, and the GPU hours of the whole, before any is spent."""
-    from dataclasses import asdict
-
+    A few real steps each, one after another, on the CPU: checkpoint, resume, one guided sample, memory and
+    FLOPs, and the GPU hours of the whole experiment, before any are spent."""
     from mar_bench.config.experiment import load_experiment
     from mar_bench.config.ids import chosen_rows
+    from mar_bench.pipeline.cost import GPUS
     from mar_bench.pipeline.preflight import writable
     from mar_bench.pipeline.store import default_places
-    from mar_bench.records.provenance import provenance
-    from mar_bench.report.rehearsal import GPUS, markdown, title_of
-    from mar_bench.utils.files import atomic_write
 
     gpu = gpu.upper().replace(" ", "")
     if gpu not in GPUS:
@@ -106,39 +92,20 @@ def rehearse(
     places = default_places(runs, None)
     if not count_only:
         writable(places)
-    from mar_bench.pipeline import rehearse as rehearsal
+    from mar_bench.pipeline.rehearse import rehearse_all
+    from mar_bench.report.rehearsal import markdown
+    from mar_bench.utils.files import atomic_write
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop as Ctrl-C does
-    folder = Path(images) if images else None
-    rehearsal.picture_files(folder)
-    threads, found = cores(), []
-    for item in rehearsal.count(rows):
-        title = title_of(item.rows)
-        if not count_only:
-            print(f"{title}: {item.parameters['total'] / 1e6:.0f}M parameters", file=sys.stderr, flush=True)
-            spec = rows[item.rows[0]]
-            item = rehearsal.rehearse(item, spec, folder, places.runs, batch, threads)
-            went = (
-                f"FAILED: {item.error}"
-                if item.error
-                else f"{item.seconds / 60:.1f} min, {item.peak_bytes / 1e9:.1f} GB"
-            )
-            print(f"{title}: {went}", file=sys.stderr, flush=True)
-        found.append(asdict(item))
-    if not found:
-        raise UserError(f"{experiment.file}: nothing is trained in these rows")
-    content = {
-        "gpu": gpu,
-        "images": "pictures of a folder" if images else "the photographs of scikit-learn",
-        "provenance": provenance("cpu", threads, sum(item["seconds"] for item in found)),
-        "found": found,
-    }
-    text = markdown(f"{experiment.id}: rehearsal at {scale} scale", content, rows)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
+    content = rehearse_all(rows, gpu, None if count_only else places.runs, images, batch, cores())
+    if not content["found"]:
+        raise UserError(f"{experiment.file}: these rows train nothing")
+    text = markdown(f"{experiment.id}: rehearsal at {scale} scale", content)
     print(text, end="")
     if save:
         target = Path(reports) / scale / f"{experiment.id}-rehearsal"
         atomic_write(target.with_suffix(".md"), text)
         atomic_write(target.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
         print(f"wrote {target}.md and .json", file=sys.stderr)
-    if any(item["error"] or item["resumed_equal"] is False for item in found):
+    if any(item["error"] or item["resumed_equal"] is False for item in content["found"]):
         raise typer.Exit(1)

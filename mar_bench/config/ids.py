@@ -70,7 +70,7 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
 
 def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict | None]:
     """A tokenizer with its view fields reset, and the view fields that differ from their default (None: none do)."""
-    views = {f.name: f.default for f in fields(tokenizer) if f.metadata.get("view")}
+    views: dict[str, Any] = {f.name: f.default for f in fields(tokenizer) if f.metadata.get("view")}
     chosen = {name: getattr(tokenizer, name) for name, default in views.items() if getattr(tokenizer, name) != default}
     return replace(tokenizer, **views), chosen or None
 

@@ -8,11 +8,21 @@ from __future__ import annotations
 import math
 
 from mar_bench.config.spec import (
+    CausalBackbone,
+    ClassifierExtractor,
+    CrossEntropyHead,
+    DiffusionHead,
     Discrete,
     DiTModel,
+    EnergyHead,
+    FlowHead,
+    GaussianMixtureHead,
     HeadSpec,
+    KLTokenizer,
+    MaskedBackbone,
     RunSpec,
     TokenSpace,
+    VQTokenizer,
     num_tokens,
 )
 from mar_bench.models.schedules import mask_ratio, tokens_per_step
@@ -36,7 +46,7 @@ def seconds(stage: str, spec: RunSpec) -> float:
     """Estimated seconds of a stage on one CPU core: weights for the order of jobs and the time left, not a promise."""
     if stage in CONVOLUTION_SECONDS:
         part = spec.tokenizer if stage == "tokenizer" else spec.metrics.extractor
-        if not part.trained:
+        if not isinstance(part, (KLTokenizer, VQTokenizer, ClassifierExtractor)):
             return 1.0
         pixels = spec.data.image_size**2 * spec.data.channels / 1024
         return 1.0 + CONVOLUTION_SECONDS[stage] * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
@@ -70,14 +80,14 @@ def _hours(flops: float, share: float, gpu: str) -> float:
 
 def training_flops(spec: RunSpec) -> float:
     """Forward and backward pass of one image, averaged over the masking ratio. A backward pass costs two forward."""
-    model, length = spec.model, num_tokens(spec.space)
+    model, space, length = spec.model, spec.space, num_tokens(spec.space)
     if isinstance(model, DiTModel):
-        return 3 * _dit_pass(model, spec.space)
-    backbone = model.backbone
-    if backbone.attention == "causal":  # teacher forcing: every token is a target
-        return 3 * (_causal_passes(spec, [length - 1]) + length * _head_training(model.head, spec))
+        return 3 * _dit_pass(model, space)
+    backbone, head = model.backbone, _head_training(model.head, model.backbone.dim, space)
+    if isinstance(backbone, CausalBackbone):  # teacher forcing: every token is a target
+        return 3 * (_causal_passes(backbone, space, [length - 1]) + length * head)
     hidden = [max(1, math.ceil(length * mask_ratio(backbone.masking, u))) for u in QUANTILES]
-    passes = [_masked_pass(spec, length - n) + n * _head_training(model.head, spec) for n in hidden]
+    passes = [_masked_pass(backbone, space, length - n) + n * head for n in hidden]
     return 3 * sum(passes) / len(passes)
 
 
@@ -89,12 +99,13 @@ def sampling_flops(spec: RunSpec) -> float:
         return guided * (sampling.num_diffusion_steps or 1) * _dit_pass(model, spec.space)
     counts = tokens_per_step(length, sampling.num_ar_steps or length)
     known = [sum(counts[:step]) for step in range(len(counts))]
-    if model.backbone.attention == "causal":  # the kv-cache leaves one new input a step
-        backbone = _causal_passes(spec, known)
+    if isinstance(model.backbone, CausalBackbone):  # with the kv-cache each step has one new input
+        backbone = _causal_passes(model.backbone, spec.space, known)
     else:
-        backbone = sum(_masked_pass(spec, k) for k in known)
+        backbone = sum(_masked_pass(model.backbone, spec.space, k) for k in known)
     drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
-    return guided * (backbone + drawn * _head_sampling(model.head, spec))
+    once, each = _head(model.head, model.backbone.dim, spec.space)
+    return guided * (backbone + drawn * (once + (sampling.num_diffusion_steps or 1) * each))
 
 
 def _block(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
@@ -107,22 +118,21 @@ def _embedding(space: TokenSpace, dim: int) -> float:
     return 0 if isinstance(space, Discrete) else 2 * space.dim * dim
 
 
-def _masked_pass(spec: RunSpec, known: int) -> float:
-    """The masked backbone with so many known tokens."""
-    part, length = spec.model.backbone, num_tokens(spec.space)
-    seen, every = part.num_class_tokens + known, part.num_class_tokens + length
+def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int) -> float:
+    """The masked backbone with ``known`` known tokens."""
+    seen, every = part.num_class_tokens + known, part.num_class_tokens + num_tokens(space)
     encoder = part.encoder_depth * _block(part.dim, part.mlp_ratio, seen, seen)
     decoder = part.decoder_depth * _block(part.dim, part.mlp_ratio, every, every)
-    return encoder + decoder + 2 * seen * part.dim**2 + known * _embedding(spec.space, part.dim)
+    return encoder + decoder + 2 * seen * part.dim**2 + known * _embedding(space, part.dim)
 
 
-def _causal_passes(spec: RunSpec, known: list[int]) -> float:
-    """The causal backbone in passes that end with so many known tokens, each computing only what the last one lacks."""
-    part, total, cached = spec.model.backbone, 0.0, 0
+def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) -> float:
+    """The causal backbone in successive passes with ``known[i]`` known tokens, each reusing the keys of the last."""
+    total, cached = 0.0, 0
     for k in known:
         keys = part.num_class_tokens + k
         total += part.depth * _block(part.dim, part.mlp_ratio, keys - cached, keys)
-        total += k * _embedding(spec.space, part.dim)  # tokens are embedded anew in each pass
+        total += k * _embedding(space, part.dim)  # tokens are embedded anew in each pass
         cached = keys
     return total
 
@@ -132,32 +142,26 @@ def _mlp(width: int, depth: int, inputs: int, outputs: int) -> float:
     return 2 * width * (inputs + depth * 5 * width + 2 * width + outputs)
 
 
-def _head(head: HeadSpec, spec: RunSpec) -> tuple[float, float]:
-    """Operations for one token: once, and in each pass of the head's MLP."""
-    dim, space = spec.model.backbone.dim, spec.space
-    if isinstance(space, Discrete):
-        return 2 * dim * space.vocab_size, 0
-    if head.kind == "mse":
-        return 2 * dim * space.dim, 0
-    if head.kind == "gmm":  # weights, means and log stds
+def _head(head: HeadSpec, dim: int, space: TokenSpace) -> tuple[float, float]:
+    """Operations for one token under a condition of size ``dim``: once, and in each pass of the head's MLP."""
+    if isinstance(space, Discrete) or isinstance(head, CrossEntropyHead):
+        return 2 * dim * getattr(space, "vocab_size", 0), 0
+    if isinstance(head, GaussianMixtureHead):  # weights, means and log stds
         return 2 * dim * head.num_components * (1 + 2 * space.dim), 0
-    if head.kind == "energy":  # z is the input, noise the condition
+    if isinstance(head, EnergyHead):  # z is the input, noise the condition
         return 0, _mlp(head.width, head.depth, dim, space.dim) + 2 * head.noise_dim * head.width
-    outputs = 2 * space.dim if head.kind == "diffusion" else space.dim
-    return 2 * dim * head.width, _mlp(head.width, head.depth, space.dim, outputs)
+    if isinstance(head, (DiffusionHead, FlowHead)):
+        outputs = 2 * space.dim if isinstance(head, DiffusionHead) else space.dim
+        return 2 * dim * head.width, _mlp(head.width, head.depth, space.dim, outputs)
+    return 2 * dim * space.dim, 0  # squared error: one linear layer
 
 
-def _head_training(head: HeadSpec, spec: RunSpec) -> float:
-    once, each = _head(head, spec)
-    if head.denoises:  # every draw has a timestep of its own
+def _head_training(head: HeadSpec, dim: int, space: TokenSpace) -> float:
+    once, each = _head(head, dim, space)
+    if isinstance(head, (DiffusionHead, FlowHead)):  # every draw has its own timestep
         each += 2 * head.width * (TIME_FEATURES + head.width)
     draws = getattr(head, "draws_per_token", getattr(head, "samples_per_token", 1))
     return once + draws * each
-
-
-def _head_sampling(head: HeadSpec, spec: RunSpec) -> float:
-    once, each = _head(head, spec)
-    return once + (spec.sampling.num_diffusion_steps or 1) * each
 
 
 def _dit_pass(model: DiTModel, space: TokenSpace) -> float:

@@ -1,4 +1,4 @@
-"""Several processes on one training, started by torchrun or srun: who is who, and how they meet."""
+"""Rank discovery and process-group setup for jobs started by torchrun or srun."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch.distributed as dist
 
 from mar_bench.utils.errors import UserError
 
-PATIENCE = timedelta(days=2)  # others wait while the first measures; a dead process ends the job anyway
+PATIENCE = timedelta(days=2)  # ranks wait while rank 0 measures; the launcher ends the job if a rank dies
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among ``size`` that work together; ``local_rank`` counts those on this machine."""
+    """The rank of this process among ``size``; ``local_rank`` is its rank on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -32,16 +32,14 @@ class World:
         return self.rank == 0
 
     def share(self, items: range) -> range:
-        """This process's part of items that are split evenly, in consecutive parts.
-
-        Raises UserError where they cannot be."""
+        """This rank's consecutive share of ``items``. Raises UserError if they cannot be split evenly."""
         if len(items) % self.size:
             raise UserError(f"train.batch_size {len(items)} cannot be split over {self.size} processes evenly")
         each = len(items) // self.size
         return items[self.rank * each : (self.rank + 1) * each]
 
     def agreed(self, value: Any) -> Any:
-        """What the first process says; the others' values are not looked at. Everyone waits for everyone."""
+        """Rank 0's value on every rank, whatever the others pass; a barrier."""
         if self.size == 1:
             return value
         box = [value]
@@ -49,7 +47,7 @@ class World:
         return box[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         total = torch.tensor(int(flag))
@@ -57,7 +55,7 @@ class World:
         return bool(total)
 
     def mean(self, value: float) -> float:
-        """Of every process's value."""
+        """The mean over ranks."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64)
@@ -72,11 +70,11 @@ ALONE = World()
 
 
 def world_of(environ: Mapping[str, str] = os.environ) -> World:
-    """From the environment of torchrun (RANK, ...) or of a step of srun with several tasks; else a process alone.
+    """From the environment of torchrun (RANK, ...) or of an srun step with several tasks; otherwise a single process.
 
-    Raises UserError where the variables make no sense."""
+    Raises UserError if the variables are incomplete or inconsistent."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "WORLD_SIZE" not in environ:  # SLURM_NTASKS alone is set in a batch script too, which is one process
+    if "WORLD_SIZE" not in environ:  # SLURM_NTASKS is also set in batch scripts, which are one process
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         if "SLURM_STEP_NUM_TASKS" not in environ:
             return ALONE
@@ -93,7 +91,7 @@ def world_of(environ: Mapping[str, str] = os.environ) -> World:
 
 
 def join(world: World) -> None:
-    """Meet the other processes, each on its own GPU where there are some."""
+    """Initialise the process group, with one GPU per rank if there are any."""
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
     if "MASTER_ADDR" not in os.environ:
@@ -107,7 +105,7 @@ def join(world: World) -> None:
 
 
 def _meeting_point(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Address and port of a step's first task; the port follows from job and step, so that steps do not meet."""
+    """Address and port of a step's first task; the port depends on job and step, so steps do not collide."""
     nodes = environ.get("SLURM_STEP_NODELIST", "localhost")
     if "[" in nodes or "," in nodes:
         words = ["scontrol", "show", "hostnames", nodes]

@@ -22,10 +22,9 @@ def on_meta(spec: RunSpec) -> Generator:
 
 def meta_tokens(space: TokenSpace, batch: int = 1) -> torch.Tensor:
     """(batch, L[, D])."""
-    shape, dtype = (batch, num_tokens(space)), torch.int64
-    if not isinstance(space, Discrete):
-        shape, dtype = (*shape, space.dim), torch.float32
-    return torch.zeros(shape, dtype=dtype, device=META)
+    if isinstance(space, Discrete):
+        return torch.zeros(batch, num_tokens(space), dtype=torch.int64, device=META)
+    return torch.zeros(batch, num_tokens(space), space.dim, device=META)
 
 
 def decoding_flops(tokenizer: Tokenizer) -> float:

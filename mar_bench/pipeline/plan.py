@@ -1,4 +1,4 @@
-"""A plan as numbers and as text: what a run of an experiment would do and what its parts share."""
+"""A plan as numbers and as text: what running experiments would do and what they share."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def make_plan(
     places: Places,
     records: dict[str, Record],
 ) -> dict:
-    """A JSON object; ``planned`` has the runs of each experiment by its id, ``runs`` each of them once, and ``waiting``
-    is the number of those that cannot be planned yet, as their point is still to be chosen.
+    """The plan as a JSON object.
 
-    ``evaluations`` counts cells on all their seeds, with those that wait, and ``sweep`` the points that are measured to
-    choose from. ``done``, ``missing`` and ``failed`` count the entries of ``runs``;
-    ``companions`` are the reconstruction and speed records that the table shows beside them, and ``stages``
-    says for each kind of stage how many different ones are needed, for how many evaluations, and how many are done;
-    ``recorded_only`` are done by a record whose run is not in ``places.runs``.
-    """
+    ``planned``: the runs of each experiment by its id; ``runs``: all of them, each once; ``waiting``: the number of
+    evaluations that cannot be planned yet because their sweep point is not chosen. In the result, ``evaluations``
+    counts cells on all their seeds, including waiting ones, and ``sweep`` the sweep points; ``done``, ``missing`` and
+    ``failed`` count entries of ``runs``; ``companions`` are the reconstruction and speed records; ``stages`` gives the
+    number of distinct stages needed, of evaluations sharing them, and of those done; ``recorded_only`` counts runs
+    that have a record but no output in ``places.runs``."""
 
     def entry(run: Run) -> dict:
         seeds = {"train_seed": run.spec.train.seed, "sampling_seed": run.spec.sampling.seed}
@@ -63,7 +62,7 @@ def make_plan(
 
 
 def _reuse(experiments: list[Experiment], planned: dict[str, list[Run]]) -> dict[str, Any]:
-    """Trainings of all tables together, of every table by itself, and of every cell by itself; their GPU hours."""
+    """Trainings and GPU hours with all tables sharing, with each table alone, and with each cell alone."""
     once, by_table, by_cell = {}, {}, {}
     for experiment in experiments:
         for run in planned.get(experiment.id, ()):
@@ -72,7 +71,7 @@ def _reuse(experiments: list[Experiment], planned: dict[str, list[Run]]) -> dict
             train_id, hours = run.ids["train_id"], gpu_hours("train", run.spec)
             once[train_id] = by_table[experiment.id, train_id] = hours
             searched = run.sweep and run.row not in experiment.sweeps
-            if not searched:  # the trainings of a search are of no cell
+            if not searched:  # the trainings of a search belong to no cell
                 by_cell[experiment.id, run.row, train_id] = hours
     ways = {"shared": once, "each_table_alone": by_table, "each_cell_alone": by_cell}
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
@@ -111,11 +110,11 @@ def _sweep_text(plan: dict) -> list[str]:
     if not plan["sweep"]:
         return []
     waiting = f"; {plan['not_chosen']} evaluations wait for theirs" if plan["not_chosen"] else ""
-    return [f"beside them {plan['sweep']} points of sweeps, from which cells are chosen{waiting}"]
+    return [f"beside them {plan['sweep']} sweep points, from which cells are chosen{waiting}"]
 
 
 def _reuse_text(plan: dict) -> list[str]:
-    """What several experiments share; the hours are of trainings at the paper's scale."""
+    """What several experiments share; GPU hours only at paper scale."""
     if len(plan["experiments"]) < 2:
         return []
     shared, table, cell = (plan["reuse"][k] for k in ("shared", "each_table_alone", "each_cell_alone"))

@@ -41,7 +41,7 @@ def _preflight_inputs(spec: RunSpec) -> None:
     weights = getattr(spec.tokenizer, "weights", "")
     if weights is None or (weights and not Path(weights).is_file()):
         raise UserError(
-            f"tokenizer '{spec.tokenizer.name}' needs its published weights: set tokenizer.weights to a local file, or "
+            f"tokenizer '{getattr(spec.tokenizer, 'name', spec.tokenizer.kind)}' needs its published weights: set tokenizer.weights to a local file, or "
             f"parts.tokenizer.<part>.weights if rows use different tokenizers (found {weights or 'none'}); "
             "mar-bench fetch lists the files and their sources, mar-bench convert converts them"
         )

@@ -1,65 +1,67 @@
-"""A rehearsal: every distinct training of an experiment at its true architecture, for a few real steps.
+"""Rehearsal: every distinct training of an experiment at its true size, for three real steps on the CPU.
 
-What a cluster would find out after hours in the queue is found out here: that model, head and tokenizer build, that
-losses and gradients are finite, that a check-point is written and resumed bit for bit, that a guided sample can be
-drawn and decoded. Each training has a process of its own, so that its peak of memory is its own."""
+It finds in minutes what a cluster would find after hours in the queue: whether model, head and tokenizer build, losses
+are finite, a checkpoint resumes bit for bit, and a guided sample can be drawn and decoded. Each training runs in a
+process of its own, so that the peak memory reported is its own."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
+import json
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mar_bench.config.ids import generation_run
+from mar_bench.config.ids import stage_ids
 from mar_bench.config.spec import ARModel, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
 from mar_bench.data.datasets import IMAGE_ENDINGS, ArrayImages, DataSet, read_image
 from mar_bench.data.latents import build_latents, load_latents
 from mar_bench.models import sampler
-from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, generate
+from mar_bench.models.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, generate
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.models.tokenizers.pretrained import net_of
-from mar_bench.pipeline.cost import sampling_flops, training_flops
-from mar_bench.pipeline.flops import decoding_flops, on_meta
-from mar_bench.pipeline.train import checkpoints, fit_generator, generator_and_average
-from mar_bench.utils.errors import UserError
+from mar_bench.pipeline.cost import gpu_hours, sampling_flops, training_flops
+from mar_bench.pipeline.fit import checkpoints
+from mar_bench.pipeline.flops import META, decoding_flops, on_meta
+from mar_bench.pipeline.train import train_generator
+from mar_bench.records.provenance import provenance
+from mar_bench.utils.errors import UserError, described
+from mar_bench.utils.files import sha256_of
 from mar_bench.utils.noise import NoiseSource, seeded
 
 STEPS, RESUME_AT = 3, 2
 AR_STEPS, DENOISING_STEPS, CAUSAL_TOKENS = 4, 4, 8  # of the sample
-BYTES_TRAINED = 20  # a parameter: weights, gradient, two moments and the average, four bytes each
-BYTES_STORED = 16  # a parameter in a check-point: all but the gradient
+BYTES_TRAINED = 20  # per parameter: weights, gradient, two moments and the average, four bytes each
+BYTES_STORED = 40  # per parameter: two checkpoints of all but the gradient, raw and averaged weights
 SPARE = 2 * 10**9  # bytes for libraries, the tokenizer and activations of a few images
+WEIGHTS = ("raw.safetensors", "ema.safetensors")
 
 
 @dataclass
 class Rehearsal:
-    """What was found out about one training; ``rows`` share it. Memory in bytes, times in seconds."""
+    """Findings about one training, which ``rows`` share. Memory in bytes, times in seconds."""
 
     rows: list[str]
     parameters: dict[str, int]
     tokenizer_parameters: int
     flops: dict[str, float]  # of a training "step", and to "decode" an image
     image_flops: dict[str, float]  # to sample an image, by row
+    gpu_hours: dict[str, float]  # of "training", and of "sampling" all rows
     steps: int = 0
     images_a_step: int = 0
     seconds_a_step: float = 0.0
@@ -72,60 +74,80 @@ class Rehearsal:
     error: str | None = None
 
 
-def trainings(rows: dict[str, RunSpec]) -> dict[str, list[str]]:
-    """train_id -> the rows that share it; published weights are not trained."""
+def trainings(rows: dict[str, RunSpec]) -> list[list[str]]:
+    """The rows of each distinct training; published weights are not trained."""
     found: dict[str, list[str]] = {}
     for row, spec in rows.items():
         if spec.train.published is None:
-            found.setdefault(generation_run(row, spec).ids["train_id"], []).append(row)
-    return found
+            found.setdefault(stage_ids(spec)["train_id"], []).append(row)
+    return list(found.values())
 
 
-def count(rows: dict[str, RunSpec]) -> Iterator[Rehearsal]:
-    """Parameters and FLOPs of each training, on the meta device."""
-    sampled: dict[str, float] = {}  # rows that differ in guidance scale or temperature cost the same
-    for train_id, members in trainings(rows).items():
+def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[Rehearsal]:
+    """Parameters, FLOPs and GPU hours of each training, without running any."""
+    for members in trainings(rows):
         spec = rows[members[0]]
-        with torch.device("meta"):
+        with META:
             tokenizer = build_tokenizer(spec)
-        flops = {"step": training_flops(spec) * spec.train.batch_size, "decode": decoding_flops(tokenizer)}
-        images: dict[str, float] = {}
-        for row in members:
-            s = rows[row].sampling
-            key = f"{train_id} {s.num_ar_steps} {s.num_diffusion_steps} {s.guidance_scale != 1} {s.order}"
-            if key not in sampled:
-                sampled[key] = sampling_flops(rows[row])
-            images[row] = sampled[key]
-        sizes = count_parameters(on_meta(spec)), sum(p.numel() for p in tokenizer.parameters())
-        yield Rehearsal(members, *sizes, flops, images)
+        decode = decoding_flops(tokenizer)
+        yield Rehearsal(
+            members,
+            count_parameters(on_meta(spec)),
+            sum(p.numel() for p in tokenizer.parameters()),
+            {"step": training_flops(spec) * spec.train.batch_size, "decode": decode},
+            {row: sampling_flops(rows[row]) for row in members},
+            {
+                "training": gpu_hours("train", spec, gpu),
+                "sampling": sum(gpu_hours("sample", rows[row], gpu, decode) for row in members),
+            },
+        )
 
 
-# --- the scheduler's side -------------------------------------------------------------------------------
+# --- the parent process ---------------------------------------------------------------------------------
+
+
+def rehearse_all(
+    rows: dict[str, RunSpec], gpu: str, scratch: Path | None, images: str | None, batch: int, threads: int
+) -> dict[str, Any]:
+    """The content of a rehearsal's report; without ``scratch``, a folder for temporary files, nothing is trained."""
+    folder, found = Path(images) if images else None, []
+    picture_files(folder)
+    for item in count(rows, gpu):
+        if scratch is not None:
+            name, size = item.rows[0], item.parameters["total"]
+            print(f"{name}: {size / 1e6:.0f}M parameters", file=sys.stderr, flush=True)
+            item = rehearse(item, rows[name], folder, scratch, batch, threads)
+            outcome = item.error or f"{item.seconds / 60:.1f} min, {item.peak_bytes / 1e9:.1f} GB"
+            print(f"{name}: {'FAILED: ' * bool(item.error)}{outcome}", file=sys.stderr, flush=True)
+        found.append(asdict(item))
+    return {
+        "gpu": gpu,
+        "images": "pictures of a folder" if images else "the photographs of scikit-learn",
+        "provenance": provenance("cpu", threads, sum(item["seconds"] for item in found)),
+        "found": found,
+    }
 
 
 def rehearse(
     found: Rehearsal, spec: RunSpec, images: Path | None, scratch: Path, batch: int, threads: int
 ) -> Rehearsal:
-    """Rehearse one training in a process of its own and fill in what it finds; an error is part of that.
+    """Rehearse one training in a child process; a failure is part of the result.
 
-    Raises UserError where memory or disk will not do."""
+    Raises UserError if memory or disk is too small."""
     check_room(found, scratch)
     context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    _sweep(scratch)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{_mine()}{os.getpid()}-") as folder:
+    ours, theirs = context.Pipe(duplex=False)
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # in the child, freed tensors go back to the system at once
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="rehearsal-") as folder:
         work = (theirs, spec, images, Path(folder), batch, threads)
-        process = context.Process(target=_in_process, args=work, daemon=True)
-        with _environment(MALLOC_MMAP_THRESHOLD_="1000000"):  # so that freed tensors leave the process at once
-            process.start()
+        process = context.Process(target=_child, args=work, daemon=True)
+        process.start()
         theirs.close()
         try:
-            answer = mine.recv()
+            answer = ours.recv()
         except EOFError:
             process.join()
-            code = process.exitcode or 0
-            name = f"{signal.Signals(-code).name}: out of memory?" if code < 0 else f"exit code {code}"
-            answer = {"error": f"the process died ({name})"}
+            answer = {"error": f"the process died (exit code {process.exitcode}; -9 is often out of memory)"}
         except BaseException:
             process.terminate()
             raise
@@ -134,145 +156,93 @@ def rehearse(
     return replace(found, **answer)
 
 
-def _mine() -> str:
-    """How the folders of this machine's rehearsals begin; the number of the process follows."""
-    return f"rehearsal-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
-
-
-def _sweep(scratch: Path) -> None:
-    """Remove what rehearsals of this machine left behind that were killed."""
-    for folder in scratch.glob(f"{_mine()}*"):
-        process = folder.name.removeprefix(_mine()).partition("-")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """For processes started in the block."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def check_room(found: Rehearsal, scratch: Path) -> None:
-    """Raises UserError where memory or disk will not do for a training of this size."""
+    """Raises UserError if memory or disk is too small for a training of this size."""
     size = found.parameters["total"]
-    needed = {"memory": BYTES_TRAINED * size + SPARE, "disk": BYTES_STORED * size + SPARE}
-    there = {"memory": _free_memory(), "disk": shutil.disk_usage(scratch).free}
-    for what, bytes_needed in needed.items():
-        if bytes_needed > there[what]:
+    for what, each, free, way_out in (
+        ("memory", BYTES_TRAINED, _free_memory(), "use a larger machine"),
+        ("disk", BYTES_STORED, shutil.disk_usage(scratch).free, f"choose a folder other than {scratch} with --runs"),
+    ):
+        if (needed := each * size + SPARE) > free:
             raise UserError(
-                f"{found.rows[0]}: {size / 1e6:.0f}M parameters need about {bytes_needed / 1e9:.0f} GB of {what} and "
-                f"{there[what] / 1e9:.0f} GB are free"
-                + (f" in {scratch}; choose another place with --runs" if what == "disk" else "; use a larger machine")
+                f"{found.rows[0]}: {size / 1e6:.0f}M parameters need about {needed / 1e9:.0f} GB of {what}, "
+                f"{free / 1e9:.0f} GB are free; {way_out}"
             )
 
 
 def _free_memory() -> int:
-    """Bytes that a new process can have of the machine's; a limit on this process alone is not seen."""
+    """Bytes available to a new process on this machine."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-# --- in the process -------------------------------------------------------------------------------------
+# --- the child process ----------------------------------------------------------------------------------
 
 
-def _in_process(pipe: Connection, *work) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _child(pipe: Connection, *work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     begin = time.perf_counter()
     try:
-        answer = _rehearse(*work)
-    except UserError as error:
-        answer = {"error": str(error)}
+        answer = try_training(*work)
     except Exception as error:
-        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}\n{traceback.format_exc()}"}
+        answer = {"error": described(error)}
     unit = 1 if sys.platform == "darwin" else 1024
     answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     answer["seconds"] = time.perf_counter() - begin
     pipe.send(answer)
 
 
-def _end_with(parent: int) -> None:
-    """Not to go on for minutes with gigabytes of memory when nobody is there any more to hear of it."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _rehearse(spec: RunSpec, images: Path | None, folder: Path, batch: int, threads: int) -> dict:
+def try_training(spec: RunSpec, images: Path | None, folder: Path, batch: int, threads: int) -> dict[str, Any]:
+    """Encode a few images, train, resume from the checkpoint before the last step, and draw one guided sample."""
     torch.set_num_threads(threads)
     spec = small_run(spec, batch)
     tokenizer = _tokenizer(spec, folder)
     pixels = pictures(images, batch, spec.data.image_size, spec.data.channels)
-    labels = np.arange(batch) % spec.data.num_classes
-    data = DataSet(ArrayImages(pixels, labels), ArrayImages(pixels[:1], labels[:1]))
+    data = DataSet(
+        ArrayImages(pixels, np.arange(batch) % spec.data.num_classes), ArrayImages(pixels[:1], np.zeros(1, dtype=int))
+    )
     (folder / "latents").mkdir()
     build_latents(spec, data, tokenizer, folder / "latents", torch.device("cpu"), lambda done, total: None)
     latents = load_latents(folder / "latents", TOKENIZERS[spec.tokenizer.kind])
-    clock: list[float] = []
 
-    class Enough(Exception):
-        """From inside a step, so that nothing is saved: the check-point before it has to do."""
+    def weights_after(first_step: int) -> list[str] | None:
+        """Hashes of the trained weights; None unless training began at ``first_step``."""
+        steps: list[int] = []
+        train_generator(spec, latents, folder, lambda step, total: steps.append(step))
+        gc.collect()  # modules with hooks are cycles; at this size they must be gone before the next one is built
+        return [sha256_of(folder / name) for name in WEIGHTS] if steps[0] == first_step else None
 
-    def train() -> tuple[nn.Module, str, list[float]]:
-        """The averaged model after STEPS steps, a digest of all weights, and the losses."""
-        model, ema = generator_and_average(spec)
-        losses: list[float] = []
-        forward = model.forward
-
-        def watched(tokens, labels, noise, step):
-            if step == STEPS:
-                raise Enough
-            loss = forward(tokens, labels, noise, step)
-            losses.append(loss.mean().item())
-            return loss
-
-        model.forward = watched
-        with suppress(Enough):
-            fit_generator(spec, model, ema, latents, folder, lambda step, total: clock.append(time.perf_counter()))
-        return ema.module, digest(model, ema.module), losses
-
-    expected, losses = train()[1:]
-    gc.collect()  # modules with hooks are cycles; at this size they must be gone before the next is built
-    stored = checkpoints(folder)
-    size = stored[0].stat().st_size
-    seconds = min(b - a for a, b in zip(clock, clock[1:]))
-    averaged, found, again = train()  # goes on from the check-point
-    for path in stored:
-        path.unlink()
-    gc.collect()
+    expected = weights_after(0)
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    newest = checkpoints(folder)[0]
+    size = newest.stat().st_size
+    newest.unlink()
+    resumed = weights_after(RESUME_AT)
     begin = time.perf_counter()
-    _sample(spec, averaged, tokenizer)
+    model = build_generator(spec)
+    model.load_state_dict(load_file(folder / "ema.safetensors"))
+    sample_one(spec, model, tokenizer)
     return {
         "steps": STEPS,
         "images_a_step": batch,
-        "seconds_a_step": seconds,
-        "losses": losses,
+        "seconds_a_step": min(b["seconds"] - a["seconds"] for a, b in zip(log, log[1:])),
+        "losses": [line["loss"] for line in log],
         "checkpoint_bytes": size,
-        # from the first step on the same bits would come out too
-        "resumed_equal": found == expected and len(again) == STEPS - RESUME_AT,
+        "resumed_equal": resumed is not None and resumed == expected,
         "sample_seconds": time.perf_counter() - begin,
     }
 
 
 def small_run(spec: RunSpec, batch: int) -> RunSpec:
-    """The same architecture on the CPU, a few images and a few steps; one more step than is made, never reached."""
-    train = replace(spec.train, steps=STEPS + 1, batch_size=batch, warmup_steps=1)
-    compute = replace(spec.compute, device="cpu", checkpoint_every=RESUME_AT, compile=False, micro_batch=None)
+    """The same architecture with few images, few training steps and few sampling steps, on the CPU."""
+    train = replace(spec.train, steps=STEPS, batch_size=batch, warmup_steps=1)
+    compute = replace(
+        spec.compute, device="cpu", checkpoint_every=RESUME_AT, compile=False, micro_batch=None, log_every=1
+    )
     part, ar_steps = drawing_part(spec.model), spec.sampling.num_ar_steps
     if isinstance(spec.model, ARModel) and not is_causal(spec.model):
         ar_steps = min(AR_STEPS, num_tokens(spec.space))
@@ -282,13 +252,13 @@ def small_run(spec: RunSpec, batch: int) -> RunSpec:
         num_ar_steps=ar_steps,
         num_diffusion_steps=min(DENOISING_STEPS, most) if part.denoises else None,
         guidance_scale=3.0,
-        clamp_x0=4.0 if part.clamps else None,  # what has learned for three steps knows nothing yet
+        clamp_x0=4.0 if part.clamps else None,  # after three steps predictions are far off
     )
     return replace(spec, train=train, compute=compute, sampling=sampling)
 
 
 def _tokenizer(spec: RunSpec, folder: Path) -> Tokenizer:
-    """With its weights; where none are given with random ones, through a file as they would come."""
+    """With its weights, or with random ones if none are given, through a file as real ones would come."""
     part = spec.tokenizer
     if hasattr(part, "weights") and part.weights is None:
         weights = folder / "tokenizer.safetensors"
@@ -296,12 +266,12 @@ def _tokenizer(spec: RunSpec, folder: Path) -> Tokenizer:
             save_file(net_of(part).state_dict(), weights)
         part = replace(part, weights=str(weights))
     if measures_scale(part):
-        part = replace(part, scale=1.0)  # measured on all of the data, which is not here
+        part = replace(part, scale=1.0)  # measured on the whole data set, which is not here
     return build_tokenizer(replace(spec, tokenizer=part)).eval().requires_grad_(False)
 
 
 def picture_files(folder: Path | None) -> list[Path]:
-    """Image files below a folder, or scikit-learn's two. Raises UserError where there is none."""
+    """Image files below a folder; None: scikit-learn's two photographs. Raises UserError if there are none."""
     if folder is None:
         import sklearn.datasets
 
@@ -313,31 +283,22 @@ def picture_files(folder: Path | None) -> list[Path]:
 
 
 def pictures(folder: Path | None, count: int, size: int, channels: int) -> np.ndarray:
-    """Real images uint8 (count, channels, size, size): of a folder, or scikit-learn's photographs mirrored in turn.
+    """Real images uint8 (count, channels, size, size), mirrored where a folder has too few.
 
-    Raises UserError where there is none."""
+    Raises UserError for an image that cannot be read."""
     found = picture_files(folder)
     step = max(1, len(found) // count)  # spread over the classes
     try:
         images = [read_image(path, size, channels) for path in found[::step][:count]]
     except ValueError as error:
         raise UserError(f"an image cannot be read ({error})") from None
-    more = [images[i % len(images)][..., :: -1 if (i // len(images)) % 2 else 1] for i in range(count)]
-    return np.stack(more)
+    return np.stack([images[i % len(images)][..., :: -1 if (i // len(images)) % 2 else 1] for i in range(count)])
 
 
-def digest(*modules: nn.Module) -> str:
-    """SHA-256 of every tensor's bits."""
-    total = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            total.update(name.encode())
-            total.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+def sample_one(spec: RunSpec, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Draw one guided image, with a kv-cache its first tokens only, and decode it.
 
-
-def _sample(spec: RunSpec, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """One guided image: all of it in a few steps, or the first tokens with the kv-cache."""
+    Raises UserError if tokens are not finite."""
     model.eval()
     noise, labels = NoiseSource(0, [0]), torch.zeros(1, dtype=torch.int64)
     if is_causal(spec.model):

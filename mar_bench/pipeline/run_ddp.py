@@ -1,7 +1,7 @@
-"""Jobs done by several processes together, one after another: what torchrun or srun starts on several GPUs.
+"""Run jobs one after another on several ranks, started by torchrun or srun.
 
-Training splits each batch, encoding and sampling split their files; everything else the first process does while
-the others wait. The processes agree before every training step whether to stop, so that none waits for another."""
+Training splits each batch, encoding and sampling split their files; rank 0 does everything else while the others
+wait. Ranks agree before every training step whether to stop, so none waits for another."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mar_bench.utils.errors import Stopped, described
 
 
 def run_together(jobs: list[Job], places: Places, world: World, report: Report) -> Outcome:
-    """Execute jobs that the processes have agreed on, dependencies first, speed last.
+    """Execute jobs that the ranks have agreed on, dependencies first, speed last.
 
-    A failure ends the run: the others, which may be waiting for this process, are ended by who started them."""
+    A failure ends the run: ranks waiting for this one are ended by their launcher."""
     outcome = Outcome()
     jobs = sorted(jobs, key=lambda job: job.kind == "speed")
     with Interrupts() as interrupts, report:
@@ -40,7 +40,7 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
                 outcome.stopped = True
                 break
             except Exception as error:
-                if interrupts.count:  # another process has stopped and left this one alone
+                if interrupts.count:  # another rank stopped and left this one waiting
                     outcome.stopped = True
                     break
                 detail = described(error)

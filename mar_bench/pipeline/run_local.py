@@ -1,8 +1,8 @@
-"""Jobs on this machine: a scheduler and a few worker processes, each at the end of a pipe of its own.
+"""Run jobs on this machine: a scheduler and worker processes, one pipe each.
 
-Workers are spawned, import torch once and take one job after another. A stop (Ctrl-C, SIGTERM) reaches them
-as a message: they save a check-point, and the same command goes on from it. A worker whose scheduler has died
-sees its pipe closed and stops in the same way.
+Workers are spawned, import torch once and execute one job after another. A stop (Ctrl-C, SIGTERM) reaches them as a
+message: they save a checkpoint, from which the same command resumes. A worker whose scheduler died sees its pipe
+closed and stops the same way.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import Stopped, described
 
 STOP = "stop"
-TELL_SECONDS = 0.25  # how often a worker reports and looks for a stop
-STOP_SECONDS = 120  # how long a worker may take to save before it is ended
+TELL_SECONDS = 0.25  # between two reports of a worker, which also checks for a stop
+STOP_SECONDS = 120  # time a worker has to save before it is killed
 
 
 # --- in the worker --------------------------------------------------------------------------------------
 
 
 def _work(pipe: Connection, places: Places) -> None:
-    """Execute jobs from the pipe until it closes; answers are (event, ...) tuples."""
+    """Execute jobs from the pipe until it closes; answers with (event, ...) tuples."""
     from mar_bench.pipeline.stages import execute  # imports torch
 
     with pipe:
@@ -57,7 +57,7 @@ def _receive(pipe: Connection) -> Job | None:
 
 
 def _channels(pipe: Connection) -> tuple[Callable[[int, int], None], Callable[[str], None]]:
-    """``progress(step, total)`` and ``waiting(why)`` for a stage; both raise Stopped when it is time to."""
+    """``progress(step, total)`` and ``waiting(why)`` for a stage; both raise Stopped after a stop."""
     next_time = 0.0
 
     def tell(*message) -> None:
@@ -88,13 +88,13 @@ class Worker:
 
     def give(self, job: Job) -> None:
         self.job, self.since = job, time.monotonic()
-        with suppress(OSError):  # a worker that has died is found out when it is listened to
+        with suppress(OSError):  # a dead worker is noticed on the next receive
             self.pipe.send(job)
 
 
 @dataclass
 class Outcome:
-    """What became of the jobs: ``failed`` maps ids of failed jobs to errors; jobs behind them were not run."""
+    """The result of a run: ``failed`` maps ids of failed jobs to errors; their dependents were not run."""
 
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
@@ -102,9 +102,9 @@ class Outcome:
 
 
 def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) -> Outcome:
-    """Execute jobs on ``num_workers`` processes, dependencies first, the longest chains first.
+    """Execute jobs on ``num_workers`` processes, dependencies first, longest chains first.
 
-    A failed job fails the records behind it and nothing else. Stops cleanly on Ctrl-C and SIGTERM."""
+    A failed job fails the records that depend on it and nothing else. Stops cleanly on Ctrl-C and SIGTERM."""
     outcome = Outcome()
     pending = {job.id: job for job in jobs}
     urgency = _urgency(jobs)
@@ -127,7 +127,7 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
                 report.tick(list(pending.values()))
             if pending or any(w.job for w in workers):
                 outcome.stopped = True
-                report.say("stopping: saving what is under way (press Ctrl-C again to give it up)")
+                report.say("stopping: saving running jobs (press Ctrl-C again to abandon them)")
                 _stop(workers, interrupts)
         finally:
             for worker in workers:
@@ -138,7 +138,7 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
 
 
 def _ready(pending: dict[str, Job], workers: list[Worker], urgency: dict[str, float]) -> list[Job]:
-    """Jobs that may start now, the most urgent first. Speed is measured alone, after everything else."""
+    """Jobs that may start now, most urgent first. Speed is measured alone, after everything else."""
     running = [w.job for w in workers if w.job]
     unfinished = pending.keys() | {job.id for job in running}
     ready = [job for job in pending.values() if not unfinished & set(job.needs)]
@@ -149,10 +149,10 @@ def _ready(pending: dict[str, Job], workers: list[Worker], urgency: dict[str, fl
 
 
 def _urgency(jobs: list[Job]) -> dict[str, float]:
-    """The cost of the longest chain that begins with each job."""
+    """The cost of the longest chain of dependents starting at each job."""
     urgency: dict[str, float] = {}
     behind: dict[str, list[str]] = {}
-    for job in reversed(jobs):  # jobs stand behind what they need
+    for job in reversed(jobs):  # jobs are in dependency order
         urgency[job.id] = job.cost + max((urgency[b] for b in behind.get(job.id, [])), default=0.0)
         for before in job.needs:
             behind.setdefault(before, []).append(job.id)
@@ -162,7 +162,7 @@ def _urgency(jobs: list[Job]) -> dict[str, float]:
 def _hear(
     worker: Worker, jobs: list[Job], pending: dict[str, Job], places: Places, outcome: Outcome, report: Report
 ) -> bool:
-    """Take one message of a worker; False where it has died."""
+    """Receive one message from a worker; False if it has died."""
     job = worker.job
     try:
         event, *content = worker.pipe.recv()
@@ -205,7 +205,7 @@ def _spawn(places: Places) -> Worker:
 
 @contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Processes started here inherit that SIGINT is ignored: Ctrl-C goes to all of a terminal, but one process acts."""
+    """Processes started in the block ignore SIGINT: Ctrl-C reaches all of a terminal, only the scheduler acts on it."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -214,7 +214,7 @@ def ignoring_interrupts() -> Iterator[None]:
 
 
 def _stop(workers: list[Worker], interrupts: Interrupts) -> None:
-    """Ask busy workers to stop and wait until they have saved; a second Ctrl-C ends them as they are."""
+    """Ask busy workers to stop and wait until they have saved; a second Ctrl-C terminates them."""
     deadline = time.monotonic() + STOP_SECONDS
     for worker in workers:
         with suppress(OSError):
@@ -225,7 +225,7 @@ def _stop(workers: list[Worker], interrupts: Interrupts) -> None:
             try:
                 saved = pipe.recv()[0] not in ("progress", "waiting")
             except (EOFError, OSError):
-                saved = True  # dead: there is nothing more to wait for
+                saved = True  # dead: nothing to wait for
             if saved:
                 worker.job = None
     for worker in busy:
@@ -240,7 +240,7 @@ def _end(worker: Worker, seconds: float) -> None:
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM instead of raising, so that no message of a worker is torn in the middle."""
+    """Counts Ctrl-C and SIGTERM instead of raising, so no message from a worker is cut off."""
 
     def __init__(self):
         self.count = 0

@@ -1,4 +1,4 @@
-"""From trained weights to numbers: sample in fixed batches, decode, extract features once, measure."""
+"""Sample in fixed batches, decode, and score the decoded images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mar_bench.metrics.score import Measure, Scores, Seen, one_pass
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
-from mar_bench.pipeline.train import Progress
+from mar_bench.pipeline.fit import Progress
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import replacing
 from mar_bench.utils.noise import NoiseSource
@@ -34,10 +34,10 @@ def draw_samples(
     progress: Progress,
     missing: list[range] | None = None,
 ) -> None:
-    """Write the tokens of images into ``folder``, one file a batch; image i has class i mod C.
+    """Write the tokens of images into ``folder``, one file per batch; image i has class i mod C.
 
-    ``missing``: the batches to draw, as of ``not_drawn``; None: all that are.
-    Raises UserError where a token is not finite: such images would come out black."""
+    ``missing``: the batches to draw, as returned by ``not_drawn``; None: all missing ones.
+    Raises UserError if a token is not finite: its image would be black."""
     missing = not_drawn(spec, folder) if missing is None else missing
     total = sum(map(len, missing))
     done = 0
@@ -47,7 +47,7 @@ def draw_samples(
         if not tokens.isfinite().all():
             raise UserError(
                 f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained"
-                "; set sampling.clamp_x0 (4 for tokens of unit deviation) or train longer"
+                "; set sampling.clamp_x0 (4 for tokens of unit std) or train longer"
             )
         with replacing(batch_file(folder, indices)) as temporary:
             save_file({"tokens": tokens}, temporary)
@@ -55,13 +55,13 @@ def draw_samples(
 
 
 def not_drawn(spec: RunSpec, folder: Path, part: tuple[int, int] = (0, 1)) -> list[range]:
-    """The batches of images without a whole file of tokens in ``folder``; of ``part`` (j, n) every n-th from j on."""
+    """The batches without a complete token file in ``folder``; ``part`` (j, n) considers batches j, j + n, ..."""
     every = batches(spec.sampling.num_images, spec.sampling.batch_size)[part[0] :: part[1]]
     return [indices for indices in every if _whole(batch_file(folder, indices), len(indices)) is None]
 
 
 def draw_batch(spec: RunSpec, model: Generator, indices: range, device: torch.device) -> torch.Tensor:
-    """The tokens of images ``indices``, a whole batch, on the CPU."""
+    """The tokens of one batch of images, on the CPU."""
     labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
     tokens = generate(model, labels, spec.sampling, NoiseSource(spec.sampling.seed, indices))
     return tokens.cpu().contiguous()
@@ -72,7 +72,7 @@ def batch_file(folder: Path, indices: range) -> Path:
 
 
 def read_batch(folder: Path, indices: range) -> torch.Tensor:
-    """Raises UserError where there is not a row of tokens for each image."""
+    """The tokens of one batch. Raises UserError unless the file holds a row for each image."""
     tokens = _whole(path := batch_file(folder, indices), len(indices))
     if tokens is None:
         raise UserError(f"{path}: not the tokens of {len(indices)} images; delete its folder and run again")
@@ -80,7 +80,7 @@ def read_batch(folder: Path, indices: range) -> torch.Tensor:
 
 
 def _whole(path: Path, rows: int) -> torch.Tensor | None:
-    """The tokens of a file; None where it is absent, damaged or has another number of rows."""
+    """The tokens in a file; None if it is missing, damaged or has another number of rows."""
     try:
         tokens = load_file(path)["tokens"]
     except (OSError, SafetensorError, KeyError):
@@ -90,7 +90,7 @@ def _whole(path: Path, rows: int) -> torch.Tensor | None:
 
 @torch.inference_mode()
 def decoded_samples(spec: RunSpec, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Iterator[torch.Tensor]:
-    """uint8 images (B, C, H, W) on the CPU, batch by batch, of tokens drawn before."""
+    """Decode stored tokens to uint8 images (B, C, H, W) on the CPU, batch by batch."""
     for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):
         tokens = read_batch(folder, indices)
         noise = NoiseSource(spec.sampling.seed, indices)
@@ -143,7 +143,7 @@ def evaluate_reconstruction(
     device: torch.device,
     progress: Progress,
 ) -> tuple[Scores, Seen]:
-    """Scores of the tokenizer alone on the held-out images, and of those images themselves ("real")."""
+    """Scores of reconstructed held-out images, and of those images themselves ("real")."""
     signal_to_noise: list[torch.Tensor] = []
 
     def reconstructed() -> Iterator[torch.Tensor]:

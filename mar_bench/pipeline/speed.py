@@ -1,7 +1,7 @@
-"""Seconds per image: sampling plus decoding, guidance's doubled batch included, no image writing.
+"""Seconds per image: sampling plus decoding, including guidance's doubled batch, excluding image writing.
 
-Throughput at the spec's batch as in the paper's figure 6, beside it the latency of one image, since the head's
-share depends much on the batch. Medians, with quartiles; the first batch is dropped."""
+Throughput at the spec's batch size as in figure 6 of the paper, and the latency of a single image, because the head's
+share depends strongly on the batch size. Medians with quartiles; the first batch is discarded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mar_bench.utils.noise import NoiseSource
 
 
 class Stopwatch:
-    """Seconds spent in named parts; on a GPU it waits for the work to end before it reads the clock."""
+    """Seconds spent in named parts; synchronises the GPU before reading the clock."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -1,4 +1,6 @@
-"""The stages: tokenizer -> latents -> train -> sample -> metrics -> record. Each is idempotent and locked."""
+"""What each stage does, from tokenizer to record; ``execute`` runs one, locked and at most once.
+
+``config.stages`` says how stages depend on each other; ``STAGES`` below maps their names to functions."""
 
 from __future__ import annotations
 
@@ -11,26 +13,38 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mar_bench.config import stages as table
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
-from mar_bench.config.spec import ARModel, RunSpec, is_causal, measures_scale, num_tokens
+from mar_bench.config.spec import RunSpec, is_causal, measures_scale, num_tokens
 from mar_bench.data.datasets import DataSet, apply_view, load_data, to_unit, views
 from mar_bench.data.latents import encoded, finish_latents, imported, load_latents, manifest_of, write_shards
-from mar_bench.metrics.features import Classifier, FeatureSpace
+from mar_bench.metrics.features import Classifier
 from mar_bench.metrics.functions import statistics
-from mar_bench.metrics.references import load_reference, read_reference
-from mar_bench.metrics.score import Measure, Seen, save_seen
-from mar_bench.models.ar import Generator
-from mar_bench.models.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
+from mar_bench.metrics.references import load_reference
+from mar_bench.metrics.score import Seen, save_seen
+from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline.distributed import ALONE, World
+from mar_bench.pipeline.fit import Progress, fit, save_tensors
 from mar_bench.pipeline.graph import Job
+from mar_bench.pipeline.load import (
+    FITTED,
+    HELDOUT,
+    IMAGES,
+    REFERENCE,
+    SEEN,
+    STATISTICS,
+    SUMMARY,
+    load_extractor,
+    load_generator,
+    load_measure,
+    load_tokenizer,
+    tokenizer_file,
+)
 from mar_bench.pipeline.sample import (
     decoded_samples,
     draw_samples,
@@ -41,20 +55,15 @@ from mar_bench.pipeline.sample import (
 )
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, is_sound, mark_done
-from mar_bench.pipeline.train import Progress, fit, save_tensors, train_generator
+from mar_bench.pipeline.train import take_published, train_generator
 from mar_bench.records.provenance import device_name, provenance
 from mar_bench.records.record import PREVIEW, Record, write_record
 from mar_bench.utils import locks
-from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, sha256_of
 from mar_bench.utils.locks import Claim
 from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
 
 SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
-SUMMARY, FITTED = "summary.json", "tokenizer.safetensors"
-REFERENCE, HELDOUT = "reference.npz", "heldout.npz"
-STATISTICS, SEEN = "statistics.npz", "seen.safetensors"
-IMAGES = "images"  # folder of runs: which of the user's image files are readable
 
 
 def execute(
@@ -66,24 +75,23 @@ def execute(
     shard: tuple[int, int] | None = None,
     claimed: Callable[[Path], Claim] | None = None,
 ) -> bool:
-    """Do a job unless its output is there, and say whether it did; two processes never do the same one twice.
+    """Do a job unless its output exists; returns whether it did. A lock keeps two processes from doing the same job.
 
-    Of the processes of a ``world`` all call it: they share the stages that can be, the first one does the others.
-    ``shard`` (j, n) of sampling: part j of n of its batches, which leaves the stage to be finished by who comes last.
-    ``claimed`` makes the claim by which earlier starts of the same job learn that they are to leave.
+    All ranks of a ``world`` call this: they share multiprocess stages, rank 0 does the others.
+    ``shard`` (j, n): draws batches j, j + n, ... of sampling; a later call without ``shard`` marks the stage complete.
+    ``claimed`` makes the claim that tells earlier starts of the same job to leave.
 
-    A speed measurement has the machine to itself: it waits for other work of mar_bench and holds it up.
-    ``progress`` and ``waiting`` are called all along and may raise to stop; what was done by then is kept."""
+    Speed is measured alone: it waits for other work of mar_bench on this machine and blocks it meanwhile.
+    ``progress`` and ``waiting`` are called regularly and may raise to stop; finished work is kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
     if world.size == 1 and (device := pick_device(run.spec.compute.device)).index is not None:
-        torch.cuda.set_device(device)  # torch-fidelity knows the current GPU alone
+        torch.cuda.set_device(device)  # torch-fidelity only uses the current GPU
     with contextlib.ExitStack() as held:
         if world.first:
             others, same = "waiting for other work on this machine", "another process does it"
-            lock = (
-                places.runs / "locks" / (f"{job.id}.lock" if shard is None else f"{job.id}-{shard[0]}-{shard[1]}.lock")
-            )
+            name = job.id if shard is None else f"{job.id}-{shard[0]}-{shard[1]}"
+            lock = places.runs / "locks" / f"{name}.lock"
             claim = claimed(lock.with_suffix(".claim")) if claimed else None
             if claim:
                 claim.fence()
@@ -112,7 +120,7 @@ def execute(
 
 
 def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Train a tokenizer of ours; of a published one, whose weights are a file, measure the scale if it is to be."""
+    """Train our own tokenizer; for a published one only measure the scale of its latents, if the spec asks for it."""
     spec, device = run.spec.tokenizer, pick_device(run.spec.compute.device)
     if not (spec.trained or measures_scale(spec)):
         return
@@ -138,7 +146,7 @@ def _train_tokenizer(tokenizer: Tokenizer, run: Run, data: DataSet, folder: Path
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Train the extractor if it is one of ours, and see the real images with it."""
+    """Train the extractor if it is our own, and extract the features of the real images."""
     device, metrics = pick_device(run.spec.compute.device), run.spec.metrics
     data = load_data(run.spec.data, places.runs / IMAGES, progress)
     if metrics.extractor.trained:
@@ -170,7 +178,7 @@ def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device,
 
 
 def _image_batches(run_spec: RunSpec, data: DataSet, seed: int, batch_size: int):
-    """step -> (uint8 images, labels, noise): every image under a view drawn for it."""
+    """step -> (uint8 images, labels, noise), each image under a randomly drawn view."""
     every_view, slots = views(run_spec.data), range(batch_size)
     noise = NoiseSource(seed, slots)
 
@@ -188,7 +196,7 @@ def _image_batches(run_spec: RunSpec, data: DataSet, seed: int, batch_size: int)
 
 
 def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress: Progress) -> None:
-    """A tokenizer's or an extractor's training: AdamW, short warm-up, cosine to zero."""
+    """Train a tokenizer or an extractor: AdamW, short warm-up, cosine decay to zero."""
     fit(
         module,
         losses_at,
@@ -204,7 +212,7 @@ def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress
 
 
 def make_latents(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
-    """Encode all images, or import the official code's cache if the tokenizer's spec names one."""
+    """Encode all images, or import the official code's cache if the tokenizer spec names one."""
     spec, device = run.spec, pick_device(run.spec.compute.device)
     tokenizer = load_tokenizer(run, places, device)
     if getattr(spec.tokenizer, "official_cache", None) is not None:
@@ -219,7 +227,7 @@ def make_latents(run: Run, places: Places, folder: Path, progress: Progress, wor
 
 
 def train(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
-    """Train the generator, or take the published weights that the spec names."""
+    """Train the generator, or take the published weights named in the spec."""
     if run.spec.train.published is not None:
         if world.first:
             take_published(run.spec, folder)
@@ -230,90 +238,15 @@ def train(run: Run, places: Places, folder: Path, progress: Progress, world: Wor
         atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
-def take_published(spec: RunSpec, folder: Path) -> None:
-    """A converted check-point as the training's result. Raises UserError where it does not fit the spec."""
-    weights = Path(spec.train.weights)
-    if (manifest := weights.with_suffix(".json")).is_file():
-        try:
-            heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
-        except (ValueError, AttributeError):
-            raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
-        key, part = ("model", spec.model)
-        if isinstance(part, ARModel):
-            key, part = ("model.backbone", part.backbone)
-        if heads not in (None, part.num_heads):  # which no shape tells
-            raise UserError(
-                f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {part.num_heads}"
-            )
-    with torch.device("meta"):
-        model = build_generator(spec)
-    try:
-        model.load_state_dict(load_file(weights), strict=True, assign=True)
-    except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{weights}: not the weights of '{spec.train.published}' as specified: {reason}") from None
-    save_tensors(model.state_dict(), folder / "ema.safetensors")
-    summary = {"published": spec.train.published, "sha256": sha256_of(weights), "parameters": count_parameters(model)}
-    atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
-
-
 def sample(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
     draw(run, places, folder, progress, (world.rank, world.size))
 
 
 def draw(run: Run, places: Places, folder: Path, progress: Progress, part: tuple[int, int]) -> None:
-    """Draw the batches of ``part`` that are not there; the generator is loaded only where one is missing."""
+    """Draw the missing batches of ``part``; the generator is loaded only if there are any."""
     if missing := not_drawn(run.spec, folder, part):
         device = pick_device(run.spec.compute.device)
         draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, missing)
-
-
-# --- loading what stages made ---------------------------------------------------------------------------
-
-
-def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
-    tokenizer = build_tokenizer(run.spec)
-    if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
-        weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / FITTED
-        try:
-            tokenizer.load_fitted(load_file(weights))
-        except RuntimeError:  # names or shapes that this version does not know
-            raise UserError(
-                f"{weights}: made by another version of mar_bench; delete its folder and run again"
-            ) from None
-    return tokenizer.to(device).eval().requires_grad_(False)
-
-
-def tokenizer_file(run: Run, places: Places) -> Path | None:
-    """The tokenizer's weights; None for one without."""
-    spec = run.spec.tokenizer
-    if spec.trained:
-        return places.folder("tokenizer", run.ids["tokenizer_id"]) / FITTED
-    return Path(spec.weights) if hasattr(spec, "weights") else None
-
-
-def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
-    """The trained generator with the weights (EMA or raw) that the sampling spec asks for."""
-    folder = places.folder("train", run.ids["train_id"])
-    model = build_generator(run.spec)
-    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
-    return model.to(device).eval().requires_grad_(False)
-
-
-def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
-    spec, weights = run.spec.metrics.extractor, None
-    if spec.trained:
-        weights = places.folder("extractor", run.ids["extractor_id"]) / "extractor.safetensors"
-    elif spec.kind == "inception":
-        weights = located("inception", spec.weights, "metrics.extractor.weights")
-    return FeatureSpace(spec, run.spec.data, weights, device)
-
-
-def load_measure(run: Run, places: Places) -> Measure:
-    """What scores the run's images: against its reference and against the held-out images."""
-    folder, metrics = places.folder("extractor", run.ids["extractor_id"]), run.spec.metrics
-    reference, heldout = (read_reference(folder / name) for name in (REFERENCE, HELDOUT))
-    return Measure(metrics, reference, heldout)
 
 
 # --- measuring stages: each ends in a record ------------------------------------------------------------
@@ -333,7 +266,7 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
 
 
 def keep(seen: Seen, folder: Path, features: bool) -> None:
-    """What metrics can be had from again: statistics always, features and logits where they are asked for."""
+    """Keep what metrics can be recomputed from: always the statistics, on request features and logits."""
     np.savez(folder / STATISTICS, **statistics(seen.features))
     np.save(folder / PREVIEW, seen.preview.numpy())
     if features:
@@ -377,9 +310,8 @@ def _about_tokenizer(run: Run, places: Places) -> dict[str, str | None]:
 
 
 def _record(run: Run, places: Places, folder: Path, begin: float, **measured) -> None:
-    """Write the record beside the stage's output and publish it."""
-    compute = run.spec.compute
-    seconds = time.perf_counter() - begin
+    """Write the record next to the stage's output and publish it."""
+    compute, seconds = run.spec.compute, time.perf_counter() - begin
     record = Record(
         task=run.task,
         status="done",

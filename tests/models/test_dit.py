@@ -21,12 +21,13 @@ from mar_bench.models.diffusion import DiffusionTables, linear_betas, noised, re
 from mar_bench.models.dit import DiT, grid_positions
 from mar_bench.pipeline.cost import sampling_flops, seconds, training_flops
 from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline.fit import save_tensors
 from mar_bench.pipeline.flops import META, count_flops, on_meta
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.rehearse import _sample, small_run
+from mar_bench.pipeline.rehearse import sample_one, small_run
 from mar_bench.pipeline.stages import STAGES, take_published
 from mar_bench.pipeline.store import Places
-from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, save_tensors, train_generator
+from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, train_generator
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 from tests.pipeline.test_train import Stop, assert_same_bits, go_on, latents_of, stop_at
@@ -469,5 +470,5 @@ def test_a_rehearsal_draws_an_image():
         def decode(self, tokens, noise):
             seen.append(tokens.shape)
 
-    _sample(spec, build_generator(spec), Decodes())
+    sample_one(spec, build_generator(spec), Decodes())
     assert seen == [(1, 16, 4)]

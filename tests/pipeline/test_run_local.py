@@ -9,7 +9,7 @@ import pytest
 
 from mar_bench.pipeline import progress
 from mar_bench.pipeline.graph import Job
-from mar_bench.pipeline.progress import LogReport, Report, duration
+from mar_bench.pipeline.progress import Report, duration
 from mar_bench.pipeline.run_local import Worker, _cause, _ready, _urgency
 
 
@@ -74,7 +74,7 @@ def test_the_log_says_what_runs_how_far_and_how_long(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     jobs = [job("a", cost=100), job("b")]
-    report = LogReport(jobs, num_workers=1)
+    report = Report(jobs, num_workers=1)
     report.started(jobs[0])
     report.progress(jobs[0], 25, 100)
     for now[0] in (5.0, 16.0, 17.0):

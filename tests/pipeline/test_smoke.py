@@ -191,7 +191,7 @@ def test_stopped_the_same_command_goes_on_with_the_same_bits(number, uninterrupt
             time.sleep(0.1)
         assert not any_worker_of(tmp_path)
     else:
-        assert process.returncode == 130 and "goes on from here" in text and "Traceback" not in text
+        assert process.returncode == 130 and "resumes from here" in text and "Traceback" not in text
     assert_nothing_half_written(tmp_path)
     assert not [r for r in measured(tmp_path).values() if r.task == "generation"]
     assert list((tmp_path / "runs/train").glob("*/checkpoint-*.pt")), "it was stopped in its training"

@@ -20,10 +20,12 @@ from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.models.schedules import learning_rate
+from mar_bench.pipeline import fit as fitting
 from mar_bench.pipeline import train
+from mar_bench.pipeline.fit import checkpoints, fit
 from mar_bench.pipeline.stages import train_tokenizer
 from mar_bench.pipeline.store import Places, is_sound, mark_done
-from mar_bench.pipeline.train import checkpoints, decay_groups, fit, split_loss, train_generator
+from mar_bench.pipeline.train import decay_groups, split_loss, train_generator
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 from tests.tiny import tokens_in
@@ -380,7 +382,7 @@ def test_a_training_that_ended_is_not_lost_where_its_weights_could_not_be_writte
         folder.mkdir()
     train_generator(spec, latents, whole, go_on)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(train, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(fitting, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
         train_generator(spec, latents, full, go_on)
     train_generator(spec, latents, full, lambda step, total: steps.append(step))
     assert steps == []
@@ -392,7 +394,7 @@ def test_a_training_that_ended_is_not_lost_where_its_weights_could_not_be_writte
 def test_a_file_that_is_no_check_point_of_ours_says_so(tmp_path):
     spec = spec_of(ROWS[1])
     torch.save({"model": {}}, tmp_path / "checkpoint-000000003.pt")
-    with pytest.raises(UserError, match="a check-point of another training"):
+    with pytest.raises(UserError, match="a checkpoint of another training"):
         train_generator(spec, latents_of(spec), tmp_path, go_on)
 
 
@@ -405,5 +407,5 @@ def test_a_check_point_holds_everything_and_knows_whose_it_is(tmp_path):
     assert {"model", "ema", "optimiser", "scaler", "step", "seed", "about"} <= state.keys()
     assert state["about"]["spec"]["train"]["lr"] == spec.train.lr and state["step"] == 4
     other = replace(spec, train=replace(spec.train, lr=0.5))
-    with pytest.raises(UserError, match="a check-point of another training"):
+    with pytest.raises(UserError, match="a checkpoint of another training"):
         train_generator(other, latents, tmp_path, go_on)
