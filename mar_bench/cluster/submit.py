@@ -195,8 +195,8 @@ def _print_plan(plan: Plan, profile: Profile, waiting: int, total: int, retry: b
             f"(the first: {first})"
         )
     speed = any(stage.kind == "speed" for stage in plan.new)
-    device_is_here = isinstance(profile, SlurmProfile) and profile.device is None
-    if speed and isinstance(profile, SlurmProfile) and device_is_here and profile.resources("speed").gpus_per_node:
+    gpus = isinstance(profile, SlurmProfile) and profile.resources("speed").gpus_per_node
+    if speed and gpus and profile.device is None:
         print(f"note: the profile names no device: speed is filed under this machine's, '{device_name()}'")
     if waiting:
         print(f"{waiting} evaluations wait until their sweep points are measured; the last job sends them")
