@@ -1,37 +1,37 @@
-"""A cluster without Slurm: submissions whose jobs are in made-up states, and programs of Slurm's names on the PATH."""
+"""A cluster without Slurm: submissions with made-up job states, and stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
-from mar_bench.cluster.ledger import Entry, Row, Submission, new_submission
-from mar_bench.cluster.plan import Plan, make_plan, rows_of
+from mar_bench.cluster.jobs import ClusterJob
+from mar_bench.cluster.ledger import Request, Row, Submission, new_submission
+from mar_bench.cluster.plan import Plan, Queue, make_plan, rows_of
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, plan_runs
 from mar_bench.pipeline.store import Places, mark_done, record_failure
+from mar_bench.records.record import read_records
 from mar_bench.utils.errors import UserError
 
 EXPERIMENT: Experiment = load_experiment("table1", "smoke")
-GUIDED = "mar/diff/guided"
-PROFILE = SlurmProfile(pack=False, sample_shards=1)
+GUIDED, UNGUIDED = "mar/diff/guided", "mar/diff/unguided"
+PROFILE = SlurmProfile()
+SHARDS = SlurmProfile(sample_shards=3)
+REQUEST = Request("mar-bench submit", ["table1"], "made up", False, "smoke", None, None, None, None, None, "reports")
 
 
 def runs_of(only: str = GUIDED, task: str | None = None) -> list[Run]:
     return [run for run in plan_runs(EXPERIMENT, only=only) if task in (None, run.task)]
 
 
-def finish(places: Places, kind: str, stage_id: str) -> None:
-    """A stage that is done."""
-    places.folder(kind, stage_id).mkdir(parents=True)
-    mark_done(places.folder(kind, stage_id), 1.0)
-
-
 class Squeue:
-    """In place of ``slurm._run``: squeue knows the jobs that it has been told of, sacct none."""
+    """In place of ``slurm._run``: squeue knows the jobs it was told about, sacct none."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, tuple[str, ...]] = {}
+        self.jobs: dict[str, list[str]] = {}
         self.away = False
         self.calls: list[list[str]] = []
 
@@ -41,11 +41,8 @@ class Squeue:
             raise UserError(f"{words[0]}: error: Unable to contact slurm controller")
         return "".join("|".join(fields) + "\n" for fields in self.jobs.values()) if words[0] == "squeue" else ""
 
-    def say(self, entry: Entry, state: str, nodes: str = "", reason: str = "None", elapsed: str = "1:00") -> None:
-        self.jobs[entry.slurm_id] = (entry.slurm_id, entry.name, state, nodes, reason, elapsed)
-
-    def forget(self, entry: Entry) -> None:
-        del self.jobs[entry.slurm_id]
+    def say(self, job: ClusterJob, state: str, nodes: str = "", reason: str = "None") -> None:
+        self.jobs[job.slurm_id][2:] = [state, nodes, reason]
 
 
 class Lab:
@@ -55,53 +52,67 @@ class Lab:
         self.places = Places(folder / "runs", folder / "records")
         self.squeue = squeue
         self.ledger: list[Submission] = []
-        self.next_id = 100
 
-    def plan(
-        self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, records: dict | None = None
-    ) -> Plan:
-        return make_plan(runs, self.places, records or {}, profile, self.ledger, retry)
+    def plan(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, **more) -> Plan:
+        records = read_records(self.places.records)
+        return make_plan(runs, self.places, records, profile, Queue(self.ledger), retry, **more)
 
-    def rows(self, ids: set[str]) -> list[Row]:
+    def rows(self, *runs: Run) -> list[Row]:
+        ids = {run.id for run in runs}
         return [row for submission in self.ledger for row in submission.rows if row.id in ids]
 
     def submit(
         self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, experiment: str = "table1", **about
     ) -> Submission:
-        """Like ``submit`` up to sbatch, whose ids are made up."""
+        """Like ``submit`` up to sbatch, with made-up ids."""
         plan = self.plan(runs, profile, retry)
+        fields = {"request": REQUEST, "kind": "slurm", "process": 0, "waiting": 0, "code": "", "git": {}} | about
         rows = rows_of({experiment: runs}, plan.stages)
-        fields = {
-            "command": "mar-bench submit", "words": ["table1"], "scale": "smoke", "options": {}, "cluster": "made up",
-            "kind": profile.kind, "code": "", "git": {},
-        }  # fmt: skip
-        submission = new_submission(self.places, plan.graph, plan.stages, rows, "", "table1", **(fields | about))
-        submission.sent([(job.key, str(self.next_id + i)) for i, job in enumerate(plan.graph)])
-        self.next_id += len(plan.graph)
-        for entry in submission.jobs.values():
-            self.squeue.say(entry, "PENDING", reason="Priority")
+        submission = new_submission(self.places, plan.graph, plan.stages, "", experiment, rows=rows, **fields)
+        first = 100 + len(self.squeue.jobs)
+        submission.sent([(key, str(first + i)) for i, key in enumerate(submission.jobs)])
+        for job in submission.jobs.values():
+            self.squeue.jobs[job.slurm_id] = [job.slurm_id, submission.name, "PENDING", "", "Priority"]
         self.ledger.append(submission)
         return submission
 
-    def job(self, kind: str, shard: int | None = None, of: int = -1) -> Entry:
-        """The first job of a submission with a stage of a kind, or such a shard of it."""
-        return next(
-            entry
-            for entry in self.ledger[of].jobs.values()
-            if (entry.shard or (None,))[0] == shard and any(stage.kind == kind for stage in entry.stages)
-        )
+    def job(self, kind: str, shard: int | None = None, of: int = -1) -> ClusterJob:
+        """The first job of a submission with a stage of a kind, or that shard of it."""
+        jobs = self.ledger[of].jobs.values()
+        return next(j for j in jobs if (j.shard or (None,))[0] == shard and any(s.kind == kind for s in j.stages))
 
-    def say(self, kind: str, state: str, shard: int | None = None, **about: str) -> Entry:
-        self.squeue.say(entry := self.job(kind, shard), state, **about)
-        return entry
+    def say(self, kind: str, state: str, shard: int | None = None, of: int = -1, **about: str) -> ClusterJob:
+        self.squeue.say(job := self.job(kind, shard, of), state, **about)
+        return job
+
+    def say_all(self, state: str, submission: Submission | None = None) -> None:
+        for job in (submission or self.ledger[-1]).jobs.values():
+            self.squeue.say(job, state)
 
     def finish(self, *kinds: str, run: Run | None = None) -> None:
+        run = run or runs_of(task="generation")[0]
         for kind in kinds:
-            run = run or runs_of(task="generation")[0]
-            finish(self.places, kind, run.ids.get(f"{kind}_id", run.id))
+            folder = self.places.folder(kind, run.ids.get(f"{kind}_id", run.id))
+            folder.mkdir(parents=True)
+            mark_done(folder, 1.0)
 
     def fail(self, run: Run, error: str) -> None:
         record_failure(run, self.places, error, 1.0)
+
+    def failed_records(self) -> dict[str, str | None]:
+        return {i: r.error for i, r in read_records(self.places.records).items() if r.status == "failed"}
+
+    def note(self, job: ClusterJob, /, **what: object) -> None:
+        """Write a job's status file."""
+        path = self.ledger[-1].folder / "jobs" / f"{job.key}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"job": job.slurm_id, "updated": time.time(), **what}))
+
+    def log(self, job: ClusterJob, text: str, ending: str = "err", task: int = 0) -> Path:
+        path = self.ledger[-1].folder / "logs" / f"{job.slurm_id}_{task}_log.{ending}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
 
 
 # --- programs -------------------------------------------------------------------------------------------
@@ -109,7 +120,6 @@ class Lab:
 SBATCH = """
 n=$(( $(cat calls) + 1 )); echo $n > calls
 if [ "$n" = "$(cat refused)" ]; then
-  echo "sbatch: error: invalid partition specified: nowhere" >&2
   echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
   exit 1
 fi
@@ -117,7 +127,7 @@ cp "$1" "script.$n"
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$1")
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 for i in $(seq 0 "${last:-0}"); do
-  echo "$(( 1000 + n ))${last:+_$i}|$name|PENDING||Priority|0:00" >> queue
+  echo "$(( 1000 + n ))${last:+_$i}|$name|PENDING||Priority" >> queue
 done
 echo "Submitted batch job $(( 1000 + n ))"
 """
@@ -131,7 +141,7 @@ PROGRAMS = {
 
 
 class FakeSlurm:
-    """Programs in a folder that is all of the PATH, but for what they need themselves."""
+    """Slurm's programs as shell scripts in a folder; sbatch keeps what it is given."""
 
     def __init__(self, folder: Path):
         folder.mkdir()
@@ -144,6 +154,10 @@ class FakeSlurm:
 
     def refuse(self, call: int) -> None:
         (self.folder / "refused").write_text(f"{call}")
+
+    def say_all(self, state: str) -> None:
+        queue = self.folder / "queue"
+        queue.write_text(queue.read_text().replace("PENDING", state))
 
     @property
     def calls(self) -> int:
@@ -159,5 +173,4 @@ class FakeSlurm:
 
     def scripts(self) -> list[str]:
         """What sbatch was given, in the order of its calls."""
-        paths = self.folder.glob("script.*")
-        return [path.read_text() for path in sorted(paths, key=lambda path: int(path.suffix[1:]))]
+        return [(self.folder / f"script.{n}").read_text() for n in range(1, self.calls + 1)]

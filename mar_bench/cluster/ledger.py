@@ -1,12 +1,13 @@
-"""What was submitted: a folder a submission, from which later commands know which job does which stage.
+"""What was submitted: one folder per submission, from which later commands know which job runs which stage.
 
 runs/submissions/<id>/
-  submission.json   command, profile, code and git commit; every job with its stages and what it waits for
+  submission.json   request, code and git commit; every job with its stages and dependencies; the records to come
   runs.json         the stages with their specs: what the jobs read
-  profile.yaml      the cluster profile as it was
-  sent.jsonl        key of a job -> Slurm's id, a line each as it is sent
-  cancelled.json    ids of stages that the user no longer wants
-  jobs/<key>.json   what a job says of itself while it runs: stage, step, node, failures
+  profile.yaml      the cluster profile at the time
+  sent.jsonl        [key of a job, Slurm's id], one line per job as it is sent
+  cancelled.json    ids of stages and names of rows that the user has cancelled
+  jobs/<key>.json   a job's status file: stage, step, node, failures
+  experiments/      copies of the user's own experiment files
   logs/             submitit's pickles, the output of the jobs
 """
 
@@ -16,49 +17,43 @@ import json
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mar_bench.cluster.jobs import ClusterJob
+from mar_bench.cluster.jobs import ClusterJob, StageRef
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import KeyPathError, as_tree, parse
 from mar_bench.config.spec import RunSpec
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.store import Places
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import atomic_write
 
 FOLDER = "submissions"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage as the ledger knows it, without its spec."""
+class Request:
+    """A ``submit`` command; the submission's last job repeats it once sweep points are measured."""
 
-    id: str
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A job of a submission; ``slurm_id`` is None until it has been sent."""
-
-    key: str
-    kind: str
-    name: str  # Slurm's job name
-    stages: tuple[Stage, ...]
-    needs: tuple[str, ...]
-    follows: tuple[str, ...]
-    shard: tuple[int, int] | None
-    slurm_id: str | None = None
+    command: str
+    words: list[str]  # experiments and overrides
+    cluster: str  # name of the profile
+    every: bool
+    scale: str
+    only: str | None
+    seeds: str | None
+    sampling_seeds: str | None
+    runs: str | None
+    records: str | None
+    reports: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """A record to be: what ``status`` has a line for."""
+    """A record to come, as ``status`` lists it."""
 
     experiment: str
     row: str
@@ -66,12 +61,12 @@ class Row:
     train_seed: int
     sampling_seed: int
     id: str
-    stages: tuple[str, ...]  # ids on the way to it, the last one its own
+    stages: dict[str, str]  # id -> kind of all stages on the way to it, its own last
     sweep: bool = False
 
     @property
     def name(self) -> str:
-        """Its own among all experiments': records are shared between them."""
+        """Unique across experiments, which may share a record."""
         return f"{self.experiment}:{self.id}"
 
 
@@ -81,16 +76,15 @@ class Submission:
 
     folder: Path
     created: str
-    command: str
-    words: list[str]  # the experiments and overrides
-    scale: str
-    options: dict[str, Any]  # of submit, as its final job gives them again
-    cluster: str
+    request: Request
+    name: str  # Slurm's name of all its jobs
     kind: str  # of the profile
+    process: int  # pid of the submitting process
+    waiting: int  # evaluations that wait for the measurement of sweep points
     places: Places
     code: str
-    git: dict
-    jobs: dict[str, Entry]
+    git: dict[str, Any]
+    jobs: dict[str, ClusterJob]
     rows: list[Row]
     cancelled: set[str] = field(default_factory=set)
 
@@ -99,39 +93,44 @@ class Submission:
         return self.folder.name
 
     @property
-    def last(self) -> str:
-        """The key of the job that comes after all others."""
-        return str(len(self.jobs) - 1)
+    def last(self) -> ClusterJob:
+        """The job that follows all others."""
+        return self.jobs[str(len(self.jobs) - 1)]
 
-    def progress(self, key: str) -> dict:
-        """What a job has last said; empty before it does."""
+    @property
+    def complete(self) -> bool:
+        """Whether all of it was sent; what runs on this machine is sent as it starts."""
+        return self.kind != "slurm" or all(job.slurm_id for job in self.jobs.values())
+
+    def notes(self, key: str) -> dict[str, Any]:
+        """A job's status file; empty before its first write."""
         return _read_json(self.folder / "jobs" / f"{key}.json") or {}
 
-    def said(self, entry: Entry) -> dict:
-        """The same, of the job that was sent, not of one that bore the key before."""
-        said = self.progress(entry.key)
-        return said if self.kind != "slurm" or said.get("job") == entry.slurm_id else {}
+    def notes_of(self, job: ClusterJob) -> dict[str, Any]:
+        """The same, unless it was written by an earlier Slurm job with this key."""
+        notes = self.notes(job.key)
+        return notes if self.kind != "slurm" or notes.get("job") == job.slurm_id else {}
 
-    def log(self, entry: Entry, ending: str = "err") -> Path:
-        return self.folder / "logs" / f"{entry.slurm_id or entry.key}_0_log.{ending}"
+    def log(self, job: ClusterJob) -> Path:
+        return self.folder / "logs" / f"{job.slurm_id or job.key}_0_log.err"
 
     def sent(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note Slurm's ids at once: a submission that is cut short must know what it has sent."""
+        """Note Slurm's ids on disk at once: an interrupted submission must know what it has sent."""
         pairs = list(pairs)
         with (self.folder / "sent.jsonl").open("a") as file:
             file.write("".join(json.dumps(pair) + "\n" for pair in pairs))
             file.flush()
             os.fsync(file.fileno())
         for key, slurm_id in pairs:
-            self.jobs[key] = Entry(**{**vars(self.jobs[key]), "slurm_id": slurm_id})
+            self.jobs[key] = replace(self.jobs[key], slurm_id=slurm_id)
 
     def unwanted(self) -> set[str]:
-        """Stages and rows that the user has cancelled, as of now."""
+        """Stages and rows cancelled so far, read from disk."""
         found = _read_json(self.folder / "cancelled.json")
         return {str(i) for i in found} if isinstance(found, list) else set()
 
     def cancel(self, stages: Iterable[str]) -> None:
-        """``stages``, and names of rows, which keep those of their stages that others need."""
+        """Mark ``stages`` as cancelled, or rows by name: stages of those that other rows need are kept."""
         new = set(stages)
         if new <= self.cancelled:
             return
@@ -139,51 +138,33 @@ class Submission:
         atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
 
     def planned(self) -> dict[str, Job]:
-        """Its stages with their specs, also those that jobs of other submissions do."""
-        content = _read_json(self.folder / "runs.json")
+        """Its stages with their specs, including those that jobs of other submissions run."""
+        path = self.folder / "runs.json"
+        content = _read_json(path)
         if content is None:
-            raise UserError(f"{self.folder / 'runs.json'}: missing or broken; submit again")
+            raise UserError(f"{path}: missing or broken; submit again")
         try:
             runs = [Run(**{**run, "spec": parse(RunSpec, run["spec"])}) for run in content["runs"]]
         except KeyPathError as error:
-            raise UserError(f"{self.folder / 'runs.json'}: {error.path}: {error.message}; submit again") from None
+            raise UserError(f"{path}: {error.path}: {error.message}; submit again") from None
         return {s["id"]: Job(**{**s, "run": runs[s["run"]], "needs": tuple(s["needs"])}) for s in content["stages"]}
 
 
 def new_submission(
-    places: Places,
-    graph: list[ClusterJob],
-    stages: list[Job],
-    rows: list[Row],
-    profile_text: str,
-    label: str,
-    **about: Any,
+    places: Places, jobs: list[ClusterJob], stages: list[Job], profile_text: str, label: str, **about: Any
 ) -> Submission:
-    """Write a submission's folder, before anything is sent. ``about``: the other fields of Submission."""
-    now = datetime.now()
-    name = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"  # in the order of time
-    entries = {
-        job.key: Entry(
-            job.key,
-            job.kind,
-            f"{label}.{name[-6:]}",
-            tuple(Stage(s.id, s.kind, s.title) for s in job.stages),
-            job.needs,
-            job.follows,
-            job.shard,
-        )
-        for job in graph
-    }
+    """Write a submission's folder before anything is sent. ``about``: the other fields of Submission."""
+    folder = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"  # sorted by time
     submission = Submission(
-        folder=places.runs / FOLDER / name,
+        folder=places.runs / FOLDER / folder,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        name=f"{label}.{folder[-6:]}",
         places=places,
-        jobs=entries,
-        rows=rows,
+        jobs={job.key: job for job in jobs},
         **about,
     )
     runs: dict[str, int] = {}
-    specs = []
+    specs: list[dict[str, Any]] = []
     for stage in stages:
         if stage.run.id not in runs:
             runs[stage.run.id] = len(specs)
@@ -191,9 +172,10 @@ def new_submission(
     tree = [{**vars(stage), "run": runs[stage.run.id]} for stage in stages]
     content = {k: v for k, v in vars(submission).items() if k not in ("folder", "cancelled")}
     content |= {
+        "request": asdict(submission.request),
         "places": {"runs": str(places.runs), "records": str(places.records)},
-        "jobs": [asdict(entry) for entry in entries.values()],
-        "rows": [asdict(row) for row in rows],
+        "jobs": [asdict(job) for job in jobs],
+        "rows": [asdict(row) for row in submission.rows],
     }
     atomic_write(submission.folder / "runs.json", json.dumps({"runs": specs, "stages": tree}))
     atomic_write(submission.folder / "profile.yaml", profile_text)
@@ -205,40 +187,52 @@ def read_submission(folder: Path) -> Submission:
     """Raises UserError for a folder that holds no submission."""
     content = _read_json(folder / "submission.json")
     try:
-        entries = [
-            Entry(
-                **{
-                    **e,
-                    "stages": tuple(Stage(**s) for s in e["stages"]),
-                    "needs": tuple(e["needs"]),
-                    "follows": tuple(e["follows"]),
-                    "shard": tuple(e["shard"]) if e["shard"] else None,
-                }
-            )
-            for e in content.pop("jobs")
-        ]
-        rows = [Row(**{**r, "stages": tuple(r["stages"])}) for r in content.pop("rows")]
-        places = Places(*(Path(content["places"][k]) for k in ("runs", "records")))
-        submission = Submission(
-            **{**content, "folder": folder, "jobs": {e.key: e for e in entries}, "rows": rows, "places": places}
-        )
+        jobs = {job["key"]: _job(job) for job in content["jobs"]}
+        content |= {
+            "folder": folder,
+            "request": Request(**content["request"]),
+            "rows": [Row(**row) for row in content["rows"]],
+            "places": Places(Path(content["places"]["runs"]), Path(content["places"]["records"])),
+            "jobs": jobs,
+        }
+        submission = Submission(**content)
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}: not a submission of this version; move it elsewhere") from None
-    for line in _lines(folder / "sent.jsonl"):
+    sent = folder / "sent.jsonl"
+    for line in sent.read_text().splitlines() if sent.is_file() else ():
         try:
             key, slurm_id = json.loads(line)
-            entry = submission.jobs[key]
-        except (ValueError, KeyError):  # cut by a kill
+            jobs[key] = replace(jobs[key], slurm_id=slurm_id)
+        except (ValueError, KeyError):  # cut off by a kill
             break
-        submission.jobs[key] = Entry(**{**vars(entry), "slurm_id": slurm_id})
     submission.cancelled = submission.unwanted()
     return submission
 
 
+def _job(tree: dict[str, Any]) -> ClusterJob:
+    stages = tuple(StageRef(**stage) for stage in tree["stages"])
+    lists = {key: tuple(tree[key]) for key in ("needs", "follows")}
+    return ClusterJob(**{**tree, **lists, "stages": stages, "shard": tuple(tree["shard"]) if tree["shard"] else None})
+
+
 def read_ledger(runs: Path) -> list[Submission]:
-    """All submissions of a run root, the oldest first; one that was cut before it was written is none."""
-    folders = sorted(path.parent for path in (runs / FOLDER).glob("*/submission.json"))
-    return [read_submission(folder) for folder in folders]
+    """All submissions in a run root, oldest first; folders without submission.json are ignored."""
+    return [read_submission(path.parent) for path in sorted((runs / FOLDER).glob("*/submission.json"))]
+
+
+def find_rows(ledger: list[Submission], name: str) -> list[Row]:
+    """The rows meant by ``name``: an experiment, one of its rows, or the id of a record, a stage or a job.
+
+    Raises UserError if there is none."""
+    rows = {row.name: row for submission in ledger for row in submission.rows}.values()
+    experiment, _, row_name = name.partition("/")
+    if found := [row for row in rows if row.experiment == experiment and row_name in ("", row.row)]:
+        return found
+    of_job = {stage.id for s in ledger for job in s.jobs.values() if job.slurm_id == name for stage in job.stages}
+    if found := [row for row in rows if name in row.stages or of_job & row.stages.keys()]:
+        return found
+    known = {row.experiment for row in rows} | {f"{row.experiment}/{row.row}" for row in rows}
+    raise UserError(f"nothing submitted is called '{name}', {did_you_mean(name, known) if known else 'nothing is'}")
 
 
 def _read_json(path: Path) -> Any:
@@ -246,7 +240,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []

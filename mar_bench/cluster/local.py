@@ -1,4 +1,4 @@
-"""The graph of a submission on this machine, for the profiles without Slurm: by submitit's other executors."""
+"""The graph of a submission on this machine, for profiles without Slurm, through submitit's other executors."""
 
 from __future__ import annotations
 
@@ -8,86 +8,77 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mar_bench.cluster.jobs import ClusterJob
 from mar_bench.cluster.ledger import Submission
-from mar_bench.cluster.profile import Profile
+from mar_bench.cluster.profile import DebugProfile, ProcessesProfile
+from mar_bench.cluster.send import Last, work_of
 from mar_bench.cluster.snapshot import START
-from mar_bench.cluster.submit import Last, work_of
 from mar_bench.pipeline.run_local import STOP_SECONDS, Interrupts, Outcome, ignoring_interrupts
 from mar_bench.records.provenance import COMMAND_VARIABLE
 
-NO_LIMIT = 60 * 24 * 365  # minutes of a job
+NO_LIMIT = 60 * 24 * 365  # minutes
 
 
-def run_here(
-    submission: Submission,
-    graph: list[ClusterJob],
-    profile: Profile,
-    parallel: int,
-    last: Last,
-    say: Callable[[str], None],
-) -> Outcome:
-    """The same graph by submitit's local or debug executor; ``failed`` maps keys of jobs to errors.
+def run_here(submission: Submission, profile: ProcessesProfile | DebugProfile, threads: int, last: Last) -> Outcome:
+    """Run all jobs; ``failed`` maps keys of jobs to errors. ``threads``: of each process.
 
-    A job behind a failed one is not run. Ctrl-C and SIGTERM stop it, and trainings save first."""
+    A job that needs a failed one is not run. Ctrl-C and SIGTERM stop the processes; trainings save first."""
+    debug = isinstance(profile, DebugProfile)
+    gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
+    parallel = 1 if isinstance(profile, DebugProfile) else profile.parallel or _default_parallel(gpus, threads)
+    executor = _executor(submission, debug, gpus)
+    os.environ[COMMAND_VARIABLE] = submission.request.command
     outcome = Outcome()
-    os.environ[COMMAND_VARIABLE] = submission.command
-    waiting = {job.key: job for job in graph}
+    waiting = dict(submission.jobs)
     running: dict[str, Any] = {}
     ended: set[str] = set()
-    executor = _local_executor(submission, profile)
-    # Ctrl-C goes to all of a terminal; a debugger wants it itself
-    with Interrupts() if profile.kind == "processes" else contextlib.nullcontext(Interrupts()) as interrupts:
+    # Ctrl-C reaches every process of a terminal, but only this one acts on it; a debugger handles it itself.
+    with contextlib.nullcontext(Interrupts()) if debug else Interrupts() as interrupts:
         while (waiting or running) and not interrupts.count:
             for job in list(waiting.values()):
                 if set(job.needs) & outcome.failed.keys():
-                    outcome.failed[job.key] = "what it needs has failed"
+                    outcome.failed[job.key] = "a job that it needs has failed"
                     ended.add(waiting.pop(job.key).key)
                 elif {*job.needs, *job.follows} <= ended and len(running) < parallel:
                     del waiting[job.key]
-                    say(f"start  {job.title}")
-                    with ignoring_interrupts() if profile.kind == "processes" else contextlib.nullcontext():
-                        running[job.key] = executor.submit(work_of(submission, job.key, last))
+                    print(f"start  {job.title}", flush=True)
+                    with contextlib.nullcontext() if debug else ignoring_interrupts():
+                        running[job.key] = executor.submit(work_of(submission, job, last))
                     submission.sent([(job.key, running[job.key].job_id)])
-            for key, job in list(running.items()):
-                if profile.kind == "debug" or job.done():
+            for key, process in list(running.items()):
+                if debug or process.done():
                     del running[key]
                     ended.add(key)
-                    error = job.exception()
+                    error = process.exception()
                     if error is not None:
                         outcome.failed[key] = str(error).strip().splitlines()[-1]
-                    title = next(one.title for one in graph if one.key == key)
-                    say(f"{'FAILED' if error is not None else 'done  '} {title}")
+                    print(f"{'done  ' if error is None else 'FAILED'} {submission.jobs[key].title}", flush=True)
             if running:
                 time.sleep(0.2)
         if waiting or running:
             outcome.stopped = True
-            say("stopping: saving what is under way")
-            for job in running.values():
-                job._process.terminate()  # which its controller passes on; job.cancel() would kill
-            for job in running.values():
+            print("stopping: saving work in progress", flush=True)
+            for process in running.values():
+                process._process.terminate()  # submitit's controller passes it on; cancel() would kill
+            for process in running.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    job._process.wait(STOP_SECONDS)
+                    process._process.wait(STOP_SECONDS)
     return outcome
 
 
-def _local_executor(submission: Submission, profile: Profile):
+def _default_parallel(gpus: list[int], threads: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if gpus else max(1, cores // threads)
+
+
+def _executor(submission: Submission, debug: bool, gpus: list[int]) -> Any:
     from submitit import DebugExecutor, LocalExecutor
 
-    folder = submission.folder / "logs"
-    if profile.kind == "debug":
-        return DebugExecutor(folder)
+    if debug:
+        return DebugExecutor(submission.folder / "logs")
     start = shlex.join([sys.executable, "-u", str(Path(submission.code) / START)])
-    executor = LocalExecutor(folder, python=start)
-    gpus = gpus_here()
+    executor = LocalExecutor(submission.folder / "logs", python=start)
     executor.update_parameters(timeout_min=NO_LIMIT, gpus_per_node=len(gpus), visible_gpus=gpus)
     return executor
-
-
-def gpus_here() -> list[int]:
-    """The numbers of this machine's NVIDIA GPUs."""
-    return sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))

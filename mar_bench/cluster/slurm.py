@@ -1,4 +1,4 @@
-"""Talking to Slurm: jobs are sent through submitit, their states asked for with squeue and sacct."""
+"""Calls to Slurm: jobs are sent through submitit; squeue and sacct report their states."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ LIVE = {
     "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT",
     "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "RESV_DEL_HOLD",
 }  # fmt: skip
-LOST = "LOST"  # Slurm knows no such job
+LOST = "LOST"  # Slurm does not know the job
 SILENT = "UNKNOWN"  # Slurm does not answer
-NO_SLURM = "{}: not found; is this a machine of the cluster, is Slurm on the PATH?"
+NO_SLURM = "{}: not found; is this a machine of the cluster, and is Slurm on the PATH?"
 COMPLAINT = r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm)\w*[: ]"
-SECONDS = 30  # for squeue and the like to answer
-FIELDS = "%i|%j|%T|%N|%r|%M"  # of squeue: id, name, state, nodes, reason, time used
+SECONDS = 30  # how long squeue and the like may take to answer
+RETRY_SECONDS = 1
+FIELDS = "%i|%j|%T|%N|%r"  # of squeue: id, name, state, nodes, reason
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of a job: ``state`` is its own word, or LOST or UNKNOWN."""
+    """A job as Slurm reports it: ``state`` is Slurm's own word, or LOST or UNKNOWN."""
 
     state: str
     nodes: str = ""
     reason: str = ""
-    elapsed: str = ""
 
     @property
     def live(self) -> bool:
@@ -47,10 +47,10 @@ class JobState:
 
 
 def job_states(named: dict[str, str]) -> dict[str, JobState]:
-    """Of jobs by their ids, as ``12`` or ``12_3``; ``named`` has the name of each.
+    """The states of jobs; ``named`` maps their ids, as ``12`` or ``12_3``, to their names.
 
-    An id that bears another name is another cluster's, or of one that began anew: LOST, as is one that nobody knows.
-    While the controller does not answer, what accounting does not know either is UNKNOWN."""
+    An id whose job has another name belongs to another cluster, or to one that counts from 1 again: it is LOST, as is
+    an id that Slurm does not know. While the controller does not answer, jobs missing from accounting are UNKNOWN."""
     if not named:
         return {}
     found: dict[str, tuple[str, JobState]] = {}
@@ -59,60 +59,60 @@ def job_states(named: dict[str, str]) -> dict[str, JobState]:
         words = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", FIELDS]
         try:
             lines = _run(words)
-        except UserError:  # a busy controller drops a question now and then
-            time.sleep(1)
+        except UserError:  # a busy controller drops a request now and then
+            time.sleep(RETRY_SECONDS)
             lines = _run(words)
         for line in lines.splitlines():
-            job, name, state, nodes, reason, elapsed = line.split("|", 5)
-            found[job] = (name, JobState(state, nodes, "" if reason == "None" else reason, elapsed))
+            job, name, state, nodes, reason = line.split("|", 4)
+            found[job] = (name, JobState(state, nodes, "" if reason == "None" else reason))
     except UserError:
         silent = True
     if missing := [job for job in named if job not in found or found[job][0] != named[job]]:
         try:
             whole = ",".join(dict.fromkeys(job.partition("_")[0] for job in missing))
-            words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList,Elapsed", "-j", whole]
+            words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList", "-j", whole]
             for line in _run(words).splitlines():
-                jobs, name, state, nodes, elapsed = line.split("|", 4)
+                jobs, name, state, nodes = line.split("|", 3)
                 for job in _elements(jobs):
                     if job in named and name == named[job]:
-                        found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", ""), "", elapsed))
+                        found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", "")))
         except UserError:
-            pass  # a site without accounting: what squeue has forgotten has ended, in whatever way
+            pass  # a site without accounting: jobs that squeue has forgotten have ended with unknown status
     unknown = JobState(SILENT if silent else LOST)
     return {job: found[job][1] if found.get(job, ("",))[0] == name else unknown for job, name in named.items()}
 
 
 def _elements(job: str) -> list[str]:
-    """``12_[0-2,5%4]``, elements of an array that have not started, one by one."""
+    """The ids in ``12_[0-2,5%4]``, as sacct writes array elements that have not started."""
     array, bracket, elements = job.partition("_[")
     if not bracket:
         return [job]
     found = []
     for part in elements.rstrip("]").partition("%")[0].split(","):
         first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():  # sacct cuts long lists
+        if first.isdigit() and (last or first).isdigit():  # sacct truncates long lists
             found += [f"{array}_{i}" for i in range(int(first), int(last or first) + 1)]
     return found
 
 
 def cancel_jobs(ids: Sequence[str]) -> None:
-    """Raises UserError where Slurm refuses."""
+    """Raises UserError if Slurm refuses."""
     for i in range(0, len(ids), 200):
         _run(["scancel", *ids[i : i + 200]])
 
 
 def cancel_named(name: str) -> None:
-    """All jobs of a name, also those whose ids nobody has noted. Raises UserError where Slurm refuses."""
+    """Cancel all jobs with a name, including those whose ids were never noted. Raises UserError if Slurm refuses."""
     _run(["scancel", "-u", str(os.getuid()), "--name", name])
 
 
 def requeue_job(slurm_id: str) -> None:
-    """Have a running job queued again. Raises UserError where Slurm refuses."""
+    """Raises UserError if Slurm refuses."""
     _run(["scontrol", "requeue", slurm_id])
 
 
 def _run(words: list[str]) -> str:
-    """A command's output. Raises UserError with the first line of its complaint."""
+    """A command's output. Raises UserError with the line of its error message that says why."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _run(words: list[str]) -> str:
 
 
 def complaint(text: str) -> str:
-    """The line of Slurm's complaint that says why."""
+    """The line of Slurm's error output that says why."""
     lines = [line.strip() for line in text.splitlines() if re.match(COMPLAINT, line)]
     lines = [line for line in lines if "error" in line] or lines
     return " ".join(lines[-1].split()) if lines else ""
@@ -137,8 +137,9 @@ def complaint(text: str) -> str:
 def sbatch_parameters(
     profile: SlurmProfile, stage: str, name: str, dependency: str, code: Path, command: str
 ) -> dict[str, Any]:
-    """What submitit's Slurm executor is told about a stage's jobs."""
+    """Parameters of submitit's Slurm executor for the jobs of a stage."""
     wants = profile.resources(stage)
+    tasks = wants.tasks_per_node or 1
     own = {option.lstrip("-"): value for option, value in wants.sbatch.items() if value not in (None, False)}
     extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **own}
     parameters = {
@@ -148,17 +149,16 @@ def sbatch_parameters(
         "qos": wants.qos,
         "constraint": wants.constraint,
         "nodes": wants.nodes,
-        "ntasks_per_node": wants.tasks_per_node,
+        "ntasks_per_node": tasks,
         "cpus_per_task": wants.cpus_per_task,
-        "time": minutes(wants.time),
+        "time": minutes(wants.time or ""),
         "exclusive": wants.exclusive or None,
-        "mem": None if wants.memory_gb is None else f"{max(1, round(wants.memory_gb * wants.tasks_per_node * 1024))}M",
+        "mem": None if wants.memory_gb is None else f"{max(1, round(wants.memory_gb * tasks * 1024))}M",
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": profile.array_parallelism,
         "dependency": dependency or None,
-        "wckey": None,  # not every site has them
-        # without it the others of a job wait for one that has died
-        "srun_args": ["--kill-on-bad-exit=1"],
+        "wckey": None,  # submitit's default fails on sites without them
+        "srun_args": ["--kill-on-bad-exit=1"],  # else the other tasks of a job wait for one that has died
         "setup": [
             *profile.setup,
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -178,7 +178,7 @@ def _executor(profile: SlurmProfile, folder: Path, code: Path, parameters: dict[
     from submitit.slurm.slurm import SlurmExecutor
 
     class Sender(SlurmExecutor):
-        """Also where there is no Slurm, to print what would be sent."""
+        """Works without Slurm too, to print what would be sent."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -191,7 +191,7 @@ def _executor(profile: SlurmProfile, folder: Path, code: Path, parameters: dict[
 
 
 def script(profile: SlurmProfile, folder: Path, code: Path, parameters: dict[str, Any], elements: int) -> str:
-    """The batch script of a job, or of an array of ``elements``."""
+    """The batch script of a job, or of an array with ``elements`` jobs."""
     executor = _executor(profile, folder, code, parameters)
     if elements > 1:
         executor.parameters["map_count"] = elements
@@ -201,7 +201,7 @@ def script(profile: SlurmProfile, folder: Path, code: Path, parameters: dict[str
 def send(
     profile: SlurmProfile, folder: Path, code: Path, parameters: dict[str, Any], work: Sequence[Callable]
 ) -> list[str]:
-    """Send one job for each of ``work``, several as an array; their ids. Raises UserError where sbatch refuses."""
+    """Send one job per item of ``work``, several as an array; returns their ids. Raises UserError if sbatch refuses."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
@@ -220,30 +220,18 @@ def send(
 
 @contextlib.contextmanager
 def outside_a_job() -> Iterator[None]:
-    """Without the variables that a job has about itself, which jobs sent from it would inherit."""
-    ours = (
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "CUDA_VISIBLE_DEVICES",
-    )
-    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
-    inside = "SLURM_JOB_ID" in os.environ
-    gone = {
-        key: os.environ.pop(key)
-        for key in list(os.environ)
-        if inside and key != "SLURM_CONF" and (key in ours or key.startswith(prefixes))
-    }
+    """Hide the variables that Slurm and torch set in a job, which jobs sent from it would inherit."""
+    torch_sets = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    names = {key for key in os.environ if key.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))} - {"SLURM_CONF"}
+    names |= os.environ.keys() & {*torch_sets, "CUDA_VISIBLE_DEVICES"}
+    hidden = {key: os.environ.pop(key) for key in names} if "SLURM_JOB_ID" in os.environ else {}
     try:
         yield
     finally:
-        os.environ.update(gone)
+        os.environ.update(hidden)
 
 
 def dependency(needs: Iterable[str], follows: Iterable[str]) -> str:
-    """sbatch's word for ids that must have ended well and ids that must have ended."""
+    """The value of sbatch's --dependency: ids that must have succeeded, and ids that must have ended."""
     parts = [("afterok", list(needs)), ("afterany", list(follows))]
     return ",".join(":".join([word, *ids]) for word, ids in parts if ids)

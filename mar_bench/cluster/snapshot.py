@@ -1,4 +1,4 @@
-"""A copy of the code for queued jobs, so that editing the checkout does not change what they will run."""
+"""A copy of the code for queued jobs: editing the checkout does not change what they will run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mar_bench.records.paper import paper_dir
 from mar_bench.records.provenance import SNAPSHOT, git_state
 
 START = "start_job.py"
-# As a script in the snapshot's top folder it puts that folder first on the path, before the working directory.
-START_TEXT = '''"""What Slurm starts: one job of submitit, whose only argument that counts is the last, its folder."""
+# A script in the snapshot's top folder: Python puts that folder first on the path, before the working directory.
+START_TEXT = '''"""Entry point of a job: run the submitit job in the folder that is the last argument."""
 
 import signal
 import sys
 
-# until the job listens: what comes before that waits for it, instead of ending the process
+# Block SIGUSR2 until the job installs its handler: the default action would kill the process.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 
 from submitit.core.submission import process_job
@@ -31,9 +31,9 @@ process_job(sys.argv[-1])
 
 
 def take_snapshot(runs: Path) -> Path:
-    """``runs/code/<hash of the content>`` with the package, the experiments and the paper's numbers; absolute.
+    """Copy the package, the experiments and the paper's numbers to ``runs/code/<hash of the content>``, once.
 
-    The same code is copied once."""
+    Returns the absolute path of the copy."""
     package = Path(mar_bench.__file__).parent
     sources = {"mar_bench": package, "experiments": experiments_dir(), "results/paper": paper_dir()}
     files = {
@@ -60,6 +60,6 @@ def take_snapshot(runs: Path) -> Path:
         os.rename(temporary, target)
     except OSError:
         shutil.rmtree(temporary)
-        if not target.is_dir():  # unless another submission has just taken the same
+        if not target.is_dir():  # another submission may have made the same copy meanwhile
             raise
     return target

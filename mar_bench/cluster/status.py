@@ -1,4 +1,4 @@
-"""How submitted rows go: what Slurm says of their jobs joined with what the jobs say of themselves."""
+"""The progress of submitted rows: Slurm's view of their jobs joined with the jobs' status files."""
 
 from __future__ import annotations
 
@@ -7,51 +7,54 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from mar_bench.cluster.ledger import Entry, Row, Submission, read_ledger
-from mar_bench.cluster.plan import GIVEN_UP, INTERRUPTED, failure_of, holders, states_of
-from mar_bench.cluster.slurm import LOST, SILENT, JobState
+from mar_bench.cluster.jobs import ClusterJob
+from mar_bench.cluster.ledger import Row, Submission, read_ledger
+from mar_bench.cluster.plan import GIVEN_UP, INTERRUPTED, Queue, shards_of
+from mar_bench.cluster.slurm import LOST, SILENT
 from mar_bench.pipeline.progress import duration
 from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.records.record import read_record
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError, did_you_mean
 
-KINDS = ("tokenizer", "latents", "extractor", "train", "sample")
 AGAIN = "submit with --retry failed"
-ADVICE = {  # Slurm's state or reason -> what to do
+RESUBMIT = "submit sends it again"
+CHANGE = "change the profile, cancel and submit"
+ADVICE = {  # part of a state or reason -> what to do; the first match counts
     "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
-    "TIMEOUT": f"it could not save within signal_seconds, or ran into its limit too often: raise time, then {AGAIN}",
-    "NODE_FAIL": f"its node has died and Slurm has not queued it again: {AGAIN}",
+    "TIMEOUT": f"it could not save within signal_seconds, or hit its limit too often: raise time, then {AGAIN}",
+    "NODE_FAIL": f"its node died and Slurm has not requeued it: {AGAIN}",
     "BOOT_FAIL": f"its node did not start: {AGAIN}",
     "DEADLINE": f"it could not end before its deadline: {AGAIN}",
-    "FAILED": f"mar-bench logs says why; then {AGAIN}",
-    "CANCELLED": "submit sends it again",
-    "PREEMPTED": "submit sends it again",
-    INTERRUPTED: "the same submit goes on from there",
-    LOST: f"Slurm knows no such job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN}",
+    "FAILED": f"mar-bench logs shows why; then {AGAIN}",
+    "CANCELLED": RESUBMIT,
+    "PREEMPTED": RESUBMIT,
+    INTERRUPTED: "the same submit resumes it",
+    LOST: f"Slurm does not know this job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN}",
     "SUSPENDED": "scontrol resume, or wait for who suspended it",
     SILENT: "Slurm does not answer: is this a machine of the cluster?",
-    "DependencyNeverSatisfied": f"what it waits for has failed: mar-bench cancel, then {AGAIN}",
-    "held": "scontrol release, once the node is well",
+    "DependencyNeverSatisfied": f"a job that it needs has failed: mar-bench cancel, then {AGAIN}",
     "JobHeld": "held by you or an operator: scontrol release",
-    "ReqNodeNotAvail": "nodes are down or reserved: sinfo -R says why",
-    "NodeDown": "nodes are down: sinfo -R says why",
+    "held": "scontrol release, once the node is well",
+    "ReqNodeNotAvail": "nodes are down or reserved: sinfo -R shows why",
+    "NodeDown": "nodes are down: sinfo -R shows why",
     "PartitionDown": "the partition is closed: sinfo",
-    "PartitionNodeLimit": "it asks for more nodes than the partition allows: change the profile, cancel and submit",
-    "PartitionTimeLimit": "it asks for more time than the partition allows: change the profile, cancel and submit",
-    "BadConstraints": "no node is as asked for: change the profile, cancel and submit",
-    "QOS": "a limit of the qos: it waits for your other jobs, or asks for too much",
-    "Assoc": "a limit of the account: it waits for others' jobs, or asks for too much",
+    "PartitionNodeLimit": f"it requests more nodes than the partition allows: {CHANGE}",
+    "PartitionTimeLimit": f"it requests more time than the partition allows: {CHANGE}",
+    "BadConstraints": f"no node matches the request: {CHANGE}",
     "InvalidAccount": "set account in the profile, cancel and submit",
     "InvalidQOS": "set qos in the profile, cancel and submit",
+    "QOS": "a limit of the qos: it waits for your other jobs, or requests too much",
+    "Assoc": "a limit of the account: it waits for others' jobs, or requests too much",
 }
-SILENT_SECONDS = 300  # without a word of a running job
+SILENT_SECONDS = 300  # without an update of a running job's status file
 
 
 @dataclass
 class Line:
-    """A record to be, and where it is on its way."""
+    """A record to come and its progress; of a submission's last job, its table."""
 
     experiment: str
     row: str
@@ -77,23 +80,20 @@ class View:
 
     runs: Path
     lines: list[Line]
-    tables: list[Line]  # the last jobs of submissions
+    tables: list[Line]
     notes: list[str]
 
     @property
     def live(self) -> bool:
         return any(line.live for line in [*self.lines, *self.tables])
 
-    def tree(self) -> dict:
-        return {
-            "rows": [asdict(line) for line in self.lines],
-            "tables": [asdict(line) for line in self.tables],
-            "notes": self.notes,
-        }
+    def tree(self) -> dict[str, Any]:
+        rows, tables = ([asdict(line) for line in lines] for lines in (self.lines, self.tables))
+        return {"rows": rows, "tables": tables, "notes": self.notes}
 
 
 def look(places: Places, experiments: list[str]) -> View:
-    """The newest submission of every record. Raises UserError for an experiment that was never submitted."""
+    """Every record as of its newest submission. Raises UserError for an experiment that was never submitted."""
     ledger = read_ledger(places.runs)
     known = {row.experiment for submission in ledger for row in submission.rows}
     if not ledger:
@@ -101,178 +101,155 @@ def look(places: Places, experiments: list[str]) -> View:
     for name in experiments:
         if name not in known:
             raise UserError(f"{name} has not been submitted in {places.runs}: {did_you_mean(name, known)}")
-    wanted = [s for s in ledger if not experiments or any(row.experiment in experiments for row in s.rows)]
-    states = states_of(ledger)
-    held = holders(ledger)
-    rows: dict[str, tuple[Submission, Row]] = {}
-    for submission in wanted:
-        for row in submission.rows:
-            if not experiments or row.experiment in experiments:
-                rows[row.name] = (submission, row)
-    cancelled = {stage for submission in ledger for stage in submission.cancelled} - held.keys()
-    lines = [_line(submission, row, held, states, cancelled) for submission, row in rows.values()]
-    if len({submission.scale for submission, _ in rows.values()}) > 1:
+    wanted = set(experiments or known)
+    shown = [s for s in ledger if not experiments or any(row.experiment in wanted for row in s.rows)]
+    queue = Queue(ledger)
+    rows = {row.name: (s, row) for s in shown for row in s.rows if row.experiment in wanted}
+    lines = [_line(s, row, queue) for s, row in rows.values()]
+    if len({s.request.scale for s, _ in rows.values()}) > 1:
         for line, (submission, _) in zip(lines, rows.values()):
-            line.experiment += f"@{submission.scale}"
-    newest = {tuple(submission.words): submission for submission in wanted}.values()
-    tables = [line for s in wanted if (line := _table_line(s, states)).live or line.error and s in newest]
-    return View(places.runs, lines, tables, _notes(newest, states))
+            line.experiment += f"@{submission.request.scale}"
+    newest = {tuple(s.request.words): s for s in shown}.values()
+    tables = [line for s in shown if (line := _table_line(s, queue)).live or line.error and s in newest]
+    return View(places.runs, lines, tables, _notes(newest, queue))
 
 
-def _notes(newest: Iterable[Submission], states: dict[tuple[str, str], JobState]) -> list[str]:
-    """What the user has to do for submissions that do not go on by themselves."""
+def _notes(newest: Iterable[Submission], queue: Queue) -> list[str]:
+    """What the user has to do for submissions that do not continue by themselves."""
     notes = []
-    for submission in newest:
-        last = submission.jobs[submission.last]
-        state = states.get((submission.id, last.key))
-        again = f"{submission.command} sends them"
-        if submission.kind == "slurm" and any(entry.slurm_id is None for entry in submission.jobs.values()):
-            notes.append(f"a submission was cut short, and some of its jobs were not sent: {again}")
-        elif (n := submission.options.get("waiting")) and state is not None and not state.live:
-            notes.append(f"{n} evaluations wait until their points are chosen: {again}")
+    for s in newest:
+        if not s.complete:
+            notes.append(
+                f"a submission was cut short and some of its jobs were not sent: {s.request.command} sends them"
+            )
+        elif s.waiting and queue.state(s, s.last) is not None and not queue.live(s, s.last):
+            notes.append(f"{s.waiting} evaluations wait until their points are chosen: {s.request.command} sends them")
     return notes
 
 
-def _line(
-    submission: Submission,
-    row: Row,
-    held: dict[str, tuple[Submission, Entry]],
-    states: dict[tuple[str, str], JobState],
-    cancelled: set[str],
-) -> Line:
+def _line(submission: Submission, row: Row, queue: Queue) -> Line:
     places = submission.places
-    seeds = "".join(
-        f" {word} {seed}" for word, seed in (("seed", row.train_seed), ("images", row.sampling_seed)) if seed
-    )
-    name = row.row + seeds + (f" ({row.task})" if row.task != "generation" else " (a point)" if row.sweep else "")
+    name = row.row + (f" seed {row.train_seed}" if row.train_seed else "")
+    name += f" images {row.sampling_seed}" if row.sampling_seed else ""
+    name += f" ({row.task})" if row.task != "generation" else " (a point)" if row.sweep else ""
     line = Line(row.experiment, name, row.task, row.id)
     if is_sound(places.folder(row.task, row.id)):
         line.state = "done"
         return line
-    if row.id in cancelled or row.name in submission.cancelled:
-        line.state, line.advice = "cancelled", ADVICE["CANCELLED"]
+    if row.id in queue.cancelled or row.name in submission.cancelled:
+        line.state, line.advice = "cancelled", RESUBMIT
         return line
-    for stage_id in row.stages:
-        kind = next((k for k in (*KINDS, row.task) if is_sound(places.folder(k, stage_id))), None)
-        if kind is None:
-            break
-    if stage_id not in held:
-        record = places.records / f"{row.id}.json"
-        failed = record.is_file() and (known := read_record(record)).status == "failed"
-        line.state, line.advice = ("FAILED", AGAIN) if failed else ("not sent", ADVICE["CANCELLED"])
-        line.error = known.error.splitlines()[0] if failed and known.error else ""
+    stage_id = next((i for i, kind in row.stages.items() if not is_sound(places.folder(kind, i))), row.id)
+    if stage_id not in queue.holders:
+        path = places.records / f"{row.id}.json"
+        record = read_record(path) if path.is_file() else None
+        line.state, line.advice = "not sent", RESUBMIT
+        if record is not None and record.status == "failed":
+            line.state, line.error, line.advice = "FAILED", (record.error or "").partition("\n")[0], AGAIN
         return line
-    owner, entry = held[stage_id]
-    stage = next(s for s in entry.stages if s.id == stage_id)
-    line.stage = stage.kind
-    parts = [owner.jobs[k] for k in entry.needs if k in owner.jobs and owner.jobs[k].shard is not None]
-    parts = [part for part in parts if part.stages[0].id == stage_id]
-    about = [(part, states.get((owner.id, part.key))) for part in parts]
-    busy = [(part, state) for part, state in about if state is not None and state.live]
-    chosen = next((pair for pair in busy if pair[1].state == "RUNNING"), busy[0] if busy else None)
-    entry, state = chosen or (entry, states.get((owner.id, entry.key)))
-    _state(line, owner, entry, stage_id, state)
-    if parts and busy:
-        line.stage = f"sample {len(parts) - len(busy)}/{len(parts)}"
-    if line.state in GIVEN_UP and (why := failure_of(owner, held[stage_id][1], stage_id, states)):
+    owner, holder = queue.holders[stage_id]
+    shards = [shard for shard in shards_of(owner, holder) if shard.stages[0].id == stage_id]
+    busy = [shard for shard in shards if queue.live(owner, shard)]
+    running = [shard for shard in busy if queue.states[owner.id, shard.key].state == "RUNNING"]
+    line.stage = f"sample {len(shards) - len(busy)}/{len(shards)}" if busy else row.stages[stage_id]
+    _fill(line, owner, [*running, *busy, holder][0], stage_id, queue)
+    if line.state in GIVEN_UP and (why := queue.failure(owner, holder, stage_id)):
         line.state, line.error, line.advice = "FAILED", why, AGAIN
     return line
 
 
-def _state(line: Line, owner: Submission, entry: Entry, stage_id: str | None, state: JobState | None) -> None:
-    """Fill in a line from its job."""
-    said = owner.said(entry)
-    line.job = entry.slurm_id or entry.key
-    if state is None:
-        line.state, line.advice = "not sent", ADVICE["CANCELLED"]
-        return
-    line.state, line.node, line.live = state.state, state.nodes, state.live
-    log = owner.log(entry)
-    line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
-    if state.state == "RUNNING" and said:
-        if said.get("stage") not in (stage_id, None):
-            line.state = "NEXT"
-        elif said.get("step") is not None:
-            line.step, line.total = said["step"], said["total"]
-            if rate := said.get("rate"):
-                line.images_per_second = rate * said.get("unit", 1)
-                line.seconds_left = max(0, (line.total - line.step) / rate)
-        if said.get("waiting"):
-            line.state = "WAITING"
-            line.error = said["waiting"]
-        if time.time() - said.get("updated", time.time()) > SILENT_SECONDS and line.state == "RUNNING":
-            line.error = f"no word for {duration(time.time() - said['updated'])}"
-    if state.state == "PENDING" and state.reason:
-        line.state = f"PENDING ({state.reason})"
-        if said.get("history"):
-            line.error = "queued again"
-    if stage_id in said.get("failed", {}):
-        line.error, line.live = said["failed"][stage_id], False
-        line.state = "FAILED"
-    elif not state.live and state.state not in ("COMPLETED", *GIVEN_UP):
-        line.error = line.error or _last_line(log)
-    elif state.state == "COMPLETED":
-        line.state, line.error = "FAILED", "its job has ended without it"
-    line.advice = advice(state.reason if line.state.startswith("PENDING") else line.state)
-
-
-def advice(state: str) -> str:
-    """What to do about a state or a reason of Slurm's; empty where nothing is."""
-    if state in ADVICE:
-        return ADVICE[state]
-    # reasons come with more words, as in QOSMaxJobsPerUserLimit
-    return next((text for word, text in ADVICE.items() if word in state and word != "FAILED"), "")
-
-
-def _table_line(submission: Submission, states: dict[tuple[str, str], JobState]) -> Line:
-    line = Line(" ".join(submission.words) or "all", "table", "table", submission.id, "table")
-    _state(line, submission, submission.jobs[submission.last], None, states.get((submission.id, submission.last)))
-    if line.error == "its job has ended without it":
-        line.error = ""
+def _table_line(submission: Submission, queue: Queue) -> Line:
+    line = Line(" ".join(submission.request.words) or "all", "table", "table", submission.id, "table")
+    _fill(line, submission, submission.last, None, queue)
     return line
 
 
-def _last_line(log: Path) -> str:
-    """The last line of a job's log that looks like an error, else the last one."""
+def _fill(line: Line, owner: Submission, job: ClusterJob, stage_id: str | None, queue: Queue) -> None:
+    """Complete a line from the job that runs stage ``stage_id``, or the table for None."""
+    line.job = job.slurm_id or job.key
+    state, notes, log = queue.state(owner, job), owner.notes_of(job), owner.log(job)
+    if state is None:
+        line.state, line.advice = "not sent", RESUBMIT
+        return
+    line.state, line.node, line.live = state.state, state.nodes, state.live
+    line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
+    reason = state.state
+    if stage_id in notes.get("failed", {}):
+        line.state = reason = "FAILED"
+        line.error, line.live = notes["failed"][stage_id], False
+    elif state.state == "RUNNING" and notes:
+        _fill_running(line, notes, stage_id)
+    elif state.state == "PENDING" and state.reason:
+        line.state, reason = f"PENDING ({state.reason})", state.reason
+        line.error = "requeued" if notes.get("history") else ""
+    elif state.state == "COMPLETED" and stage_id is not None:
+        line.state = reason = "FAILED"
+        line.error = "its job has ended without it"
+    elif not state.live and state.state not in ("COMPLETED", *GIVEN_UP):
+        line.error = _last_error(log)
+    line.advice = advice(reason)
+
+
+def _fill_running(line: Line, notes: dict[str, Any], stage_id: str | None) -> None:
+    silent = time.time() - notes.get("updated", time.time())
+    if notes.get("stage") not in (stage_id, None):
+        line.state = "NEXT"
+    elif notes.get("step") is not None:
+        line.step, line.total = notes["step"], notes["total"]
+        if rate := notes.get("rate"):
+            line.images_per_second = rate * notes.get("unit", 1)
+            line.seconds_left = max(0, (notes["total"] - notes["step"]) / rate)
+    if notes.get("waiting"):
+        line.state, line.error = "WAITING", notes["waiting"]
+    elif silent > SILENT_SECONDS and line.state == "RUNNING":
+        line.error = f"no update for {duration(silent)}"
+
+
+def advice(state: str) -> str:
+    """What to do about a state or a pending reason of Slurm's; empty if nothing."""
+    # reasons come with more words, as in QOSMaxJobsPerUserLimit
+    return next((text for word, text in ADVICE.items() if word in state), "")
+
+
+def _last_error(log: Path) -> str:
+    """The last line of a job's log that looks like an error, else its last line."""
     try:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    told = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
-    errors = [line for line in told if "Error" in line or "error:" in line]
-    ended = [line for line in lines if line not in told and "error" in line]
-    return (errors or ended or told or [""])[-1][:200]
+    slurm = [line for line in lines if line.startswith(("srun:", "slurmstepd"))]
+    ours = [line for line in lines if line not in slurm]
+    errors = [line for line in ours if "Error" in line or "error:" in line] or [x for x in slurm if "error" in x]
+    return (errors or ours or [""])[-1][:200]
 
 
 # --- as text --------------------------------------------------------------------------------------------
 
 
 def text(view: View) -> str:
-    """A line a row that is not done, what to do about the rest, and how many there are of each."""
+    """A line per unfinished row, what to do about problems, and a count per state."""
     shown = [line for line in view.lines if line.state != "done"] + view.tables
-    several = len({line.experiment for line in view.lines}) > 1
-    heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
+    experiments = dict.fromkeys(line.experiment for line in view.lines)
     out = []
     if shown:
-        out.append(console_table(heading, [_cells(group, several) for group in _folded(shown)]))
-    problems: dict[tuple[str, str], list[Line]] = {}
+        heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
+        out.append(console_table(heading, [_cells(group, len(experiments) > 1) for group in _folded(shown)]))
+    problems: dict[str, list[str]] = {}
     for line in shown:
-        if line.error or line.advice:
-            problems.setdefault((line.error, line.advice), []).append(line)
-    for (error, hint), lines in list(problems.items()):
-        rows = ", ".join(line.row for line in lines[:2]) + (f" and {len(lines) - 2} more" if len(lines) > 2 else "")
-        out.append(f"{rows}: " + "; ".join(part for part in (error, hint) if part))
-    if folders := dict.fromkeys(str(Path(line.log).parent) for line in shown if line.log):
-        out.append(f"logs in {', '.join(str(view.runs / folder) for folder in folders)}")
-    out += view.notes
+        if problem := "; ".join(part for part in (line.error, line.advice) if part):
+            problems.setdefault(problem, []).append(line.row)
+    for problem, rows in problems.items():
+        more = f" and {len(rows) - 2} more" if len(rows) > 2 else ""
+        out.append(f"{', '.join(rows[:2])}{more}: {problem}")
+    if folders := dict.fromkeys(str(view.runs / Path(line.log).parent) for line in shown if line.log):
+        out.append(f"logs in {', '.join(folders)}")
     counts = Counter(line.state.partition(" (")[0] for line in view.lines)
-    names = ", ".join(dict.fromkeys(line.experiment for line in view.lines))
-    out.append(f"{names}: {len(view.lines)} records; " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
-    return "\n".join(out)
+    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
+    return "\n".join([*out, *view.notes, f"{', '.join(experiments)}: {len(view.lines)} records; {states}"])
 
 
 def _folded(lines: list[Line]) -> list[list[Line]]:
-    """What is measured beside the rows, in one line as far as it is at the same point."""
+    """Reconstruction and speed at the same stage of the same job share a line."""
     groups: dict[tuple, list[Line]] = {}
     for i, line in enumerate(lines):
         beside = line.task in ("reconstruction", "speed")
@@ -295,60 +272,3 @@ def _cells(group: list[Line], several: bool) -> list[str]:
         "" if line.seconds_left is None else duration(line.seconds_left),
         Path(line.log).name,
     ]
-
-
-# --- rows by name ---------------------------------------------------------------------------------------
-
-
-def chosen(ledger: list[Submission], name: str) -> list[Row]:
-    """The rows that a word means: an experiment, a row of one, the id of a record, of a stage or of a job.
-
-    Raises UserError where it means none."""
-    rows = {row.name: row for submission in ledger for row in submission.rows}
-    experiment, _, row = name.partition("/")
-    found = [r for r in rows.values() if r.experiment == experiment and row in ("", r.row)]
-    of_job = {s.id for submission in ledger for e in submission.jobs.values() if e.slurm_id == name for s in e.stages}
-    found = found or [r for r in rows.values() if name == r.id or name in r.stages or of_job & set(r.stages)]
-    if not found:
-        known = {r.experiment for r in rows.values()} | {f"{r.experiment}/{r.row}" for r in rows.values()}
-        raise UserError(f"nothing submitted is called '{name}', {did_you_mean(name, known) if known else 'nothing is'}")
-    return found
-
-
-def logs_of(places: Places, name: str) -> list[tuple[str, list[Path]]]:
-    """(job, its logs) of all jobs on the way to a row that have said something, in the order of their work."""
-    ledger = read_ledger(places.runs)
-    wanted = {stage for row in chosen(ledger, name) for stage in row.stages}
-    found = []
-    for submission in ledger:
-        for entry in submission.jobs.values():
-            if wanted & {stage.id for stage in entry.stages}:
-                paths = [p for p in _log_files(submission, entry) if p.stat().st_size]
-                titles = ", ".join(stage.title for stage in entry.stages[:3])
-                if paths:
-                    found.append((f"job {entry.slurm_id or entry.key}: {titles}", paths))
-    return found
-
-
-def _log_files(submission: Submission, entry: Entry) -> Iterable[Path]:
-    """Of all its processes."""
-    for ending in ("out", "err"):
-        yield from sorted((submission.folder / "logs").glob(f"{entry.slurm_id or entry.key}_[0-9]*_log.{ending}"))
-
-
-def follow_logs(places: Places, name: str, found: list[tuple[str, list[Path]]]) -> None:
-    """Print what is added to logs, also of jobs that start meanwhile, until no row of ``name`` is under way."""
-    ends = {path: path.stat().st_size for _, paths in found for path in paths}
-    while True:
-        wanted = {row.id for row in chosen(read_ledger(places.runs), name)}
-        live = any(line.live for line in look(places, []).lines if line.id in wanted)
-        for title, paths in logs_of(places, name):
-            for path in paths:
-                with path.open(errors="replace") as file:
-                    file.seek(ends.get(path, 0))
-                    if new := file.read():
-                        print((f"==> {title}\n" if path not in ends else "") + new, end="", flush=True)
-                    ends[path] = file.tell()
-        if not live:
-            return
-        time.sleep(2)

@@ -1,249 +1,229 @@
-"""Submissions to Slurm: sent, taken back where they are refused, settled when they end, cancelled."""
+"""A submission from end to end: what ``mar-bench submit`` does, and what the last of its jobs does."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from mar_bench.cluster.jobs import TABLE, ClusterJob, arrays
-from mar_bench.cluster.ledger import Row, Submission, new_submission, read_ledger
-from mar_bench.cluster.plan import Plan, failure_of, holders, rows_of, states_of
-from mar_bench.cluster.profile import SlurmProfile
-from mar_bench.cluster.slurm import cancel_jobs, cancel_named, dependency, sbatch_parameters, script, send
+from mar_bench.cluster.jobs import TABLE
+from mar_bench.cluster.ledger import Request, Submission, new_submission, read_ledger
+from mar_bench.cluster.local import run_here
+from mar_bench.cluster.plan import Plan, Queue, make_plan, rows_of
+from mar_bench.cluster.profile import BLOCKS, Profile, SlurmProfile, load_profile
+from mar_bench.cluster.send import batch_scripts, one_at_a_time, send_all, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
-from mar_bench.cluster.work import Work
-from mar_bench.config.ids import Run
-from mar_bench.pipeline.store import Places, is_sound, record_failure
-from mar_bench.records.record import read_record
-from mar_bench.utils import locks
-from mar_bench.utils.errors import UserError
-
-Last = Callable[[Submission], None]  # what is done when all jobs have ended
-MOST_ELEMENTS = 1000  # of an array; Slurm's own default limit is 1001
-
-
-@contextlib.contextmanager
-def one_at_a_time(places: Places) -> Iterator[None]:
-    """Two submissions at once would send the same twice."""
-    said = False
-
-    def waiting() -> None:
-        nonlocal said
-        if not said:
-            print("another submission is under way in these runs: waiting", file=sys.stderr)
-            said = True
-
-    with locks.held(places.runs / "locks" / "submit.lock", waiting=waiting):
-        yield
+from mar_bench.cluster.work import StagesFailed
+from mar_bench.pipeline.cost import gpu_hours
+from mar_bench.pipeline.preflight import preflight, writable
+from mar_bench.pipeline.request import load, named, names_and_overrides, no_seeds, not_chosen, once, plan_of
+from mar_bench.pipeline.run_local import Outcome
+from mar_bench.pipeline.store import Places, default_places, is_sound, publish, record_failure
+from mar_bench.records.provenance import device_name, git_state
+from mar_bench.records.record import read_record, read_records
+from mar_bench.report.table.build import build
+from mar_bench.utils.console import console_table, to_yaml
+from mar_bench.utils.errors import Stopped, UserError
+from mar_bench.utils.files import atomic_write
 
 
-def keep_experiments(words: list[str], folder: Path) -> None:
-    """Copy the user's own experiment files, with the layers beside them: editing them is not to change what has been
-    submitted."""
-    for word in words:
+def submit(
+    request: Request, profile: Profile, retry: bool = False, dry_run: bool = False, follows: bool = False
+) -> Outcome:
+    """Send what is not done yet, or run it here if the profile has no Slurm; say what is sent.
+
+    ``retry``: send what has failed before too. ``follows``: this is the last job of a submission with this request.
+    Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
+    places = default_places(request.runs, request.records)
+    names, overrides = names_and_overrides(request.words)
+    names, overrides = named(names, request.every), no_seeds(overrides)
+    records = read_records(places.records)
+    if not dry_run:
+        writable(places)
+    slurm = isinstance(profile, SlurmProfile)
+    with contextlib.nullcontext() if dry_run else one_at_a_time(places):
+        experiments = [load(name, request.scale, overrides, records) for name in names]
+        seeds = request.seeds, request.sampling_seeds
+        planned = plan_of(experiments, *seeds, request.only, request.every, profile.device)
+        waiting = not_chosen(experiments, *seeds, request.only, request.every)
+        runs = once(planned)
+        ledger = read_ledger(places.runs)
+        if not dry_run:
+            publish(runs, places)
+            ledger = without_incomplete(ledger)
+        queue = Queue([s for s in ledger if s.kind == "slurm"] if slurm else [])
+        plan = make_plan(runs, places, records, profile, queue, retry, follows)
+        rows = rows_of(planned, plan.stages)
+        look = shlex.join(["mar-bench", "status", *planned, *(["--runs", str(places.runs)] if request.runs else [])])
+        label = experiments[0].id if len(experiments) == 1 else "mar_bench"
+        _print_plan(plan, profile, waiting, len(runs), retry)
+        if not plan.sends and (follows or not slurm or {row.name for row in rows} <= queue.followed()):
+            print("nothing to send" + ("" if follows else f"; {look} shows progress"))
+            return Outcome()
+        if dry_run:
+            _print_dry_run(plan, places, profile, request.command, label)
+            return Outcome()
+        preflight([stage.run for stage in plan.stages])
+        absolute = Places(places.runs.absolute(), places.records.absolute())
+        submission = new_submission(
+            absolute, plan.graph, plan.stages, to_yaml(asdict(profile)) + "\n", label, request=request,
+            kind=profile.kind, process=os.getpid(), waiting=waiting, code=str(take_snapshot(absolute.runs)),
+            git=git_state(), rows=rows,
+        )  # fmt: skip
+        _copy_experiments(submission)
+        if isinstance(profile, SlurmProfile):
+            calls = send_all(submission, profile, conclude)
+            ids = [str(job.slurm_id).partition("_")[0] for job in submission.jobs.values()]
+            print(f"sent {len(ids)} jobs with {calls} calls of sbatch, {ids[0]} to {ids[-1]}")
+            print(f"logs are in {submission.folder / 'logs'}")
+            print(f"next: {look}")
+            return Outcome()
+    threads = next(iter(experiments[0].rows.values())).compute.threads
+    return run_here(submission, profile, threads, conclude)
+
+
+def _copy_experiments(submission: Submission) -> None:
+    """Copy the user's own experiment files and their layers: later edits must not change what was submitted."""
+    folder = submission.folder / "experiments"
+    for word in submission.request.words:
         file = Path(word)
         if file.suffix in (".yaml", ".yml") and file.is_file():
-            (folder / "experiments").mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for name in ("base", "scale"):
                 if (file.parent / name).is_dir():
-                    shutil.copytree(file.parent / name, folder / "experiments" / name, dirs_exist_ok=True)
-            shutil.copy(file, folder / "experiments" / file.name)
+                    shutil.copytree(file.parent / name, folder / name, dirs_exist_ok=True)
+            shutil.copy(file, folder / file.name)
 
 
-def kept_words(submission: Submission) -> list[str]:
-    """The words of a submission with its copies of experiment files."""
+def repeated(submission: Submission) -> Request:
+    """The request of a submission, with its copies of experiment files and its folders."""
     copies = {path.name: str(path) for path in (submission.folder / "experiments").glob("*.y*ml")}
-    return [
-        copies.get(Path(word).name, word) if word.endswith((".yaml", ".yml")) else word for word in submission.words
-    ]
+    words = [copies.get(Path(w).name, w) if w.endswith((".yaml", ".yml")) else w for w in submission.request.words]
+    runs, records = str(submission.places.runs), str(submission.places.records)
+    return replace(submission.request, words=words, runs=runs, records=records)
 
 
-def prepare(
-    plan: Plan,
-    planned: dict[str, list[Run]],
-    places: Places,
-    profile_text: str,
-    label: str,
-    **about: Any,
-) -> Submission:
-    """Write down a submission before anything of it is sent."""
-    absolute = Places(places.runs.absolute(), places.records.absolute())
-    code = take_snapshot(absolute.runs)
-    submission = new_submission(
-        absolute,
-        plan.graph,
-        plan.stages,
-        rows_of(planned, plan.stages),
-        profile_text,
-        label,
-        code=str(code),
-        **about,
-    )
-    keep_experiments(submission.words, submission.folder)
-    return submission
+# --- the last job ---------------------------------------------------------------------------------------
 
 
-def send_all(
-    submission: Submission, graph: list[ClusterJob], profile: SlurmProfile, last: Last, say: Callable[[str], None]
-) -> None:
-    """Send every job, of which the final one also does ``last``.
-
-    Raises UserError where Slurm refuses one, with what it says: then those before it are cancelled and nothing is
-    left."""
-    ids: dict[str, str] = {}
-    groups = arrays(graph, MOST_ELEMENTS)
-    try:
-        for n, group in enumerate(groups):
-            job = group[0]
-            words = dependency(_ids(job.needs, ids, groups), _ids(job.follows, ids, groups))
-            name = submission.jobs[job.key].name
-            parameters = sbatch_parameters(profile, job.kind, name, words, Path(submission.code), submission.command)
-            work = [work_of(submission, one.key, last, profile.signal_seconds) for one in group]
-            sent = send(profile, submission.folder / "logs", Path(submission.code), parameters, work)
-            pairs = [(one.key, slurm_id) for one, slurm_id in zip(group, sent)]
-            submission.sent(pairs)
-            ids |= dict(pairs)
-            if n % 20 == 19:
-                say(f"sent {n + 1} of {len(groups)}")
-    except BaseException as error:
-        withdraw(submission, none_sent=isinstance(error, UserError) and not ids)
-        raise
-
-
-def work_of(submission: Submission, key: str, last: Last, signal_seconds: int = 0) -> Work:
-    """A job as it is pickled."""
-    return Work(str(submission.folder), key, signal_seconds, last if key == submission.last else None)
-
-
-def _ids(keys: tuple[str, ...], ids: dict[str, str], groups: list[list[ClusterJob]]) -> list[str]:
-    """Slurm's ids; an array that is meant whole by its one id."""
-    found = dict.fromkeys(keys)
-    for group in groups:
-        members = {job.key for job in group}
-        if len(group) > 1 and members <= found.keys():
-            found = {key: None for key in found if key not in members}
-            found[f"@{ids[group[0].key].partition('_')[0]}"] = None
-    return [key[1:] if key.startswith("@") else ids[key] for key in found]
-
-
-def withdraw(submission: Submission, none_sent: bool = False) -> None:
-    """Take back a submission that was not sent to its end, with the jobs that have been sent, noted or not."""
-    if not none_sent:
+def conclude(submission: Submission) -> None:
+    """Record failures, send the cells whose sweep points are measured now, and write the tables."""
+    for title in settle(submission):
+        print(f"FAILED {title}", file=sys.stderr, flush=True)
+    request, outcome = repeated(submission), Outcome()
+    if submission.waiting and TABLE not in submission.unwanted():
+        _, profile = load_profile(str(submission.folder / "profile.yaml"))
         try:
-            cancel_named(submission.jobs[submission.last].name)
-        except UserError as error:  # its folder stays, so that its jobs can be found
-            print(f"submission {submission.id} is not taken back yet ({error}); submit tries again", file=sys.stderr)
-            return
-    (submission.folder / "submission.json").unlink(missing_ok=True)  # what makes it one, first
-    shutil.rmtree(submission.folder, ignore_errors=True)
+            outcome = submit(request, profile, follows=True)
+        except UserError as error:
+            again = f"to send the cells that can be chosen now, repeat: {request.command}"
+            print(f"{error}; {again}", file=sys.stderr)
+    if outcome.stopped:
+        raise Stopped
+    try:
+        _write_tables(request, submission.places)
+    except UserError as error:
+        print(f"no table: {error}", file=sys.stderr, flush=True)
+    if outcome.failed:
+        raise StagesFailed(f"{len(outcome.failed)} jobs of cells chosen by a sweep failed")
 
 
-def without_cut(ledger: list[Submission]) -> list[Submission]:
-    """The submissions that were sent to their end; what a killed command has left of others is taken back.
-
-    To be called by one process at a time."""
-    cut = [s for s in ledger if s.kind == "slurm" and any(entry.slurm_id is None for entry in s.jobs.values())]
-    for submission in cut:
-        print(f"taking back submission {submission.id}, which was cut short", file=sys.stderr)
-        withdraw(submission)
-    return [submission for submission in ledger if submission not in cut]
-
-
-def scripts(
-    submission_folder: Path, code: Path, graph: list[ClusterJob], profile: SlurmProfile, command: str, label: str
-):
-    """For a dry run: (jobs of an array, its batch script) in the order of sending; ids that Slurm would give are named
-    after the jobs' keys."""
-    groups = arrays(graph, MOST_ELEMENTS)
-    ids = {}
-    for group in groups:
-        for i, job in enumerate(group):
-            ids[job.key] = f"<{group[0].key}>_{i}" if len(group) > 1 else f"<{job.key}>"
-    for group in groups:
-        job = group[0]
-        words = dependency(_ids(job.needs, ids, groups), _ids(job.follows, ids, groups))
-        parameters = sbatch_parameters(profile, job.kind, label, words, code, command)
-        yield group, words, script(profile, submission_folder / "logs", code, parameters, len(group))
-
-
-# --- the end of a submission ----------------------------------------------------------------------------
+def _write_tables(request: Request, places: Places) -> None:
+    names, overrides = names_and_overrides(request.words)
+    records = read_records(places.records)
+    for name in named(names, request.every):
+        experiment = load(name, request.scale, overrides, records)
+        result = build(experiment, records)
+        if not any(tasks["generation"] for tasks in result.selection.values()):
+            print(f"no table: no records of {experiment.id} in {places.records}", file=sys.stderr, flush=True)
+            continue
+        for ending, text in (("md", result.markdown()), ("csv", result.csv()), ("tex", result.tex())):
+            path = Path(request.reports) / request.scale / f"{experiment.id}.{ending}"
+            atomic_write(path, text)
+            print(f"wrote {path}", file=sys.stderr)
 
 
 def settle(submission: Submission) -> list[str]:
-    """Write a failed record for every cell that no job of the submission can do any more; the cells' titles.
+    """Write a failed record for every cell that no job of the submission can finish; returns the cells' titles.
 
-    A job that was killed could not do so itself."""
-    ledger = read_ledger(submission.places.runs)
-    states, owners = states_of(ledger), holders(ledger)
-    planned = submission.planned()
+    A killed job could not write its own."""
+    queue = Queue(read_ledger(submission.places.runs))
+    jobs = {stage.id: job for job in submission.jobs.values() if job.shard is None for stage in job.stages}
     lost: dict[str, str] = {}
-    held = {s.id: entry for entry in submission.jobs.values() if entry.shard is None for s in entry.stages}
     titles = []
-    for stage in planned.values():  # they stand behind what they need
-        entry = held.get(stage.id)
+    for stage in submission.planned().values():  # each is listed after what it needs
+        job = jobs.get(stage.id)
         if stage.id in submission.cancelled or is_sound(submission.places.folder(stage.kind, stage.id)):
             continue
-        if entry is not None and entry.key == submission.last:
-            continue  # the job that is at this now
+        if job is not None and job.key == submission.last.key:
+            continue  # this very job
         why = next((lost[need] for need in stage.needs if need in lost), None)
-        if why is None and entry is not None:
-            why = failure_of(submission, entry, stage.id, states)
-        elif why is None and stage.id in owners:  # another submission was to do it
-            why = failure_of(*owners[stage.id], stage.id, states)
+        if why is None and job is not None:
+            why = queue.failure(submission, job, stage.id)
+        elif why is None and stage.id in queue.holders:  # a job of another submission was to run it
+            why = queue.failure(*queue.holders[stage.id], stage.id)
             why = why and f"{stage.title}, of another submission: {why}"
         if why is None:
             continue
         lost[stage.id] = why
-        if entry is not None and stage.id == stage.run.id:
+        if job is not None and stage.id == stage.run.id:
             path = submission.places.records / f"{stage.id}.json"
             known = read_record(path) if path.is_file() else None
-            if known is None or (
-                known.status == "failed" and known.provenance.get("finished", "") < submission.created
-            ):
+            old = known and known.status == "failed" and known.provenance.get("finished", "") < submission.created
+            if known is None or old:
                 record_failure(stage.run, submission.places, why, 0.0)
                 titles.append(stage.title)
     return titles
 
 
-# --- taking back ----------------------------------------------------------------------------------------
+# --- what submit prints ---------------------------------------------------------------------------------
 
 
-def cancel(ledger: list[Submission], unwanted: list[Row]) -> tuple[list[str], list[str]]:
-    """End the jobs that no other record needs; an experiment's record counts for that experiment alone.
+def _print_plan(plan: Plan, profile: Profile, waiting: int, total: int, retry: bool) -> None:
+    jobs = sum(bool(job.stages) for job in plan.graph)
+    print(f"{total} records: {plan.done} done; {jobs} jobs for {len(plan.new)} stages to send")
+    if plan.elsewhere:
+        print(f"{len(plan.elsewhere)} stages are queued or running in jobs that were sent before")
+    if plan.failed and not retry:
+        first = next(iter(plan.failed.values()))
+        print(
+            f"{plan.left} records are left out, since something they need has failed: --retry failed sends them again "
+            f"(the first: {first})"
+        )
+    speed = any(stage.kind == "speed" for stage in plan.new)
+    gpus = isinstance(profile, SlurmProfile) and profile.resources("speed").gpus_per_node
+    if speed and gpus and profile.device is None:
+        print(f"note: the profile names no device: speed is filed under this machine's, '{device_name()}'")
+    if waiting:
+        print(f"{waiting} evaluations wait until their sweep points are measured; the last job sends them")
 
-    Ids of jobs that were cancelled, and titles of stages that stay since others wait for them."""
-    states = states_of(ledger)
-    live = [
-        (submission, entry)
-        for submission in ledger
-        for entry in submission.jobs.values()
-        if (state := states.get((submission.id, entry.key))) is not None and state.live
-    ]
-    gone = {row.name for row in unwanted}
-    for submission in ledger:
-        submission.cancel(gone & {row.name for row in submission.rows})
-    to_come = {stage.id for submission, entry in live for stage in entry.stages}
-    waiting = {  # rows that somebody still wants, by submission
-        s.id: [row for row in s.rows if row.id in to_come - s.cancelled and row.name not in s.cancelled] for s in ledger
-    }
-    kept_stages = {stage for rows in waiting.values() for row in rows for stage in row.stages}
-    gone_stages = {stage for row in unwanted for stage in row.stages}
-    ids, kept = [], []
-    for submission, entry in live:
-        own = {stage.id for stage in entry.stages}
-        kept += [stage.title for stage in entry.stages if stage.id in own & gone_stages & kept_stages]
-        going = (own & gone_stages) - kept_stages
-        submission.cancel(going)
-        last = entry.key == submission.last
-        asked = any(row.name in gone for row in submission.rows)
-        if (last and asked and not waiting[submission.id]) or (not last and going and not own & kept_stages):
-            ids.append(entry.slurm_id)
-            if last:
-                submission.cancel([TABLE])  # should it have begun: it is not to go on
-    if ids:
-        cancel_jobs(ids)
-    return ids, list(dict.fromkeys(kept))
+
+def _print_dry_run(plan: Plan, places: Places, profile: Profile, command: str, name: str) -> None:
+    """One line per stage and the script of its first job, or without Slurm one line per job."""
+    if isinstance(profile, SlurmProfile):
+        sent: dict[tuple[str, bool], list] = {}
+        for group, text in batch_scripts(plan.graph, profile, places.runs, command, name):
+            sent.setdefault((group[0].kind, len(group) > 1), []).append((group, text))
+        lines = []
+        for kind, array in sorted(sent, key=lambda key: BLOCKS.index(key[0])):
+            groups, wants = [group for group, _ in sent[kind, array]], profile.resources(kind)
+            jobs = f"{sum(map(len, groups))}{' in arrays' if array else ''}"
+            size, gpus = f"{wants.nodes} x {wants.tasks_per_node}", str(wants.gpus_per_node or 0)
+            lines.append([kind, str(len(groups)), jobs, size, gpus, str(wants.time), groups[0][0].title])
+        heading = ["stage", "sbatch calls", "jobs", "nodes x tasks", "GPUs per node", "time", "first job"]
+        print(console_table(heading, lines))
+        for (kind, array), groups in sent.items():
+            print(f"\n# ---- {kind}{', an array' if array else ''}: the first of its kind\n{groups[0][1]}")
+    else:
+        lines = [[job.key, job.title, "all others" if job.follows else " ".join(job.needs)] for job in plan.graph]
+        print(console_table(["job", "runs", "after"], lines))
+    if (hours := sum(gpu_hours(stage.kind, stage.run.spec) for stage in plan.new)) > 1:
+        print(f"about {hours:,.0f} GPU hours of training and sampling (estimated for an H100)")
+    try:
+        preflight([stage.run for stage in plan.stages])
+    except UserError as error:
+        print(f"submit would be refused: {error}")

@@ -18,24 +18,14 @@ from mar_bench.records.provenance import SNAPSHOT, git_state
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def taken(runs) -> Path:
-    return take_snapshot(runs)
+def taken(code) -> Path:
+    return code
 
 
 def python(folder: Path, code: str) -> str:
-    """What code prints beside a copy."""
+    """What code prints with a copy first on the path."""
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {code}"]
     return subprocess.run(words, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
-
-
-def test_the_same_code_is_copied_once(runs, taken):
-    assert take_snapshot(runs) == taken and taken.is_absolute()
-    assert [path.name for path in (runs / "code").iterdir()] == [taken.name]
 
 
 def test_a_copy_has_all_that_a_job_reads(taken):
@@ -48,8 +38,7 @@ def test_a_copy_has_all_that_a_job_reads(taken):
     assert python(taken, code) == str(taken / "experiments/table1.yaml")
 
 
-@pytest.mark.parametrize("name", ["experiments/table1.yaml", "mar_bench/cluster/slurm.py"])
-def test_a_changed_file_makes_another_copy(name, taken, tmp_path):
+def test_only_changed_code_is_copied_again(taken, tmp_path):
     checkout = tmp_path / "checkout"
     shutil.copytree(taken, checkout)
     (checkout / SNAPSHOT).unlink()
@@ -57,26 +46,22 @@ def test_a_changed_file_makes_another_copy(name, taken, tmp_path):
     code += f"print(take(Path({str(tmp_path)!r})))"
     first = python(checkout, code)
     assert python(checkout, code) == first
-    with (checkout / name).open("a") as file:
-        file.write("\n# changed\n")
-    second = Path(python(checkout, code))
-    assert str(second) != first and (second / name).read_text().endswith("# changed\n")
-    assert not (Path(first) / name).read_text().endswith("# changed\n")
-    assert len(list((tmp_path / "code").iterdir())) == 2, "nothing half written is left"
+    for name in ("experiments/table1.yaml", "mar_bench/cluster/slurm.py"):
+        with (checkout / name).open("a") as file:
+            file.write("\n# changed\n")
+        second = Path(python(checkout, code))
+        assert str(second) != first and (second / name).read_text().endswith("# changed\n")
+        assert not (Path(first) / name).read_text().endswith("# changed\n")
+    assert len(list((tmp_path / "code").iterdir())) == 3, "no temporary folder is left"
 
 
-def test_another_commit_is_another_copy(taken, tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "git_state", lambda: {"commit": "abc", "dirty": False})
-    other = take_snapshot(tmp_path)
-    assert other.name != taken.name and json.loads((other / SNAPSHOT).read_text())["git"]["commit"] == "abc"
-
-
-def test_records_of_a_copy_name_the_commit_it_was_taken_from(taken, tmp_path):
+def test_a_copy_records_its_commit(taken, tmp_path, monkeypatch):
     assert json.loads((taken / SNAPSHOT).read_text())["git"] == git_state()
-    shutil.copytree(taken, tmp_path / "copy")
-    (tmp_path / "copy" / SNAPSHOT).write_text('{"git": {"commit": "abc", "dirty": true}}')
+    monkeypatch.setattr(snapshot, "git_state", lambda: {"commit": "abc", "dirty": True})
+    other = take_snapshot(tmp_path)
+    assert other.name != taken.name
     code = "from mar_bench.records.provenance import git_state; print(git_state())"
-    assert python(tmp_path / "copy", code) == "{'commit': 'abc', 'dirty': True}"
+    assert python(other, code) == "{'commit': 'abc', 'dirty': True}"
 
 
 def test_a_job_runs_the_copy_although_it_starts_beside_another_package(taken, tmp_path, monkeypatch):
@@ -90,19 +75,9 @@ def test_a_job_runs_the_copy_although_it_starts_beside_another_package(taken, tm
     assert job.result() == (str(taken / "mar_bench/__init__.py"), str(taken))
 
 
-def test_a_copy_that_another_submission_has_just_made_is_taken(tmp_path, monkeypatch):
+def test_concurrent_copies_and_a_full_disk(tmp_path, monkeypatch):
     rename = snapshot.os.rename
 
-    def late(source, target):
-        shutil.copytree(source, target)
-        rename(source, target)
-
-    monkeypatch.setattr(snapshot.os, "rename", late)
-    taken = take_snapshot(tmp_path)
-    assert [path for path in (tmp_path / "code").iterdir()] == [taken] and (taken / START).is_file()
-
-
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
@@ -110,3 +85,11 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         take_snapshot(tmp_path)
     assert not list((tmp_path / "code").iterdir())
+
+    def late(source, target):  # another submission has just made the same copy
+        shutil.copytree(source, target)
+        rename(source, target)
+
+    monkeypatch.setattr(snapshot.os, "rename", late)
+    taken = take_snapshot(tmp_path)
+    assert list((tmp_path / "code").iterdir()) == [taken] and (taken / START).is_file()

@@ -1,4 +1,4 @@
-"""A user of the private cluster: the command line in a folder of its own, and what the tests look at there."""
+"""A user of the private cluster: the command line in a folder, and what the tests read there."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Lab:
     def __post_init__(self) -> None:
         places = {f"MAR_BENCH_{name.upper()}": str(self.folder / name) for name in ("runs", "records", "reports")}
         self.environment = {**self.cluster.environment, **places, **self.environment, "OMP_NUM_THREADS": "1"}
-        # measurements of speed wait for other work of this user on this machine: not for the other tests'
+        # speed waits for other work of this user on this machine, but must not wait for other tests
         self.environment["TMPDIR"] = str(self.folder)
 
     def __call__(self, *words: str, code: int = 0) -> str:
-        """What ``mar-bench`` prints; both streams where it is to fail."""
+        """What ``mar-bench`` prints; both streams if it is expected to fail."""
         command = [sys.executable, "-m", "mar_bench", *words]
         done = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300
@@ -48,7 +48,7 @@ class Lab:
         return self("submit", *words, "--cluster", str(cluster), code=code)
 
     def profile(self, **changes: object) -> Path:
-        """The local profile with other values, as a file of its own; ``stages`` and ``job`` are laid over it."""
+        """The local profile with changes, as a file; ``stages`` and ``job`` are merged."""
         import yaml
 
         tree = yaml.safe_load((Path(__file__).parents[2] / "slurm/clusters/local.yaml").read_text())
@@ -58,18 +58,16 @@ class Lab:
         path.write_text(yaml.safe_dump(tree))
         return path
 
-    def experiment(self, name: str, rates: dict[str, float]) -> Path:
-        """A file with a row for each learning rate."""
+    def experiment(self, name: str, rows: dict[str, dict]) -> Path:
+        """A file with a row for each of these changes of the spec."""
         import yaml
 
         tree = {
             "id": name,
             "base": "imagenet256",
             "run": yaml.safe_load(RUN),
-            "axes": {
-                "rate": {row: {"label": {"rate": row}, "set": {"train": {"lr": lr}}} for row, lr in rates.items()}
-            },
-            "layout": {"rows": ["rate"], "columns": [], "metrics": ["fd"]},
+            "axes": {"change": {row: {"label": {"change": row}, "set": change} for row, change in rows.items()}},
+            "layout": {"rows": ["change"], "columns": [], "metrics": ["fd"]},
         }
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -79,11 +77,11 @@ class Lab:
         return json.loads(self("status", "--json"))
 
     def lines(self) -> dict[str, dict]:
-        """Of generation rows, by their names."""
+        """Lines of generation rows by name."""
         return {line["row"]: line for line in self.status()["rows"] if line["task"] == "generation"}
 
     def until(self, what: Callable[[], object], seconds: float) -> object:
-        """Wait until ``what`` is true, and give it."""
+        """Wait until ``what`` is true, and return it."""
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, f"not within {seconds} s:\n{self('status')}\n{self.cluster.run('squeue')}"
@@ -91,7 +89,7 @@ class Lab:
         return found
 
     def wait(self, seconds: float = 180) -> None:
-        """Until nothing is under way."""
+        """Wait until nothing is queued or running."""
         self.until(lambda: not any(line["live"] for lines in self.status().values() for line in lines), seconds)
 
     def records(self, folder: Path | None = None) -> dict[str, dict]:
@@ -104,13 +102,13 @@ class Lab:
         return next(note["pid"] for note in notes if note["job"] == job)
 
     def history(self) -> list[dict]:
-        """What all jobs say of the stages they did, in the order of time."""
+        """The stage events of all jobs, sorted by time."""
         notes = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json")]
         return sorted((event for note in notes for event in note["history"]), key=lambda event: event["at"])
 
 
 def measured(records: dict[str, dict]) -> dict[str, tuple]:
-    """All that a record says but when, where and how fast it was made."""
+    """Records without when, where and how fast they were made."""
     return {
         i: (r["status"], r["metrics"], r["uncertainty"], r["protocol"], {**r["training"], "seconds": None})
         for i, r in records.items()

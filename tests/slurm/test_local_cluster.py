@@ -49,7 +49,7 @@ def state_in_accounting(slurm: Cluster, job: str) -> str:
 
 
 def test_all_nodes_are_idle_after_start(slurm):
-    assert states(slurm) == {"IDLE"}
+    wait_for(lambda: states(slurm) == {"IDLE"})  # jobs of other tests may still be ending
     assert slurm.run("sinfo", "--noheader", "-o", "%P %D").split("\n") == ["main* 4", "prio 4"]
 
 

@@ -1,11 +1,10 @@
-"""Fixtures of a made-up cluster, as a plugin of the test modules that use it."""
+"""Fixtures: a lab with made-up job states, and the command line in this process."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,28 +15,30 @@ from tests.made_up_cluster import FakeSlurm, Lab, Squeue
 
 
 @pytest.fixture
-def squeue(monkeypatch) -> Squeue:
+def lab(tmp_path, monkeypatch) -> Lab:
     monkeypatch.setattr(slurm, "_run", squeue := Squeue())
-    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=lambda seconds: None))
-    return squeue
-
-
-@pytest.fixture
-def lab(tmp_path, squeue, monkeypatch) -> Lab:
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0)
     return Lab(tmp_path, squeue)
 
 
 @pytest.fixture
 def fake_slurm(tmp_path, monkeypatch) -> FakeSlurm:
-    git_state()  # is remembered: other tests want it as it is with git on the PATH
+    """Slurm's programs, and nothing else, on the PATH."""
+    git_state()  # cached: the tests that follow need it with git on the PATH
     fake = FakeSlurm(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(fake.folder))
     return fake
 
 
+@pytest.fixture
+def no_programs(tmp_path, monkeypatch) -> None:
+    git_state()
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+
+
 @pytest.fixture(scope="session")
 def code(tmp_path_factory) -> Path:
-    """One copy of the code for all submissions of the tests: it is many files."""
+    """One copy of the code for all submissions."""
     return take_snapshot(tmp_path_factory.mktemp("code"))
 
 
@@ -57,15 +58,7 @@ def call(code, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, s
         try:
             main()
         except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
 
     return run
-
-
-@pytest.fixture
-def no_programs(tmp_path, monkeypatch) -> None:
-    """A PATH on which there is nothing."""
-    git_state()
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
