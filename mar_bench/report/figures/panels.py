@@ -26,7 +26,7 @@ from mar_bench.report.figures.style import (
 )
 
 PANEL_INCHES = 3.2, 2.7
-CHARACTERS, TITLE_CHARACTERS = 44, 50  # on the width of a panel
+CHARACTERS = 44  # on the width of a panel
 MOST_TICKS = 6  # more values of a knob than that do not get a tick each
 MIN_RATIO = 6  # of the ends of the axis of seconds, so that at least two of its ticks at 1, 2 and 5 are in view
 MOST_RATIO = 60  # up to which there is room for all of these ticks
