@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,7 @@ from mar_bench.utils.files import reading
 LOSSY_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".jp2", ".jxl"}
 LOSSY_FORMATS = {"JPEG", "MPO", "WEBP"}  # lossless WebP cannot be told from lossy by its header
 ENDINGS = IMAGE_ENDINGS | LOSSY_ENDINGS | {".gif", ".tif", ".tiff"}  # other files are ignored
+PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
 BUILT_IN = {"digits": DigitsData, "mnist5k": MnistData}
@@ -179,12 +181,13 @@ def _names(path: Path, endings: set[str]) -> list[str]:
     for entry in visible(path):
         folder = path / entry
         if not folder.is_dir():
-            beside += [entry] if _ending(entry) in endings else []
+            beside += [entry] if _is_image(folder, endings) else []
             continue
         for name in visible(folder):
-            if (folder / name).is_dir() and any(_ending(n) in ENDINGS for n in visible(folder / name)):
-                raise UserError(f"{folder / name}: images two folders down; move them up, or give {folder}")
-            if not (folder / name).is_dir() and _ending(name) in endings:
+            file = folder / name
+            if file.is_dir() and any(_is_image(file / n, ENDINGS) for n in visible(file)):
+                raise UserError(f"{file}: images two folders down; move them up, or give {folder}")
+            if not file.is_dir() and _is_image(file, endings):
                 inside.append(f"{entry}/{name}")
     if beside and inside:
         raise UserError(f"{path}: images both in it ({beside[0]}) and in subfolders ({inside[0]}); move some away")
@@ -193,6 +196,17 @@ def _names(path: Path, endings: set[str]) -> list[str]:
         found = f"only one image, {names[0]}; a distribution needs at least two" if names else "no image in it"
         raise UserError(f"{path}: {found}; images must be in the folder or in its subfolders")
     return names
+
+
+def _is_image(path: Path, endings: set[str]) -> bool:
+    """By its suffix; a PNG file under any name, by its first bytes."""
+    if _ending(path.name) in endings:
+        return True
+    with suppress(OSError):
+        if path.is_file():  # reading a pipe would block forever
+            with path.open("rb") as file:
+                return file.read(len(PNG)) == PNG
+    return False
 
 
 def _ending(name: str) -> str:

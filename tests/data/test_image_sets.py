@@ -132,6 +132,13 @@ def test_duplicates_and_gaps_in_the_numbers_are_refused(names, words, tmp_path):
     assert says(refusal(open_folder, tmp_path), tmp_path, *words, "--unindexed")
 
 
+def test_a_png_file_counts_under_any_name(tmp_path):
+    pixels = tiles(3)
+    folder = save(tmp_path, ["0", "1.image", "2.png"], pixels)
+    assert np.array_equal(everything(open_folder(folder)), pixels)
+    assert cropped_folder(folder, 8).count == 3
+
+
 def test_other_files_are_ignored(tmp_path):
     save(tmp_path, ["0.png", "1.PNG"])
     for name in ("stats.json", "notes.txt", "7", "logs/log.txt", ".2.png", "._1.png", ".cache/9.png", "8.npz"):
