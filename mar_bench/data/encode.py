@@ -88,9 +88,7 @@ def _encoded(
         return {name: torch.stack([s[name].cpu() for s in seen]) for name in seen[0]}
 
     batch = max(1, min(BATCH, ENCODED_PIXELS // spec.data.image_size**2))
-    if isinstance(images, FolderImages):
-        return Source(images.labels, stored, batch, images.classes, images.names, images.left_out)
-    return Source(images.labels, stored, batch)
+    return Source(images.labels, stored, batch, images.classes, images.names, images.left_out)
 
 
 def _imported(data: ImageFolderData, spec: LDMKLTokenizer, root: Path, tokenizer: Tokenizer) -> Source:
