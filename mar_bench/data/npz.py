@@ -47,9 +47,18 @@ class NpzImages:
         if IMAGES not in arrays:
             raise UserError(f"{path}: no arr_0 (keys: {', '.join(sorted(arrays)) or 'none'}); name the images arr_0")
         with reading(path, "npz file", HINT), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            self.header = _header(file)
-            _check_images(path, *self.header)
-            self.shape = self.header[0]
+            self.header = self.shape, fortran, dtype = _header(file)
+            expected = {
+                "no Python objects, which are never loaded; save the images as one uint8 array": not dtype.hasobject,
+                "(N, H, W, C) with C 1 or 3; stack, reshape or transpose the images": (
+                    len(self.shape) == 4 and self.shape[3] in (1, 3) and 0 not in self.shape[1:3]
+                ),
+                "uint8; save round(clip(255 x)) if x is in [0, 1]": dtype == np.uint8,
+                "at least two images; add more": self.shape[:1] >= (2,),
+                "C order, to be read in blocks, not Fortran's; save np.ascontiguousarray(arr_0)": not fortran,
+            }
+            if missing := [what for what, holds in expected.items() if not holds]:
+                raise UserError(f"{path}: arr_0 is {dtype} {self.shape}, expected {missing[0]}")
             if archive.getinfo("arr_0.npy").file_size != file.tell() + math.prod(self.shape):
                 raise ValueError("arr_0 has more or fewer bytes than its shape says")
         if self.labels is not None:
@@ -82,19 +91,3 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not of npy version 1")
     return np.lib.format.read_array_header_1_0(file)
-
-
-def _check_images(path: Path, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> None:
-    """Raises UserError unless this is the header of images."""
-    reasons = {
-        "Python objects are never loaded; save the images as one uint8 array": dtype.hasobject,
-        "expected (N, H, W, C) with C 1 or 3; stack, reshape or transpose the images": (
-            len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:3]
-        ),
-        "expected uint8; save round(clip(255 x)) if x is in [0, 1]": dtype != np.uint8,
-        "a distribution needs at least two images; add more": shape[:1] < (2,),
-        "Fortran order cannot be read in blocks; save np.ascontiguousarray(arr_0)": fortran,
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"{path}: arr_0 is {dtype} {shape}: {reason}")
