@@ -207,16 +207,15 @@ def _look(path: Path) -> Look:
         raise UserError(f"{path}: {NOT_PNG}")
     image, frames, depth = _header(path)
     mode = image.mode
-    reasons = {
-        f"{image.format}, {NOT_PNG}": image.format != "PNG",
-        f"mode 16-bit {mode} is not supported; save 8-bit images": mode == "RGB" and depth > 8,
-        f"mode animated {mode} is not supported; save one image per file": frames > 1,
-        f"mode transparent {mode} is not supported": "transparency" in image.info and mode in ("L", "RGB"),
-        f"mode {mode} is not supported; save 8-bit RGB or grey (L) images": mode not in ("L", "RGB"),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"{path}: {reason}")
+    if image.format != "PNG":
+        raise UserError(f"{path}: {image.format}, {NOT_PNG}")
+    found = {"16-bit": depth > 8, "animated": frames > 1, "transparent": "transparency" in image.info}
+    faults = [fault for fault, applies in found.items() if applies]
+    if faults or mode not in ("L", "RGB"):
+        raise UserError(
+            f"{path}: mode {' '.join([*faults, mode])} is not supported; save 8-bit RGB or grey (L) images without "
+            "transparency, one per file"
+        )
     return mode, image.width, image.height
 
 

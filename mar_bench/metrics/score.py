@@ -208,11 +208,12 @@ class Measure:
                 f"{name} was made with extractor '{theirs['name']}' ({theirs['sha256'][:8]}, {dims[1]} features), the "
                 f"samples with '{ours['name']}' ({ours['sha256'][:8]}, {dims[0]}); use the same for both"
             )
-        for key in ("size", "channels"):
-            if about[key] not in (None, images.about[key]):
+        if about["size"] is not None:
+            drawn, real = ("x".join(map(str, (*a["size"], a["channels"]))) for a in (images.about, about))
+            if drawn != real:
                 raise UserError(
-                    f"the samples have {key} {images.about[key]}, {name} has {about[key]}: nothing is resized; compare "
-                    "images of one size, or build the reference at this size"
+                    f"the samples are images of {drawn} (height x width x channels), {name} of {real}: nothing is "
+                    "resized; compare images of one size, or build the reference at this size"
                 )
         if images.about.get("set_sha256") is not None and images.about["set_sha256"] == about.get("set_sha256"):
             raise UserError(f"the samples are the images of {name}: there is nothing to compare")
