@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,17 @@ def refusal(function, *arguments, **options) -> str:
     message = str(caught.value)
     assert message and "\n" not in message
     return message
+
+
+def png(width: int, height: int, depth: int, colour: int, raw: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG file that Pillow cannot save: colour 0 is grey, 2 is RGB; ``more`` are extra chunks."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), *more, (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def says(message: str, *words) -> bool:

@@ -26,6 +26,10 @@ def silent(done: int, total: int) -> None:
 class ArrayImages:
     """Images in memory: pixels uint8 (N, C, H, W), labels int64 (N,)."""
 
+    classes: list[str] | None = None  # of a folder
+    names: list[str] | None = None
+    left_out = 0
+
     def __init__(self, pixels: np.ndarray, labels: np.ndarray):
         self.pixels, self.labels = pixels, torch.from_numpy(labels.astype(np.int64))
 
@@ -65,8 +69,8 @@ def folder_images(
 ) -> list[FolderImages]:
     """The images in the folders ``parts`` of ``data.root``, which must have the same classes.
 
-    With ``memo``, a folder, or ``data.skip_bad``, every file is checked before any is used: unreadable ones raise a
-    UserError or are left out with a warning, and ``memo`` keeps the list."""
+    With ``memo``, a folder that keeps the list of unreadable files, every file is checked before any is used: those
+    raise a UserError or, with ``data.skip_bad``, are left out with a warning."""
     if spec.root is None:
         raise UserError("data.root is not set: the images of this scale are yours; add data.root=FOLDER")
     root = Path(spec.root)
@@ -74,7 +78,7 @@ def folder_images(
     if len({tuple(images.classes) for images in found}) > 1:
         name = min(set(found[0].classes) ^ set(found[1].classes))
         raise UserError(f"{spec.root}: train and val have different classes: '{name}' is in one of them only")
-    if memo is not None or spec.skip_bad:
+    if memo is not None:
         for images in found:
             images.check(memo, spec.skip_bad, progress)
     return found
@@ -84,8 +88,7 @@ def _digits(spec: DigitsData) -> DataSet:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return _split(_resized(pixels, 2 * pixels.shape[-1], spec.image_size), digits.target, spec.heldout)
+    return _split(spec, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
 
 
 def _mnist5k(spec: MnistData) -> DataSet:
@@ -93,21 +96,15 @@ def _mnist5k(spec: MnistData) -> DataSet:
 
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-    return _split(_resized(np.pad(images, ((0, 0), (2, 2), (2, 2))), 32, spec.image_size), labels, spec.heldout)
+    return _split(spec, np.pad(images, ((0, 0), (2, 2), (2, 2))), labels)
 
 
-def _resized(images: np.ndarray, native: int, size: int) -> np.ndarray:
-    """(N, h, w) uint8 -> (N, 1, size, size), repeating pixels; ``native`` is the recommended size, for the message."""
-    if images.shape[-1] != size:
-        factor = size // images.shape[-1]
-        if factor * images.shape[-1] != size:
-            raise UserError(f"data.image_size {size} must be {native} or another multiple of {images.shape[-1]}")
-        images = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    return images[:, None]
-
-
-def _split(pixels: np.ndarray, labels: np.ndarray, heldout: int) -> DataSet:
-    """A split that is the same in every run, with held-out images balanced over the classes."""
+def _split(spec: DigitsData | MnistData, pixels: np.ndarray, labels: np.ndarray) -> DataSet:
+    """Images (N, h, h), enlarged by repeating pixels, in a fixed split with held-out images balanced over classes."""
+    factor, rest = divmod(spec.image_size, pixels.shape[-1])
+    if rest or not factor:
+        raise UserError(f"data.image_size {spec.image_size} must be a multiple of {pixels.shape[-1]}")
+    pixels, heldout = pixels.repeat(factor, axis=1).repeat(factor, axis=2)[:, None], spec.heldout
     if heldout >= len(labels) - 1:
         raise UserError(f"data.heldout {heldout} leaves nothing to train on: the data set has {len(labels)} images")
     shuffled = philox(0, "heldout", SHARED, 0).permutation(len(labels))
@@ -116,8 +113,8 @@ def _split(pixels: np.ndarray, labels: np.ndarray, heldout: int) -> DataSet:
         members = shuffled[labels[shuffled] == label]
         rank[members] = np.arange(len(members))
     by_rank = shuffled[np.argsort(rank[shuffled], kind="stable")]
-    kept, rest = np.sort(by_rank[:heldout]), np.sort(by_rank[heldout:])
-    return DataSet(ArrayImages(pixels[rest], labels[rest]), ArrayImages(pixels[kept], labels[kept]))
+    train, kept = np.sort(by_rank[heldout:]), np.sort(by_rank[:heldout])
+    return DataSet(ArrayImages(pixels[train], labels[train]), ArrayImages(pixels[kept], labels[kept]))
 
 
 def batches(count: int, size: int = BATCH) -> list[range]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mar_bench.config.spec import Discrete, ImageFolderData, LDMKLTokenizer, RunSpec
-from mar_bench.data.datasets import (
-    BATCH,
-    ArrayImages,
-    DataSet,
-    Progress,
-    apply_view,
-    folder_images,
-    silent,
-    to_unit,
-    views,
-)
-from mar_bench.data.images import IMAGE_ENDINGS, FolderImages, class_folders, in_threads, visible
+from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, folder_images, silent, to_unit, views
+from mar_bench.data.images import IMAGE_ENDINGS, FolderImages, Progress, class_folders, in_threads, visible
 from mar_bench.data.latents import FILES, FORMAT, MANIFEST, mapped, shards_of
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
 from mar_bench.models.tokenizers.grouped import Grouped
@@ -88,9 +78,7 @@ def _encoded(
         return {name: torch.stack([s[name].cpu() for s in seen]) for name in seen[0]}
 
     batch = max(1, min(BATCH, ENCODED_PIXELS // spec.data.image_size**2))
-    if isinstance(images, FolderImages):
-        return Source(images.labels, stored, batch, images.classes, images.names, images.left_out)
-    return Source(images.labels, stored, batch)
+    return Source(images.labels, stored, batch, images.classes, images.names, images.left_out)
 
 
 def _imported(data: ImageFolderData, spec: LDMKLTokenizer, root: Path, tokenizer: Tokenizer) -> Source:
@@ -196,13 +184,15 @@ def write_shards(
     mine = every[rank::world]
     done, total = 0, sum(len(rows) for _, _, rows in mine)
     for part, file, rows in mine:
-        labels = sources[part].labels[rows.start : rows.stop].clone()
+        source = sources[part]
+        labels = source.labels[rows.start : rows.stop].clone()
         if not _is_whole(folder / file, manifest, labels):
             tensors = {"labels": labels}
-            for batch in _batches(rows, sources[part]):
+            for begin in range(rows.start // source.batch * source.batch, rows.stop, source.batch):
+                batch = range(begin, min(begin + source.batch, len(source.labels)))
                 progress(done + max(0, batch.start - rows.start), total)
                 inside = range(max(rows.start, batch.start), min(rows.stop, batch.stop))
-                for name, values in sources[part].stored(batch).items():
+                for name, values in source.stored(batch).items():
                     values = values[:, inside.start - batch.start : inside.stop - batch.start]
                     values = _storable(values, manifest["dtype"], f"{part} images {inside[0]} to {inside[-1]}")
                     if name not in tensors:
@@ -230,12 +220,6 @@ def finish_latents(manifest: dict[str, Any], folder: Path) -> None:
         if path.name not in files:
             path.unlink()
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-
-
-def _batches(rows: range, source: Source) -> Iterator[range]:
-    """The source's batches that contain some of ``rows``."""
-    for begin in range(rows.start // source.batch * source.batch, rows.stop, source.batch):
-        yield range(begin, min(begin + source.batch, len(source.labels)))
 
 
 def _storable(values: Tensor, dtype: str, what: str) -> Tensor:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,18 +21,22 @@ from mar_bench.config.spec import DigitsData, MnistData
 from mar_bench.data.datasets import BATCH, Progress, batches, load_data
 from mar_bench.data.images import FORMATS, IMAGE_ENDINGS, in_threads, read_image, visible
 from mar_bench.data.npz import NpzImages
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 
-LOSSY_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".jp2", ".jxl"}
-LOSSY_FORMATS = {"JPEG", "MPO", "WEBP"}  # lossless WebP cannot be told from lossy by its header
-ENDINGS = IMAGE_ENDINGS | LOSSY_ENDINGS | {".gif", ".tif", ".tiff"}  # other files are ignored
+OTHER_ENDINGS = {".jpe", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".gif", ".tif", ".tiff"}
+ENDINGS = IMAGE_ENDINGS | OTHER_ENDINGS  # PNG or refused; other files are ignored
+PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
 BUILT_IN = {"digits": DigitsData, "mnist5k": MnistData}
-PARTS = ("train", "heldout")
-FROM_NUMBERS, FROM_NAMES, FROM_POSITION = "numbers in file names", "file names", "position"
+PARTS = ("", "train", "heldout")
+NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # where the order comes from
 HINT = "make or copy it again, or remove it"
+NOT_PNG = (
+    "not a PNG file; lossy formats change every distance, so save samples as PNG when they are drawn (of photographs "
+    "make a reference, with mar-bench reference build --size)"
+)
 Look = tuple[str, int, int]  # mode, width, height
 
 
@@ -48,7 +53,7 @@ class ImageSet:
     size: tuple[int, int]  # height, width
     channels: int  # 1 or 3
     labels: np.ndarray | None  # int64 (N,), if known
-    index: str  # where the order comes from: FROM_NUMBERS | FROM_NAMES | FROM_POSITION
+    index: str  # NUMBERS | NAMES | POSITION
     batches: Callable[[Progress], Iterator[torch.Tensor]]
     reference: bool = False  # an npz that also holds the statistics of a reference
     notes: tuple[str, ...] = ()  # shown beside the results
@@ -63,29 +68,13 @@ def open_images(text: str, indexed: bool = True) -> ImageSet:
         return open_npz(path)
     if text and path.exists():
         raise UserError(f"{text}: neither a folder of PNG files nor an npz file")
-    if text.partition(":")[0] in BUILT_IN:
-        return open_data(text)
-    raise UserError(f"'{text}': no such folder, npz file or data set ({', '.join(BUILT_IN)})")
-
-
-def open_data(name: str) -> ImageSet:
-    """A data set that comes in a wheel: digits or mnist5k, optionally with a part, as in ``digits:heldout``."""
-    base, _, part = name.partition(":")
-    part = part or PARTS[0]
-    if base not in BUILT_IN:
-        raise UserError(f"data set '{base}': {did_you_mean(base, BUILT_IN)}")
-    if part not in PARTS:
-        raise UserError(f"data set '{name}': no part '{part}'; {did_you_mean(part, PARTS)}")
-    images = getattr(load_data(BUILT_IN[base]()), part)
-    channels, height, width = images.pixels.shape[1:]
-
-    def read(progress: Progress) -> Iterator[torch.Tensor]:
-        for rows in batches(len(images)):
-            progress(rows.start, len(images))
-            yield images.get(rows)
-
-    labels = images.labels.numpy()
-    return ImageSet(f"{base}:{part}", "data", len(images), (height, width), channels, labels, FROM_POSITION, read)
+    name, _, part = text.partition(":")
+    if name not in BUILT_IN or part not in PARTS:
+        raise UserError(f"'{text}': no such folder, npz file or data set ({', '.join(BUILT_IN)}, also with :heldout)")
+    part = part or "train"
+    images = getattr(load_data(BUILT_IN[name]()), part)
+    shape, read = images.pixels.shape[1:], _in_batches(len(images), images.pixels.shape[1:], images.get)
+    return ImageSet(f"{name}:{part}", "data", len(images), shape[1:], shape[0], images.labels.numpy(), POSITION, read)
 
 
 def open_npz(path: Path) -> ImageSet:
@@ -94,16 +83,30 @@ def open_npz(path: Path) -> ImageSet:
     count, height, width, channels = npz.shape
 
     def read(progress: Progress) -> Iterator[torch.Tensor]:
-        for pixels in npz.read(_batches(count, (channels, height, width)), progress):
-            yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        blocks = _batches(count, (channels, height, width))
+        stream = npz.read(blocks)
+        for rows in blocks:
+            progress(rows.start, count)
+            yield torch.from_numpy(next(stream).transpose(0, 3, 1, 2).copy())
 
-    return ImageSet(
-        str(path), "npz", count, (height, width), channels, npz.labels, FROM_POSITION, read, npz.has_statistics
-    )
+    return ImageSet(str(path), "npz", count, (height, width), channels, npz.labels, POSITION, read, npz.has_statistics)
 
 
 def _batches(count: int, shape: tuple[int, int, int]) -> list[range]:
     return batches(count, max(1, min(BATCH, BATCH_BYTES // math.prod(shape))))
+
+
+def _in_batches(
+    count: int, shape: tuple[int, int, int], get: Callable[[range], torch.Tensor]
+) -> Callable[[Progress], Iterator[torch.Tensor]]:
+    """``ImageSet.batches`` of images (C, H, W), of which ``get`` reads consecutive ones."""
+
+    def read(progress: Progress) -> Iterator[torch.Tensor]:
+        for rows in _batches(count, shape):
+            progress(rows.start, count)
+            yield get(rows)
+
+    return read
 
 
 # --- folders --------------------------------------------------------------------------------------------
@@ -125,10 +128,11 @@ def open_folder(path: Path, indexed: bool = True) -> ImageSet:
                 f"{path}: {names[0]} is {one}, {name} is {other}; all images must have the same size and mode, and "
                 "nothing is resized: convert or remove some"
             )
-    names, labels, index = _by_number(path, names) if indexed else (names, None, FROM_NAMES)
+    names, labels, index = _by_number(path, names) if indexed else (names, None, NAMES)
     mode, width, height = first
     shape = (3 if mode == "RGB" else 1, height, width)
-    return _folder_set(path, str(path), names, shape, lambda file: _pixels(file, first), labels, index)
+    read = _in_batches(len(names), shape, lambda rows: _stacked(lambda i: _pixels(path / names[i], first), rows))
+    return ImageSet(str(path), "folder", len(names), shape[1:], shape[0], labels, index, read)
 
 
 def cropped_folder(path: Path, size: int) -> ImageSet:
@@ -140,33 +144,19 @@ def cropped_folder(path: Path, size: int) -> ImageSet:
     small = sum(in_threads(lambda name: min(_header(path / name)[0].size) < size, names))
     notes = (f"{small} of {len(names)} images are smaller than {size} and were enlarged",) if small else ()
 
-    def pixels(file: Path) -> np.ndarray:
-        with reading(file, "image", HINT):
-            return read_image(file, size, 3)
+    def pixels(i: int) -> np.ndarray:
+        with reading(path / names[i], "image", HINT):
+            return read_image(path / names[i], size, 3)
 
-    name = f"{path} cropped to {size}x{size}"
-    return _folder_set(path, name, names, (3, size, size), pixels, None, FROM_NAMES, notes)
+    read, name = (
+        _in_batches(len(names), (3, size, size), lambda rows: _stacked(pixels, rows)),
+        f"{path} cropped to {size}x{size}",
+    )
+    return ImageSet(name, "folder", len(names), (size, size), 3, None, NAMES, read, notes=notes)
 
 
-def _folder_set(
-    path: Path,
-    name: str,
-    names: list[str],
-    shape: tuple[int, int, int],
-    pixels: Callable[[Path], np.ndarray],
-    labels: np.ndarray | None,
-    index: str,
-    notes: tuple[str, ...] = (),
-) -> ImageSet:
-    """The files ``names`` of a folder; ``pixels`` decodes one to uint8 of ``shape``."""
-    files = [path / name for name in names]
-
-    def read(progress: Progress) -> Iterator[torch.Tensor]:
-        for rows in _batches(len(files), shape):
-            progress(rows.start, len(files))
-            yield torch.from_numpy(np.stack(in_threads(pixels, files[rows.start : rows.stop])))
-
-    return ImageSet(name, "folder", len(files), shape[1:], shape[0], labels, index, read, notes=notes)
+def _stacked(pixels: Callable[[int], np.ndarray], rows: range) -> torch.Tensor:
+    return torch.from_numpy(np.stack(in_threads(pixels, rows)))
 
 
 def _names(path: Path, endings: set[str]) -> list[str]:
@@ -179,12 +169,13 @@ def _names(path: Path, endings: set[str]) -> list[str]:
     for entry in visible(path):
         folder = path / entry
         if not folder.is_dir():
-            beside += [entry] if _ending(entry) in endings else []
+            beside += [entry] if _is_image(folder, endings) else []
             continue
         for name in visible(folder):
-            if (folder / name).is_dir() and any(_ending(n) in ENDINGS for n in visible(folder / name)):
-                raise UserError(f"{folder / name}: images two folders down; move them up, or give {folder}")
-            if not (folder / name).is_dir() and _ending(name) in endings:
+            file = folder / name
+            if file.is_dir() and any(_is_image(file / n, ENDINGS) for n in visible(file)):
+                raise UserError(f"{file}: images two folders down; move them up, or give {folder}")
+            if not file.is_dir() and _is_image(file, endings):
                 inside.append(f"{entry}/{name}")
     if beside and inside:
         raise UserError(f"{path}: images both in it ({beside[0]}) and in subfolders ({inside[0]}); move some away")
@@ -195,28 +186,36 @@ def _names(path: Path, endings: set[str]) -> list[str]:
     return names
 
 
+def _is_image(path: Path, endings: set[str]) -> bool:
+    """By its suffix; a PNG file under any name, by its first bytes."""
+    if _ending(path.name) in endings:
+        return True
+    with suppress(OSError):
+        if path.is_file():  # reading a pipe would block forever
+            with path.open("rb") as file:
+                return file.read(len(PNG)) == PNG
+    return False
+
+
 def _ending(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
 def _look(path: Path) -> Look:
     """Mode, width and height of a PNG file. Raises UserError for an image that would have to be converted."""
-    lossy = "a lossy format, which changes every distance; save samples as PNG when they are drawn"
-    if _ending(path.name) in LOSSY_ENDINGS:
-        raise UserError(f"{path}: {lossy}; of photographs make a reference, with mar-bench reference build --size")
+    if _ending(path.name) in ENDINGS - {".png"}:
+        raise UserError(f"{path}: {NOT_PNG}")
     image, frames, depth = _header(path)
-    kind, mode = image.format, image.mode
-    reasons = {
-        f"{kind}, {lossy}": kind in LOSSY_FORMATS,
-        f"{kind} is not supported; convert the images to PNG": kind != "PNG",
-        f"mode 16-bit {mode} is not supported; save 8-bit images": mode == "RGB" and depth > 8,
-        f"mode animated {mode} is not supported; save one image per file": frames > 1,
-        f"mode transparent {mode} is not supported": "transparency" in image.info and mode in ("L", "RGB"),
-        f"mode {mode} is not supported; save 8-bit RGB or grey (L) images": mode not in ("L", "RGB"),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"{path}: {reason}")
+    mode = image.mode
+    if image.format != "PNG":
+        raise UserError(f"{path}: {image.format}, {NOT_PNG}")
+    found = {"16-bit": depth > 8, "animated": frames > 1, "transparent": "transparency" in image.info}
+    faults = [fault for fault, applies in found.items() if applies]
+    if faults or mode not in ("L", "RGB"):
+        raise UserError(
+            f"{path}: mode {' '.join([*faults, mode])} is not supported; save 8-bit RGB or grey (L) images without "
+            "transparency, one per file"
+        )
     return mode, image.width, image.height
 
 
@@ -249,7 +248,7 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
     number = {name: int(found[-1]) for name, found in runs.items() if found}
     hint = "fix the names or, if the numbers are not indices, use --unindexed"
     if not number:
-        return names, None, FROM_NAMES
+        return names, None, NAMES
     if len(number) < len(names):
         without = next(name for name in names if name not in number)
         raise UserError(f"{path}: {next(iter(number))} has a number in its name, {without} has none; {hint}")
@@ -259,15 +258,13 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
         if (missing := last - first + 1 - len(indices)) > 0:
             some = next(i for i in range(first, last + 1) if i not in indices)
             raise UserError(f"{path}: {missing} of the images {first}..{last} missing, the first is {some}; {hint}")
-        return sorted(names, key=number.__getitem__), None, FROM_NUMBERS
-    by_place: dict[tuple[str, int], str] = {}
+        return sorted(names, key=number.__getitem__), None, NUMBERS
+    places: dict[tuple[str, int], str] = {}
     for name in names:
-        if (other := by_place.setdefault((name.rpartition("/")[0], number[name]), name)) != name:
+        if (other := places.setdefault((name.rpartition("/")[0], number[name]), name)) != name:
             raise UserError(f"{path}: {other} and {name} have the same number; {hint}")
-    label = {folder: i for i, folder in enumerate(sorted({folder for folder, _ in by_place}))}
-    places = sorted(by_place)
-    labels = np.array([label[folder] for folder, _ in places], dtype=np.int64)
-    return [by_place[place] for place in places], labels, FROM_NUMBERS
+    _, labels = np.unique([folder for folder, _ in sorted(places)], return_inverse=True)
+    return [places[place] for place in sorted(places)], labels.astype(np.int64), NUMBERS
 
 
 # --- identity of a set ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write
+from mar_bench.utils.files import atomic_write, reading
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever the ending; none of them runs another program
@@ -89,16 +89,11 @@ def opaque(image: Image.Image, channels: int) -> Image.Image:
             grey[levels == transparency] = 255
         return Image.fromarray(grey).convert(mode)
     if transparency is not None or image.mode[-1] in "Aa":
-        image = _converted(image, "RGBA")
+        image = image.convert("RGBA")
         clear = ImageChops.invert(image.getchannel("A"))
         image = image.convert("RGB")
         image.paste("white", mask=clear)
-    return _converted(image, mode)
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Without the copy that Pillow makes of an image already in this mode, which may exceed a gigabyte."""
-    return image if image.mode == mode else image.convert(mode)
+    return image.convert(mode)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -142,69 +137,53 @@ class FolderImages:
         except ValueError as error:
             raise UserError(
                 f"{path}: not readable as an image ({error}); remove or replace it, or leave such files out with "
-                "data.skip_bad=true (delete the folder images in runs if it has been readable before)"
+                "data.skip_bad=true (delete the folder images in runs if the file was readable before)"
             ) from None
 
-    def check(self, notes: Path | None, skip: bool, progress: Progress) -> None:
+    def check(self, notes: Path, skip: bool, progress: Progress) -> None:
         """Decode every file once, coarsely, and leave out those that fail (``skip``) or raise a UserError.
 
         The failures and their reasons are written into ``notes``, a folder. Later checks of the same listing decode
         only those that failed: files that were good are assumed to stay so."""
-        if notes is None:
-            bad, where = self._failures(self.names, progress), ""
-        else:
-            file = notes / f"{hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:12]}.json"
-            # parallel stages need the same images: one of them checks, the others wait
-            with locks.held(file.with_suffix(".lock"), waiting=lambda: progress(0, len(self))):
-                bad, where = self._remembered(file, progress), f"; all of them: {file}"
+        listing = hashlib.sha256(os.fsencode("\n".join([str(self.folder.resolve()), *self.names]))).hexdigest()
+        file = notes / f"{listing[:12]}.json"
+        # parallel stages need the same images: one of them checks, the others wait
+        with locks.held(file.with_suffix(".lock"), waiting=lambda: progress(0, len(self))):
+            with reading(file, "list of unreadable images"):
+                suspects = list(json.loads(file.read_text())["bad"]) if file.exists() else self.names
+            bad: dict[str, str] = {}
+            for begin in range(0, len(suspects), CHECKED):
+                progress(begin, len(suspects))
+                some = suspects[begin : begin + CHECKED]
+                reasons = in_threads(lambda name: _damage(self.folder / name), some)
+                bad |= {name: why for name, why in zip(some, reasons) if why is not None}
+            atomic_write(file, json.dumps({"folder": str(self.folder), "bad": bad}, indent=1) + "\n")
         if not bad:
             return
         first, why = next(iter(bad.items()))
-        count = f"{self.folder}: {len(bad)} of {len(self)} files are not readable as images"
+        found = f"{self.folder}: {len(bad)} of {len(self)} files are not readable as images"
         if not skip:
             raise UserError(
-                f"{count}, the first {self.folder / first} ({why}); remove or replace them, or leave such files out "
-                f"with data.skip_bad=true{where}"
+                f"{found}, the first {self.folder / first} ({why}); remove or replace them, or leave such files out "
+                f"with data.skip_bad=true; all of them: {file}"
             )
-        some = ", ".join(list(bad)[:3]) + ", ..." * (len(bad) > 3)
-        warnings.warn(f"{count} and left out: {some}{where}", stacklevel=2)
+        warnings.warn(f"{found} and left out, the first {first}; all of them: {file}", stacklevel=2)
         kept = [i for i, name in enumerate(self.names) if name not in bad]
-        self.left_out += len(self) - len(kept)
+        self.left_out = len(bad)
         self.names, self.labels = [self.names[i] for i in kept], self.labels[kept]
         for label, name in enumerate(self.classes):
             if not (self.labels == label).any():
                 raise UserError(f"{self.folder / name}: none of its images can be read; fix or remove the class")
 
-    def _remembered(self, file: Path, progress: Progress) -> dict[str, str]:
-        """The failures, with what ``file`` knows of this listing; writes it."""
-        listing = hashlib.sha256(os.fsencode("\n".join(self.names))).hexdigest()
-        try:
-            known = json.loads(file.read_text())
-            suspects = [name for name in self.names if name in known["bad"]] if known["listing"] == listing else None
-        except (OSError, ValueError, LookupError, TypeError):
-            suspects = None
-        bad = self._failures(self.names if suspects is None else suspects, progress)
-        content = {"folder": str(self.folder), "listing": listing, "bad": bad}
-        atomic_write(file, json.dumps(content, indent=1) + "\n")
-        return bad
 
-    def _failures(self, names: list[str], progress: Progress) -> dict[str, str]:
-        """name -> why, of the files that cannot be decoded."""
-
-        def failure(name: str) -> str | None:
-            try:
-                if not stat.S_ISREG(os.stat(self.folder / name).st_mode):  # reading a pipe would block
-                    return "not a file"
-                read_image(self.folder / name, 1, 3, draft=True)
-            except OSError as error:
-                return error.strerror
-            except ValueError as error:
-                return str(error)
-            return None
-
-        bad: dict[str, str] = {}
-        for begin in range(0, len(names), CHECKED):
-            progress(begin, len(names))
-            some = names[begin : begin + CHECKED]
-            bad |= {name: why for name, why in zip(some, in_threads(failure, some)) if why is not None}
-        return bad
+def _damage(path: Path) -> str | None:
+    """Why a file cannot be decoded as an image, or None."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would block
+            return "not a file"
+        read_image(path, 1, 3, draft=True)
+    except OSError as error:
+        return error.strerror
+    except ValueError as error:
+        return str(error)
+    return None

@@ -68,23 +68,21 @@ class Shards:
             return Shards(
                 [replace(f, array=f.array[key], begin=f.begin + key * f.array[0].nbytes) for f in self.files], 0
             )
-        *before, rows = (np.asarray(k) for k in key) if self.axis == 1 else (_rows(key, len(self)),)
+        if isinstance(key, slice):
+            key = np.arange(*key.indices(len(self)))
+        *before, rows = (np.asarray(k) for k in (key if self.axis == 1 else (key,)))
         shards = np.searchsorted(self.begins, rows, side="right") - 1
-        places = {}
+        places = []
         for shard in np.unique(shards):
             members = np.flatnonzero(shards == shard)
-            places[shard] = members, (*(b[members] for b in before), rows[members] - self.begins[shard])
-        for shard, (_, index) in places.items():
+            index = (*(b[members] for b in before), rows[members] - self.begins[shard])
             self.files[shard].expect(index)
+            places.append((self.files[shard].array, members, index))
         out = np.empty((len(rows), *self.shape[self.axis + 1 :]), self.files[0].array.dtype)
-        for shard, (members, index) in places.items():
-            out[members] = self.files[shard].array[index]
+        for array, members, index in places:
+            out[members] = array[index]
         values = torch.from_numpy(out)
         return values.float() if values.dtype == torch.float16 else values
-
-
-def _rows(key: slice | Sequence[int], count: int) -> np.ndarray:
-    return np.arange(*key.indices(count)) if isinstance(key, slice) else np.asarray(key)
 
 
 Stored = dict[str, Any]  # tensors or Shards by name
@@ -134,22 +132,15 @@ def load_latents(folder: Path, tokenizer: type[Tokenizer] | Tokenizer) -> Latent
         for part, shards in parts.items():
             if [len(s["labels"].array) for s in shards] != [len(rows) for _, rows in shards_of(manifest, part)]:
                 raise ValueError("the number of images in a shard differs from the manifest")
-    labels = {part: [torch.tensor(s.pop("labels").array) for s in shards] for part, shards in parts.items()}
-    train: dict[str, torch.Tensor | Shards] = {
-        name: Shards([s[name] for s in parts["train"]], 1) for name in parts["train"][0]
-    }
-    heldout: dict[str, torch.Tensor | Shards] = {
-        name: Shards([s[name] for s in parts["heldout"]], 1)[0] for name in train if parts["heldout"]
+    stored: dict[str, Stored] = {
+        part: {name: Shards([s[name] for s in shards], 1) for name in shards[0] if name != "labels"} if shards else {}
+        for part, shards in parts.items()
     }
     none = torch.empty(0, dtype=torch.int64)
-    return Latents(
-        train=train,
-        heldout=heldout,
-        labels=torch.cat([none, *labels["train"]]),
-        heldout_labels=torch.cat([none, *labels["heldout"]]),
-        tokens_of=tokenizer.tokens_of,
-        stochastic=tokenizer.stochastic,
-    )
+    labels = {part: [none, *(torch.tensor(s["labels"].array) for s in shards)] for part, shards in parts.items()}
+    heldout = {name: values[0] for name, values in stored["heldout"].items()}
+    every = torch.cat(labels["train"]), torch.cat(labels["heldout"])
+    return Latents(stored["train"], heldout, *every, tokenizer.tokens_of, tokenizer.stochastic)
 
 
 def mapped(path: Path) -> tuple[dict[str, Mapped], dict[str, str]]:

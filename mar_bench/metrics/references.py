@@ -20,9 +20,9 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading, replacing, sha256_of
 from mar_bench.utils.noise import SHARED, philox
 
-ABOUT = ("kind", "name", "sha256", "num_images", "num_features", "size", "channels")
-ABOUT_EXTRACTOR = ("kind", "name", "sha256")
-HINT = "build it again"
+ABOUT = {"kind", "name", "sha256", "num_images", "num_features", "size", "channels"}
+ABOUT_EXTRACTOR = {"kind", "name", "sha256"}
+HINT = "build it again (if it is a run's, delete its folder and run again)"
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def _subset(count: int, most: int) -> torch.Tensor:
 
 def read_reference(path: Path) -> Reference:
     """A reference that a stage saved. Raises UserError if the file is anything else."""
-    hint = "if another version of mar_bench wrote it, delete its folder and run again"
-    return _parsed(path, read_arrays(path, hint), hint)
+    return _parsed(path, read_arrays(path, HINT))
 
 
 def is_reference(path: Path) -> bool:
@@ -103,28 +102,29 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     damaged, was made with another extractor or lacks what is needed."""
     stored = read_arrays(path, HINT)
     if "meta" in stored:
-        return _saved(path, _parsed(path, stored, HINT), name, space, most)
+        return _saved(path, _parsed(path, stored), name, space, most)
     has_statistics = {"mu", "sigma"} <= stored.keys()
     if has_statistics:
-        _check_statistics(path, stored, HINT)
+        _check_statistics(path, stored)
     inception_statistics = has_statistics and space.about["kind"] == "inception"
-    about: dict[str, Any] = {"num_images": None, "num_features": 0, "size": None, "channels": None}
-    features = None
     if "arr_0" in stored:
         images = open_npz(path)
-        built = build_reference(images.batches(progress), images.count, space, most, "file", name)
-        about, features, statistics = built.about, built.features, built.statistics
-    elif not inception_statistics:
+        found = build_reference(images.batches(progress), images.count, space, most, "file", name)
+    elif inception_statistics:
+        about = {"kind": "file", "name": name, "num_images": None, "num_features": 0, "size": None, "channels": None}
+        found = Reference({}, None, about, space.about)
+    else:
         raise UserError(
             f"{path}: not a reference for extractor '{space.about['name']}': it holds only "
             f"{', '.join(stored) or 'nothing'}; build one from images with mar-bench reference build"
         )
-    about |= {"kind": "file", "name": name, "sha256": sha256_of(path)}
-    if inception_statistics:
-        about |= {"num_images": None, "statistics": "of the file"}  # of more images than the file holds
+    found.about["sha256"] = sha256_of(path)
+    if inception_statistics:  # of more images than the file holds
         statistics = {key: stored[key].astype(np.float64) for key in ("mu", "sigma")}
         statistics["count"] = np.array(len(statistics["mu"]) + 1)  # unknown; surely large enough for full rank
-    return Reference(statistics, features, about, space.about)
+        about = found.about | {"num_images": None, "statistics": "of the file"}
+        found = replace(found, statistics=statistics, about=about)
+    return found
 
 
 def _saved(path: Path, reference: Reference, name: str, space: FeatureSpace, most: int) -> Reference:
@@ -141,30 +141,28 @@ def _saved(path: Path, reference: Reference, name: str, space: FeatureSpace, mos
     return replace(reference, features=features, about=about)
 
 
-def _parsed(path: Path, stored: dict[str, Any], hint: str) -> Reference:
+def _parsed(path: Path, stored: dict[str, Any]) -> Reference:
     """The reference in the arrays of a file of ``Reference.save``."""
-    with reading(path, "reference", hint):
-        meta = json.loads(str(stored["meta"]))
+    with reading(path, "reference", HINT):
+        meta, features = json.loads(str(stored["meta"])), stored.get("features")
         about, extractor = dict(meta["about"]), dict(meta["extractor"])
-        if missing := ({*ABOUT} - about.keys()) | ({*ABOUT_EXTRACTOR} - extractor.keys()):
+        if missing := ABOUT - about.keys() | ABOUT_EXTRACTOR - extractor.keys():
             raise ValueError(f"meta has no {', '.join(sorted(missing))}")
         if stored["count"].ndim or stored["count"].dtype.kind not in "iu":
             raise ValueError("count is not an integer")
-    _check_statistics(path, stored, hint)
-    statistics = {key: stored[key] for key in ("mu", "sigma", "count")}
-    if "features" not in stored:
-        return Reference(statistics, None, about, extractor)
-    features, shape = stored["features"], (about["num_features"], len(statistics["mu"]))
-    with reading(path, "reference", hint):
-        if features.dtype.kind != "f" or features.shape != shape:
-            raise ValueError(f"features are {features.dtype} {features.shape}, expected floats {shape}")
-        if not np.isfinite(features).all():
-            raise ValueError("features are not finite")
-    return Reference(statistics, torch.from_numpy(features), about, extractor)
+        _check_statistics(path, stored)
+        if features is not None:
+            shape = (about["num_features"], len(stored["mu"]))
+            if features.dtype.kind != "f" or features.shape != shape:
+                raise ValueError(f"features are {features.dtype} {features.shape}, expected floats {shape}")
+            if not np.isfinite(features).all():
+                raise ValueError("features are not finite")
+            features = torch.from_numpy(features)
+    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor)
 
 
-def _check_statistics(path: Path, stored: dict[str, Any], hint: str) -> None:
-    with reading(path, "reference", hint):
+def _check_statistics(path: Path, stored: dict[str, Any]) -> None:
+    with reading(path, "reference", HINT):
         mu, sigma = stored["mu"], stored["sigma"]
         if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not {mu.dtype.kind, sigma.dtype.kind} <= set("fiu"):
             raise ValueError("expected numbers mu (F,) and sigma (F, F)")

@@ -208,11 +208,12 @@ class Measure:
                 f"{name} was made with extractor '{theirs['name']}' ({theirs['sha256'][:8]}, {dims[1]} features), the "
                 f"samples with '{ours['name']}' ({ours['sha256'][:8]}, {dims[0]}); use the same for both"
             )
-        for key, what in (("size", "pixels"), ("channels", "channels")):
-            if about[key] is not None and _size(images.about[key]) != _size(about[key]):
+        if about["size"] is not None:
+            drawn, real = ("x".join(map(str, (*a["size"], a["channels"]))) for a in (images.about, about))
+            if drawn != real:
                 raise UserError(
-                    f"the samples have {_size(images.about[key])} {what}, {name} has {_size(about[key])}: nothing is "
-                    "resized silently; compare images of one size, or build the reference at this size"
+                    f"the samples are images of {drawn} (height x width x channels), {name} of {real}: nothing is "
+                    "resized; compare images of one size, or build the reference at this size"
                 )
         if images.about.get("set_sha256") is not None and images.about["set_sha256"] == about.get("set_sha256"):
             raise UserError(f"the samples are the images of {name}: there is nothing to compare")
@@ -266,7 +267,3 @@ def largest_settings(settings: MetricsSpec, count: int, others: int) -> dict[str
         "kid_subset_size": min(count, others),
         "neighbours": min(left, others) - 1,
     }
-
-
-def _size(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 import threading
 import warnings
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from mar_bench.data import images as module
 from mar_bench.data.datasets import ArrayImages, apply_view, batches, folder_images, load_data, to_uint8, to_unit, views
 from mar_bench.data.images import FolderImages, centre_crop, in_threads, read_image
 from mar_bench.utils.errors import UserError
+from tests.measuring import png
 
 BUILT_IN = {"digits": (DigitsData(), 1797), "mnist5k": (MnistData(), 5000)}
 
@@ -39,24 +38,11 @@ def pictures(part: ArrayImages) -> Counter:
 # --- built-in data sets ---------------------------------------------------------------------------------
 
 
-def test_images_are_as_the_spec_says(built_in):
-    spec, count, data = built_in
-    assert (len(data.train), len(data.heldout)) == (count - spec.heldout, spec.heldout)
-    images = data.train.get([3, 0, 3])
-    assert images.dtype == torch.uint8 and images.shape == (3, 1, spec.image_size, spec.image_size)
-    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
-    assert (data.train.pixels.min(), data.train.pixels.max()) == (0, 255)
-    assert data.train.labels.dtype == torch.int64 and set(data.train.labels.tolist()) == set(range(10))
-
-
-def test_a_batch_is_a_copy(built_in):
-    _, _, data = built_in
-    data.train.get(range(2)).fill_(9)
-    assert data.train.pixels[:2].max() == 255
-
-
 def test_held_out_images_are_balanced_and_disjoint_from_training(built_in):
     spec, count, data = built_in
+    assert (len(data.train), len(data.heldout)) == (count - spec.heldout, spec.heldout)
+    assert data.train.get([3, 0]).shape == (2, 1, spec.image_size, spec.image_size)
+    assert (data.train.pixels.min(), data.train.pixels.max()) == (0, 255)
     assert torch.equal(data.heldout.labels.bincount(), torch.full((10,), spec.heldout // 10))
     train, heldout = pictures(data.train), pictures(data.heldout)
     assert len(train | heldout) > count - 5 and not train & heldout
@@ -75,28 +61,16 @@ def test_the_split_is_the_same_every_time_and_fewer_held_out_are_some_of_the_sam
     assert pictures(fewer.heldout) <= pictures(one.heldout) and pictures(one.train) <= pictures(fewer.train)
 
 
-def test_mnist_is_padded_to_32_pixels(built_in):
-    spec, _, data = built_in
-    pixels = data.train.pixels
-    assert spec.kind != "mnist5k" or not (pixels[..., :2, :].any() or pixels[..., -2:].any())
-
-
-@pytest.mark.parametrize("heldout", [7, 13, 299])
+@pytest.mark.parametrize("heldout", [7, 299])
 def test_held_out_classes_differ_by_at_most_one_image(heldout):
     counts = load_data(DigitsData(heldout=heldout)).heldout.labels.bincount(minlength=10)
     assert counts.sum() == heldout and counts.max() - counts.min() <= 1
 
 
-@pytest.mark.parametrize("heldout", [1796, 1797, 5000])
-def test_something_is_left_to_train_on(heldout):
-    with pytest.raises(UserError, match="data.heldout"):
-        load_data(DigitsData(heldout=heldout))
-
-
 def test_images_grow_by_whole_pixels():
     small, large = load_data(DigitsData(image_size=8)).train, load_data(DigitsData(image_size=24)).train
     assert np.array_equal(large.pixels, small.pixels.repeat(3, axis=2).repeat(3, axis=3))
-    with pytest.raises(UserError, match="data.image_size 20 must be 16 or another multiple of 8"):
+    with pytest.raises(UserError, match="data.image_size 20 must be a multiple of 8"):
         load_data(DigitsData(image_size=20))
 
 
@@ -153,27 +127,18 @@ def test_batches_are_consecutive_and_cover_all():
 # --- folders --------------------------------------------------------------------------------------------
 
 
-SIZES = ((64, 64), (65, 64), (64, 200), (1000, 70), (129, 128), (127, 300), (63, 65), (9, 9), (1, 1), (3, 99), (400, 5))
-
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [(65, 64), (1000, 70), (127, 300), (63, 65), (1, 1), (3, 99)])
 def test_crops_have_their_size(size):
     """Of images larger and smaller, long and thin."""
     pixels = np.asarray(centre_crop(Image.new("L", size, 7), 64))
     assert pixels.shape == (64, 64) and (pixels == 7).all()
 
 
-def test_an_image_of_the_right_size_is_left_alone():
-    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(pixels), 64)), pixels)
-
-
 def test_the_crop_is_of_the_centre():
-    pixels = np.zeros((8, 24), dtype=np.uint8)
-    pixels[:, 8:16] = np.arange(64).reshape(8, 8)
-    for image in (pixels, pixels.T):
-        middle = np.asarray(centre_crop(Image.fromarray(image), 8))
-        assert np.array_equal(middle, np.arange(64).reshape(8, 8) if image is pixels else np.arange(64).reshape(8, 8).T)
+    pixels, middle = np.zeros((8, 24), dtype=np.uint8), np.arange(64, dtype=np.uint8).reshape(8, 8)
+    pixels[:, 8:16] = middle
+    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(pixels), 8)), middle)
+    assert np.array_equal(np.asarray(centre_crop(Image.fromarray(pixels.T), 8)), middle.T)
 
 
 def test_a_large_image_is_halved_by_averaging():
@@ -197,7 +162,11 @@ def folder_spec(folder: Path, **changes) -> ImageFolderData:
 
 
 def test_a_folder_a_class(tmp_path):
-    data = load_data(folder_spec(made_up_folder(tmp_path)))
+    made_up_folder(tmp_path)
+    (tmp_path / "train/.cache").mkdir()
+    for name in ("train/ape/notes.txt", "train/ape/._0.png", "train/README"):  # ignored
+        (tmp_path / name).write_bytes(b"x")
+    data = load_data(folder_spec(tmp_path))
     assert (len(data.train), len(data.heldout)) == (6, 6)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.train.labels.dtype == torch.int64
     images = data.train.get([5, 1])
@@ -207,83 +176,36 @@ def test_a_folder_a_class(tmp_path):
     assert grey.shape == (1, 1, 8, 8)
 
 
-def test_other_files_are_passed_over(tmp_path):
-    made_up_folder(tmp_path)
-    (tmp_path / "train/ape/notes.txt").write_text("x")
-    (tmp_path / "train/ape/._0.png").write_bytes(b"\x00\x05\x16\x07")
-    (tmp_path / "train/.cache").mkdir()
-    (tmp_path / "train/README").write_text("x")
-    assert len(load_data(folder_spec(tmp_path)).train) == 6
-
-
-def corrupt(png: Path) -> None:
-    content = bytearray(png.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    png.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda p: p.write_bytes(b""),
-        lambda p: p.write_bytes(b"not an image"),
-        lambda p: p.write_bytes(p.read_bytes()[:50]),
-        corrupt,
-    ],
-    ids=["empty", "text", "truncated", "flipped bits"],
-)
-def test_a_broken_image_is_named(spoil, tmp_path):
-    made_up_folder(tmp_path)
-    spoil(tmp_path / "train/bee/1.png")
+@pytest.mark.parametrize("keep", [0, 50, -1], ids=["empty", "truncated", "corrupt"])
+def test_a_broken_image_is_named(keep, tmp_path):
+    path = made_up_folder(tmp_path) / "train/bee/1.png"
+    content = path.read_bytes()
+    middle = len(content) // 2
+    corrupt = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+    path.write_bytes(corrupt if keep < 0 else content[:keep])
     data = load_data(folder_spec(tmp_path))
     with pytest.raises(UserError, match=r"train/bee/1\.png: not readable as an image .*; remove or replace it"):
         data.train.get([4])
 
 
-def test_an_image_that_is_too_large_to_open_is_named(tmp_path, monkeypatch):
-    data = load_data(folder_spec(made_up_folder(tmp_path)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match=r"0\.png: not readable as an image"):
-        data.train.get([0])
-
-
-def no_val(root: Path) -> None:
-    (root / "val").rename(root / "validation")
-
-
-def empty_class(root: Path) -> None:
-    for file in (root / "train/bee").iterdir():
-        file.rename(file.with_suffix(".gif"))
-
-
-def other_class(root: Path) -> None:
-    (root / "val/bee").rename(root / "val/wasp")
-
-
 @pytest.mark.parametrize(
-    ("spoil", "changes", "hints"),
+    ("move", "changes", "hints"),
     [
-        (lambda root: None, {"root": None}, ("data.root is not set",)),
-        (lambda root: None, {"root": "/nowhere"}, ("/nowhere/train", "found 0 class folders")),
-        (lambda root: None, {"num_classes": 3}, ("found 2 class folders", "data.num_classes is 3", "train/<class>")),
-        (no_val, {}, ("val", "found 0 class folders")),
-        (empty_class, {}, ("train/bee", "no image", ".png")),
-        (other_class, {}, ("'bee'", "one of them only")),
+        (None, {"root": None}, ("data.root is not set",)),
+        (None, {"root": "/nowhere"}, ("/nowhere/train", "found 0 class folders")),
+        (None, {"num_classes": 3}, ("found 2 class folders", "data.num_classes is 3", "train/<class>")),
+        (("train/bee/*.png", ".gif"), {}, ("train/bee", "no image", ".png")),
+        (("val/bee", ".other"), {}, ("'bee'", "one of them only")),
     ],
 )
-def test_a_folder_that_is_not_one_of_images(spoil, changes, hints, tmp_path):
-    spoil(made_up_folder(tmp_path))
+def test_a_folder_that_is_not_one_of_images(move, changes, hints, tmp_path):
+    made_up_folder(tmp_path)
+    for path in list(tmp_path.glob(move[0])) if move else ():
+        path.rename(path.with_suffix(move[1]))
     with pytest.raises(UserError) as caught:
         load_data(folder_spec(tmp_path, **changes))
     for hint in hints:
         assert hint in str(caught.value)
-
-
-def test_images_are_read_when_asked_for(tmp_path):
-    data = load_data(folder_spec(made_up_folder(tmp_path)))
-    assert isinstance(data.train, FolderImages)
-    (tmp_path / "train/ape/0.png").unlink()
-    assert data.train.get([1]).shape == (1, 3, 8, 8)
 
 
 # --- kinds of image files -------------------------------------------------------------------------------
@@ -314,9 +236,7 @@ def keyed(mode: str, colour, key) -> tuple[Image.Image, dict]:
 
 TRANSPARENT = {
     "RGBA": (with_alpha("RGBA", (255, 0, 0)), RED),
-    "LA": (with_alpha("LA", (7,)), [7] * 3),
     "palette index": (paletted(transparency=1), RED),
-    "palette bytes": (paletted(transparency=b"\xff\x00"), RED),
     "RGB key": (keyed("RGB", (255, 0, 0), (1, 2, 3)), RED),
     "L key": (keyed("L", 7, 200), [7] * 3),
 }
@@ -333,13 +253,9 @@ def test_what_is_transparent_is_white(kind, tmp_path):
 
 
 def test_what_is_half_transparent_is_mixed_with_white(tmp_path):
-    for name, (image, options) in {
-        "a": with_alpha("RGBA", (255, 0, 0), alpha=128),
-        "b": paletted(transparency=b"\xff\x80"),
-    }.items():
-        image.save(tmp_path / f"{name}.png", **options)
-        dark = 127 if name == "a" else 132
-        assert read_image(tmp_path / f"{name}.png", 4, 3)[:, 0, 0].tolist() == [dark] * 3
+    image, _ = with_alpha("RGBA", (255, 0, 0), alpha=128)
+    image.save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", 4, 3)[:, 0, 0].tolist() == [127] * 3
 
 
 def test_no_colour_bleeds_out_of_what_is_transparent(tmp_path):
@@ -348,27 +264,6 @@ def test_no_colour_bleeds_out_of_what_is_transparent(tmp_path):
     pixels[:, 21:] = (255, 0, 0, 255)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     assert (read_image(tmp_path / "x.png", 8, 3)[0] == 255).all()
-
-
-def test_opaque_images_have_the_pixels_they_had(tmp_path):
-    rng = np.random.Generator(np.random.PCG64(0))
-    pixels = rng.integers(0, 256, (40, 33, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    for channels, mode in ((3, "RGB"), (1, "L")):
-        expected = np.atleast_3d(np.asarray(centre_crop(image.convert(mode), 16))).transpose(2, 0, 1)
-        image.convert("RGBA").save(tmp_path / "alpha.png")
-        image.save(tmp_path / "plain.png")
-        for name in ("alpha", "plain"):
-            assert np.array_equal(read_image(tmp_path / f"{name}.png", 16, channels), expected)
-
-
-def png(width: int, height: int, depth: int, colour: int, raw: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = ((b"IHDR", header), *more, (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def test_of_sixteen_bits_the_high_byte_is_kept(tmp_path):
@@ -454,45 +349,23 @@ def test_bad_files_are_counted_and_the_first_is_named(spoiled, tmp_path):
         assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize("remembered", [True, False])
-def test_bad_files_are_left_out_and_listed_with_reasons(remembered, spoiled, tmp_path):
-    memo = tmp_path / "memo" if remembered else None
-    with pytest.warns(UserWarning, match="12 of 18 files .* left out: ape/a-empty.png, "):
-        data = load_data(folder_spec(spoiled, skip_bad=True), memo)
+def test_bad_files_are_left_out_and_listed_with_reasons(spoiled, tmp_path):
+    with pytest.warns(UserWarning, match="12 of 18 files .* left out, the first ape/a-empty.png"):
+        data = load_data(folder_spec(spoiled, skip_bad=True), tmp_path / "memo")
     assert names_of(data.train) == ["0.png", "1.png", "2.png"] * 2
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert (data.train.left_out, data.heldout.left_out, len(data.heldout)) == (12, 0, 6)
     assert data.train.get(range(6))[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
-    if memo is None:
-        return
-    listed = [json.loads(path.read_text())["bad"] for path in memo.glob("*.json")]
+    listed = [json.loads(path.read_text())["bad"] for path in (tmp_path / "memo").glob("*.json")]
     (bad,) = filter(None, listed)
     assert list(bad) == [f"ape/{name}" for name in BAD] and all(bad.values())
     reasons = {"e-bomb.png": "decompression bomb", "l-locked.png": "Permission denied", "h-broken.png": "No such file"}
     for name, reason in {**reasons, "i-folder.png": "not a file", "f-strip.png": "1 x 1200"}.items():
         assert reason in bad[f"ape/{name}"]
-
-
-def test_a_class_of_bad_files_alone_is_an_error(tmp_path):
-    made_up_folder(tmp_path / "root")
-    for path in (tmp_path / "root/val/bee").iterdir():
+    for path in (spoiled / "val/bee").iterdir():
         path.write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(UserError, match="val/bee: none of its images can be read"):
-        load_data(folder_spec(tmp_path / "root", skip_bad=True), tmp_path / "memo")
-
-
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
-    made_up_folder(tmp_path)
-    really = os.listdir
-
-    def listed(path):
-        if Path(path).name == "bee":
-            raise PermissionError(13, "Permission denied", str(path))
-        return really(path)
-
-    monkeypatch.setattr(os, "listdir", listed)
-    with pytest.raises(UserError, match=r"train/bee: cannot be listed \(Permission denied\)"):
-        load_data(folder_spec(tmp_path))
+        load_data(folder_spec(spoiled, skip_bad=True), tmp_path / "other")
 
 
 # --- what a scan remembers ------------------------------------------------------------------------------
@@ -533,20 +406,6 @@ def test_only_a_new_listing_and_bad_files_are_checked_again(decoded, tmp_path):
     assert names_of(train) == ["0.png", "1.png", "2.png", "9.png", "0.png", "1.png", "2.png"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"bad": 3}', b"\xff\x00"])
-def test_a_damaged_list_is_written_anew(content, decoded, tmp_path):
-    root, memo = made_up_folder(tmp_path / "root"), tmp_path / "memo"
-    scan(root, memo)
-    for file in memo.glob("*.json"):
-        file.write_bytes(content)
-    decoded.clear()
-    scan(root, memo)
-    assert len(decoded) == 12
-    decoded.clear()
-    scan(root, memo)
-    assert not decoded
-
-
 def test_of_two_scans_at_once_one_does_the_work(decoded, tmp_path):
     root, memo = made_up_folder(tmp_path / "root", count=20), tmp_path / "memo"
     found: list[list[FolderImages]] = []
@@ -557,14 +416,6 @@ def test_of_two_scans_at_once_one_does_the_work(decoded, tmp_path):
         thread.join()
     assert len(decoded) == 80 and len(found) == 3
     assert {tuple(train.names) for train, _ in found} == {tuple(found[0][0].names)}
-
-
-def test_a_file_spoiled_since_is_still_named(tmp_path):
-    root = made_up_folder(tmp_path / "root")
-    data = load_data(folder_spec(root), tmp_path / "memo")
-    corrupt(root / "train/bee/1.png")
-    with pytest.raises(UserError, match=r"train/bee/1\.png: not readable as an image .*data\.skip_bad=true"):
-        data.train.get(range(6))
 
 
 def test_any_number_of_threads_gives_the_same_batch(monkeypatch, tmp_path):

@@ -25,13 +25,12 @@ from mar_bench.data.image_sets import (
     ImageSet,
     class_balance,
     cropped_folder,
-    open_data,
     open_folder,
     open_images,
     open_npz,
 )
 from mar_bench.data.images import read_image
-from tests.measuring import refusal, says
+from tests.measuring import png, refusal, says
 
 PHOTOS = load_sample_images().images  # two of 427x640
 
@@ -72,22 +71,6 @@ def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeyp
     assert np.array_equal(everything(images), pixels), "a second reading gives the same"
 
 
-def test_grey_images_have_one_channel(tmp_path):
-    pixels = tiles(3)[..., 0]
-    images = open_folder(save(tmp_path, ["0.png", "1.png", "2.png"], pixels))
-    assert images.channels == 1 and np.array_equal(everything(images), pixels[..., None])
-
-
-def test_progress_can_stop_reading(tmp_path):
-    def stop(done: int, total: int) -> None:
-        raise InterruptedError
-
-    np.savez(tmp_path / "x.npz", tiles(3))
-    for images in (open_folder(save(tmp_path / "a", ["0.png", "1.png"])), open_npz(tmp_path / "x.npz")):
-        with pytest.raises(InterruptedError):
-            next(images.batches(stop))
-
-
 def test_the_order_of_the_directory_listing_makes_no_difference(tmp_path, monkeypatch):
     pixels, listdir = tiles(9), os.listdir
     save(tmp_path / "flat", [f"{i + 1:03}.png" for i in range(9)], pixels)
@@ -120,16 +103,21 @@ def test_order_and_labels_of_a_folder(names, indexed, order, labels, index, tmp_
     ("names", "words"),
     [
         (["a/1.png", "b/1.png", "b/2.png", "b/002.png"], ("b/002.png", "b/2.png", "same number")),
-        (["1.png", "0001.png", "2.png"], (" 0001.png", " 1.png", "same number")),
         (["0.png", "1.png", "grid.png"], ("grid.png", "0.png", "number")),
         (["0.png", "1.png", "3.png"], ("1 of the images 0..3", "the first is 2")),
-        (["1.png", "2.png", "5.png"], ("2 of the images 1..5", "the first is 3")),
         (["4.png", f"{10**12}.png"], (f"0..{10**12}", "the first is 0")),
     ],
 )
 def test_duplicates_and_gaps_in_the_numbers_are_refused(names, words, tmp_path):
     save(tmp_path, names)
     assert says(refusal(open_folder, tmp_path), tmp_path, *words, "--unindexed")
+
+
+def test_a_png_file_counts_under_any_name(tmp_path):
+    pixels = tiles(3)
+    folder = save(tmp_path, ["0", "1.image", "2.png"], pixels)
+    assert np.array_equal(everything(open_folder(folder)), pixels)
+    assert cropped_folder(folder, 8).count == 3
 
 
 def test_other_files_are_ignored(tmp_path):
@@ -145,13 +133,9 @@ def test_other_files_are_ignored(tmp_path):
     ("name", "kind", "options", "word"),
     [
         ("2.jpg", "JPEG", {}, "lossy"),
-        ("2.webp", "WEBP", {"lossless": True}, "lossy"),
         ("2.jpeg", "PNG", {}, "lossy"),
-        ("2.png", "JPEG", {}, "JPEG"),
-        ("2.png", "WEBP", {}, "WEBP"),
-        ("2.png", "BMP", {}, "BMP"),
-        ("2.tif", "TIFF", {}, "TIFF"),
-        ("2.gif", "GIF", {}, "GIF"),
+        ("2.tif", "TIFF", {}, "not a PNG"),
+        ("2.png", "WEBP", {"lossless": True}, "WEBP"),
         ("2.png", "PNG", {"transparency": (1, 2, 3)}, "transparent RGB"),
         ("2.png", "PNG", {"save_all": True, "append_images": [Image.new("RGB", (24, 20))]}, "animated RGB"),
     ],
@@ -162,44 +146,25 @@ def test_anything_but_png_is_refused_by_suffix_and_by_content(name, kind, option
     assert says(refusal(open_folder, tmp_path), tmp_path / name, word)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "16-bit I;16"])
 def test_other_modes_are_refused(tmp_path, mode):
     save(tmp_path, ["0.png", "1.png"])
     image = Image.fromarray(tiles(1)[0])
-    image = Image.fromarray(np.full((20, 24), 300, np.uint16)) if mode == "I;16" else image.convert(mode)
+    image = Image.fromarray(np.full((20, 24), 300, np.uint16)) if "16" in mode else image.convert(mode)
     image.save(tmp_path / "2.png")
     assert says(refusal(open_folder, tmp_path), tmp_path / "2.png", f"mode {mode} ")
 
 
-def png(depth: int, colour: int, row: bytes, height: int) -> bytes:
-    """A PNG file that Pillow cannot save."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    width = 8 * len(row) // depth // {0: 1, 2: 3}[colour]
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = zlib.compress((b"\0" + row) * height)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
 def test_16_bit_rgb_is_refused_and_4_bit_grey_is_exact(tmp_path):
-    content = png(16, 2, bytes(range(48)), 4)
+    content = png(8, 4, 16, 2, (b"\0" + bytes(range(48))) * 4)
     assert Image.open(io.BytesIO(content)).mode == "RGB", "Pillow does not tell"
     save(tmp_path / "deep", ["0.png", "1.png"])
     (tmp_path / "deep/2.png").write_bytes(content)
     assert says(refusal(open_folder, tmp_path / "deep"), "2.png", "16-bit RGB")
     (tmp_path / "grey").mkdir()
     for i in range(2):
-        (tmp_path / f"grey/{i}.png").write_bytes(png(4, 0, b"\x0f\x12", 2))
+        (tmp_path / f"grey/{i}.png").write_bytes(png(4, 2, 4, 0, b"\0\x0f\x12" * 2))
     assert everything(open_folder(tmp_path / "grey"))[0, 0, :, 0].tolist() == [0, 255, 17, 34]
-
-
-def test_mixed_sizes_and_modes_are_refused(tmp_path):
-    save(tmp_path, ["0.png", "1.png"])
-    for pixels, look in ((tiles(1, 20, 25)[0], "25x20 RGB"), (tiles(1)[0, ..., 0], "24x20 L")):
-        Image.fromarray(pixels).save(tmp_path / "2.png")
-        assert says(refusal(open_folder, tmp_path), "0.png is 24x20 RGB", f"2.png is {look}")
 
 
 def test_damaged_files_are_named_at_once_or_when_they_are_read(tmp_path):
@@ -208,7 +173,7 @@ def test_damaged_files_are_named_at_once_or_when_they_are_read(tmp_path):
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
-    for content in (b"", b"\x89PNG\r\n\x1a\n", b"hello"):
+    for content in (b"", b"hello"):
         path.write_bytes(content)
         assert says(refusal(open_folder, tmp_path), path, "not a valid image")
     for content in (whole[: len(whole) // 2], whole[:-20], bytes(flipped)):
@@ -217,6 +182,7 @@ def test_damaged_files_are_named_at_once_or_when_they_are_read(tmp_path):
     path.write_bytes(whole)
     images = open_folder(tmp_path)
     Image.fromarray(tiles(1, 9, 9)[0]).save(path)
+    assert says(refusal(open_folder, tmp_path), "0.png is 24x20 RGB", "1.png is 9x9 RGB")
     assert says(refusal(everything, images), path, "changed")
     path.unlink()
     assert says(refusal(everything, images), path, "no such file")
@@ -277,9 +243,8 @@ def test_an_npz_is_read_in_blocks(tmp_path, write, channels, monkeypatch):
     next(images.batches(silent)).fill_(0)  # a batch may be written to
 
 
-@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_an_npz_is_never_loaded_as_a_whole(tmp_path, write):
-    write(tmp_path / "x.npz", np.zeros((5000, 64, 64, 3), np.uint8))  # 61 MB
+def test_an_npz_is_never_loaded_as_a_whole(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", np.zeros((5000, 64, 64, 3), np.uint8))  # 61 MB
     tracemalloc.start()
     try:
         count = sum(len(batch) for batch in open_npz(tmp_path / "x.npz").batches(silent))
@@ -293,13 +258,9 @@ def test_an_npz_is_never_loaded_as_a_whole(tmp_path, write):
     ("arrays", "words"),
     [
         ({"images": tiles(2), "x": np.zeros(2)}, ("no arr_0", "images, x")),
-        ({}, ("no arr_0",)),
         ({"mu": np.zeros(2), "sigma": np.eye(2)}, ("statistics only", "swapped?")),
         ({"arr_0": tiles(2) / np.float32(255)}, ("float32", "uint8")),
-        ({"arr_0": tiles(2).astype(np.int64)}, ("int64", "uint8")),
-        ({"arr_0": tiles(2).transpose(0, 3, 1, 2)}, ("(2, 3, 20, 24)", "transpose(0, 2, 3, 1)")),
-        ({"arr_0": tiles(2)[..., 0]}, ("(2, 20, 24)", "(N, H, W, C)")),
-        ({"arr_0": np.zeros((2, 4, 4, 4), np.uint8)}, ("(N, H, W, C)",)),
+        ({"arr_0": tiles(2).transpose(0, 3, 1, 2)}, ("(2, 3, 20, 24)", "(N, H, W, C)")),
         ({"arr_0": np.zeros((2, 0, 4, 3), np.uint8)}, ("(N, H, W, C)",)),
         ({"arr_0": np.zeros((), np.uint8)}, ("(N, H, W, C)",)),
         ({"arr_0": tiles(1)}, ("at least two",)),
@@ -308,7 +269,6 @@ def test_an_npz_is_never_loaded_as_a_whole(tmp_path, write):
         ({"arr_0": tiles(2), "arr_1": np.array([1, None])}, ("Object arrays",)),
         ({"arr_0": tiles(2), "arr_1": np.zeros(3, int)}, ("arr_1", "int64 (3,)", "labels (2,)")),
         ({"arr_0": tiles(2), "arr_1": np.zeros(2)}, ("arr_1", "float64 (2,)", "integer")),
-        ({"arr_0": tiles(2), "arr_1": np.eye(2, dtype=int)}, ("arr_1", "int64 (2, 2)", "integer")),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, arrays, words):
@@ -316,9 +276,9 @@ def test_other_arrays_are_refused(tmp_path, arrays, words):
     assert says(refusal(open_npz, tmp_path / "x.npz"), tmp_path / "x.npz", *words)
 
 
-def member(shape: tuple[int, ...], content: bytes, padding: int = 0) -> bytes:
+def member(shape: tuple[int, ...], content: bytes) -> bytes:
     """An npy file of uint8."""
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(padding)
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
 
 
@@ -327,7 +287,6 @@ def member(shape: tuple[int, ...], content: bytes, padding: int = 0) -> bytes:
     [
         (member((4, 20, 24, 3), tiles(3).tobytes()), "fewer bytes"),
         (member((4, 20, 24, 3), tiles(5).tobytes()), "more or fewer"),
-        (member((4, 20, 24, 3), tiles(4).tobytes(), 20_000), "npz"),
         (b"no numpy header", "magic"),
     ],
 )
@@ -367,12 +326,7 @@ def test_damaged_npz_files_are_refused(tmp_path, write, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "spec", "part"),
-    [
-        ("digits", DigitsData(), "train"),
-        ("digits:heldout", DigitsData(), "heldout"),
-        ("mnist5k:train", MnistData(), "train"),
-    ],
+    ("name", "spec", "part"), [("digits", DigitsData(), "train"), ("mnist5k:heldout", MnistData(), "heldout")]
 )
 def test_built_in_data(name, spec, part):
     images, expected = open_images(name), getattr(load_data(spec), part)
@@ -380,7 +334,6 @@ def test_built_in_data(name, spec, part):
     assert (images.count, images.size, images.channels) == (len(expected), (spec.image_size,) * 2, 1)
     assert images.labels.dtype == np.int64 and np.array_equal(images.labels, expected.labels)
     assert np.array_equal(torch.cat(list(images.batches(silent))).numpy(), expected.pixels)
-    assert max(len(batch) for batch in images.batches(silent)) <= BATCH
 
 
 def test_a_name_is_a_folder_an_npz_or_a_data_set(tmp_path, monkeypatch):
@@ -394,9 +347,7 @@ def test_a_name_is_a_folder_an_npz_or_a_data_set(tmp_path, monkeypatch):
     assert open_images("drawn.npz").kind == "npz" and open_images("folder.npz", indexed=False).kind == "folder"
     assert open_images("reference.npz").reference
     assert says(refusal(open_images, "samples/0.png"), "samples/0.png", "neither a folder")
-    assert says(refusal(open_data, "mnist"), "did you mean 'mnist5k'?")
-    assert says(refusal(open_images, "digits:helt"), "no part 'helt'", "did you mean 'heldout'?")
-    for nothing in ("", "imagenet256", "no/such/thing", "minst5k:heldout"):
+    for nothing in ("", "no/such/thing", "minst5k:heldout", "digits:helt"):
         assert says(refusal(open_images, nothing), f"'{nothing}'", "digits, mnist5k")
 
 

@@ -84,30 +84,6 @@ def made(request, tmp_path_factory) -> tuple[Tokenizer, Latents]:
     return tokenizer, load_latents(folder, type(tokenizer))
 
 
-def test_every_view_of_every_image_is_there_in_its_place(made):
-    tokenizer, latents = made
-    data = pictures()
-    for i, view in enumerate(views(DATA)):
-        expected = tokenizer.stored(to_unit(apply_view(data.train.get(range(TRAIN)), view)))
-        for name, values in expected.items():
-            found = latents.train[name][i][:]
-            assert found.dtype == values.dtype and torch.equal(found, values)
-    for name, values in tokenizer.stored(to_unit(data.heldout.get(range(HELDOUT)))).items():
-        assert torch.equal(latents.heldout[name][:], values)
-    assert torch.equal(latents.labels, data.train.labels) and torch.equal(latents.heldout_labels, data.heldout.labels)
-
-
-def test_stored_dtypes_and_shapes(made):
-    tokenizer, latents = made
-    if tokenizer.stochastic:
-        shapes = {k: tuple(v.shape) for k, v in latents.train.items()}
-        assert shapes == dict.fromkeys(("mean", "std"), (18, TRAIN, 16, 3))
-    else:
-        assert {k: (v.files[0].array.dtype, tuple(v.shape)) for k, v in latents.train.items()} == {
-            "codes": (np.int32, (18, TRAIN, 16))
-        }
-
-
 def test_tokens_are_those_of_the_view_drawn_for_each_image(made):
     tokenizer, latents = made
     indices, noise = [3, 0, 19, 3], NoiseSource(5, range(4))
@@ -134,27 +110,6 @@ def test_draws_repeat_for_the_same_seed_and_step_alone(made):
     assert torch.equal(part, draw(0, 3)[4:8]), "whatever the batch"
 
 
-def test_all_views_are_drawn(made):
-    _, latents = made
-    name, rows = next(iter(latents.train)), range(500)
-    marked = replace(latents, train={name: torch.arange(18.0).view(18, 1, 1, 1)}, tokens_of=lambda s, _: s[name])
-    assert set(marked.draw([0] * 500, NoiseSource(0, rows), 0).flatten().tolist()) == set(range(18))
-
-
-def test_a_split_has_no_views(made):
-    _, latents = made
-    stored, labels = latents.split(heldout=False)
-    name = next(iter(stored))
-    assert torch.equal(stored[name][3:17], latents.train[name][0][:][3:17]) and labels is latents.labels
-    assert len(stored[name]) == TRAIN and stored[name].shape == latents.train[name].shape[1:]
-    assert latents.split(heldout=True) == (latents.heldout, latents.heldout_labels)
-    for heldout, count in ((False, 9), (True, 2), (False, 100), (True, 100)):
-        few, labels = latents.split(heldout, count)
-        every, _ = latents.split(heldout)
-        assert torch.equal(few[name], every[name][:][:count])
-        assert torch.equal(labels, (latents.heldout_labels if heldout else latents.labels)[:count])
-
-
 # --- shards ---------------------------------------------------------------------------------------------
 
 
@@ -176,29 +131,24 @@ def in_memory(tokenizer: Tokenizer) -> Latents:
     )
 
 
-@pytest.mark.parametrize("size", [1, 3, 20, 8192])
+@pytest.mark.parametrize("size", [3, 8192])
 @pytest.mark.parametrize("kind", [*SPECS, "pixel"])
 def test_tokens_have_the_same_bits_in_any_shards(kind, size, tmp_path):
     spec = run_spec(kind, shard_images=size)
     tokenizer = tokenizer_of(kind) if kind in SPECS else build_tokenizer(spec)
     build_latents(spec, pictures(), tokenizer, tmp_path, CPU, go_on)
     found, expected = load_latents(tmp_path, TOKENIZERS[kind]), in_memory(tokenizer)
+    for name, values in expected.train.items():
+        assert all(torch.equal(found.train[name][view][:], values[view]) for view in range(18))
     rng = philox(0, "test-rows", 0, 0)
-    for step in range(5):
+    for step in range(2):
         indices, noise = rng.integers(TRAIN, size=33), NoiseSource(1, range(33))
         tokens = found.draw(indices, noise, step)
         assert torch.equal(tokens, expected.draw(indices, noise, step))
         assert tokens.dtype == (torch.int64 if kind == "vq" else torch.float32)
-    for heldout in (False, True):
-        (stored, labels), (wanted, wanted_labels) = found.split(heldout, 5), expected.split(heldout, 5)
+    for heldout, limit in ((False, 5), (True, 5), (False, 100), (True, 100)):
+        (stored, labels), (wanted, wanted_labels) = found.split(heldout, limit), expected.split(heldout, limit)
         assert torch.equal(labels, wanted_labels) and all(torch.equal(stored[k], wanted[k]) for k in wanted)
-
-
-def test_pixels_stay_bytes(tmp_path):
-    spec = run_spec("pixel", dtype="fp16")
-    build_latents(spec, pictures(), build_tokenizer(spec), tmp_path, CPU, go_on)
-    found = load_latents(tmp_path, TOKENIZERS["pixel"]).train["pixels"]
-    assert found.files[0].array.dtype == np.uint8 and found.shape == (18, TRAIN, 16, 16)
 
 
 def test_half_precision_is_half_the_size_and_read_as_single(tmp_path):
@@ -253,16 +203,21 @@ def test_latents_that_cannot_be_stored_are_refused(value, dtype, message, tmp_pa
 def test_an_encoding_never_depends_on_the_shards(tmp_path):
     """Batches begin at the same images whatever the shards, as their neighbours may change an image's last bits."""
     values = torch.randn(23, 2, 3, generator=torch.Generator().manual_seed(0))
-    for size in (1, 4, 5, 8, 23):
+    for size in (1, 4, 5, 23):
         asked: list[range] = []
-        sources = made_of(values, asked=asked)
-        about = manifest(sources, shard_images=size)
-        (tmp_path / str(size)).mkdir()
-        write_shards(sources, about, tmp_path / str(size), go_on)
-        finish_latents(about, tmp_path / str(size))
+        write(made_of(values, asked=asked), tmp_path / str(size), shard_images=size)
         assert set(asked) == {range(i, min(i + 4, 23)) for i in range(0, 23, 4)}
         found = load_latents(tmp_path / str(size), TOKENIZERS["vq"])
         assert torch.equal(found.train["latents"][0][:], values) and torch.equal(found.labels, torch.arange(23))
+        stored, labels = found.split(True, 5)
+        assert stored == {} and labels.shape == (0,) and labels.dtype == torch.int64, "nothing is held out"
+
+
+def write(sources: dict[str, Source], folder: Path, **kept) -> None:
+    about = manifest(sources, **kept)
+    folder.mkdir(exist_ok=True)
+    write_shards(sources, about, folder, go_on)
+    finish_latents(about, folder)
 
 
 class Stop(BaseException):
@@ -296,7 +251,7 @@ def test_shards_that_are_not_whole_or_not_of_the_same_are_made_again(tmp_path):
     about = manifest(sources, shard_images=4)
     write_shards(sources, about, tmp_path, go_on)
     path = tmp_path / "shard-00002.safetensors"
-    for content in (b"", path.read_bytes()[:-1], path.read_bytes()[:40], b"\xff" * 100):
+    for content in (b"", path.read_bytes()[:-1]):
         path.write_bytes(content)
         asked.clear()
         write_shards(sources, about, tmp_path, go_on)
@@ -315,45 +270,17 @@ def test_several_processes_share_the_shards(tmp_path):
     alone.mkdir()
     together.mkdir()
     write_shards(sources, about, alone, go_on)
+    for name in ("latents.safetensors", "heldout-00007.safetensors", ".shard-00000.safetensors.x"):
+        (together / name).write_bytes(b"stale")
     made = []
     for rank in (2, 0, 1):
         before = set(together.iterdir())
-        totals = set()
-        write_shards(sources, about, together, lambda done, total, t=totals: t.add(total), rank, 3)
+        write_shards(sources, about, together, go_on, rank, 3)
         made.append(len(set(together.iterdir()) - before))
-        assert len(totals) == 1
     assert made == [3, 3, 3]  # 7 of training images, 2 of held-out ones
     for folder in (alone, together):
         finish_latents(about, folder)
     assert {p.name: p.read_bytes() for p in alone.iterdir()} == {p.name: p.read_bytes() for p in together.iterdir()}
-
-
-def test_stale_files_are_removed(tmp_path):
-    sources = made_of(torch.rand(9, 2, 3))
-    strays = [
-        "latents.safetensors",
-        "shard-00007.safetensors",
-        "heldout-00000.safetensors",
-        ".shard-00000.safetensors.x",
-    ]
-    for name in strays:
-        (tmp_path / name).write_bytes(b"x")
-    about = manifest(sources)
-    write_shards(sources, about, tmp_path, go_on)
-    finish_latents(about, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "manifest.json", "shard-00000.safetensors", "shard-00001.safetensors",
-    ]  # fmt: skip
-
-
-def test_without_held_out_images_their_split_is_empty(tmp_path):
-    sources = made_of(torch.rand(9, 2, 3))
-    about = manifest(sources)
-    write_shards(sources, about, tmp_path, go_on)
-    finish_latents(about, tmp_path)
-    for limit in (None, 5):
-        stored, labels = load_latents(tmp_path, TOKENIZERS["vq"]).split(True, limit)
-        assert stored == {} and labels.shape == (0,) and labels.dtype == torch.int64
 
 
 def test_reading_maps_the_files(made):
@@ -361,10 +288,8 @@ def test_reading_maps_the_files(made):
     _, latents = made
     for values in (*latents.train.values(), *latents.split(False)[0].values(), *latents.heldout.values()):
         for file in values.files:
-            base = file.array
-            while isinstance(base, np.ndarray):
-                base = base.base
-            assert (base.obj if isinstance(base, memoryview) else base) is file.memory
+            mapped = np.frombuffer(file.memory, np.uint8)
+            assert np.shares_memory(file.array, mapped)
 
 
 def test_what_is_expected_are_the_bytes_that_are_read(made):
@@ -387,47 +312,24 @@ def test_what_is_expected_are_the_bytes_that_are_read(made):
                 assert begin + length == at + row.nbytes
 
 
-def cut_shard(folder: Path) -> None:
-    path = folder / "shard-00001.safetensors"
-    path.write_bytes(path.read_bytes()[:-4])
-
-
-def fewer(folder: Path) -> None:
-    (folder / "shard-00002.safetensors").replace(folder / "shard-00001.safetensors")
-    (folder / "shard-00002.safetensors").write_bytes((folder / "shard-00001.safetensors").read_bytes())
-
-
-def only_the_old_file(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    (folder / "latents.safetensors").write_bytes(b"of version 0.1")
-
-
-def newer(folder: Path) -> None:
-    about = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**about, "format": 2}))
-
-
 @pytest.mark.parametrize(
-    "spoil",
+    ("file", "change"),
     [
-        cut_shard,
-        fewer,
-        only_the_old_file,
-        newer,
-        lambda folder: (folder / "shard-00000.safetensors").unlink(),
-        lambda folder: (folder / "manifest.json").write_text("[]"),
-        lambda folder: (folder / "manifest.json").write_text("{"),
+        ("shard-00001.safetensors", lambda content: content[:-4]),
+        ("shard-00001.safetensors", None),
+        ("manifest.json", lambda content: content.replace(b'"shard_images": 7', b'"shard_images": 8')),
+        ("manifest.json", lambda content: content.replace(b'"format": 1', b'"format": 2')),
+        ("manifest.json", lambda content: b"{"),
+        ("manifest.json", None),
     ],
-    ids=["cut shard", "fewer images", "old version", "newer version", "no shard", "list", "cut manifest"],
 )
-def test_a_folder_that_cannot_be_read_says_what_to_do(spoil, tmp_path):
-    sources = made_of(torch.rand(20, 2, 3))
-    about = manifest(sources)
-    write_shards(sources, about, tmp_path, go_on)
-    finish_latents(about, tmp_path)
+def test_a_folder_that_cannot_be_read_says_what_to_do(file, change, tmp_path):
+    write(made_of(torch.rand(20, 2, 3)), tmp_path)
     load_latents(tmp_path, TOKENIZERS["vq"])
-    spoil(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).unlink()
+    if change:
+        (tmp_path / file).write_bytes(change(content))
     with pytest.raises(UserError, match=rf"{tmp_path}: not a valid latent cache .* delete the folder"):
         load_latents(tmp_path, TOKENIZERS["vq"])
 
@@ -486,29 +388,6 @@ def test_large_images_are_encoded_a_few_at_a_time():
 
 
 # --- tokenizers -----------------------------------------------------------------------------------------
-
-
-def test_kl_noise_has_the_stored_std():
-    tokenizer = tokenizer_of("kl")
-    stored = tokenizer.stored(to_unit(pictures().train.get([0])))
-    noise = NoiseSource(0, range(4000)).normal("latent", 0, (16, 3))
-    tokens = tokenizer.tokens_of({k: v.expand(4000, -1, -1) for k, v in stored.items()}, noise)
-    assert torch.allclose(tokens.mean(0), stored["mean"][0], atol=0.08)
-    assert torch.allclose(tokens.std(0) / stored["std"][0], torch.ones(16, 3), atol=0.06)
-    assert torch.equal(tokenizer.encode(to_unit(pictures().train.get([0]))), stored["mean"]), "without noise: the mean"
-
-
-def test_kl_tokens_have_unit_scale_and_decode_undoes_it():
-    tokenizer = tokenizer_of("kl")
-    stored = tokenizer.stored(to_unit(pictures().train.get(range(TRAIN))))
-    noise = NoiseSource(0, range(200 * TRAIN)).normal("latent", 0, (16, 3))
-    tokens = tokenizer.tokens_of({k: v.repeat(200, 1, 1) for k, v in stored.items()}, noise).flatten(0, 1)
-    assert torch.allclose(tokens.mean(0), torch.zeros(3), atol=0.02)
-    assert torch.allclose(tokens.std(0), torch.ones(3), atol=0.02)
-    raw_mean, _ = tokenizer.moments(to_unit(pictures().train.get([1])))
-    assert torch.allclose(
-        tokenizer.decode(stored["mean"][1:2]), tokenizer._decode_raw(raw_mean).clamp(-1, 1), atol=1e-5
-    )
 
 
 @torch.inference_mode()

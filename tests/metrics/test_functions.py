@@ -74,8 +74,7 @@ def frechet_by_sqrtm(one: torch.Tensor, other: torch.Tensor) -> tuple[float, flo
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * root)), np.trace(s1 + s2)
 
 
-@pytest.mark.parametrize("counts", [(300, 400), (2000, 50), (17, 40)])
-@pytest.mark.parametrize("shift", [0.0, 0.7])
+@pytest.mark.parametrize(("counts", "shift"), [((300, 400), 0.0), ((2000, 50), 0.7), ((17, 40), 0.7)])
 def test_frechet_distance_matches_the_matrix_square_root(counts, shift):
     one, other = normal(counts[0]), normal(counts[1], seed=1, scale=1.3, shift=shift)
     expected, trace = frechet_by_sqrtm(one, other)
@@ -103,20 +102,6 @@ def test_singular_covariances_have_a_distance():
     assert frechet_distance(statistics(full), statistics(flat)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("count", [500, 10])
-def test_the_distance_of_a_set_to_itself_is_zero(count):
-    one = statistics(normal(count))
-    assert abs(frechet_distance(one, one)) < 1e-5 * np.trace(one["sigma"])
-
-
-def test_float32_statistics_are_accepted_and_other_dimensions_are_not():
-    one, other = statistics(normal(100)), statistics(normal(100, seed=1))
-    half = {k: np.asarray(v, np.float32) for k, v in other.items()}
-    assert frechet_distance(one, half) == pytest.approx(frechet_distance(one, other), rel=1e-4)
-    with pytest.raises(AssertionError):
-        frechet_distance(one, statistics(normal(100, dim=3)))
-
-
 # --- inception-style score ------------------------------------------------------------------------------
 
 
@@ -125,23 +110,17 @@ def sure(labels: torch.Tensor, classes: int = 5, how: float = 50.0) -> torch.Ten
     return how * F.one_hot(labels, classes).float()
 
 
-def test_the_score_lies_between_one_and_the_number_of_classes():
-    labels = torch.arange(200) % 5
-    assert inception_style_score(torch.zeros(200, 5), 2).mean == pytest.approx(1)
-    assert inception_style_score(sure(labels * 0), 2).mean == pytest.approx(1)
-    assert inception_style_score(sure(labels), 1).mean == pytest.approx(5)
-    assert 1 < inception_style_score(normal(200, dim=5), 4).mean < 5
-
-
 def test_the_score_is_the_exponential_of_the_mean_divergence():
     logits = normal(60, dim=5).double()
     p = logits.softmax(1)
     divergence = (p * (p.log() - p.mean(0).log())).sum(1).mean()
     found = inception_style_score(logits.float(), 1)
     assert found.mean == pytest.approx(divergence.exp().item(), rel=1e-9) and found.sd == 0
+    assert inception_style_score(torch.zeros(200, 5), 2).mean == pytest.approx(1)
+    assert inception_style_score(sure(torch.arange(200) % 5), 1).mean == pytest.approx(5)
 
 
-@pytest.mark.parametrize("splits", [1, 7, 10])
+@pytest.mark.parametrize("splits", [1, 7])
 def test_the_score_is_that_of_torch_fidelity(splits):
     logits = normal(203, dim=9) + 300
     expected = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=2020)
@@ -156,7 +135,7 @@ def test_the_order_of_images_does_not_matter():
     assert inception_style_score(sure(labels.sort().values), 5).mean > 4.5, "not 1, as without a shuffle"
 
 
-@pytest.mark.parametrize("how", [50.0, 2000.0, 1e30])
+@pytest.mark.parametrize("how", [50.0, 1e30])
 def test_extreme_logits_have_a_finite_score(how):
     """A class that never occurs has probability 0 everywhere: 0 * log(0 / 0)."""
     found = inception_style_score(sure(torch.arange(300) % 3, how=how), 2)
@@ -183,13 +162,6 @@ def test_one_subset_of_all_images_is_the_unbiased_mmd():
     assert kernel_distance(one, other, subsets=1, subset_size=120).mean == pytest.approx(expected, rel=1e-4)
 
 
-def test_subsets_scatter_about_the_mmd_of_all_images():
-    one, other = normal(300, dim=4), normal(400, dim=4, seed=1, scale=1.5)
-    found = kernel_distance(one, other, subsets=50, subset_size=100)
-    assert found.sd > 0 and abs(found.mean - unbiased_mmd(one, other)) < 3 * found.sd / math.sqrt(50)
-    assert found == kernel_distance(one, other, subsets=50, subset_size=100)
-
-
 # --- precision and recall -------------------------------------------------------------------------------
 
 
@@ -200,27 +172,17 @@ def share_inside(queries: torch.Tensor, centres: torch.Tensor, neighbours: int) 
     return (np.linalg.norm(q[:, None] - c[None], axis=-1) <= radii).any(1).mean()
 
 
-@pytest.mark.parametrize("neighbours", [1, 3, 5])
-def test_precision_and_recall_are_shares_inside_balls(neighbours, monkeypatch):
+@pytest.mark.parametrize("neighbours", [1, 3])
+@pytest.mark.parametrize("pairs", [None, 130 * 17, 5])
+def test_precision_and_recall_are_shares_inside_balls(neighbours, pairs, monkeypatch):
+    if pairs:
+        monkeypatch.setattr(module, "PAIRS", pairs)
     reference, drawn = normal(220, dim=4).split([130, 90])
     generated = 0.6 * drawn + 0.8
     expected = share_inside(generated, reference, neighbours), share_inside(reference, generated, neighbours)
     assert 0 < expected[1] < expected[0] - 0.05 and expected[0] < 1
-    arguments = {"generated": generated, "reference": reference, "neighbours": neighbours}
-    assert precision_recall(**arguments) == pytest.approx(expected, abs=1e-6)
-
-    blocks, original = [], module.calculate_precision_recall_part
-    spy = lambda *a: blocks.append(a[3]) or original(*a)  # noqa: E731
-    monkeypatch.setattr(module, "calculate_precision_recall_part", spy)
-    monkeypatch.setattr(module, "PAIRS", 130 * 17)
-    assert precision_recall(**arguments) == pytest.approx(expected, abs=1e-6) and blocks == [17]
-    monkeypatch.setattr(module, "PAIRS", 5)
-    assert precision_recall(**arguments) == pytest.approx(expected, abs=1e-6) and blocks == [17, 1]
-
-
-def test_precision_recall_takes_keywords_only():
-    with pytest.raises(TypeError):
-        precision_recall(normal(9), normal(9), 3)
+    found = precision_recall(generated=generated, reference=reference, neighbours=neighbours)
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 # --- signal to noise ------------------------------------------------------------------------------------
@@ -301,18 +263,15 @@ def test_copied_compares_with_the_spacing_of_the_training_images():
     assert torch.equal(found, expected) and 0 < expected.sum() < 100
     assert copied(training[:20], training).all() and copied(training[:20] + 1e-4, training).all()
     assert not copied(training[:20] + 100, training).any()
-
-
-def test_about_half_of_new_images_count_as_copied_in_three_dimensions():
-    rng = philox(0, "test-copied", 0, 0)
-    both = torch.from_numpy(rng.standard_normal((2000, 3)))
-    assert 0.4 < copied(both[:1000], both[1000:]).double().mean() < 0.6
+    doubled = torch.cat([training, training[:20]])
+    assert copied(training[:20] + 1e-4, doubled).all() and torch.equal(spacing(doubled)[:150], spacing(training))
+    assert torch.equal(spacing(training[:1].expand(3, -1)), torch.zeros(3, dtype=torch.float64))
 
 
 # --- uncertainty ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "groups"), [(100, 10), (103, 10), (7, 7)])
+@pytest.mark.parametrize(("count", "groups"), [(103, 10), (7, 7)])
 def test_groups_are_of_equal_size_and_drawn_at_random(count, groups):
     found = jackknife_groups(count, groups, None)
     sizes = found.bincount(minlength=groups)
@@ -352,26 +311,3 @@ def test_the_standard_error_of_a_distance_is_the_spread_of_redrawn_sets():
         values.append(distance(total.statistics()))
         errors.append(standard_error([distance(total.without(part).statistics()) for part in parts]))
     assert 1 / 1.3 < np.mean(errors) / np.std(values, ddof=1) < 1.3
-
-
-def test_prescribed_classes_lower_the_standard_error():
-    """Classes lie far apart, yet the mean of 20 images of each varies only as the images within a class do."""
-    rng = philox(0, "test-jackknife", 1, 0)
-    labels = torch.arange(200) % 10
-    values = torch.from_numpy(rng.standard_normal((100, 200))) + 100.0 * labels
-    errors = {}
-    for name, given in (("known", labels), ("unknown", None)):
-        groups = jackknife_groups(200, 10, given)
-        errors[name] = np.mean([standard_error([v[groups != g].mean().item() for g in range(10)]) for v in values])
-    true = values.mean(1).std().item()
-    assert true == pytest.approx(1 / math.sqrt(200), rel=0.2)
-    assert 1 / 1.3 < errors["known"] / true < 1.3 and errors["unknown"] > 50 * true
-
-
-def test_near_copies_of_doubled_training_images_are_copies():
-    training = normal(100, dim=6)
-    doubled = torch.cat([training, training[:20]])
-    near = training[:20] + 1e-4
-    assert copied(near, doubled).all() and copied(training[:20], doubled).all()
-    assert torch.equal(spacing(doubled)[:100], spacing(training)), "a double does not bring its image nearer to others"
-    assert torch.equal(spacing(training[:1].expand(3, -1)), torch.zeros(3, dtype=torch.float64))

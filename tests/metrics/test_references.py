@@ -12,6 +12,7 @@ import torch
 from mar_bench.data.datasets import silent
 from mar_bench.data.image_sets import Digest
 from mar_bench.metrics.references import Reference, build_reference, is_reference, load_reference, read_reference
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 from tests.measuring import Averages, noise, refusal, says
 
@@ -55,29 +56,15 @@ def test_a_reference_identifies_its_images():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("most", [10, 100])
-def test_batch_size_makes_no_difference(most):
-    one, other = built(size=1, most=most), built(size=30, most=most)
-    assert one.about == other.about and torch.equal(one.features, other.features)
-    assert np.allclose(one.statistics["sigma"], other.statistics["sigma"], rtol=1e-9)
-    flipped = build_reference([IMAGES.flip(0)], 30, SPACE, most, "training", "noise:train")
-    assert flipped.about["sha256"] != one.about["sha256"]
-
-
-@pytest.mark.parametrize(("most", "kept"), [(12, 12), (29, 29), (30, 30), (31, 30)])
-def test_features_are_a_random_subset_and_statistics_of_all_images(most, kept):
-    found = built(most=most)
+@pytest.mark.parametrize(("size", "most", "kept"), [(1, 12, 12), (7, 29, 29), (30, 31, 30)])
+def test_features_are_a_random_subset_and_statistics_of_all_images(size, most, kept):
+    found = built(size, most)
     assert same_statistics(found) and len(found.features) == found.about["num_features"] == kept
     assert found.complete == (kept == 30) and found.about["num_images"] == 30
+    assert found.about["sha256"] == digest(IMAGES) and torch.equal(found.features, built(most=most).features)
     places = [int((row == FEATURES).all(1).nonzero()) for row in found.features]
     assert places == sorted(set(places)), "in order, each once"
     assert most != 12 or max(places) > 15, "not just the first"
-
-
-@pytest.mark.parametrize("count", [29, 31])
-def test_a_wrong_image_count_is_an_error(count):
-    with pytest.raises((AssertionError, IndexError)):
-        build_reference(IMAGES.split(7), count, SPACE, 10, "training", "noise")
 
 
 @pytest.mark.parametrize("most", [12, 100, 0])
@@ -117,21 +104,14 @@ NAN4 = np.array([0, 1, np.nan, 2])
     ("changes", "word"),
     [
         ({"mu": None}, "mu"),
-        ({"sigma": None}, "sigma"),
         ({"sigma": np.eye(3)}, "sigma (F, F)"),
-        ({"mu": np.array(1.0)}, "mu (F,)"),
         ({"mu": np.array(["a", "b", "c", "d"])}, "mu (F,)"),
         ({"mu": NAN4}, "not finite"),
-        ({"sigma": np.diag([1, 1, 1, np.inf])}, "not finite"),
         ({"features": FEATURES.numpy() * np.float32("nan")}, "features are not finite"),
-        ({"features": FEATURES.numpy()[:, :3]}, "(30, 3)"),
         ({"features": FEATURES.numpy()[:20]}, "(20, 4)"),
         ({"features": FEATURES.numpy().astype(int)}, "int64"),
-        ({"count": None}, "count"),
         ({"count": np.array([1, 2])}, "count"),
         ({"meta": np.array("{")}, "reference"),
-        ({"meta": np.array("[]")}, "reference"),
-        ({"meta": np.zeros(3)}, "reference"),
         ({"meta": meta_without("about", "num_images")}, "num_images"),
         ({"meta": meta_without("extractor", "sha256")}, "sha256"),
     ],
@@ -147,8 +127,7 @@ def test_a_malformed_reference_is_refused(changes, word, tmp_path):
 def test_other_files_are_refused(read, tmp_path):
     path = tmp_path / "x.npz"
     assert says(refusal(read, path), path, "no such file") and not is_reference(path)
-    assert says(refusal(read, tmp_path), tmp_path, "not a valid npz")
-    for content in (b"", b"hello", b"PK\x03\x04"):
+    for content in (b"", b"hello"):
         path.write_bytes(content)
         assert says(refusal(read, path), path, "not a valid npz")
     with path.open("wb") as file:
@@ -158,18 +137,17 @@ def test_other_files_are_refused(read, tmp_path):
     assert says(refusal(read, path), path) and not is_reference(path)
 
 
-@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_damage_anywhere_in_a_file_is_one_line(write, tmp_path):
+def test_damage_anywhere_in_a_file_is_one_line(tmp_path):
     path = tmp_path / "x.npz"
-    write(path, **arrays_of(built()))
+    np.savez(path, **arrays_of(built()))
     whole = path.read_bytes()
-    refused, places = 0, range(0, len(whole), 47)
+    refused, places = 0, range(0, len(whole), 97)
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             found = read_reference(path)
-        except ValueError as error:
-            assert type(error).__name__ == "UserError" and "\n" not in str(error) and str(path) in str(error)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
             refused += 1
         else:  # dates and other bytes without a checksum
             assert torch.equal(found.features, FEATURES) and same_statistics(found)
@@ -183,7 +161,7 @@ class Bomb:
 
 def test_pickled_arrays_are_never_loaded(tmp_path):
     path, bomb = tmp_path / "x.npz", np.array([Bomb()], dtype=object)
-    for name in ("mu", "meta", "other"):
+    for name in ("mu", "other"):
         np.savez(path, **{**arrays_of(built()), name: bomb})
         for read in (read_reference, load):
             assert says(refusal(read, path), path, "not a valid npz")
@@ -256,11 +234,10 @@ def test_a_file_without_what_is_needed_is_refused(space, keys, words, tmp_path):
     assert says(refusal(load, path, space), path, *words)
 
 
-@pytest.mark.parametrize("with_images", [True, False])
-@pytest.mark.parametrize(("mu", "sigma"), [(NAN4, np.eye(4)), (np.zeros(4), np.eye(5)), (np.zeros((4, 1)), np.eye(4))])
-def test_malformed_statistics_or_images_are_refused(mu, sigma, with_images, tmp_path):
+@pytest.mark.parametrize(("mu", "sigma"), [(NAN4, np.eye(4)), (np.zeros(4), np.eye(5))])
+def test_malformed_statistics_or_images_are_refused(mu, sigma, tmp_path):
     path = tmp_path / "x.npz"
-    np.savez(path, mu=mu, sigma=sigma, **({"arr_0": IMAGES.permute(0, 2, 3, 1).numpy()} if with_images else {}))
+    np.savez(path, mu=mu, sigma=sigma)
     assert says(refusal(load, path, INCEPTION), path, "mu")
     np.savez(path, arr_0=np.zeros((3, 8, 8, 3), np.float32))
     assert says(refusal(load, path), path, "uint8")
