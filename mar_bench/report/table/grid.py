@@ -153,7 +153,7 @@ def _title(found: Measured, metric: str) -> str:
         return f"reconstruction {found.reconstruction_distance}"
     if metric in ONCE_METRICS:
         return METRICS[metric].label
-    return fmt.with_unit(found.experiment, fmt.metric_short(found.experiment, metric), metric)
+    return fmt.column_title(found.experiment, metric)
 
 
 def _cell(found: Measured, line: tuple[str, ...], column: Column) -> Cell:
