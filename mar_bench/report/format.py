@@ -81,14 +81,20 @@ def paper_number(metric: str, value: float | None) -> str:
     return f"{value:g}" if spec is None or spec.paper_decimals is None else f"{value:.{spec.paper_decimals}f}"
 
 
+def number_or_bound(numbers: dict[str, float], metric: str, factor: float = 1.0) -> str:
+    """A published number times ``factor``, or a bound as in ``> 100``."""
+    if metric not in numbers and f"{metric}_above" in numbers:
+        return f"> {numbers[f'{metric}_above']:g}"
+    return paper_number(metric, factor * numbers[metric] if metric in numbers else None)
+
+
 def published_text(experiment: Experiment, row: str, metric: str) -> str | None:
     """The paper's number for a row, or a bound as in ``> 100``; None if the paper has no such column."""
     if not in_paper(experiment, metric):
         return None
-    numbers = experiment.paper.get(row, {})
-    if metric not in numbers and f"{metric}_above" in numbers:
-        return f"> {numbers[f'{metric}_above']:g}"
-    return paper_number(metric, in_units(experiment, metric, numbers.get(metric)))
+    return number_or_bound(
+        experiment.paper.get(row, {}), metric, METRICS[metric].scaling(not extractors(experiment))[0]
+    )
 
 
 def published_value(experiment: Experiment, row: str, metric: str) -> float | None:

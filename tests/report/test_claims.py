@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from mar_bench.cli import app
 from mar_bench.config.experiment import load_experiment
-from mar_bench.records.paper import PublishedRow
 from mar_bench.records.record import write_record
 from mar_bench.report.claims import report
 from mar_bench.report.claims.evidence import NOT_MEASURED, OUTSIDE, Evidence, all_of
@@ -135,12 +134,6 @@ def test_an_ordering_holds_on_all_pairs_or_fails_on_any(folder, unguided, guided
 def test_nothing_measured_is_undecided(folder):
     assert judged(folder, ORDERING, {})[0].startswith(UNDECIDED) and judged(folder, OPTIMUM, {})[0] == UNDECIDED
     assert all_of([]) == UNDECIDED and all_of([HOLDS, UNDECIDED]) == UNDECIDED
-
-
-def test_rows_that_the_paper_quotes_stand_below_the_pairs(folder):
-    row = PublishedRow("a", "l2", "L2 loss", {"": {"fd_above": 100.0}}, "Appendix")
-    steps = replace(load_experiment("steps", "tiny"), quoted=[row])
-    assert "| L2 loss | > 100 |" in compact(parsed(folder, ORDERING).judge(steps, {})[1])
 
 
 # --- an optimum -----------------------------------------------------------------------------------------

@@ -7,21 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.experiment import load_experiment
 from mar_bench.report import format as fmt
 
 ROW = "mar/diff/guided"
 NAN = math.nan
-
-
-@pytest.fixture(scope="module")
-def table1() -> Experiment:
-    return load_experiment("table1", "tiny")
-
-
-@pytest.fixture(scope="module")
-def paper_scale() -> Experiment:
-    return load_experiment("table1", "paper")
 
 
 @pytest.mark.parametrize(
@@ -44,28 +34,28 @@ def test_numbers(function, arguments, text):
     assert function(*arguments) == text
 
 
-def test_only_the_inception_network_gives_an_fid(table1, paper_scale):
+def test_only_the_inception_network_gives_an_fid(table1, paper):
     metrics = ("fd", "fd:heldout", "is", "kid", "copied")
     ours = ["FD-1k", "held-out FD-1k", "IS-1k", "KID", "copied"]
     assert [fmt.metric_title(table1, m, named=False) for m in metrics] == ours
     assert [fmt.metric_title(table1, m) for m in metrics] == [f"{name} mnist5k" for name in ours]
-    assert [fmt.metric_title(paper_scale, m) for m in metrics[:3]] == ["FID", "held-out FID", "IS"]
-    mixed = replace(table1, rows={**table1.rows, ROW: paper_scale.rows[ROW]})
+    assert [fmt.metric_title(paper, m) for m in metrics[:3]] == ["FID", "held-out FID", "IS"]
+    mixed = replace(table1, rows={**table1.rows, ROW: paper.rows[ROW]})
     assert fmt.metric_title(mixed, "fd") == "FD-1k mnist5k / FID"
-    assert fmt.extractors(mixed) == ["mnist5k"] and fmt.extractors(paper_scale) == []
+    assert fmt.extractors(mixed) == ["mnist5k"] and fmt.extractors(paper) == []
 
 
-def test_distances_name_any_number_of_images_but_the_paper_s(table1, paper_scale):
+def test_distances_name_any_number_of_images_but_the_paper_s(table1, paper):
     few = load_experiment("table1", "paper", ["sampling.num_images=5000"])
     assert [fmt.metric_title(few, m) for m in ("fd", "is", "kid")] == ["FID-5k", "IS-5k", "KID"]
     assert [fmt.metric_title(table1, "fd", images=n) for n in (300, 50_000, None)] == [
         "FD-300 mnist5k", "FD mnist5k", "FD mnist5k",
     ]  # fmt: skip
-    assert fmt.metric_title(paper_scale, "fd", images=10_000) == "FID-10k"
+    assert fmt.metric_title(paper, "fd", images=10_000) == "FID-10k"
 
 
-def test_units(table1, paper_scale):
-    for experiment, kid, shown in ((paper_scale, "kid x 1000", "2.00 ± 0.10"), (table1, "kid", "2.00e-3 ± 1.00e-4")):
+def test_units(table1, paper):
+    for experiment, kid, shown in ((paper, "kid x 1000", "2.00 ± 0.10"), (table1, "kid", "2.00e-3 ± 1.00e-4")):
         assert [fmt.with_unit(experiment, m, m) for m in ("kid", "copied", "is")] == [kid, "copied %", "is"]
         assert fmt.metric_number(experiment, "kid", 0.002, 0.0001) == shown
         assert fmt.metric_number(experiment, "copied", 0.5) == "50.00"
@@ -75,8 +65,8 @@ def test_units(table1, paper_scale):
     assert shown == ["-2.80e4", "0", "–"]
 
 
-def test_only_the_paper_scale_is_comparable_with_the_paper(table1, paper_scale):
-    assert fmt.scale_title(paper_scale) == "paper scale"
+def test_only_the_paper_is_comparable_with_the_paper(table1, paper):
+    assert fmt.scale_title(paper) == "paper scale"
     assert fmt.scale_title(table1) == "tiny scale, not comparable with the paper's FID"
     assert "not comparable" in fmt.scale_title(replace(table1, scale="paper"))
 

@@ -27,14 +27,9 @@ from mar_bench.report.stats import (
     paired,
     unpaired,
 )
-from tests.made_up import as_before, base, by_id, everything, generation, generations, reconstruction
+from tests.made_up import base, by_id, everything, generation, generations, reconstruction
 
 WORSE = {(0, 0): 10.0, (1, 0): 10.4, (2, 0): 9.6}
-
-
-@pytest.fixture(scope="module")
-def table1() -> Experiment:
-    return load_experiment("table1", "tiny")
 
 
 def times(share: float) -> dict[tuple[int, int], float]:
@@ -138,27 +133,17 @@ def test_every_pair_differs_along_one_axis_only(table1):
     assert orderings.markdown(table1, []) == ""
 
 
-def test_failed_runs_leave_their_seed_out(table1):
-    row = "mar/diff/guided"
-    made = generations(table1, lambda r, t, s: None if (r, t) == (row, 1) else base(r) + 0.1 * t)
-    found = {c.better_row: c.difference for c in of_axis(table1, made, "loss")}
-    assert found[row].trainings == 2 and found["mar/diff/unguided"].trainings == 3
-
-
 def test_differences_above_the_floors_have_their_own_verdict(table1):
     """The made-up floors are 4.2 (VQ) and 2.6 (KL): diff is better by 0.5 and yet further above its own floor."""
     found = of_axis(table1, everything(table1), "loss")
     assert all(c.floors == [2.6, 4.2] and not c.same_tokenizer for c in found)
+    assert all(c.above_floor is None for c in compare(table1, generations(table1)))
+    assert all(c.above_floor is None and c.same_tokenizer for c in of_axis(table1, everything(table1), "variant"))
     unguided = [c for c in found if c.better_row.endswith("unguided")]
     assert {c.difference.verdict for c in unguided} == {HOLDS}
     assert {c.above_floor.verdict for c in unguided} == {FAILS}
     at_floor = next(c.above_floor for c in found if c.worse_row == "raster_causal/ce/guided")
     assert (at_floor.verdict, at_floor.notes) == (UNDECIDED, (AT_FLOOR,)) and math.isnan(at_floor.value)
-
-
-def test_floors_are_subtracted_only_from_different_and_measured_tokenizers(table1):
-    assert all(c.above_floor is None for c in compare(table1, generations(table1)))
-    assert all(c.above_floor is None and c.same_tokenizer for c in of_axis(table1, everything(table1), "variant"))
 
 
 def unlike(experiment: Experiment, row: str, seeds=(0, 1, 2), **changes) -> dict[str, Record]:
@@ -185,14 +170,6 @@ def test_only_paired_runs_must_share_their_protocol(table1):
     one_of_three = {**everything(table1), **unlike(table1, row, seeds=(1,), num_generated=500)}
     found = {c.better_row: c.difference for c in of_axis(table1, one_of_three, "loss")}
     assert found[row].verdict == INCOMPARABLE and found["mar/diff/unguided"].verdict == HOLDS
-
-
-def test_old_records_compare_with_each_other_but_not_with_new_ones(table1):
-    new = generations(table1)
-    old = by_id(*map(as_before, new.values()))
-    assert not any(c.difference.verdict == INCOMPARABLE for c in compare(table1, old))
-    mixed = {**new, **{i: r for i, r in old.items() if r.spec["model"]["head"]["kind"] == "diffusion"}}
-    assert all(c.difference.verdict == INCOMPARABLE for c in of_axis(table1, mixed, "loss"))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +250,5 @@ def test_counts():
 def test_pairs_of_several_bundles_are_named_line_by_line():
     table2 = load_experiment("table2", "tiny")
     text = written(table2, generations(table2, lambda row, t, _: 5.0 + len(row) + 0.01 * t))
-    heading, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert heading.split("|")[1].strip() == "pair" and "(at most 100 % worse)" in text
-    pairs = [f"{name} against kl16, {g}" for name in ("vq16", "kl8", "kl16_imagenet") for g in ("unguided", "guided")]
-    assert [line.split("|")[1].strip() for line in lines] == pairs
+    assert "(at most 100 % worse)" in text and "| pair " in text
+    assert all(f"| {name} against kl16, guided" in text for name in ("vq16", "kl8", "kl16_imagenet"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from mar_bench.config.choices import with_choices
@@ -22,20 +23,16 @@ WHOLE = "paper"  # the scale that has every row
 BY_SIZE = [name for name in reversed(SCALES) if name != NO_EVIDENCE]  # largest first
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """``scale`` is None where no scale has records."""
-
-    scale: str | None
-    verdict: str
-    text: str
-
-
 def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -> str:
     """Every claim of a file with its evidence, at ``scale`` or at the largest one that has the records.
 
     Raises UserError for a malformed file and for an experiment, ordering, axis or label that does not exist."""
-    claims, report = read_claims(path), _Report(records, scale)
+
+    @cache
+    def load(name: str, at: str) -> Experiment:
+        return with_choices(load_experiment(name, at), records)
+
+    claims = read_claims(path)
     summary, details = [], []
     for claim in claims:
         details.append(f"## {claim.number}. {claim.text}")
@@ -43,49 +40,41 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
             name = evidence.experiment
             if name not in experiment_files():
                 raise UserError(f"{path}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
-            whole = report.load(name, WHOLE)  # a smaller scale may leave rows out
+            whole = load(name, WHOLE)  # a smaller scale may leave rows out
             if wrong := evidence.unknown(whole):
                 raise UserError(f"{path}: claim {claim.number}: {name} has {wrong[0]}; see {whole.file}")
-            found = report.finding(evidence)
-            details.append(f"### {evidence.title}: {found.verdict}\n\n{found.text}")
-            summary.append([str(claim.number), claim.text, evidence.title, found.scale or MISSING, found.verdict])
+            place, verdict, text = _finding(evidence, load, records, scale)
+            details.append(f"### {evidence.title}: {verdict}\n\n{text}")
+            summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
     with_curves = any(evidence.kind == "below" for claim in claims for evidence in claim.evidence)
     table = markdown_table(["claim", "", "evidence", "scale", "verdict"], summary)
     title = "# The paper's claims and what the records say"
     return "\n\n".join([title, _how_to_read(scale, with_curves), table, *details]) + "\n"
 
 
-class _Report:
-    def __init__(self, records: dict[str, Record], scale: str | None):
-        self.records, self.scale = records, scale
-        self._loaded: dict[tuple[str, str], Experiment] = {}
+def _finding(
+    evidence: Evidence, load: Callable[[str, str], Experiment], records: dict[str, Record], wanted: str | None
+) -> tuple[str | None, str, str]:
+    """Scale, verdict and text, at the scale ``wanted``, else at the largest with all rows measured, else with any.
 
-    def load(self, name: str, scale: str) -> Experiment:
-        if (name, scale) not in self._loaded:
-            self._loaded[name, scale] = with_choices(load_experiment(name, scale), self.records)
-        return self._loaded[name, scale]
-
-    def _measured(self, experiment: Experiment, evidence: Evidence) -> tuple[int, int]:
-        """How many rows of the evidence have a distance, and how many there are."""
-        rows, selection = evidence.rows(experiment), select(experiment, self.records)
-        return sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
-
-    def finding(self, evidence: Evidence) -> _Finding:
-        """Judged at ``self.scale``, else at the largest scale with all its rows measured, else with any."""
-        candidates = [self.scale] if self.scale else [name for name in BY_SIZE if name in scales()]
-        counts = {name: self._measured(self.load(evidence.experiment, name), evidence) for name in candidates}
-        complete = [name for name, (done, rows) in counts.items() if done == rows > 0]
-        scale = next(iter(complete + [name for name, (done, _) in counts.items() if done]), None)
-        if scale is None:
-            why = "no records" if any(rows for _, rows in counts.values()) else "not at this scale"
-            return _Finding(None, f"{UNDECIDED} ({why})", f"There are no records of it at {self.scale or 'any'} scale.")
-        experiment, (done, rows) = self.load(evidence.experiment, scale), counts[scale]
-        verdict, text = evidence.judge(experiment, self.records)
-        place = f"Experiment {evidence.experiment}, {scale} scale"
-        place += f"; {done} of its {rows} rows are measured" * (done < rows)
-        if lacks := evidence.unknown(experiment):
-            place += f"; this scale has {' and '.join(lacks)}"
-        return _Finding(scale, verdict, f"{place}.\n\n{text}")
+    The scale is None where none has records."""
+    counts: dict[str, tuple[int, int]] = {}  # scale -> rows with a distance, and all rows that the evidence needs
+    for name in [wanted] if wanted else [name for name in BY_SIZE if name in scales()]:
+        experiment = load(evidence.experiment, name)
+        rows, selection = evidence.rows(experiment), select(experiment, records)
+        counts[name] = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
+    complete = [name for name, (done, total) in counts.items() if done == total > 0]
+    scale = next(iter(complete + [name for name, (done, _) in counts.items() if done]), None)
+    if scale is None:
+        why = "no records" if any(total for _, total in counts.values()) else "not at this scale"
+        return None, f"{UNDECIDED} ({why})", f"There are no records of it at {wanted or 'any'} scale."
+    experiment, (done, total) = load(evidence.experiment, scale), counts[scale]
+    verdict, text = evidence.judge(experiment, records)
+    place = f"Experiment {evidence.experiment}, {scale} scale"
+    place += f"; {done} of its {total} rows are measured" * (done < total)
+    if lacks := evidence.unknown(experiment):
+        place += f"; this scale has {' and '.join(lacks)}"
+    return scale, verdict, f"{place}.\n\n{text}"
 
 
 def _how_to_read(scale: str | None, with_curves: bool) -> str:

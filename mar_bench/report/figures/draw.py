@@ -22,7 +22,7 @@ from mar_bench.report.spread import Spread
 from mar_bench.report.verdict import is_comparable
 from mar_bench.utils.errors import UserError
 
-BARS = {"training": "sd over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
+BARS = {"training": "std over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
 SECONDS = ["seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"]
 
 
@@ -131,7 +131,7 @@ def _frame(points: list[dict]) -> pd.DataFrame:
 
 
 def _bars(points: list[dict]) -> str:
-    """What the vertical bars are: ``± sd over seeds``; empty where there are none."""
+    """What the vertical bars are: ``± std over seeds``; empty where there are none."""
     words = dict.fromkeys(BARS[p["over"]] for p in points if p.get("over") and not math.isnan(p["sd"]))
     return f"± {' or '.join(words)}" if words else ""
 

@@ -82,8 +82,5 @@ class Measured:
     def done(self, *tasks: str, metric: str | None = None) -> list[tuple[str, Record]]:
         """The rows' done records of the tasks, if ``metric`` is given only those with a number for it."""
         found = [(row, r) for task in tasks for row, of_row in self.selection.items() for r in of_row[task]]
-        return [(row, r) for row, r in found if r.status == "done" and (metric is None or _has(r, metric))]
-
-
-def _has(record: Record, metric: str) -> bool:
-    return not math.isnan(metric_value(record, metric))
+        done = [(row, r) for row, r in found if r.status == "done"]
+        return [(row, r) for row, r in done if metric is None or not math.isnan(metric_value(r, metric))]
