@@ -5,13 +5,12 @@ No claim is judged, so verdicts read "lower" and "higher"; which of the two is b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 from mar_bench.records.comparable import differences
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record
-from mar_bench.report.claims.orderings import verdict_of
-from mar_bench.report.format import MISSING, markdown_table, percent, plus_minus, seed_count, signed
+from mar_bench.report.format import MISSING, markdown_table, percent, plus_minus, signed
 from mar_bench.report.frames import Runs, metric_value, runs_with, seeds, standard_error
 from mar_bench.report.spread import Spread, design, spread
 from mar_bench.report.stats import (
@@ -30,29 +29,20 @@ from mar_bench.report.table.notes import jackknife_groups
 from mar_bench.utils.errors import UserError
 
 WORDS = {HOLDS: "lower", FAILS: "higher"}
-DIFFERS = "differs"  # said of two single runs, whose interval excludes the variance of training
+DIFFERS = "differs"  # of two single runs, whose interval excludes the variance of training
 TITLES = {
     "generation": "Generated images",
     "reconstruction": "Reconstructions, the tokenizer alone",
     "evaluation": "Sets of images",
 }
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A metric that both sides have, under the records' own name."""
-
-    key: str
-    sides: tuple[Spread, Spread]
-    difference: Difference
-
-    @property
-    def verdict(self) -> str:
-        word, found = WORDS.get(self.difference.verdict), self.difference
-        if word is None:
-            return verdict_of(found)
-        word = DIFFERS if found.over == "images" else word
-        return f"{word} ({', '.join(found.notes)})" if found.notes else word
+HEADING = ["difference", "in percent", "interval", "seeds", "verdict"]
+NOTES = {  # what the interval is over -> how to read it
+    "training": f"Interval: {100 * CONFIDENCE:g} % t-interval over common training seeds, for each metric alone.",
+    "sampling": f"Interval where one training is common ('{SAMPLING_ONLY}'): {100 * CONFIDENCE:g} % t-interval over "
+    "its sampling seeds, which excludes the variance of training.",
+    "images": f"Interval of two single runs ('{JACKKNIFE}'): ± {STANDARD_ERRORS} standard errors, combined in "
+    "quadrature; excludes the variance of training and of sampling seeds.",
+}
 
 
 def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Record]) -> str:
@@ -60,19 +50,40 @@ def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Re
 
     Speed records are left out: they compare within one device only. Raises UserError where a side has two records with
     equal seeds, which cannot be paired."""
-    names, both = (name_one, name_other), (ones, others)
     parts = [f"# {name_one} against {name_other}"]
     for task, title in TITLES.items():
-        sides = _runs(name_one, ones, task), _runs(name_other, others, task)
-        if sides[0] and {r.id for r in sides[0].values()} == {r.id for r in sides[1].values()}:
+        one, other = _runs(name_one, ones, task), _runs(name_other, others, task)
+        if one and {r.id for r in one.values()} == {r.id for r in other.values()}:
             parts += [f"## {title}", "The same records on both sides."]
-        elif lines := _lines(*sides):
-            heading = ["metric", *names, "difference", "in percent", "interval", "seeds", "verdict"]
-            table = markdown_table(heading, [_cells(line) for line in lines])
-            parts += [f"## {title}", table, _notes(lines, sides, names)]
+            continue
+        lines, notes = [], {}
+        for metric in (*GENERATION_METRICS, *REAL_METRICS):
+            left, right = runs_with(one.values(), metric), runs_with(other.values(), metric)
+            if not left or not right:
+                continue
+            sides, found = (_spread(left, metric), _spread(right, metric)), _difference(left, right, metric)
+            if metric in REAL_METRICS and found.value == 0:
+                continue  # both describe the same real images
+            lines.append(_cells(metric, left, right, sides, found))
+            if len(lines) == 1:
+                key, groups = lines[0][0], (jackknife_groups(one.values()), jackknife_groups(other.values()))
+                designs = [design(side, of) for side, of in zip(sides, groups)]
+            if not math.isnan(found.value) and found.over:
+                notes[found.over] = NOTES[found.over]
+        if lines:
+            texts = [
+                *(f"{name}, {key}: {text}." for name, text in zip((name_one, name_other), designs)),
+                f"Difference: {name_one} minus {name_other}, paired on common (training, sampling) seeds; in percent "
+                f"of {name_other}.",
+                *notes.values(),
+                f"Lower, higher, {DIFFERS}: the interval excludes 0 and, for a distance, the difference is at least "
+                f"{MIN_EFFECT} %.",
+            ]
+            table = markdown_table(["metric", name_one, name_other, *HEADING], lines)
+            parts += [f"## {title}", table, "\n".join(f"- {text}" for text in texts)]
     if len(parts) == 1:
         parts.append("There is no metric that both have.")
-    for name, side in zip(names, both):
+    for name, side in ((name_one, ones), (name_other, others)):
         if failed := sum(record.status == "failed" for record in side):
             parts.append(f"Left out: {failed} failed {'run' if failed == 1 else 'runs'} of {name}.")
     return "\n\n".join(parts) + "\n"
@@ -85,33 +96,11 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
         if record.task == task and record.status == "done":
             first = runs.setdefault(seeds(record), record)
             if first.id != record.id:
-                train, sampling = seeds(record)
                 raise UserError(
-                    f"{name}: records {first.id} and {record.id} both have training seed {train} and sampling seed "
-                    f"{sampling}; compare one row with one row"
+                    f"{name}: records {first.id} and {record.id} have the same (training, sampling) seeds "
+                    f"{seeds(record)}; compare one row with one row"
                 )
     return runs
-
-
-def _lines(ones: Runs, others: Runs) -> list[_Line]:
-    """One line for each common metric; metrics of real images only where they differ."""
-    found = [(metric, _line(metric, ones, others)) for metric in [*GENERATION_METRICS, *REAL_METRICS]]
-    return [line for metric, line in found if line and not (metric in REAL_METRICS and line.difference.value == 0)]
-
-
-def _line(metric: str, ones: Runs, others: Runs) -> _Line | None:
-    """None unless both sides have the metric in at least one run."""
-    one, other = (runs_with(runs.values(), metric) for runs in (ones, others))
-    if not one or not other:
-        return None
-    keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for r in (*one.values(), *other.values()))
-    spreads = _spread(one, metric), _spread(other, metric)
-    min_effect = MIN_EFFECT if METRICS[metric].base == "fd" else 0.0  # for other metrics no bound is known
-    if not (reasons := _unlike(one, other, metric)) and all(side.over == "images" for side in spreads):
-        found = unpaired(*spreads, min_effect)  # two single runs need no common seed
-    else:
-        found = paired(_values(one, metric), _values(other, metric), min_effect, reasons=reasons)
-    return _Line(" / ".join(keys), spreads, found)
 
 
 def _values(runs: Runs, metric: str) -> dict[tuple[int, int], float]:
@@ -120,6 +109,14 @@ def _values(runs: Runs, metric: str) -> dict[tuple[int, int], float]:
 
 def _spread(runs: Runs, metric: str) -> Spread:
     return spread(_values(runs, metric), {seed: standard_error(record, metric) for seed, record in runs.items()})
+
+
+def _difference(one: Runs, other: Runs, metric: str) -> Difference:
+    min_effect = MIN_EFFECT if METRICS[metric].base == "fd" else 0.0  # for other metrics no bound is known
+    sides, reasons = (_spread(one, metric), _spread(other, metric)), _unlike(one, other, metric)
+    if not reasons and all(side.over == "images" for side in sides):
+        return unpaired(*sides, min_effect)  # two single runs need no common seed
+    return paired(_values(one, metric), _values(other, metric), min_effect, reasons=reasons)
 
 
 def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
@@ -133,38 +130,12 @@ def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
-# --- Markdown -------------------------------------------------------------------------------------------
-
-
-def _cells(line: _Line) -> list[str]:
-    found = line.difference
-    sides = [plus_minus(side.mean, side.sd) for side in line.sides]
+def _cells(metric: str, one: Runs, other: Runs, sides: tuple[Spread, Spread], found: Difference) -> list[str]:
+    keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for r in (*one.values(), *other.values()))
     interval = MISSING if math.isnan(found.low) else f"{signed(found.low)} to {signed(found.high)}"
-    counts = seed_count(found.trainings, found.samplings)
-    return [line.key, *sides, signed(found.value), percent(found.percent[0]), interval, counts, line.verdict]
-
-
-def _notes(lines: list[_Line], sides: tuple[Runs, Runs], names: tuple[str, str]) -> str:
-    """How to read the table, as far as it applies."""
-    over = {line.difference.over for line in lines if not math.isnan(line.difference.value)}
-    texts = [
-        f"{name}, {lines[0].key}: {design(side, jackknife_groups(list(runs.values())))}."
-        for name, side, runs in zip(names, lines[0].sides, sides)
-    ]
-    texts.append(f"Difference: {names[0]} minus {names[1]}, paired on common (training, sampling) seeds.")
-    texts.append(f"In percent: of {names[1]}.")
-    if over & {"training", "sampling"}:
-        texts.append(
-            f"Interval: {100 * CONFIDENCE:g} % t-interval over common training seeds, for each metric alone; over "
-            f"sampling seeds where one training is common ('{SAMPLING_ONLY}'), which excludes the variance of training."
-        )
-    if "images" in over:
-        texts.append(
-            f"Interval of two single runs ('{JACKKNIFE}'): ± {STANDARD_ERRORS} standard errors, combined in "
-            "quadrature; excludes the variance of training and of sampling seeds."
-        )
-    texts.append(
-        f"Lower, higher, {DIFFERS}: the interval excludes 0 and, for a distance, the difference is at least "
-        f"{MIN_EFFECT} %."
-    )
-    return "\n".join(f"- {text}" for text in texts)
+    word = WORDS.get(found.verdict)
+    if word and found.over == "images":
+        word = DIFFERS
+    verdict = replace(found, verdict=word).words if word else found.words
+    means = [plus_minus(side.mean, side.sd) for side in sides]
+    return [" / ".join(keys), *means, signed(found.value), percent(found.percent[0]), interval, found.seeds, verdict]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from tabulate import tabulate
 
@@ -43,10 +43,8 @@ def plus_minus(value: float | None, sd: float | None) -> str:
     return f"{number(value, like)} ± {number(sd, like)}"
 
 
-def percent(value: float | None, signed: bool = True) -> str:
-    if value is None or math.isnan(value):
-        return MISSING
-    return f"{value:+.1f} %" if signed else f"{value:g} %"
+def percent(value: float | None) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{value:+.1f} %"
 
 
 def count_of(parameters: float | None) -> str:
@@ -58,11 +56,6 @@ def count_of(parameters: float | None) -> str:
             scaled = parameters / size
             return f"{f'{scaled:.1f}'.removesuffix('.0') if scaled < 10 else f'{scaled:.0f}'}{letter}"
     return f"{parameters:.0f}"
-
-
-def seed_count(trainings: int, samplings: int) -> str:
-    """The number of common training seeds; of a single one also its sampling seeds: ``1 (5 samplings)``."""
-    return f"1 ({samplings} samplings)" if trainings == 1 and samplings > 1 else str(trainings)
 
 
 def listed(words: list[str]) -> str:
@@ -88,14 +81,20 @@ def paper_number(metric: str, value: float | None) -> str:
     return f"{value:g}" if spec is None or spec.paper_decimals is None else f"{value:.{spec.paper_decimals}f}"
 
 
+def number_or_bound(numbers: dict[str, float], metric: str, factor: float = 1.0) -> str:
+    """A published number times ``factor``, or a bound as in ``> 100``."""
+    if metric not in numbers and f"{metric}_above" in numbers:
+        return f"> {numbers[f'{metric}_above']:g}"
+    return paper_number(metric, factor * numbers[metric] if metric in numbers else None)
+
+
 def published_text(experiment: Experiment, row: str, metric: str) -> str | None:
     """The paper's number for a row, or a bound as in ``> 100``; None if the paper has no such column."""
     if not in_paper(experiment, metric):
         return None
-    numbers = experiment.paper.get(row, {})
-    if metric not in numbers and f"{metric}_above" in numbers:
-        return f"> {numbers[f'{metric}_above']:g}"
-    return paper_number(metric, in_units(experiment, metric, numbers.get(metric)))
+    return number_or_bound(
+        experiment.paper.get(row, {}), metric, METRICS[metric].scaling(not extractors(experiment))[0]
+    )
 
 
 def published_value(experiment: Experiment, row: str, metric: str) -> float | None:
@@ -119,31 +118,32 @@ def extractor_block(spec: RunSpec) -> dict[str, str]:
     return {"kind": spec.metrics.extractor.kind, "name": spec.metrics.extractor.name}
 
 
-def metric_title(experiment: Experiment, metric: str, named: bool = True) -> str:
-    """A metric in full: ``FD-1k mnist5k``, ``held-out FD-1k mnist5k``, ``FID-5k``; see ``MetricSpec.title``."""
-    titles = (METRICS[metric].title(extractor_block(s), s.sampling.num_images, named) for s in experiment.rows.values())
-    return " / ".join(_unique(titles))
+def metric_title(
+    experiment: Experiment, metric: str, named: bool = True, images: int | Literal["samples"] | None = "samples"
+) -> str:
+    """``FD-1k mnist5k``, ``FID-5k``; without the extractor's name unless ``named`` (see ``MetricSpec.title``).
 
-
-def metric_short(experiment: Experiment, metric: str) -> str:
-    """The same without the extractor's name: ``FD-1k``, ``held-out FD-1k``, ``FID-5k``."""
-    return metric_title(experiment, metric, named=False)
-
-
-def metric_of(experiment: Experiment, metric: str, images: int | None, named: bool = False) -> str:
-    """A metric of ``images`` images other than the rows' samples; None leaves their number out."""
-    titles = (METRICS[metric].title(extractor_block(spec), images, named) for spec in experiment.rows.values())
-    return " / ".join(_unique(titles))
+    ``images`` is a number other than that of the rows' samples; None leaves it out."""
+    titles = (
+        METRICS[metric].title(extractor_block(s), s.sampling.num_images if images == "samples" else images, named)
+        for s in experiment.rows.values()
+    )
+    return " / ".join(dict.fromkeys(titles))
 
 
 def with_unit(experiment: Experiment, name: str, metric: str) -> str:
     """A column's name: ``KID x 1000``, ``copied %``, ``FD-1k``."""
-    return f"{name} {_scaling(experiment, metric)[1]}".rstrip()
+    return f"{name} {METRICS[metric].scaling(not extractors(experiment))[1]}".rstrip()
+
+
+def column_title(experiment: Experiment, metric: str) -> str:
+    """``KID x 1000``, ``held-out FD-1k``: a metric without the extractor's name."""
+    return with_unit(experiment, metric_title(experiment, metric, named=False), metric)
 
 
 def in_units(experiment: Experiment, metric: str, value: float | None) -> float | None:
     """A number as tables show it."""
-    return None if value is None else value * _scaling(experiment, metric)[0]
+    return None if value is None else value * METRICS[metric].scaling(not extractors(experiment))[0]
 
 
 def metric_number(experiment: Experiment, metric: str, value: float | None, sd: float | None = None) -> str:
@@ -163,14 +163,10 @@ def _power_of_ten(value: float) -> str:
     return f"{digits}e{int(exponent)}" if value else "0"
 
 
-def _scaling(experiment: Experiment, metric: str) -> tuple[float, str]:
-    return METRICS[metric].scaling(inception=not extractors(experiment))
-
-
 def extractors(experiment: Experiment) -> list[str]:
     """The names of the rows' extractors other than the 2015 Inception network."""
     blocks = [spec.metrics.extractor for spec in experiment.rows.values()]
-    return _unique(block.name for block in blocks if block.kind != "inception")
+    return list(dict.fromkeys(block.name for block in blocks if block.kind != "inception"))
 
 
 def scale_title(experiment: Experiment) -> str:
@@ -192,6 +188,11 @@ def axis_labels(experiment: Experiment, row: str, axes: Iterable[str]) -> dict[s
     """What the table prints for a row's bundles on ``axes``: label name -> value."""
     bundles = experiment.bundles(row)
     return {k: str(v) for axis in axes for k, v in experiment.labels[axis][bundles[axis]].items()}
+
+
+def row_words(experiment: Experiment, row: str, axes: Iterable[str] | None = None) -> str:
+    """A row's labels on ``axes`` (None: on all) in one line."""
+    return describe(axis_labels(experiment, row, experiment.labels if axes is None else axes))
 
 
 def label_of(experiment: Experiment, row: str, name: str | None) -> str:
@@ -220,8 +221,8 @@ def column_axes(experiment: Experiment) -> list[str]:
 def lines_and_columns(experiment: Experiment) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """The bundles of each line and of each column of the table, outer axis first."""
     labels = experiment.labels
-    lines = list(itertools.product(*(labels[a] for a in row_axes(experiment))))
-    return lines, list(itertools.product(*(labels[a] for a in column_axes(experiment))))
+    lines, columns = (itertools.product(*(labels[a] for a in of(experiment))) for of in (row_axes, column_axes))
+    return list(lines), list(columns)
 
 
 def row_at(experiment: Experiment, line: tuple[str, ...], column: tuple[str, ...]) -> str:
@@ -232,8 +233,8 @@ def row_at(experiment: Experiment, line: tuple[str, ...], column: tuple[str, ...
 
 def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
     """``without CFG``; empty if the layout has no columns."""
-    axes = column_axes(experiment)
-    return describe({k: str(v) for axis, b in zip(axes, column) for k, v in experiment.labels[axis][b].items()})
+    bundles = dict(zip(column_axes(experiment), column))
+    return describe({k: str(v) for axis, b in bundles.items() for k, v in experiment.labels[axis][b].items()})
 
 
 def by_axes(experiment: Experiment, value_of: Callable[[RunSpec], str]) -> str:
@@ -255,7 +256,3 @@ def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
     """A GitHub table; text is printed as it is."""
     escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in line] for line in [heading, *lines]]
     return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)
-
-
-def _unique(words: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(words))

@@ -9,40 +9,37 @@ from mar_bench.records.record import Record
 from mar_bench.report.format import MISSING
 from mar_bench.utils.console import console_table, to_yaml
 
+BLOCKS = ("ids", "protocol", "uncertainty", "training", "parameters", "provenance", "spec")
+
 
 def scores_text(record: Record) -> str:
     """One line per metric: value, standard error, and the std over the splits or subsets it is a mean of."""
     extractor = record.protocol.get("extractor") or {}
     known = metrics_by_key(extractor) if "kind" in extractor else {}
-    order = {key: place for place, key in enumerate(known)}
     lines = []
-    for key, value in sorted(record.metrics.items(), key=lambda item: order.get(item[0], len(order))):
+    for key in [*(key for key in known if key in record.metrics), *(key for key in record.metrics if key not in known)]:
         name = known[key].title(extractor, record.protocol.get("num_generated")) if key in known else key
         doubt = record.uncertainty.get(key, {})
         parts = next((f"{doubt[k]:.4g} over {k[3:]}" for k in ("sd_splits", "sd_subsets") if k in doubt), MISSING)
         error = f"{doubt['standard_error']:.4g}" if "standard_error" in doubt else MISSING
-        lines.append([name, f"{value:.6g}", error, parts])
+        lines.append([name, f"{record.metrics[key]:.6g}", error, parts])
     return console_table(["metric", "value", "± jackknife", "std"], lines)
 
 
 def how_measured(record: Record) -> list[str]:
     """The protocol in plain lines."""
     p = record.protocol
-    samples, reference, settings = p["samples"], p["reference"], p["settings"]
-    classes = f"labels {p['label_mode']}"
-    if balance := p.get("class_balance"):
-        counts = dict.fromkeys(str(balance[key]) for key in ("least", "most"))
-        classes += f" ({balance['classes']} classes of {' to '.join(counts)})"
+    samples, reference, extractor, settings = p["samples"], p["reference"], p["extractor"], p["settings"]
     real = "an unknown number of" if reference["num_images"] is None else reference["num_images"]
-    lines = [
-        f"samples    {samples['num_images']} images, {_shape(samples)}, {classes}, sha256 {samples['sha256'][:12]}",
+    return [
+        f"samples    {samples['num_images']} images, {_shape(samples)}, labels {p['label_mode']}, "
+        f"order by {samples.get('index', 'unknown')}, sha256 {samples['sha256'][:12]}",
         f"reference  {reference['name']}: {real} images, {_shape(reference)}, sha256 {reference['sha256'][:12]}",
-        f"extractor  {p['extractor']['name']} ({p['extractor']['kind']}), sha256 {p['extractor']['sha256'][:12]}",
+        f"extractor  {extractor['name']} ({extractor['kind']}), sha256 {extractor['sha256'][:12]}",
         f"settings   IS in {settings['is_splits']} splits; KID over {settings['kid_subsets']} subsets of "
         f"{settings['kid_subset_size']}; precision and recall with {settings['neighbours']} neighbours against "
         f"{reference['num_features']} images; jackknife of {settings['jackknife_groups']} groups",
     ]
-    return [*lines, f"order      by {samples['index']}"] if "index" in samples else lines
 
 
 def _shape(images: dict[str, Any]) -> str:
@@ -53,16 +50,16 @@ def _shape(images: dict[str, Any]) -> str:
 
 def warnings(record: Record) -> list[str]:
     """What makes the numbers weaker than they look."""
-    p, out = record.protocol, []
-    if p.get("singular"):
-        out.append("fewer images than features: the covariance is singular and the distance biased upwards")
-    if doubles := p["samples"].get("duplicates"):
-        out.append(f"{doubles} of {p['num_generated']} images are copies of another one")
-    if p["label_mode"] == "unbalanced":
-        out.append("classes are not equally frequent, as the usual protocol requires")
-    if p["num_generated"] != PAPER_SAMPLES:
-        out.append(f"{p['num_generated']} images: distances depend on their number, the custom is {PAPER_SAMPLES}")
-    return [*out, *(f"reference: {note}" for note in p["reference"].get("notes", []))]
+    p, images = record.protocol, record.protocol["num_generated"]
+    doubles = p["samples"].get("duplicates")
+    found = {
+        "fewer images than features: the covariance is singular and the distance biased upwards": p.get("singular"),
+        f"{doubles} of {images} images are copies of another one": doubles,
+        "classes are not equally frequent, as the usual protocol requires": p["label_mode"] == "unbalanced",
+        f"{images} images: distances depend on their number, the custom is {PAPER_SAMPLES}": images != PAPER_SAMPLES,
+    }
+    notes = [f"reference: {note}" for note in p["reference"].get("notes", [])]
+    return [text for text, applies in found.items() if applies] + notes
 
 
 def record_text(record: Record) -> str:
@@ -77,21 +74,14 @@ def record_text(record: Record) -> str:
         parts.append(scores_text(record))
     if {"samples", "reference", "settings"} <= record.protocol.keys():
         parts.append("\n".join([*how_measured(record), *(f"note: {warning}" for warning in warnings(record))]))
+    blocks = {name: record.spec.get(name) or {} for name in ("train", "sampling", "tokenizer")}
+    seeds = [f"{name} {block['seed']}" for name, block in blocks.items() if block.get("seed") is not None]
     parts.append(
         "to reproduce it:\n"
         f"  command   {made.get('command') or 'unknown: it was not run by mar-bench'}\n"
         f"  commit    {git.get('commit', 'unknown: it was not run from a checkout')}{dirty}\n"
         f"  device    {made.get('device', 'unknown')}, {made.get('threads', '?')} threads per process\n"
         f"  time      {made.get('seconds', '?')} s for this stage, finished {made.get('finished', '?')}\n"
-        f"  seeds     {_seeds(record)}"
+        f"  seeds     {', '.join(seeds) or 'none'}"
     )
-    names = ("ids", "protocol", "uncertainty", "training", "parameters", "provenance", "spec")
-    blocks = {name: getattr(record, name) for name in names}
-    return "\n\n".join([*parts, to_yaml({name: block for name, block in blocks.items() if block})])
-
-
-def _seeds(record: Record) -> str:
-    blocks = {"training": "train", "sampling": "sampling", "tokenizer": "tokenizer"}
-    found = {name: (record.spec.get(block) or {}).get("seed") for name, block in blocks.items()}
-    found["extractor"] = ((record.spec.get("metrics") or {}).get("extractor") or {}).get("seed")
-    return ", ".join(f"{name} {seed}" for name, seed in found.items() if seed is not None) or "none"
+    return "\n\n".join([*parts, to_yaml({name: block for name in BLOCKS if (block := getattr(record, name))})])

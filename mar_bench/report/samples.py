@@ -6,23 +6,15 @@ import io
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.report.format import (
-    axis_labels,
-    column_axes,
-    describe,
-    lines_and_columns,
-    row_at,
-    row_axes,
-    scale_title,
-)
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.report.format import column_axes, lines_and_columns, row_at, row_axes, row_words, scale_title
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write
 
 COLUMNS, ROWS = 10, 3  # images of a panel, at most
@@ -30,22 +22,16 @@ GAP = 1  # white pixels between images
 DARK = 64  # images whose median grey is below this are drawn inverted
 PANEL_INCHES = 3.3
 CHARACTER_INCHES = 0.06  # of the titles, on average
-DPI = 200
+STYLE: Any = {"font.size": 7, "axes.titlesize": 7}
 
 
 def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Path) -> Path:
     """Write one PNG with a panel per row key of ``images`` and return its path.
 
-    ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten
-    classes a column of a panel is a class; with more, a panel shows the first images, each of another class.
-    Grey images on a dark ground (handwritten digits) are drawn inverted, all of a sheet alike. Rows of the
-    table without any images are left out. Raises UserError where there is nothing to draw or a row is
-    unknown."""
-    for row, batch in images.items():
-        if row not in experiment.rows:
-            raise UserError(f"no row '{row}' in {experiment.id}, {did_you_mean(row, experiment.rows)}")
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3):
-            raise ValueError(f"{row}: images are uint8 (N, 1 or 3, H, W), found {batch.dtype} {batch.shape}")
+    ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten classes a column
+    of a panel is a class; with more, a panel shows the first images, each of another class. Grey images on a dark
+    ground (handwritten digits) are drawn inverted, all of a sheet alike. Rows without any images are left out. Raises
+    UserError where there is nothing to draw."""
     images = {row: batch for row, batch in images.items() if len(batch)}
     if not images:
         raise UserError(
@@ -54,9 +40,13 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
         )
     inverted = is_dark(images.values())
     panels = {row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()}
-    with rc_context({"font.size": 7, "axes.titlesize": 7}):
-        content = io.BytesIO()
-        _draw(experiment, panels).savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    with rc_context(STYLE):
+        return save_png(_draw(experiment, panels), path)
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
     atomic_write(path, content.getvalue())
     return path
 
@@ -64,24 +54,23 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
 def panel(images: np.ndarray, num_classes: int, inverted: bool = False) -> np.ndarray:
     """uint8 (N, C, H, W) -> one float image (h, w, 3) in [0, 1]: classes side by side, white between."""
     columns = min(num_classes, COLUMNS, len(images))
-    rows = min(ROWS, -(-len(images) // columns))
-    _, channels, height, width = images.shape
-    sheet = np.ones((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3))
-    for i, image in enumerate(images[: rows * columns]):
+    return tiled(images[: ROWS * columns], columns, inverted)
+
+
+def tiled(images: np.ndarray, columns: int, inverted: bool) -> np.ndarray:
+    """uint8 (N, C, H, W) -> one float image (h, w, 3) in [0, 1], line by line with white gaps."""
+    _, _, height, width = images.shape
+    sheet = np.ones((-(-len(images) // columns) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3))
+    for i, image in enumerate(images):
         top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        sheet[top : top + height, left : left + width] = pixels_of(image, inverted)
+        pixels = np.moveaxis(image, 0, -1) / 255.0
+        sheet[top : top + height, left : left + width] = 1 - pixels if inverted else pixels
     return sheet
 
 
 def is_dark(batches: Iterable[np.ndarray]) -> bool:
     """Whether all are grey images on a dark ground, which are drawn inverted."""
     return all(batch.shape[1] == 1 and np.median(batch) < DARK for batch in batches)
-
-
-def pixels_of(image: np.ndarray, inverted: bool) -> np.ndarray:
-    """uint8 (C, H, W) -> float (H, W, 3) in [0, 1]."""
-    pixels = np.moveaxis(image, 0, -1) / 255.0
-    return np.broadcast_to(1 - pixels if inverted else pixels, (*pixels.shape[:2], 3))
 
 
 def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
@@ -95,21 +84,17 @@ def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
     grid = figure.subplots(len(lines), len(columns), squeeze=False)
     for i, line in enumerate(lines):
         rows = [row_at(experiment, line, column) for column in columns]
-        label = textwrap.fill(describe(axis_labels(experiment, rows[0], row_axes(experiment))), characters)
+        label = textwrap.fill(row_words(experiment, rows[0], row_axes(experiment)), characters)
         grid[i][0].set_title(label, loc="left", pad=3)
         for ax, row in zip(grid[i], rows):
-            _fill(ax, panels.get(row))
+            ax.set_axis_off()
+            if row in panels:
+                ax.imshow(panels[row])
+            else:
+                ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
             if i == 0:  # above the line's label
-                heading = describe(axis_labels(experiment, row, column_axes(experiment)))
+                heading = row_words(experiment, row, column_axes(experiment))
                 ax.set_title(heading + "\n" * (1 + label.count("\n")), pad=3)
     title = textwrap.fill(f"{experiment.title}, {scale_title(experiment)}", characters)
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     return figure
-
-
-def _fill(ax: Axes, sheet: np.ndarray | None) -> None:
-    ax.set_axis_off()
-    if sheet is None:
-        ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
-    else:
-        ax.imshow(sheet)

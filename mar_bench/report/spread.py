@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import mean, stdev, variance
 
 SeedValues = Mapping[tuple[int, int], float]  # (training seed, sampling seed) -> value
@@ -34,11 +34,6 @@ class Spread:
     def sd_training(self) -> float | None:
         return self.sd if self.over == "training" else None
 
-    @property
-    def design(self) -> tuple:
-        """Equal for cells whose ``sd`` means the same."""
-        return tuple(getattr(self, f.name) for f in fields(self) if not f.name.startswith(("mean", "sd")))
-
 
 def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
     """Average sampling seeds within each training seed first, so repeated sampling does not pass for repeated training.
@@ -60,20 +55,18 @@ def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
     over = "training" if len(by_training) > 1 else "sampling"
     numbers = [mean(group) for group in by_training.values()] if over == "training" else list(kept.values())
     complete = len(kept) == len(train_seeds) * len(sampling_seeds)
-    pooled = _pooled(list(by_training.values()))
+    freedom = len(kept) - len(by_training)
+    squares = sum((len(group) - 1) * variance(group) for group in by_training.values() if len(group) > 1)
+    pooled = math.sqrt(squares / freedom) if freedom else None
     return Spread(mean(numbers), stdev(numbers), len(numbers), over, train_seeds, sampling_seeds, complete, pooled)
-
-
-def _pooled(groups: list[list[float]]) -> float | None:
-    """The standard deviation within groups, pooled over those with several values."""
-    freedom = sum(len(group) - 1 for group in groups)
-    squares = sum((len(group) - 1) * variance(group) for group in groups if len(group) > 1)
-    return math.sqrt(squares / freedom) if freedom else None
 
 
 def design(spread: Spread, groups: str) -> str:
     """What the ± of a cell is over; ``groups`` is the number of jackknife groups, as in ``10 groups``."""
-    training, sampling = _seeds("training", spread.train_seeds), _seeds("sampling", spread.sampling_seeds)
+    training, sampling = (
+        f"{kind} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        for kind, seeds in (("training", spread.train_seeds), ("sampling", spread.sampling_seeds))
+    )
     deviation = f"± is the standard deviation over {spread.n}"
     if spread.over == "training" and len(spread.sampling_seeds) == 1:
         return f"{deviation} training runs ({training}; {sampling})"
@@ -85,7 +78,3 @@ def design(spread: Spread, groups: str) -> str:
     if spread.over == "images":
         return f"± is the jackknife standard error over images ({groups}) of one run ({training}, {sampling})"
     return f"one run ({training}, {sampling}), no ±"
-
-
-def _seeds(kind: str, seeds: tuple[int, ...]) -> str:
-    return f"{kind} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

@@ -49,6 +49,21 @@ class Difference:
         share = 100 / self.second if self.second > 0 else math.nan
         return share * self.value, share * self.low, share * self.high
 
+    @property
+    def seeds(self) -> str:
+        """The number of common training seeds; of a single one also its sampling seeds: ``1 (5 samplings)``."""
+        several = self.trainings == 1 and self.samplings > 1
+        return f"1 ({self.samplings} samplings)" if several else str(self.trainings)
+
+    @property
+    def words(self) -> str:
+        """The verdict with its notes."""
+        if not self.notes:
+            return self.verdict
+        if self.verdict == INCOMPARABLE:
+            return f"{INCOMPARABLE}: {'; '.join(self.notes)}"
+        return f"{self.verdict} ({', '.join(self.notes)})"
+
     def without_value(self, verdict: str, notes: Iterable[str]) -> Difference:
         """The same runs with no difference between them, for the reasons in ``notes``."""
         return replace(self, value=math.nan, low=math.nan, high=math.nan, verdict=verdict, notes=tuple(notes))

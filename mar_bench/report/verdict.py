@@ -38,16 +38,15 @@ def agreement(experiment: Experiment, row: str, metric: str, ours: float) -> Agr
     if not is_comparable(experiment, row):
         return Agreement(published, verdict=NOT_COMPARABLE)
     if not math.isnan(published):
-        return Agreement(published, ours - published, verdict(metric, ours, published) or "")
+        return Agreement(published, ours - published, verdict(metric, ours, published))
     return Agreement(verdict="" if math.isnan(ours) else MATCH if ours > bound else DIFFERS)
 
 
-def verdict(metric: str, ours: float, published: float) -> str | None:
-    """``match``, ``close`` or ``differs``; None if the metric has no tolerance or a number is missing."""
-    tolerance = METRICS[metric].tolerance
-    if tolerance is None or math.isnan(ours) or math.isnan(published):
-        return None
-    difference = abs(ours - published) - ROUNDING
+def verdict(metric: str, ours: float, published: float) -> str:
+    """``match``, ``close`` or ``differs``; empty if the metric has no tolerance or a number is missing."""
+    tolerance, difference = METRICS[metric].tolerance, abs(ours - published) - ROUNDING
+    if tolerance is None or math.isnan(difference):
+        return ""
     if difference <= max(tolerance.absolute, tolerance.share * abs(published)):
         return MATCH
     return CLOSE if difference <= tolerance.close * abs(published) else DIFFERS

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import pytest
-
 from mar_bench.config.experiment import load_experiment
 from mar_bench.records.paper import PublishedRow
 from mar_bench.report.table.build import build, escape_tex
@@ -15,11 +13,6 @@ from tests.made_up_files import made_up
 
 ROW = "mar/diff/guided"
 ADM = PublishedRow("table4", "adm", "ADM & 100% #1", {"": {"parameters": 554e6}, "unguided": {"fd": 10.94}}, "Table 4")
-
-
-@pytest.fixture(scope="module")
-def table1():
-    return load_experiment("table1", "tiny")
 
 
 def checked(tex: str) -> str:

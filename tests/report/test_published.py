@@ -24,16 +24,6 @@ ROW = "mar/diff/guided"
 
 
 @pytest.fixture(scope="module")
-def table1():
-    return load_experiment("table1", "tiny")
-
-
-@pytest.fixture(scope="module")
-def paper():
-    return replace(load_experiment("table1", "paper"), sweeps={})  # no row waits for a choice
-
-
-@pytest.fixture(scope="module")
 def searched():
     return load_experiment("same_tokenizer", "tiny")
 
@@ -65,25 +55,6 @@ def test_a_line_has_its_columns_once(table1):
     assert "reconstruction FID and seconds per image" in text
     assert "Seconds per image: with CFG, Example CPU, 1 thread, float32, batch 64." in text
     assert "reconstruction FD-1k   |" not in text.split("The same rows")[1], "not twice"
-
-
-def test_any_row_of_a_line_gives_its_numbers(table1):
-    beside = replace(table1, layout={**table1.layout, "beside": ["parameters", "seconds_per_image"]})
-    made = by_id(generation(table1, ROW, 0, 0, 5.0), speed(table1, "mar/diff/unguided"))
-    *_, last = first_table(build(beside, made).markdown())
-    seconds = speed(table1, "mar/diff/unguided").metrics["seconds_per_image"]
-    assert last[5:7] == ["300k", number(seconds)]
-    assert all(line[5:7] == ["–", "–"] for line in first_table(build(beside, {}).markdown())[1:])
-
-
-def test_absent_rows_still_show_the_paper_s_numbers(tmp_path):
-    orderings = "orderings:\n  - {claim: c, axis: cell, better: fixed, worse: gone}\n"
-    swept = made_up(tmp_path, "swept", more=orderings)
-    assert "gone" in swept.absent and "gone" not in swept.rows
-    table = build(swept, generations(swept, lambda *_: 5.0))
-    shown = cells_of(table.markdown())["gone"]
-    assert (shown["FD-1k (paper)"], shown["IS-1k (paper)"]) == ("paper scale only (7.82)", "– (151.7)")
-    assert table.status("gone") == "absent" and table.comparisons == []
 
 
 def test_quoted_rows_have_a_table_of_their_own(table1):
@@ -173,14 +144,10 @@ def test_a_failed_point_shows_in_the_rows_that_wait_for_it(searched):
     [
         ("fd", 1.60, 1.55, MATCH), ("fd", 1.50, 1.55, MATCH), ("fd", 1.601, 1.55, CLOSE),  # 0.05 is more than 3 %
         ("fd", 10.3, 10.0, MATCH), ("fd", 9.7, 10.0, MATCH), ("fd", 10.301, 10.0, CLOSE),  # 3 % is more than 0.05
-        ("fd", 11.0, 10.0, CLOSE), ("fd", 9.0, 10.0, CLOSE), ("fd", 11.001, 10.0, DIFFERS), ("fd", 8.99, 10.0, DIFFERS),
-        ("fd", 0.25, 0.2, MATCH), ("fd", 0.26, 0.2, DIFFERS),
-        ("is", 206.0, 200.0, MATCH), ("is", 206.01, 200.0, CLOSE), ("is", 180.0, 200.0, CLOSE),
-        ("is", 179.9, 200.0, DIFFERS), ("is", 1.05, 1.0, CLOSE),  # no absolute limit
-        ("precision", 0.80, 0.78, MATCH), ("precision", 0.7999, 0.82, DIFFERS), ("precision", 0.801, 0.78, DIFFERS),
-        ("recall", 0.58, 0.60, MATCH), ("recall", 0.5799, 0.60, DIFFERS),
-        ("kid", 1.0, 1.0, None), ("fd:heldout", 1.0, 1.0, None), ("fd", math.nan, 1.0, None),
-        ("fd", 1.0, math.nan, None),
+        ("fd", 11.0, 10.0, CLOSE), ("fd", 11.001, 10.0, DIFFERS), ("fd", 0.26, 0.2, DIFFERS),
+        ("is", 206.0, 200.0, MATCH), ("is", 206.01, 200.0, CLOSE), ("is", 179.9, 200.0, DIFFERS),
+        ("precision", 0.80, 0.78, MATCH), ("precision", 0.801, 0.78, DIFFERS), ("recall", 0.5799, 0.60, DIFFERS),
+        ("kid", 1.0, 1.0, ""), ("fd", math.nan, 1.0, ""), ("fd", 1.0, math.nan, ""),
     ],
 )  # fmt: skip
 def test_verdicts_at_the_limits(metric, ours, published, expected):

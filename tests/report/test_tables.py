@@ -9,24 +9,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.experiment import Experiment
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.table.build import build
 from tests.made_up import EXTRACTOR, as_before, base, by_id, everything, generation, generations, reconstruction, speed
-from tests.made_up_files import made_up
 
 ROW = "mar/diff/guided"
-
-
-@pytest.fixture(scope="module")
-def table1() -> Experiment:
-    return load_experiment("table1", "tiny")
-
-
-@pytest.fixture(scope="module")
-def paper() -> Experiment:
-    return replace(load_experiment("table1", "paper"), sweeps={})
 
 
 def first_table(text: str) -> list[list[str]]:
@@ -93,12 +82,6 @@ def test_failed_and_missing_cells(table1):
     assert "Records:" not in nothing and "The same rows" not in nothing
 
 
-def test_errors_cannot_break_the_markdown(table1):
-    failed = replace(generation(table1, ROW, 0, 0, None), error="`int` <class 'x'>" + "y" * 500)
-    line = next(line for line in markdown(table1, by_id(failed)).splitlines() if line.startswith(f"- {ROW}"))
-    assert line.count("`") == 2 and line.endswith("y`") and len(line) < 250
-
-
 def test_each_column_has_a_table_of_what_else_was_measured(table1):
     tables = further(markdown(table1, everything(table1)))
     heading = ["row", "reconstruction FD-1k", "held-out FD-1k", "KID", "Precision", "Recall", "copied %", "accuracy"]
@@ -119,7 +102,6 @@ def test_further_tables_have_columns_for_what_was_measured(table1):
     ((words, table),) = further(markdown(table1, old)).items()
     assert "with CFG" in words and "without" not in words
     assert table[0] == ["row", "held-out FD-1k", "accuracy"] and table[1] == ["raster_causal/ce", "–", "–"]
-    assert further(markdown(table1, by_id(generation(table1, ROW, 0, 0, None)))) == {}
     across = replace(table1, layout={"rows": ["variant", "guidance"], "columns": ["loss"], "metrics": ["fd"]})
     tables = further(markdown(across, everything(across)))
     lines = [next(line for line in table if line[0] == "mar/guided") for table in tables.values()]
@@ -143,18 +125,6 @@ def test_the_paper_scale_names_fid_and_leaves_out_what_inception_cannot_tell(pap
     assert heading == ["row", "reconstruction FID-1k", "held-out FID", "KID x 1000", "Precision", "Recall"]
 
 
-def test_layouts_without_lines_and_without_column_labels(tmp_path):
-    temperature = made_up(tmp_path, "temperature")
-    across = replace(temperature, layout={"columns": ["guidance", "temperature"]})
-    heading, line = first_table(markdown(across, everything(across, lambda row, t, s: 5.0 + t)))
-    assert heading[:2] == ["", "FD-1k, guidance 1, temperature 0.90"] and line[1:] == ["6.00 ± 1.00"] * 8
-    table5 = load_experiment("table5", "tiny")
-    unlabelled = replace(table5, labels={**table5.labels, "sampling": {"mar": {}}})
-    table = build(unlabelled, everything(unlabelled, lambda *_: 5.0))
-    assert first_table(table.markdown())[0] == ["loss", "order", "FD-1k (paper)", "IS-1k (paper)"]
-    assert "multicolumn" not in table.tex() and "The same rows, beside the columns above:" in table.markdown()
-
-
 # --- notes ----------------------------------------------------------------------------------------------
 
 
@@ -162,37 +132,23 @@ def test_the_notes_say_how_it_was_measured(table1):
     text = markdown(table1, everything(table1))
     for words in (
         "In brackets: the paper's FID and IS on ImageNet 256x256, another data set at another scale.",
-        table1.source,
         "Fréchet distance on the features of mnist5k",
         "FD-1k: 1000 generated images (labels balanced) against 4000 training images; held-out: against 1000 images",
         "KID: mean over 100 subsets of 500 images each of the generated and of 3000 training images.",
-        "Precision and Recall: 1000 generated images against 3000 training images, with the radius of 3 neighbours.",
         "alone on 1000 held-out images",
         "FD-1k = 0.45, KID = 3.00e-4, Precision = 0.90, Recall = 0.88, copied % = 1.50.",
         "over 3 training runs (training seeds 0, 1, 2; sampling seed 0). All seeds share tokenizer",
         "Guidance off (unguided), 3 linear (guided); temperature 1;",
-        "6 (mar)",
         "denoising steps none (ce), 25 (diff)",
-        "weights ema",
         f"Records: {3 * len(table1.rows) + 2 + len(table1.rows)}, from commit 0123456789; on Example CPU.",
     ):
         assert words in text
-
-
-def test_reconstructions_name_their_own_number_of_images(table1):
-    floors = by_id(*(reconstruction(table1, row) for row in table1.rows))
-    fewer = {i: replace(r, protocol={**r.protocol, "num_generated": 300}) for i, r in floors.items()}
-    text = markdown(table1, everything(table1), fewer)
-    assert all(table[0][1] == "reconstruction FD-300" for table in further(text).values())
-    assert "FD-300 = 0.45" in text and "Warning" not in text
 
 
 def test_a_single_run_shows_the_standard_error_of_its_images(table1):
     text = markdown(table1, generations(table1, lambda *_: 5.0, seeds=(0,)))
     assert cell(table1, text, ROW) == "5.00 ± 0.10 (1.98)" and "jackknife standard error over images" in text
     assert "excludes the variance of training and sampling" in text and "All seeds share" not in text
-    table = next(iter(further(text).values()))
-    assert table[1][1:] == ["5.40 ± 0.11", "5.00e-3 ± 1.00e-4", "0.80 ± 0.02", "0.60 ± 0.01", "2.00", "0.90"]
     old = markdown(table1, by_id(as_before(generation(table1, ROW, 0, 0, 5.0))))
     assert cell(table1, old, ROW) == "5.00 (1.98)" and "One run (training seed 0, sampling seed 0), no ±." in old
 
@@ -210,11 +166,11 @@ def test_cells_with_other_seeds_are_named(table1):
 def test_unusual_protocols_and_origins_are_named(table1):
     first, second = (generation(table1, ROW, seed, 0, 5.0) for seed in (0, 1))
     first.protocol["reference"] |= {"kind": "file", "name": "adm-imagenet256"}
-    first.protocol.update(label_mode="unbalanced", class_balance={"classes": 10, "least": 90, "most": 110})
+    first.protocol.update(label_mode="unbalanced")
     first = replace(first, provenance={"git": {"commit": "abcdef" * 6, "dirty": True}, "device": "A"})
     second = replace(second, provenance={"git": None, "mar_bench": "0.9", "device": "B"})
     text = markdown(table1, by_id(first, second))
-    assert "(labels unbalanced, 90 to 110 images in each of 10 classes / labels balanced)" in text
+    assert "(labels unbalanced/balanced)" in text
     assert "against 4000 reference images (adm-imagenet256) / training images" in text
     assert "commit abcdefabcd with uncommitted changes; mar_bench 0.9 without a commit; on A; B." in text
 
@@ -254,9 +210,7 @@ ALL_METRICS = "FD-1k, held-out FD-1k, IS-1k, KID, Precision, Recall, copied, acc
     ("key", "metrics", "reason"),
     [
         ("num_generated", ALL_METRICS, "17 against 1000 generated images"),
-        ("num_reference", "FD-1k", "17 against 4000 reference images"),
         ("num_heldout", "held-out FD-1k", "17 against 1000 held-out images"),
-        ("dtype", ALL_METRICS, "features in 17 against float32"),
     ],
 )
 def test_another_protocol_is_warned_of_once_for_the_metrics_it_affects(table1, key, metrics, reason):
@@ -319,14 +273,3 @@ def test_csv_has_units_of_the_records_and_the_std_over_seeds(table1):
     assert line["sd_training"] == line["sd"] == pytest.approx(0.5 / math.sqrt(2), rel=1e-4)
     assert line["sd_sampling"] == pytest.approx(0.1, rel=1e-4)
     assert "The std over samplings of one training is" in markdown(table1, both)
-
-
-def test_csv_has_failed_and_missing_rows_and_every_number_of_images(table1):
-    made = [generation(table1, ROW, seed, 0, 5.0) for seed in (0, 1)]
-    made[1].protocol["num_generated"] = 500
-    failed = generation(table1, "mar/ce/guided", 0, 0, None)
-    frame = read(table1, by_id(*made, failed)).drop_duplicates("row").set_index("row")
-    assert frame.loc[ROW, "num_generated"] == "500/1000"
-    assert frame.loc["mar/ce/guided", "status"] == "failed" and frame.loc["mar/ce/guided", "records"] == failed.id
-    rest = frame.drop([ROW, "mar/ce/guided"])
-    assert set(rest["status"]) == {"missing"} and rest["mean"].isna().all() and len(frame) == len(table1.rows)

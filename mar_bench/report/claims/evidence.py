@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import mean
 from typing import Literal
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.record import Record
-from mar_bench.report.claims.orderings import (
-    allowed,
-    compare,
-    difference,
-    difference_cells,
-    difference_heading,
-    pairs_table,
-)
-from mar_bench.report.format import (
-    MISSING,
-    axis_labels,
-    column_axes,
-    label_of,
-    markdown_table,
-    number,
-    value_at,
-)
+from mar_bench.report import format as fmt
+from mar_bench.report.claims.orderings import DIFFERENCE, allowed, compare, difference, difference_cells, pairs_table
 from mar_bench.report.frames import Runs, frame, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
 from mar_bench.report.table.grid import quoted_grid
-from mar_bench.utils.errors import did_you_mean
 
 NOT_MEASURED = "not all points are measured"
 OUTSIDE = "outside the range of times"  # of the better system: such a point does not count
@@ -39,13 +23,13 @@ OUTSIDE = "outside the range of times"  # of the better system: such a point doe
 class _Part:
     """The verdict at one setting of the other axes, or on one point of another system.
 
-    ``pairs`` are (what is compared, their difference); ``timed`` is the setting of the seconds it relies on."""
+    ``pairs`` is a list of (what is compared, difference); ``setting`` is that of the seconds the verdict relies on."""
 
     name: str
     verdict: str
     why: str
     pairs: list[tuple[str, Difference]]
-    timed: str = ""
+    setting: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +41,23 @@ class Ordering:
     experiment: str
     claim: str
 
-    def unknown(self, experiment: Experiment) -> list[tuple[str, str]]:
-        """What the evidence names and the experiment lacks at its scale, each with the nearest existing name."""
-        return _unknown([self.claim], [item["claim"] for item in experiment.orderings], "ordering")
+    def unknown(self, experiment: Experiment) -> list[str]:
+        """What the evidence names and the experiment lacks at its scale."""
+        return _unknown("ordering", [self.claim], [item["claim"] for item in experiment.orderings])
 
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows the evidence is about, of those that the scale has."""
         pairs = [c for c in compare(experiment, {}) if c.claim == self.claim]
         return list(dict.fromkeys(row for c in pairs for row in (c.better_row, c.worse_row)))
 
-    def tolerance(self, experiment: Experiment) -> str:
-        """``at most 25 % worse``; empty where the claim allows no cost."""
-        return allowed(item.get("costs_at_most") for item in experiment.orderings if item["claim"] == self.claim)
-
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """The verdict, and Markdown with the pairs it is based on and what the paper quotes beside them."""
+        """The verdict with the cost that the claim allows, and Markdown: the pairs and what the paper quotes."""
         pairs = [c for c in compare(experiment, records) if c.claim == self.claim]
+        verdict, cost = all_of([c.difference.verdict for c in pairs]), allowed(pairs)
         text = pairs_table(pairs) if pairs else "This scale has no such pair."
         if quoted := quoted_grid(experiment):
             text += f"\n\n{quoted.markdown()}"
-        return all_of([c.difference.verdict for c in pairs]), text
+        return f"{verdict} ({cost})" if cost else verdict, text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,27 +69,23 @@ class Optimum:
     experiment: str
     axis: str
 
-    def unknown(self, experiment: Experiment) -> list[tuple[str, str]]:
-        return _unknown([self.axis], list(experiment.labels), "axis")
+    def unknown(self, experiment: Experiment) -> list[str]:
+        return _unknown("axis", [self.axis], experiment.labels)
 
     def rows(self, experiment: Experiment) -> list[str]:
         return list(experiment.rows) if self.axis in experiment.labels else []
-
-    def tolerance(self, experiment: Experiment) -> str:
-        return ""
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
         """One part for each setting of the other axes."""
         runs = _runs(experiment, records)
         groups: dict[str, list[str]] = {}
         for row in experiment.rows:
-            bundles = experiment.bundles(row)
-            others = "/".join(bundle for axis, bundle in bundles.items() if axis != self.axis)
-            groups.setdefault(others or self.axis, []).append(row)
+            others = [bundle for axis, bundle in experiment.bundles(row).items() if axis != self.axis]
+            groups.setdefault("/".join(others) or self.axis, []).append(row)
         return _judged([self._part(name, experiment, rows, runs) for name, rows in groups.items()])
 
     def _part(self, name: str, experiment: Experiment, rows: list[str], runs: dict[str, Runs]) -> _Part:
-        places = {row: value_at(experiment, row, experiment.figure.get("x", "")) for row in rows}
+        places = {row: fmt.value_at(experiment, row, experiment.figure.get("x", "")) for row in rows}
         if None not in places.values():
             rows = sorted(rows, key=lambda row: places[row] or 0.0)
         common = sorted(set.intersection(*(set(runs[row]) for row in rows)))
@@ -140,35 +117,32 @@ class Below:
     better: str
     worse: tuple[str, ...]
 
-    def unknown(self, experiment: Experiment) -> list[tuple[str, str]]:
-        known = [label_of(experiment, row, self.label) for row in (*experiment.rows, *experiment.absent)]
-        return _unknown([self.better, *self.worse], list(filter(None, known)), self.label)
+    def unknown(self, experiment: Experiment) -> list[str]:
+        known = [fmt.label_of(experiment, row, self.label) for row in (*experiment.rows, *experiment.absent)]
+        return _unknown(self.label, (self.better, *self.worse), known)
 
     def rows(self, experiment: Experiment) -> list[str]:
         systems = (self.better, *self.worse)
-        return [row for row in experiment.rows if label_of(experiment, row, self.label) in systems]
-
-    def tolerance(self, experiment: Experiment) -> str:
-        return ""
+        return [row for row in experiment.rows if fmt.label_of(experiment, row, self.label) in systems]
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
         """One part for each point of the worse systems and setting in which it was timed."""
-        return _judged(list(self._parts(experiment, _runs(experiment, records), _seconds(experiment, records))))
+        return _judged(list(self._parts(experiment, records)))
 
-    def _parts(
-        self, experiment: Experiment, runs: dict[str, Runs], seconds: dict[str, dict[str, float]]
-    ) -> Iterator[_Part]:
-        systems = {row: label_of(experiment, row, self.label) for row in experiment.rows}
+    def _parts(self, experiment: Experiment, records: dict[str, Record]) -> Iterator[_Part]:
+        runs, found, columns = _runs(experiment, records), frame(experiment, records), fmt.column_axes(experiment)
+        settings = dict.fromkeys(found["setting"][found["task"] == "speed"])
+        seconds = {setting: values(found, "seconds_per_image", setting) for setting in settings}
+        systems = {row: fmt.label_of(experiment, row, self.label) for row in experiment.rows}
+        names = {row: fmt.row_words(experiment, row) for row in experiment.rows}
+        column = {row: fmt.axis_labels(experiment, row, columns) for row in experiment.rows}
         for row in (row for row, system in systems.items() if system in self.worse):
-            column = axis_labels(experiment, row, column_axes(experiment))
-            alike = [other for other, system in systems.items() if system == self.better]
-            alike = [o for o in alike if axis_labels(experiment, o, column_axes(experiment)) == column]
-            names = {r: _point(experiment, r) for r in (row, *alike)}
-            settings = [setting for setting, timed in seconds.items() if row in timed]
-            if not settings:
+            alike = [o for o, system in systems.items() if system == self.better and column[o] == column[row]]
+            if not any(row in timed for timed in seconds.values()):
                 yield _Part(names[row], UNDECIDED, "it was not timed", [])
-            for setting in settings:
-                yield _one_point(names, row, alike, seconds[setting], runs, setting)
+            for setting, timed in seconds.items():
+                if row in timed:
+                    yield _one_point(names, row, alike, timed, runs, setting)
 
 
 def _one_point(
@@ -188,7 +162,7 @@ def _one_point(
     verdict = UNDECIDED if found.verdict == INCOMPARABLE else found.verdict
     if outside and found.verdict in (HOLDS, UNDECIDED):
         verdict = OUTSIDE
-    why = f"{number(seconds[best])} s against {number(seconds[row])} s"
+    why = f"{fmt.number(seconds[best])} s against {fmt.number(seconds[row])} s"
     return _Part(names[row], verdict, why, [(f"{names[best]} against {names[row]}", found)], setting)
 
 
@@ -202,8 +176,8 @@ def all_of(verdicts: list[str]) -> str:
     return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED
 
 
-def _unknown(names: list[str], known: list[str], what: str) -> list[tuple[str, str]]:
-    return [(f"no {what} '{name}'", did_you_mean(name, known)) for name in names if name not in known]
+def _unknown(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
+    return [f"no {what} '{name}'" for name in names if name not in known]
 
 
 def _runs(experiment: Experiment, records: dict[str, Record]) -> dict[str, Runs]:
@@ -211,31 +185,15 @@ def _runs(experiment: Experiment, records: dict[str, Record]) -> dict[str, Runs]
     return {row: runs_with(tasks["generation"], "fd") for row, tasks in select(experiment, records).items()}
 
 
-def _seconds(experiment: Experiment, records: dict[str, Record]) -> dict[str, dict[str, float]]:
-    """Setting -> row -> seconds per image."""
-    found = frame(experiment, records)
-    settings = dict.fromkeys(found["setting"][found["task"] == "speed"])
-    return {setting: values(found, "seconds_per_image", setting) for setting in settings}
-
-
-def _point(experiment: Experiment, row: str) -> str:
-    """A row by its labels: ``MAR, CrossEnt, 8 steps``, ``DiT, 1 step``."""
-    labels = axis_labels(experiment, row, experiment.labels)
-    of_one = {k: k.removesuffix("s") if v == "1" else k for k, v in labels.items()}
-    return ", ".join(v if any(c.isalpha() for c in v) else f"{v} {of_one[k]}" for k, v in labels.items())
-
-
 def _judged(parts: list[_Part]) -> tuple[str, str]:
     """The verdict of all parts, and their tables: one for each setting in which seconds were taken."""
     texts = []
-    for setting in dict.fromkeys(part.timed for part in parts):
-        lines = [line for part in parts if part.timed == setting for line in _lines(part)]
-        heading = ["where", "verdict", "pair", *difference_heading()[:-1], "this pair"]
-        texts += [f"Seconds per image: {setting}."] * bool(setting) + [markdown_table(heading, lines)]
+    for setting in dict.fromkeys(part.setting for part in parts):
+        lines = []
+        for part in (part for part in parts if part.setting == setting):
+            cells = [[what, *difference_cells(found)] for what, found in part.pairs]
+            for line in cells or [[fmt.MISSING] * (3 + len(DIFFERENCE))]:
+                lines.append([part.name, f"{part.verdict}: {part.why}", *line])
+        heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "this pair"]
+        texts += [f"Seconds per image: {setting}."] * bool(setting) + [fmt.markdown_table(heading, lines)]
     return all_of([part.verdict for part in parts]), "\n\n".join(texts) or "This scale has no such points."
-
-
-def _lines(part: _Part) -> list[list[str]]:
-    start = [part.name, f"{part.verdict}: {part.why}"]
-    nothing = [MISSING] * len(difference_heading())
-    return [[*start, what, *difference_cells(found)] for what, found in part.pairs] or [[*start, MISSING, *nothing]]

@@ -31,9 +31,8 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
     """Raises UserError, with file and key, for a file that does not parse, repeats a number or lists nothing."""
     try:
         claims = parse(_File, load_yaml(path)).claims
-        numbers = [claim.number for claim in claims]
         for i, claim in enumerate(claims):
-            if claim.number in numbers[:i]:
+            if claim.number in [other.number for other in claims[:i]]:
                 raise KeyPathError(f"claims[{i}].number", f"{claim.number} is used twice")
             if not claim.evidence:
                 raise KeyPathError(f"claims[{i}].evidence", "expected at least one piece of evidence")

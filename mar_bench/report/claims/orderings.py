@@ -10,7 +10,7 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.comparable import differences, instrument_differences
 from mar_bench.records.record import Record
-from mar_bench.report.format import MISSING, listed, markdown_table, metric_title, number, percent, seed_count
+from mar_bench.report.format import MISSING, listed, markdown_table, metric_title, number, percent
 from mar_bench.report.frames import Runs, Selection, metric_value, runs_with, select
 from mar_bench.report.stats import (
     CONFIDENCE,
@@ -24,6 +24,7 @@ from mar_bench.report.stats import (
     paired,
 )
 
+DIFFERENCE = ["difference", f"{100 * CONFIDENCE:g} % interval", "seeds", "verdict"]  # headings of difference_cells
 AT_FLOOR = "a row at or below its floor"
 RULES = (
     "Difference: the first number minus the second, paired on the seeds that both rows have, in percent of the second; "
@@ -40,10 +41,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """An ordering's verdict on one pair of rows.
-
-    ``above_floor`` is the difference after subtracting each row's own reconstruction floor; None unless the tokenizers
-    differ and both floors are known. ``paper_percent`` is None where the paper has no numbers."""
+    """An ordering's verdict on one pair of rows."""
 
     claim: str
     axis: str
@@ -53,10 +51,10 @@ class Comparison:
     others: str  # the bundles that both rows share
     costs_at_most: float | None
     difference: Difference
-    above_floor: Difference | None
-    floors: tuple[float, ...]  # of the better and of the worse row, NaN where unknown
+    above_floor: Difference | None  # of the distances less the floors; None unless two tokenizers with known floors
+    floors: list[float]  # reconstruction distances of the better and of the worse row, NaN where unknown
     same_tokenizer: bool
-    paper_percent: float | None
+    paper_percent: float | None  # None where the paper has no numbers
 
 
 def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparison]:
@@ -74,11 +72,10 @@ def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparis
 def _comparison(experiment: Experiment, selection: Selection, item: dict, better: str, worse: str) -> Comparison:
     axis, limit, rows = item["axis"], item.get("costs_at_most"), (better, worse)
     runs = [runs_with(selection[row]["generation"], "fd") for row in rows]
-    floors = [list(runs_with(selection[row]["reconstruction"], "fd").values())[:1] for row in rows]
-    known = floors[0] + floors[1]
+    floors = [next(iter(runs_with(selection[row]["reconstruction"], "fd").values()), None) for row in rows]
     tokenizers = {reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}
+    found, known = difference(runs[0], runs[1], limit), [floor for floor in floors if floor]
     shared = [b for a, b in experiment.bundles(better).items() if a != axis and experiment.labels[a][b]]
-    found = difference(runs[0], runs[1], limit)
     return Comparison(
         claim=item["claim"],
         axis=axis,
@@ -89,21 +86,17 @@ def _comparison(experiment: Experiment, selection: Selection, item: dict, better
         costs_at_most=limit,
         difference=found,
         above_floor=_above_floor(found, runs, known, limit) if len(tokenizers) == len(known) == 2 else None,
-        floors=tuple(_distance(floor[0]) if floor else math.nan for floor in floors),
+        floors=[metric_value(floor, "fd") if floor else math.nan for floor in floors],
         same_tokenizer=len(tokenizers) == 1,
         paper_percent=_paper_percent(experiment, better, worse),
     )
-
-
-def _distance(record: Record) -> float:
-    return metric_value(record, "fd")
 
 
 def difference(first: Runs, second: Runs, costs_at_most: float | None = None) -> Difference:
     """Paired difference of the distances of two rows; "not comparable" where protocols of paired runs differ."""
     pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
     reasons = dict.fromkeys(reason for pair in pairs for reason in differences(*pair, "fd"))
-    values = [{seed: _distance(run) for seed, run in side.items()} for side in (first, second)]
+    values = [{seed: metric_value(run, "fd") for seed, run in side.items()} for side in (first, second)]
     return paired(values[0], values[1], costs_at_most=costs_at_most, reasons=reasons)
 
 
@@ -111,11 +104,11 @@ def _above_floor(found: Difference, runs: list[Runs], floors: list[Record], limi
     """The difference of the distances less their floors; a run and its floor need the same extractor and reference."""
     if found.verdict == INCOMPARABLE:
         return replace(found, notes=())
-    pairs = [(run, floor) for side, floor in zip(runs, floors) for run in side.values()]
-    reasons = dict.fromkeys(reason for run, floor in pairs for reason in instrument_differences(run, floor, "fd"))
-    values = [
-        {seed: _distance(run) - _distance(floor) for seed, run in side.items()} for side, floor in zip(runs, floors)
-    ]
+    reasons: dict[str, None] = {}
+    values: list[dict[tuple[int, int], float]] = []
+    for side, floor in zip(runs, floors):
+        reasons |= dict.fromkeys(r for run in side.values() for r in instrument_differences(run, floor, "fd"))
+        values.append({seed: metric_value(run, "fd") - metric_value(floor, "fd") for seed, run in side.items()})
     above = paired(values[0], values[1], costs_at_most=limit, reasons=reasons)
     at_floor = above.verdict != INCOMPARABLE and (above.first < 0 or above.second <= 0)
     return above.without_value(UNDECIDED, [AT_FLOOR]) if at_floor else above
@@ -141,17 +134,17 @@ def markdown(experiment: Experiment, comparisons: list[Comparison]) -> str:
     parts = ["## What the paper claims, pair by pair", "\n".join(f"- {rule}" for rule in rules)]
     for claim in dict.fromkeys(c.claim for c in comparisons):
         chosen = [c for c in comparisons if c.claim == claim]
-        cost = allowed(c.costs_at_most for c in chosen)
+        cost = allowed(chosen)
         parts += [f"### Claim: {claim}{f' ({cost})' if cost else ''}", pairs_table(chosen), _summary(chosen)]
         if not all(c.same_tokenizer for c in chosen):
             parts.append(_tokenizer_caveat(chosen))
     return "\n\n".join(parts)
 
 
-def allowed(costs: Iterable[float | None]) -> str:
+def allowed(comparisons: Iterable[Comparison]) -> str:
     """``at most 25 % worse``: the cost that a claim allows; empty where it allows none."""
-    shares = dict.fromkeys(cost for cost in costs if cost is not None)
-    return f"at most {' / '.join(percent(100 * cost, signed=False) for cost in shares)} worse" if shares else ""
+    costs = dict.fromkeys(c.costs_at_most for c in comparisons if c.costs_at_most is not None)
+    return f"at most {' / '.join(f'{100 * cost:g} %' for cost in costs)} worse" if costs else ""
 
 
 def pairs_table(comparisons: list[Comparison]) -> str:
@@ -159,40 +152,25 @@ def pairs_table(comparisons: list[Comparison]) -> str:
 
     The two bundles head the columns, or stand in each line where the claim is about several pairs of bundles."""
     several = len({c.bundles for c in comparisons}) > 1
-    first, second = ("first", "second") if several else comparisons[0].bundles
     with_floors = any(c.above_floor for c in comparisons)
-    heading = ["pair" if several else "all else equal", *difference_heading(first, second)]
-    heading += ["above own floor"] * with_floors + ["paper"]
+    heading = ["pair", "first", "second"] if several else ["all else equal", *comparisons[0].bundles]
+    heading += [*DIFFERENCE, *["above own floor"] * with_floors, "paper"]
     lines = []
     for c in comparisons:
         name = " against ".join(c.bundles) + ("" if c.others == c.axis else f", {c.others}")
         line = [name if several else c.others, *difference_cells(c.difference)]
         if with_floors:
-            parts = (percent(c.above_floor.percent[0]), verdict_of(c.above_floor)) if c.above_floor else ()
+            parts = (percent(c.above_floor.percent[0]), c.above_floor.words) if c.above_floor else ()
             line.append(", ".join(part for part in parts if part != MISSING) or MISSING)
         lines.append([*line, percent(c.paper_percent)])
     return markdown_table(heading, lines)
 
 
-def difference_heading(first: str = "first", second: str = "second") -> list[str]:
-    return [first, second, "difference", f"{100 * CONFIDENCE:g} % interval", "seeds", "verdict"]
-
-
 def difference_cells(found: Difference) -> list[str]:
-    """Means, difference and interval in percent, number of seeds, verdict."""
+    """Both means, difference and interval in percent, number of seeds, verdict."""
     value, low, high = found.percent
     interval = MISSING if math.isnan(low) else f"{low:+.1f} to {high:+.1f} %"
-    seeds = seed_count(found.trainings, found.samplings)
-    return [number(found.first), number(found.second), percent(value), interval, seeds, verdict_of(found)]
-
-
-def verdict_of(found: Difference) -> str:
-    """The verdict with its notes."""
-    if not found.notes:
-        return found.verdict
-    if found.verdict == INCOMPARABLE:
-        return f"{INCOMPARABLE}: {'; '.join(found.notes)}"
-    return f"{found.verdict} ({', '.join(found.notes)})"
+    return [number(found.first), number(found.second), percent(value), interval, found.seeds, found.words]
 
 
 def _summary(comparisons: list[Comparison]) -> str:
@@ -201,7 +179,7 @@ def _summary(comparisons: list[Comparison]) -> str:
     published = [(c.paper_percent, c.costs_at_most) for c in comparisons if c.paper_percent is not None]
     if published:
         agreeing = sum(p < 0 if limit is None else p <= 100 * limit for p, limit in published)
-        way = allowed(limit for _, limit in published) or "in this direction"
+        way = allowed(comparisons) or "in this direction"
         text += f" In the paper's numbers {agreeing} of {len(published)} are {way}."
     return text
 
@@ -221,8 +199,7 @@ def count(found: list[Difference]) -> str:
 
 def _tokenizer_caveat(comparisons: list[Comparison]) -> str:
     """What a comparison across tokenizers confounds, and its verdicts above the reconstruction floors."""
-    axes = " and ".join(f"'{axis}'" for axis in dict.fromkeys(c.axis for c in comparisons))
-    confound = f"The axis {axes} also changes the tokenizer, so these differences confound the two."
+    confound = f"The axis '{comparisons[0].axis}' also changes the tokenizer, so these differences confound the two."
     known = [(c, c.above_floor) for c in comparisons if c.above_floor]
     if not known:
         return f"{confound} The tokenizers' reconstruction floors were not measured."

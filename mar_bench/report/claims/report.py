@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from mar_bench.config.choices import with_choices
@@ -10,7 +11,7 @@ from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.layers import SCALES, experiment_files, scales
 from mar_bench.records.record import Record
 from mar_bench.report.claims.evidence import OUTSIDE, Evidence
-from mar_bench.report.claims.file import Claim, read_claims
+from mar_bench.report.claims.file import read_claims
 from mar_bench.report.claims.orderings import RULES
 from mar_bench.report.format import MISSING, markdown_table
 from mar_bench.report.frames import runs_with, select
@@ -19,93 +20,68 @@ from mar_bench.utils.errors import UserError, did_you_mean
 
 NO_EVIDENCE = "smoke"  # its numbers mean nothing
 WHOLE = "paper"  # the scale that has every row
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """``scale`` is None where no scale has records; ``verdict`` includes the cost that the claim allows."""
-
-    claim: Claim
-    evidence: Evidence
-    scale: str | None
-    verdict: str
-    text: str
+BY_SIZE = [name for name in reversed(SCALES) if name != NO_EVIDENCE]  # largest first
 
 
 def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -> str:
     """Every claim of a file with its evidence, at ``scale`` or at the largest one that has the records.
 
     Raises UserError for a malformed file and for an experiment, ordering, axis or label that does not exist."""
+
+    @cache
+    def load(name: str, at: str) -> Experiment:
+        return with_choices(load_experiment(name, at), records)
+
     claims = read_claims(path)
-    for name in (evidence.experiment for claim in claims for evidence in claim.evidence):
-        if name not in experiment_files():
-            raise UserError(f"{path}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
-    report = _Report(path, records, scale)
-    found = [report.finding(claim, evidence) for claim in claims for evidence in claim.evidence]
-    summary = markdown_table(
-        ["claim", "", "evidence", "scale", "verdict"],
-        [[str(f.claim.number), f.claim.text, f.evidence.title, f.scale or MISSING, f.verdict] for f in found],
-    )
-    parts = ["# The paper's claims and what the records say", _how_to_read(scale, found), summary]
+    summary, details = [], []
     for claim in claims:
-        parts.append(f"## {claim.number}. {claim.text}")
-        parts += [f"### {f.evidence.title}: {f.verdict}\n\n{f.text}" for f in found if f.claim is claim]
-    return "\n\n".join(parts) + "\n"
+        details.append(f"## {claim.number}. {claim.text}")
+        for evidence in claim.evidence:
+            name = evidence.experiment
+            if name not in experiment_files():
+                raise UserError(f"{path}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
+            whole = load(name, WHOLE)  # a smaller scale may leave rows out
+            if wrong := evidence.unknown(whole):
+                raise UserError(f"{path}: claim {claim.number}: {name} has {wrong[0]}; see {whole.file}")
+            place, verdict, text = _finding(evidence, load, records, scale)
+            details.append(f"### {evidence.title}: {verdict}\n\n{text}")
+            summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
+    with_curves = any(evidence.kind == "below" for claim in claims for evidence in claim.evidence)
+    table = markdown_table(["claim", "", "evidence", "scale", "verdict"], summary)
+    title = "# The paper's claims and what the records say"
+    return "\n\n".join([title, _how_to_read(scale, with_curves), table, *details]) + "\n"
 
 
-class _Report:
-    def __init__(self, path: Path, records: dict[str, Record], scale: str | None):
-        self.path, self.records, self.scale = path, records, scale
-        self._loaded: dict[tuple[str, str], Experiment] = {}
+def _finding(
+    evidence: Evidence, load: Callable[[str, str], Experiment], records: dict[str, Record], wanted: str | None
+) -> tuple[str | None, str, str]:
+    """Scale, verdict and text, at the scale ``wanted``, else at the largest with all rows measured, else with any.
 
-    def _load(self, name: str, scale: str) -> Experiment:
-        if (name, scale) not in self._loaded:
-            self._loaded[name, scale] = with_choices(load_experiment(name, scale), self.records)
-        return self._loaded[name, scale]
-
-    def _measured(self, experiment: Experiment, evidence: Evidence) -> tuple[int, int]:
-        """How many rows of the evidence have a distance, and how many there are."""
-        rows, selection = evidence.rows(experiment), select(experiment, self.records)
-        return sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
-
-    def finding(self, claim: Claim, evidence: Evidence) -> _Finding:
-        """Judged at ``self.scale``, else at the largest scale with all its rows measured, else with any."""
-        candidates = [self.scale] if self.scale else [s for s in _by_size() if s in scales()]
-        at = {name: self._load(evidence.experiment, name) for name in candidates}
-        unknown = {name: evidence.unknown(experiment) for name, experiment in at.items()}
-        if all(unknown.values()) and (wrong := evidence.unknown(self._load(evidence.experiment, WHOLE))):
-            where = f"{self.path}: claim {claim.number}: {evidence.experiment}"
-            raise UserError(f"{where} has {', '.join(wrong[0])}")  # a smaller scale may leave it out
-        lacks = {name: " and ".join(what for what, _ in found) for name, found in unknown.items()}
-        counts = {name: self._measured(experiment, evidence) for name, experiment in at.items()}
-        complete = [name for name, (done, rows) in counts.items() if done == rows > 0]
-        scale = next(iter(complete + [name for name, (done, _) in counts.items() if done]), None)
-        if scale is None:
-            has_rows = any(rows for _, rows in counts.values())
-            sentences = [f"There are no records of it at {self.scale or 'any'} scale."] * has_rows
-            for name in (name for name, (_, rows) in counts.items() if not rows):
-                sentences.append(f"{name.capitalize()} scale has {lacks[name] or 'none of its rows'}.")
-            why = "no records" if has_rows else "not at this scale"
-            return _Finding(claim, evidence, None, f"{UNDECIDED} ({why})", " ".join(sentences))
-        verdict, text = evidence.judge(at[scale], self.records)
-        done, rows = counts[scale]
-        place = f"Experiment {evidence.experiment}, {scale} scale"
-        place += f"; {done} of its {rows} rows are measured" * (done < rows)
-        place += f"; this scale has {lacks[scale]}" * bool(lacks[scale])
-        cost = evidence.tolerance(at[scale])
-        return _Finding(claim, evidence, scale, f"{verdict} ({cost})" if cost else verdict, f"{place}.\n\n{text}")
+    The scale is None where none has records."""
+    counts: dict[str, tuple[int, int]] = {}  # scale -> rows with a distance, and all rows that the evidence needs
+    for name in [wanted] if wanted else [name for name in BY_SIZE if name in scales()]:
+        experiment = load(evidence.experiment, name)
+        rows, selection = evidence.rows(experiment), select(experiment, records)
+        counts[name] = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
+    complete = [name for name, (done, total) in counts.items() if done == total > 0]
+    scale = next(iter(complete + [name for name, (done, _) in counts.items() if done]), None)
+    if scale is None:
+        why = "no records" if any(total for _, total in counts.values()) else "not at this scale"
+        return None, f"{UNDECIDED} ({why})", f"There are no records of it at {wanted or 'any'} scale."
+    experiment, (done, total) = load(evidence.experiment, scale), counts[scale]
+    verdict, text = evidence.judge(experiment, records)
+    place = f"Experiment {evidence.experiment}, {scale} scale"
+    place += f"; {done} of its {total} rows are measured" * (done < total)
+    if lacks := evidence.unknown(experiment):
+        place += f"; this scale has {' and '.join(lacks)}"
+    return scale, verdict, f"{place}.\n\n{text}"
 
 
-def _by_size() -> list[str]:
-    """The scales that count as evidence, largest first."""
-    return [name for name in reversed(SCALES) if name != NO_EVIDENCE]
-
-
-def _how_to_read(scale: str | None, found: list[_Finding]) -> str:
+def _how_to_read(scale: str | None, with_curves: bool) -> str:
     lines = [
         f"All at {scale} scale."
         if scale
-        else f"Each piece of evidence is judged at the largest scale ({', '.join(_by_size())}) with records of all its "
+        else f"Each piece of evidence is judged at the largest scale ({', '.join(BY_SIZE)}) with records of all its "
         f"rows, else at the largest with any; {NO_EVIDENCE} scale is no evidence."
     ]
     if scale == NO_EVIDENCE:
@@ -117,7 +93,7 @@ def _how_to_read(scale: str | None, found: list[_Finding]) -> str:
         "otherwise. Distances, lower is better.",
         *RULES,
     ]
-    if any(f.evidence.kind == "below" for f in found):
+    if with_curves:
         lines.append(
             "A curve below others: each point of the others is compared with the best point of the better system that "
             f"takes at most as long. A point faster than all of these is '{OUTSIDE}' and does not count, unless it is "

@@ -14,28 +14,15 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.metrics import thousands
 from mar_bench.records.record import Record
+from mar_bench.report import format as fmt
 from mar_bench.report.figures.panels import Plot, render
 from mar_bench.report.figures.style import STYLE, save
-from mar_bench.report.format import (
-    axis_labels,
-    column_axes,
-    describe,
-    in_units,
-    label_of,
-    metric_of,
-    metric_title,
-    published_value,
-    row_axes,
-    scale_title,
-    value_at,
-    with_unit,
-)
 from mar_bench.report.frames import frame, spreads, values
 from mar_bench.report.spread import Spread
 from mar_bench.report.verdict import is_comparable
 from mar_bench.utils.errors import UserError
 
-BARS = {"training": "sd over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
+BARS = {"training": "std over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
 SECONDS = ["seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"]
 
 
@@ -63,8 +50,8 @@ def curve(experiment: Experiment, found: pd.DataFrame) -> Plot:
     places: dict[tuple[str, float], str] = {}
     points = []
     for row in experiment.rows:
-        line = label_of(experiment, row, experiment.figure.get("line"))
-        if (x := value_at(experiment, row, knob)) is None:
+        line = fmt.label_of(experiment, row, experiment.figure.get("line"))
+        if (x := fmt.value_at(experiment, row, knob)) is None:
             continue
         if (other := places.setdefault((line, x), row)) != row:
             where = f"{knob} {x:g} of line '{line}'"
@@ -72,11 +59,12 @@ def curve(experiment: Experiment, found: pd.DataFrame) -> Plot:
         for metric in metrics:
             common = {"panel": metric, "x": x, "colour": line, "marker": line}
             points += _points(experiment, row, metric, means.get((row, metric), Spread()), common)
+    titles = {metric: fmt.metric_title(experiment, metric) for metric in metrics}
     return Plot(
         points=_frame(points),
         title=_title(experiment),
         legend=_legend(experiment),
-        panels={metric: with_unit(experiment, metric_title(experiment, metric), metric) for metric in metrics},
+        panels={metric: fmt.with_unit(experiment, title, metric) for metric, title in titles.items()},
         x_label=experiment.figure.get("x_title") or knob.rpartition(".")[2].replace("_", " "),
         x_values=sorted({x for _, x in places}),
         log_x=experiment.figure.get("log_x", False),
@@ -109,7 +97,7 @@ def speed(experiment: Experiment, found: pd.DataFrame) -> Plot:
         points=_frame(points),
         title=_title(experiment),
         legend=_legend(experiment),
-        panels={panel: metric_title(experiment, "fd") for panel in panels if panel in drawn},
+        panels={panel: fmt.metric_title(experiment, "fd") for panel in panels if panel in drawn},
         x_label="seconds per image",
         joined=joined,
         floors=None if joined else _floors(experiment, found),
@@ -126,12 +114,12 @@ def _points(experiment: Experiment, row: str, metric: str, mean: Spread, common:
     """Our point, if it was measured, and the paper's, if it is comparable; in the units of tables."""
     found = []
     if mean.n:
-        y, sd = (in_units(experiment, metric, value) for value in (mean.mean, mean.sd))
+        y, sd = (fmt.in_units(experiment, metric, value) for value in (mean.mean, mean.sd))
         found.append({**common, "row": row, "y": y, "sd": math.nan if sd is None else sd, "over": mean.over})
-    published = published_value(experiment, row, metric) if is_comparable(experiment, row) else None
+    published = fmt.published_value(experiment, row, metric) if is_comparable(experiment, row) else None
     if published is not None:
-        x = published_value(experiment, row, "seconds_per_image") if "setting" in common else common["x"]
-        theirs = {"x": x, "y": in_units(experiment, metric, published), "x_low": math.nan, "x_high": math.nan}
+        x = fmt.published_value(experiment, row, "seconds_per_image") if "setting" in common else common["x"]
+        theirs = {"x": x, "y": fmt.in_units(experiment, metric, published), "x_low": math.nan, "x_high": math.nan}
         found += [{**common, **theirs, "row": row, "sd": math.nan, "published": True}] * (x is not None)
     return found
 
@@ -143,23 +131,22 @@ def _frame(points: list[dict]) -> pd.DataFrame:
 
 
 def _bars(points: list[dict]) -> str:
-    """What the vertical bars are: ``± sd over seeds``; empty where there are none."""
-    over = (point.get("over") for point in points if not math.isnan(point["sd"]))
-    words = dict.fromkeys(BARS[word] for word in over if word)
+    """What the vertical bars are: ``± std over seeds``; empty where there are none."""
+    words = dict.fromkeys(BARS[p["over"]] for p in points if p.get("over") and not math.isnan(p["sd"]))
     return f"± {' or '.join(words)}" if words else ""
 
 
 def _title(experiment: Experiment) -> str:
     """What the figure shows, the distance, the number of images and the scale."""
     counts = dict.fromkeys(thousands(spec.sampling.num_images) for spec in experiment.rows.values())
-    images = f"{metric_of(experiment, 'fd', images=None, named=True)} of {'/'.join(counts)} images"
-    return f"{experiment.title}\n{images}, {scale_title(experiment)}"
+    images = f"{fmt.metric_title(experiment, 'fd', images=None)} of {'/'.join(counts)} images"
+    return f"{experiment.title}\n{images}, {fmt.scale_title(experiment)}"
 
 
 def _legend(experiment: Experiment) -> dict[str, list[str]]:
     """Titles and texts of colours and markers of all rows, so that both are the same whichever records exist."""
     texts = [_texts(experiment, row) for row in experiment.rows]
-    *others, last = row_axes(experiment) or list(experiment.labels)
+    *others, last = fmt.row_axes(experiment) or list(experiment.labels)
     if _is_joined(experiment):
         return {experiment.figure.get("line", ""): list(dict.fromkeys(text["colour"] for text in texts))}
     titles = {last: "colour", ", ".join(others): "marker"} if others else {last: "colour"}
@@ -172,34 +159,28 @@ def _is_joined(experiment: Experiment) -> bool:
 
 def _texts(experiment: Experiment, row: str) -> dict[str, str]:
     """Panel, colour, marker and name of a row's point."""
-    texts = {"panel": describe(axis_labels(experiment, row, column_axes(experiment)))}
+    texts = {"panel": fmt.row_words(experiment, row, fmt.column_axes(experiment))}
     if _is_joined(experiment):
-        line, name = (label_of(experiment, row, experiment.figure.get(key)) for key in ("line", "point"))
+        line, name = (fmt.label_of(experiment, row, experiment.figure.get(key)) for key in ("line", "point"))
         return texts | {"colour": line, "marker": line, "name": name}
-    *others, last = row_axes(experiment) or list(experiment.labels)
-    colour = describe(axis_labels(experiment, row, [last]))
-    return texts | {"colour": colour, "marker": describe(axis_labels(experiment, row, others)) if others else colour}
+    *others, last = fmt.row_axes(experiment) or list(experiment.labels)
+    colour = fmt.row_words(experiment, row, [last])
+    return texts | {"colour": colour, "marker": fmt.row_words(experiment, row, others) if others else colour}
 
 
 def _floors(experiment: Experiment, found: pd.DataFrame) -> pd.DataFrame:
     """Panel, value, colour (as text) and name of the reconstruction floor of every tokenizer.
 
-    A floor has the colour of its rows if they share one, else a name: the labels that its rows share and not all do."""
+    A floor has the colour of its rows if they share one, else the kind of its tokenizer as a name."""
     rows: dict[tuple[str, str], list[str]] = {}
     floors = values(found, "rfd")
     for row in floors:
         tokenizer = reconstruction_run(row, experiment.rows[row]).cell_id
         rows.setdefault((_texts(experiment, row)["panel"], tokenizer), []).append(row)
-
-    def shared(chosen: list[str]) -> dict[str, str]:
-        labels = [axis_labels(experiment, row, experiment.labels) for row in chosen]
-        return {name: text for name, text in labels[0].items() if all(of.get(name) == text for of in labels)}
-
     lines = []
     for (panel, _), of_tokenizer in rows.items():
-        colours = {_texts(experiment, row)["colour"] for row in of_tokenizer}
-        everywhere = shared([row for (other, _), those in rows.items() if other == panel for row in those])
-        own = {name: text for name, text in shared(of_tokenizer).items() if name not in everywhere}
-        named = {"colour": colours.pop(), "name": ""} if len(colours) == 1 else {"colour": "", "name": describe(own)}
-        lines.append({"panel": panel, "value": floors[of_tokenizer[0]], **named})
+        first, colours = of_tokenizer[0], {_texts(experiment, row)["colour"] for row in of_tokenizer}
+        kind = experiment.rows[first].tokenizer.kind.removeprefix("ldm_").upper()
+        colour, name = (colours.pop(), "") if len(colours) == 1 else ("", kind)
+        lines.append({"panel": panel, "value": floors[first], "colour": colour, "name": name})
     return pd.DataFrame(lines, columns=["panel", "value", "colour", "name"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -18,11 +20,10 @@ from mar_bench.report.figures.style import (
     FLOOR,
     HOLLOW_SIZE,
     MARKER_SIZE,
+    MARKERS,
     NEUTRAL,
-    colours_of,
     handle,
     legend_below,
-    markers_of,
 )
 
 PANEL_INCHES = 3.2, 2.7
@@ -53,8 +54,9 @@ class Plot:
 
 
 def render(plot: Plot) -> Figure:
-    points, first = plot.points, next(iter(plot.legend.values()))
-    colours, markers = colours_of(first), markers_of(list(plot.legend.values())[-1])
+    points, (first, *_, last) = plot.points, [*plot.legend.values()] * 2
+    colours = dict(zip(first, sns.color_palette("colorblind", len(first)).as_hex()))
+    markers = dict(zip(last, itertools.cycle(MARKERS)))
     settings, panels = sorted(points["setting"].unique()), list(plot.panels)
     size = PANEL_INCHES[0] * len(panels), PANEL_INCHES[1] * len(settings)
     figure = Figure(figsize=size, layout="constrained")
@@ -78,9 +80,7 @@ def render(plot: Plot) -> Figure:
             ax.set_ylabel(plot.panels[panel])
         _scale_x(axes[0], plot)
     _legend(figure, plot, colours, markers)
-    title = "\n".join(
-        line for text in plot.title.splitlines() for line in textwrap.wrap(text, CHARACTERS * len(panels))
-    )
+    title = "\n".join(textwrap.fill(line, CHARACTERS * len(panels)) for line in plot.title.splitlines())
     figure.suptitle(title, fontsize=9, x=0.01, y=1.01, ha="left", va="bottom")
     figure.draw_without_rendering()  # fixes the places of the points
     for ax, here in drawn:

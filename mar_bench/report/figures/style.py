@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,16 @@ from matplotlib.lines import Line2D
 
 from mar_bench.utils.files import atomic_write
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+MARKERS = "os^DvPX<>*"
 MARKER_SIZE = 5.5
 HOLLOW_SIZE = 8  # of the paper's points, which may coincide with ours
 NEUTRAL = "0.35"
 FLOOR: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 STYLE = {
     **sns.axes_style("ticks"),
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "legend.title_fontsize": 8,
+    **sns.plotting_context("paper", rc={"lines.markersize": MARKER_SIZE}),
     "legend.frameon": False,
     "legend.columnspacing": 1.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "axes.grid": True,
     "grid.color": "0.92",
     "axes.edgecolor": "0.5",
@@ -56,16 +48,6 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
         atomic_write(paths[-1], content.getvalue())
     return paths
-
-
-def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour-blind-safe colour for each name."""
-    names = list(dict.fromkeys(names))
-    return dict(zip(names, sns.color_palette("colorblind", len(names)).as_hex()))
-
-
-def markers_of(names: Iterable[str]) -> dict[str, str]:
-    return dict(zip(dict.fromkeys(names), itertools.cycle(MARKERS)))
 
 
 def handle(label: str, **look) -> Line2D:

@@ -17,7 +17,7 @@ from mar_bench.records.record import Record
 from mar_bench.report.claims import orderings
 from mar_bench.report.claims.orderings import Comparison, compare
 from mar_bench.report.format import extractor_block, scale_title
-from mar_bench.report.frames import left_out, select, values
+from mar_bench.report.frames import is_shown, left_out, select, values
 from mar_bench.report.table import caveats, notes
 from mar_bench.report.table.grid import agreement_grid, further_grids, main_grid, quoted_grid
 from mar_bench.report.table.measured import Measured
@@ -107,10 +107,8 @@ def wide_frame(table: Table) -> pd.DataFrame:
         images = sorted(set(mine["num_images"].dropna()))
         done = mine[mine["status"] == "done"]
         seconds = table.seconds.get(row, math.nan)
-        for metric in GENERATION_METRICS:
-            extractor = extractor_block(spec)
-            if extractor["kind"] == "inception" and not METRICS[metric].with_inception:
-                continue
+        extractor = extractor_block(spec)
+        for metric in (metric for metric in GENERATION_METRICS if is_shown(metric, extractor)):
             found = table.spread(row, metric)
             against = agreement(experiment, row, metric, found.mean)
             lines.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mar_bench.records.comparable import differences, instrument_differences
 from mar_bench.records.metrics import GENERATION_METRICS
 from mar_bench.records.record import Record
-from mar_bench.report.format import metric_short, metric_title
+from mar_bench.report.format import metric_title
 from mar_bench.report.frames import seeds
 from mar_bench.report.table.measured import Measured
 
@@ -20,13 +20,13 @@ def warnings(found: Measured) -> list[str]:
     if " / " in (names := metric_title(found.experiment, "fd")):
         lines.append(f"**Warning: the rows have different distances**: {names}.")
     placed = found.done("generation", metric="fd")
-    repeated = [(row, (r.protocol.get("samples") or {}).get("duplicates"), r) for row, r in placed]
-    if words := [f"{row} ({n} of {r.protocol.get('num_generated')})" for row, n, r in repeated if n]:
+    copies = [(row, (r.protocol.get("samples") or {}).get("duplicates"), r.protocol) for row, r in placed]
+    if words := [f"{row} ({n} of {protocol.get('num_generated')})" for row, n, protocol in copies if n]:
         lines.append(f"**Warning: repeated images.** Runs with images that are copies of another: {', '.join(words)}.")
     if singular := [(row, record) for row, record in placed if record.protocol.get("singular")]:
         lines.append(
             "**Warning: fewer images than features.** The covariance is singular and "
-            f"{metric_short(found.experiment, 'fd')} means little in {_where(singular, placed)}."
+            f"{metric_title(found.experiment, 'fd', named=False)} means little in {_where(singular, placed)}."
         )
     return lines
 
@@ -36,7 +36,7 @@ def _unlike(found: Measured) -> list[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for task, metrics in (("generation", GENERATION_METRICS), ("reconstruction", ("fd",))):
         for metric in metrics:
-            name = metric_short(found.experiment, metric) if task == "generation" else "reconstruction"
+            name = metric_title(found.experiment, metric, named=False) if task == "generation" else task
             for where, reasons in _minorities(found.done(task, metric=metric), metric):
                 names.setdefault((where, reasons), []).append(name)
     return [f"{UNLIKE} {', '.join(of)} of {where}: {reasons}." for (where, reasons), of in names.items()]
@@ -69,8 +69,8 @@ def _unlike_reconstructions(found: Measured) -> list[str]:
     rows: dict[str, list[str]] = {}
     runs = found.done("generation", metric="fd")
     for row, floor in found.done("reconstruction", metric="fd"):
-        mine = [record for of, record in runs if of == row]
-        for reason in dict.fromkeys(x for run in mine for x in instrument_differences(run, floor, "fd")):
+        reasons = (x for of, run in runs if of == row for x in instrument_differences(run, floor, "fd"))
+        for reason in dict.fromkeys(reasons):
             rows.setdefault(reason, []).append(row)
     return [f"{UNLIKE} Samples against reconstruction of {', '.join(at)}: {why}." for why, at in rows.items()]
 
@@ -78,11 +78,9 @@ def _unlike_reconstructions(found: Measured) -> list[str]:
 def failures(found: Measured) -> list[str]:
     """One line per failed generation run: row, seeds and the first line of the error, as Markdown code."""
     lines = []
-    for row, tasks in found.selection.items():
-        for record in tasks["generation"]:
-            if record.status == "failed":
-                error = next(iter((record.error or "").strip().splitlines()), "no error was recorded")
-                error = error[:ERROR_LENGTH].replace("`", "'")
-                train, sampling = seeds(record)
-                lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error}`")
+    for row, record in ((row, record) for row, tasks in found.selection.items() for record in tasks["generation"]):
+        if record.status == "failed":
+            error = (record.error or "").strip().partition("\n")[0].replace("`", "'") or "no error was recorded"
+            train, sampling = seeds(record)
+            lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error[:ERROR_LENGTH]}`")
     return lines

@@ -15,7 +15,7 @@ from mar_bench.report.verdict import NOT_COMPARABLE, agreement
 
 QUOTED = "Quoted from the paper"
 PARTLY = "†"  # some runs of the cell failed
-FURTHER = ("fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
+FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,12 @@ def further_grids(found: Measured) -> Iterator[Grid]:
     """For each column of the main table, what was measured beside the paper's metrics."""
     experiment, layout = found.experiment, found.experiment.layout
     lines, bundles = fmt.lines_and_columns(experiment)
+    shown = {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}
+    measured = {*found.spreads, *((row, "rfd") for row in found.once("rfd"))}
     for column in bundles:
         rows = {line: row for line in lines if (row := fmt.row_at(experiment, line, column)) in experiment.rows}
-        columns = []
-        if "rfd" not in layout.get("beside", []) and found.once("rfd").keys() & set(rows.values()):
-            columns.append(Column(_title(found, "rfd"), metric="rfd", bundles=[column]))
-        for metric in FURTHER:
-            is_new = metric not in layout.get("metrics", ["fd"])
-            if is_new and any((row, metric) in found.spreads for row in rows.values()):
-                columns.append(Column(_title(found, metric), metric=metric, bundles=[column]))
+        new = (m for m in FURTHER if m not in shown and any((row, m) in measured for row in rows.values()))
+        columns = [Column(_title(found, metric), metric=metric, bundles=[column]) for metric in new]
         if columns:
             cells = [(["/".join(line)], [_cell(found, line, c) for c in columns]) for line in rows]
             words = ", ".join(filter(None, ("The same rows", fmt.column_words(experiment, column))))
@@ -111,21 +108,15 @@ def quoted_grid(experiment: Experiment) -> Grid | None:
     keys = dict.fromkeys(["", *own, *(key for row in rows for key in row.numbers)])  # the row itself, columns, others
     columns, texts = [], []
     for key, metric in itertools.product(keys, [metric for metric in PUBLISHED if metric in METRICS]):
-        if any(of_column := [_quoted_text(row.numbers.get(key, {}), metric) for row in rows]):
+        of_column = [fmt.number_or_bound(row.numbers.get(key, {}), metric) for row in rows]
+        if set(of_column) - {fmt.MISSING}:
             group = fmt.column_words(experiment, tuple(key.split("/"))) if key in own else key
             columns.append(Column(fmt.paper_name(metric), group))
-            texts.append(of_column)
-    lines = [([row.label], [Cell(of_column[i] or fmt.MISSING) for of_column in texts]) for i, row in enumerate(rows)]
+            texts.append([Cell(text) for text in of_column])
     sources = "; ".join(dict.fromkeys(row.source for row in rows if row.source))
     intro = f"{QUOTED}{f' ({sources})' if sources else ''}, not measured here:"
+    lines = [([row.label], list(cells)) for row, cells in zip(rows, zip(*texts))]
     return Grid(["system"], columns, lines, intro) if rows else None
-
-
-def _quoted_text(numbers: dict[str, float], metric: str) -> str:
-    """A published number as the paper writes it, or a bound as in ``> 100``; empty if it gives none."""
-    if f"{metric}_above" in numbers and metric not in numbers:
-        return f"> {numbers[f'{metric}_above']:g}"
-    return fmt.paper_number(metric, numbers[metric]) if metric in numbers else ""
 
 
 def agreement_grid(found: Measured) -> Grid | None:
@@ -153,7 +144,7 @@ def _title(found: Measured, metric: str) -> str:
         return f"reconstruction {found.reconstruction_distance}"
     if metric in ONCE_METRICS:
         return METRICS[metric].label
-    return fmt.with_unit(found.experiment, fmt.metric_short(found.experiment, metric), metric)
+    return fmt.column_title(found.experiment, metric)
 
 
 def _cell(found: Measured, line: tuple[str, ...], column: Column) -> Cell:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.record import Record
-from mar_bench.report.format import NOT_CHOSEN, lines_and_columns, metric_of, row_at
+from mar_bench.report.format import NOT_CHOSEN, lines_and_columns, metric_title, row_at
 from mar_bench.report.frames import Selection, frame_of, main_setting, metric_value, spreads, values
 from mar_bench.report.spread import Spread
 
@@ -65,7 +65,7 @@ class Measured:
     def reconstruction_distance(self) -> str:
         """``FD-1k``: the distance of the reconstructed images, whose number may differ from that of the samples."""
         counts = {int(n) for n in self.frame.loc[self.frame["metric"] == "rfd", "num_images"].dropna()}
-        return metric_of(self.experiment, "fd", counts.pop() if len(counts) == 1 else None)
+        return metric_title(self.experiment, "fd", named=False, images=counts.pop() if len(counts) == 1 else None)
 
     def statuses(self, row: str) -> set[str]:
         """The statuses of the row's generation records."""
@@ -82,8 +82,5 @@ class Measured:
     def done(self, *tasks: str, metric: str | None = None) -> list[tuple[str, Record]]:
         """The rows' done records of the tasks, if ``metric`` is given only those with a number for it."""
         found = [(row, r) for task in tasks for row, of_row in self.selection.items() for r in of_row[task]]
-        return [(row, r) for row, r in found if r.status == "done" and (metric is None or _has(r, metric))]
-
-
-def _has(record: Record, metric: str) -> bool:
-    return not math.isnan(metric_value(record, metric))
+        done = [(row, r) for row, r in found if r.status == "done"]
+        return [(row, r) for row, r in done if metric is None or not math.isnan(metric_value(r, metric))]

@@ -45,11 +45,9 @@ def _records(found: Measured, *tasks: str, metric: str | None = None) -> list[Re
 def _brackets(experiment: Experiment) -> str:
     shown = [*experiment.layout.get("metrics", ["fd"]), *experiment.layout.get("beside", [])]
     names = [fmt.paper_name(metric) for metric in shown if fmt.in_paper(experiment, metric)]
-    if not names:
-        return ""
     where = "" if experiment.scale == "paper" else ", another data set at another scale"
     source = f" Source: {experiment.source}." if experiment.source else ""
-    return f"In brackets: the paper's {fmt.listed(names)} on ImageNet 256x256{where}.{source}"
+    return f"In brackets: the paper's {fmt.listed(names)} on ImageNet 256x256{where}.{source}" if names else ""
 
 
 def _no_verdict(experiment: Experiment) -> str:
@@ -59,9 +57,8 @@ def _no_verdict(experiment: Experiment) -> str:
 
 
 def _features(experiment: Experiment) -> str:
-    if not (names := " / ".join(fmt.extractors(experiment))):
-        return ""
-    return (
+    names = " / ".join(fmt.extractors(experiment))
+    return names and (
         f"FD and IS: Fréchet distance on the features of {names} and inception-style score on its classes; not "
         "comparable with the paper's FID and IS."
     )
@@ -71,8 +68,12 @@ def _protocol(found: Measured, done: list[Record]) -> Iterator[str]:
     """The images, references and parameters behind each metric that was measured."""
     if not done:
         return
-    generated, reference = _each(done, "num_generated"), _joined(map(_reference, done))
-    text = f"{fmt.metric_short(found.experiment, 'fd')}: {generated} generated images ({_joined(map(_labels, done))}) "
+    reference = _joined(
+        f"reference images ({block.get('name')})" if block.get("kind", "training") != "training" else "training images"
+        for block in (record.protocol.get("reference") or {} for record in done)
+    )
+    generated, labels = _each(done, "num_generated"), _each(done, "label_mode", "not recorded")
+    text = f"{fmt.column_title(found.experiment, 'fd')}: {generated} generated images (labels {labels}) "
     text += f"against {_each(done, 'num_reference')} {reference}"
     if any("num_heldout" in record.protocol for record in done):
         text += f"; held-out: against {_each(done, 'num_heldout')} images never trained on"
@@ -90,19 +91,6 @@ def _protocol(found: Measured, done: list[Record]) -> Iterator[str]:
         "different training image is; compare with the percentage of held-out real images.",
     }
     yield " ".join(text for metric, text in texts.items() if _records(found, "generation", metric=metric))
-
-
-def _labels(record: Record) -> str:
-    """``labels balanced``; otherwise also the number of images per class."""
-    mode, classes = record.protocol.get("label_mode", "not recorded"), record.protocol.get("class_balance")
-    if mode == "balanced" or not classes:
-        return f"labels {mode}"
-    return f"labels {mode}, {classes['least']} to {classes['most']} images in each of {classes['classes']} classes"
-
-
-def _reference(record: Record) -> str:
-    block = record.protocol.get("reference") or {"kind": "training"}
-    return "training images" if block.get("kind") == "training" else f"reference images ({block.get('name')})"
 
 
 def _real(found: Measured) -> str:
@@ -127,17 +115,17 @@ def _seeds(found: Measured, done: list[Record]) -> str:
     """What ± is over, for each group of cells with the same seeds, and what variance it excludes."""
     metric = found.experiment.layout.get("metrics", ["fd"])[0]
     spreads = {row: s for row in found.experiment.rows if (s := found.spread(row, metric)).n}
-    designs: dict[tuple, list[str]] = {}
+    designs: dict[str, list[str]] = {}
     for row, spread in spreads.items():
-        designs.setdefault(spread.design, []).append(row)
+        designs.setdefault(design(spread, jackknife_groups(done)), []).append(row)
     if not designs:
         return ""
-    words = [design(spreads[rows[0]], jackknife_groups(done)) for rows in designs.values()]
+    text = next(iter(designs))
     if len(designs) > 1:
         largest = max(designs.values(), key=len)
-        named = [f"{len(rows)} cells" if rows is largest else ", ".join(rows) for rows in designs.values()]
-        words = ["seeds differ between cells: " + "; ".join(f"{w} in {rows}" for w, rows in zip(words, named))]
-    text = f"{words[0][:1].upper()}{words[0][1:]}."
+        named = (f"{w} in {f'{len(r)} cells' if r is largest else ', '.join(r)}" for w, r in designs.items())
+        text = f"seeds differ between cells: {'; '.join(named)}"
+    text = f"{text[:1].upper()}{text[1:]}."
     shares = [s.sd_sampling / abs(s.mean) for s in spreads.values() if s.sd_training and s.sd_sampling and s.mean]
     if shares:
         percent = f"{100 * median(shares):.1f} %"
@@ -152,21 +140,18 @@ def _seeds(found: Measured, done: list[Record]) -> str:
 
 def jackknife_groups(records: Iterable[Record]) -> str:
     """``10 groups``; several numbers are joined by a slash."""
-    found = (_get(record, "settings.jackknife_groups") for record in records)
-    return f"{_joined((str(n) for n in found if n), '/')} groups".strip()
+    return f"{_each(records, 'settings.jackknife_groups', '')} groups".strip()
 
 
-def _each(records: list[Record], path: str) -> str:
-    """A number in the protocols, ``?`` if it was not recorded; several are joined by a slash."""
-    found = (_get(record, path) for record in records)
-    return _joined(("?" if value is None else str(value) for value in found), "/")
-
-
-def _get(record: Record, path: str) -> Any:
-    found: Any = record.protocol
-    for key in path.split("."):
-        found = (found or {}).get(key)
-    return found
+def _each(records: Iterable[Record], path: str, unknown: str = "?") -> str:
+    """A value in the protocols, ``unknown`` if it was not recorded; several are joined by a slash."""
+    found = []
+    for record in records:
+        value: Any = record.protocol
+        for key in path.split("."):
+            value = (value or {}).get(key)
+        found.append(unknown if value is None else str(value))
+    return _joined(filter(None, found), "/")
 
 
 def _joined(words: Iterable[str], separator: str = " / ") -> str:
@@ -180,21 +165,18 @@ def _settings(experiment: Experiment) -> str:
     """Training and sampling settings, each with the bundles that change it."""
     swept = {id(experiment.rows[row]): sweep.points[0][0] for row, sweep in experiment.sweeps.items()}
 
-    def guidance(spec: RunSpec) -> str:
-        s = spec.sampling
-        channels = "" if s.guided_channels is None else f" on {s.guided_channels} channels"
-        return "off" if s.guidance_scale == 1 else f"{s.guidance_scale:g} {s.guidance_schedule}{channels}"
-
     def setting(name: str, spec: RunSpec) -> str:
+        s = spec.sampling
         if f"sampling.{name}" in swept.get(id(spec), {}):
             return "chosen for each cell"
-        if name == "guidance_scale":
-            return guidance(spec)
         if name == "training":
             return f"{spec.train.steps} steps of {spec.train.batch_size} images"
-        value = getattr(spec.sampling, name)
+        if name == "guidance_scale":
+            channels = "" if s.guided_channels is None else f" on {s.guided_channels} channels"
+            return "off" if s.guidance_scale == 1 else f"{s.guidance_scale:g} {s.guidance_schedule}{channels}"
+        value = getattr(s, name)
         text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-        return f"{text} of DDIM" if name == "num_diffusion_steps" and spec.sampling.sampler == "ddim" else text
+        return f"{text} of DDIM" if name == "num_diffusion_steps" and s.sampler == "ddim" else text
 
     names = {"guidance_scale": "Guidance", "temperature": "temperature", "num_ar_steps": "AR steps"}
     names |= {"num_diffusion_steps": "denoising steps", "training": "training", "weights": "weights"}
@@ -203,18 +185,15 @@ def _settings(experiment: Experiment) -> str:
 
 def _origin(found: Measured) -> str:
     """Commits and devices of the records."""
-    if not (used := _records(found, "generation", "reconstruction", "speed")):
-        return ""
-    commits = sorted({_commit(record) for record in used})
-    devices = sorted({str(record.provenance.get("device") or "unknown device") for record in used})
-    return f"Records: {len(used)}, from {'; '.join(commits)}; on {'; '.join(devices)}."
-
-
-def _commit(record: Record) -> str:
-    git = record.provenance.get("git") or {}
-    if not git.get("commit"):
-        return f"mar_bench {record.provenance.get('mar_bench', 'of unknown version')} without a commit"
-    return f"commit {git['commit'][:10]}{' with uncommitted changes' if git.get('dirty') else ''}"
+    used = _records(found, "generation", "reconstruction", "speed")
+    commits, devices = set(), set()
+    for made in (record.provenance for record in used):
+        git = made.get("git") or {}
+        dirty = " with uncommitted changes" if git.get("dirty") else ""
+        version = f"mar_bench {made.get('mar_bench', 'of unknown version')} without a commit"
+        commits.add(f"commit {git['commit'][:10]}{dirty}" if git.get("commit") else version)
+        devices.add(str(made.get("device") or "unknown device"))
+    return f"Records: {len(used)}, from {'; '.join(sorted(commits))}; on {'; '.join(sorted(devices))}." if used else ""
 
 
 # --- sweep points and tokenizers ------------------------------------------------------------------------
@@ -233,7 +212,7 @@ def _footnotes(experiment: Experiment) -> Iterator[str]:
             f"score {fmt.number(point['value'])}"
             for point in choice["points"]
         )
-        distance, steps = fmt.metric_of(experiment, "fd", images=None), search.points[0][1].train.steps
+        distance, steps = fmt.metric_title(experiment, "fd", False, images=None), search.points[0][1].train.steps
         yield (
             f"{rows}: tokenizer with {_setting(choice['chosen'])}, chosen among {points} (reconstruction {distance} "
             f"and held-out loss after {steps} training steps of {search.judge}). The score, lower is better, is the "
@@ -243,12 +222,13 @@ def _footnotes(experiment: Experiment) -> Iterator[str]:
         if (choice := experiment.choices.get(row)) is None:
             yield f"{row}: {wait} {len(sweep.points)} points of its sweep."
             continue
-        metric, seed = choice["metric"], choice["sampling_seed"]
-        name = fmt.with_unit(experiment, fmt.metric_short(experiment, metric), metric)
-        best = f"{'lowest' if choice['minimise'] else 'highest'} {name} on sampling seed {seed}"
-        values = [(_setting(p["values"]), fmt.metric_number(experiment, metric, p["value"])) for p in choice["points"]]
-        among = "; ".join(f"{setting}: {value}" for setting, value in values)
-        yield f"{row}: {_setting(choice['chosen'])}, chosen by the {best} among {among}."
+        metric, best = choice["metric"], "lowest" if choice["minimise"] else "highest"
+        name = fmt.column_title(experiment, metric)
+        among = "; ".join(
+            f"{_setting(p['values'])}: {fmt.metric_number(experiment, metric, p['value'])}" for p in choice["points"]
+        )
+        chosen = f"{_setting(choice['chosen'])}, chosen by the {best} {name} on sampling seed {choice['sampling_seed']}"
+        yield f"{row}: {chosen} among {among}."
 
 
 def _setting(values: dict[str, Any], sign: str = " ", separator: str = ", ") -> str:
