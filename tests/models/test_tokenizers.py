@@ -268,10 +268,6 @@ def test_a_measured_scale_belongs_to_the_data_and_a_given_one_does_not():
     assert ids(0.2325, "a") == ids(0.2325, "b") and ids(None, "a") != ids(None, "b")
 
 
-def test_published_scales_are_those_of_the_paper_and_the_projects():
-    assert (LDMKLTokenizer().scale, SDKLTokenizer().scale, ConsistencyTokenizer().scale) == (0.2325, 0.18215, 0.18215)
-
-
 # --- the consistency decoder draws noise ------------------------------------------------------------------
 
 
@@ -314,7 +310,11 @@ def test_weights_of_another_tokenizer_are_refused(spec_with_file, tmp_path):
         build_tokenizer(replace(right, tokenizer=replace(right.tokenizer, weights=str(tmp_path / "page.safetensors"))))
 
 
-@pytest.mark.parametrize("part", PUBLISHED, ids=names)
-def test_images_must_be_rgb(part):
+def test_published_tokenizers_need_rgb_images():
     with pytest.raises(UserError, match="data.channels 1 must be 3"):
-        finish(RunSpec(data=ImageFolderData(channels=1), tokenizer=part))
+        finish(RunSpec(data=ImageFolderData(channels=1), tokenizer=LDMKLTokenizer()))
+
+
+def test_fitted_state_without_a_scale_is_a_runtime_error(spec_with_file):
+    with pytest.raises(RuntimeError, match="scale"):
+        build_tokenizer(spec_with_file(LDMKLTokenizer())).load_fitted({})
