@@ -239,7 +239,8 @@ def test_vq16_without_what_only_training_needs(small, tmp_path, key):
     state = filled({**SMALL_VQ16, **LOSSES}) | {"model_ema.num_updates": torch.tensor(3)}
     torch.save({key: state, "epoch": 7} if key else state, tmp_path / "model.ckpt")
     manifest = convert("vq16", tmp_path / "model.ckpt", tmp_path / "vq16.safetensors")
-    assert set(manifest["left_out"]) == {*LOSSES, "model_ema.num_updates"}
+    assert len(manifest["squeezed"]) == 4 * (2 + 3 + 2)
+    assert manifest["left_out"].keys() == {*LOSSES, "model_ema.num_updates"}
     assert manifest["weights"] == (key or "the whole file") and manifest["names"].keys() == SMALL_VQ16.keys()
     written = load_file(tmp_path / "vq16.safetensors")
     assert torch.equal(written["quantize.embedding.weight"], state["quantize.embedding.weight"])
@@ -276,7 +277,7 @@ def test_diffusers_files(small, tmp_path, kind, layout):
         torch.save({}, folder / "diffusion_pytorch_model.bin")  # safetensors has priority
     manifest = convert(kind, folder if "folder" in layout else file, tmp_path / "kl8.safetensors")
     written = load_file(tmp_path / "kl8.safetensors")
-    assert written.keys() == state.keys() and manifest["left_out"] == []
+    assert written.keys() == state.keys() and manifest["left_out"] == {} and manifest["squeezed"] == []
     assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import mar_bench
 from mar_bench.config.spec import (
@@ -73,7 +73,7 @@ def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[st
     keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
     content = _load(file, keys[0])
     state, taken = _state_of(content, keys, kind, file)
-    left_out = [name for name in state if kind in LDM_STAGES and TRAINING_ONLY.fullmatch(name)]
+    left_out = {n: "training only" for n in state if kind in LDM_STAGES and TRAINING_ONLY.fullmatch(n)}
     state = {name: value for name, value in state.items() if name not in left_out}
     if wrong := [n for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()]:
         raise UserError(f"{file}: not floating-point tensors: {_some(wrong)}")
@@ -94,6 +94,7 @@ def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[st
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         **about,
         "names": names,
+        "squeezed": [theirs for theirs, ours in names.items() if state[theirs].ndim != tensors[ours].ndim],
         "left_out": left_out,
     }
     try:
@@ -223,7 +224,7 @@ def _expected_shapes(kind: str, sizes: dict[str, Any]) -> Shapes:
             head = DiffusionHead(depth=sizes["head_depth"], width=sizes["head_width"])
             space = Continuous(sizes["token_dim"], (1, sizes["num_tokens"]))
             core = BACKBONES["masked"](backbone, space, sizes["num_classes"])
-            net = ARGenerator("random", core, HEADS["diffusion"](head, space, core.dim), space, 0.1)
+            net: nn.Module = ARGenerator("random", core, HEADS["diffusion"](head, space, core.dim), space, 0.1)
         else:
             net = net_of(TOKENIZERS[kind])
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
