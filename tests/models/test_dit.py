@@ -67,7 +67,7 @@ def draw(model: DiT, indices: range = range(4), seed: int = 0, **changes) -> tor
     [(12, 384, 6, 32_963_360), (12, 768, 12, 130_512_416), (24, 1024, 16, 458_102_816), (28, 1152, 16, 675_129_632)],
     ids=["S/2", "B/2", "L/2", "XL/2"],
 )
-def test_the_sizes_are_the_published_ones(depth, dim, num_heads, parameters):
+def test_published_parameter_counts(depth, dim, num_heads, parameters):
     """Of ImageNet's latents at 256 pixels."""
     spec = RunSpec(tokenizer=SDKLTokenizer(group=1), model=DiTModel(depth=depth, dim=dim, num_heads=num_heads))
     model = on_meta(spec)
@@ -76,13 +76,13 @@ def test_the_sizes_are_the_published_ones(depth, dim, num_heads, parameters):
     assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == 256 * dim, "the positions"
 
 
-def test_the_flops_of_xl_are_the_published_ones():
+def test_published_flops_of_xl():
     """118.64 billion multiply-adds (DiT, table 1), each of which is two operations here."""
     spec = RunSpec(tokenizer=SDKLTokenizer(group=1), model=DiTModel(), sampling=SamplingSpec(num_diffusion_steps=250))
     assert sampling_flops(spec) / 250 == pytest.approx(2 * 118.64e9, rel=1e-3)
 
 
-def test_every_latent_keeps_its_place(model):
+def test_patches_round_trip_in_place(model):
     tokens = tokens_in(SPACE, 2)
     patches = model.patches(tokens)
     assert torch.equal(model.unpatched(patches), tokens)
@@ -127,7 +127,7 @@ def test_class_no_class_and_timestep_each_matter(model):
 # --- the loss -------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_one_a_token_and_reaches_every_weight(model):
+def test_loss_has_one_value_per_token_and_reaches_every_weight(model):
     tokens = tokens_in(SPACE, 6)
     loss = model(tokens, labels_of(range(6)), NoiseSource(0, range(6)), 0)
     assert loss.shape == (6, 24) and loss.isfinite().all()

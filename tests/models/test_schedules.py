@@ -1,4 +1,4 @@
-"""Schedules beside slow versions of what they say."""
+"""Schedules compared with slow reference implementations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_as_many_steps_as_tokens_draw_one_each():
 
 
 @pytest.mark.parametrize(("length", "steps"), [(256, 64), (256, 255), (1024, 64), (64, 8), (16, 6), (9, 4)])
-def test_the_counts_are_those_of_the_official_loop(length, steps):
+def test_token_counts_match_the_official_loop(length, steps):
     assert tokens_per_step(length, steps) == drawn_by_masks(length, steps)
 
 
@@ -84,7 +84,7 @@ UNIFORMS = np.linspace(0, 1, 201)[:-1]
     TruncatedNormalMasking(low=0.2, high=0.9, mean=0.4, std=0.1),
     TruncatedNormalMasking(low=0.0, high=1.0, mean=0.5, std=2.0),
 ])  # fmt: skip
-def test_the_truncated_normal_is_scipys(masking):
+def test_truncated_normal_matches_scipy(masking):
     from scipy.stats import truncnorm
 
     low, high = ((edge - masking.mean) / masking.std for edge in (masking.low, masking.high))
@@ -98,7 +98,7 @@ def test_ratios_stay_within_their_bounds():
         assert masking.low <= min(ratios) <= max(ratios) <= masking.high
 
 
-def test_the_uniform_ratio_is_even():
+def test_uniform_masking_is_linear_in_u():
     ratios = [mask_ratio(UniformMasking(low=0.2, high=0.6), u) for u in (0, 0.25, 0.5)]
     assert ratios == pytest.approx([0.2, 0.3, 0.4])
 

@@ -129,7 +129,7 @@ def test_tokenizers_trained_here_and_pixels(part):
     check_contract(RunSpec(data=DigitsData(), tokenizer=part), normal(2, 1, 16, 16).clamp(-1, 1))
 
 
-def test_the_spaces_of_table_2_and_of_pixels():
+def test_token_spaces_of_table_2_and_of_pixels():
     """Paper, Table 2: every tokenizer makes a sequence of 16 x 16; appendix D.1: 4 x 4 pixels a token."""
     imagenet, small = ImageFolderData(), ImageFolderData(image_size=64)
     spaces = {
@@ -166,7 +166,7 @@ def test_grouping_is_the_official_patchify_and_can_be_undone(group):
         (PixelTokenizer(group=0), "tokenizer.group 0 must be above 0"),
     ],
 )
-def test_groups_that_cannot_be(part, message):
+def test_invalid_groups_are_refused(part, message):
     with pytest.raises(UserError, match=message):
         finish(RunSpec(tokenizer=part, model=replace(RunSpec().model, head=CrossEntropyHead())))
 
@@ -286,7 +286,7 @@ def test_consistency_decoder_noise_depends_on_the_image(spec_with_file):
 # --- pixels ---------------------------------------------------------------------------------------------
 
 
-def test_pixels_come_back_as_they_were():
+def test_pixels_round_trip_exactly():
     spec = RunSpec(data=ImageFolderData(image_size=8), tokenizer=PixelTokenizer())
     tokenizer = build_tokenizer(spec)
     values = torch.from_numpy(np.arange(192, dtype=np.uint8).reshape(1, 3, 8, 8))
