@@ -26,7 +26,7 @@ from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.models.tokenizers.grouped import Grouped
 from mar_bench.models.tokenizers.kl import KLAutoencoder
 from mar_bench.models.tokenizers.pixel import Pixels
-from mar_bench.models.tokenizers.pretrained import ConsistencyDecoder, KLAutoencoder8, KLAutoencoder16, VQAutoencoder16
+from mar_bench.models.tokenizers.pretrained import ConsistencyDecoder, KLAutoencoder16, VQAutoencoder16
 from mar_bench.models.tokenizers.vq import VQAutoencoder
 from mar_bench.utils.noise import NoiseSource, seeded
 
@@ -35,7 +35,7 @@ TOKENIZERS = {
     "vq": VQAutoencoder,
     "ldm_kl": KLAutoencoder16,
     "ldm_vq": VQAutoencoder16,
-    "sd_kl": KLAutoencoder8,
+    "sd_kl": KLAutoencoder16,
     "consistency": ConsistencyDecoder,
     "pixel": Pixels,
 }

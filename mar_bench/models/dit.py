@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mar_bench.config.spec import Continuous, DiTModel, SamplingSpec, num_tokens
 from mar_bench.models.ar import Generator
+from mar_bench.models.backbones.layers import Attention
 from mar_bench.models.diffusion import DiffusionTables, sample, sample_ddim, tables_on, training_loss
 from mar_bench.models.heads.base import guided
 from mar_bench.models.sampler import Clock
@@ -37,21 +38,6 @@ def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
     column = torch.arange(columns, dtype=torch.float64).repeat(rows)
     waves = (angles(axis, dim // 4) for axis in (column, row))
     return torch.cat([part for wave in waves for part in (wave.sin(), wave.cos())], dim=1).float()
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention without a mask."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, n, 3, H, E / H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import math
 import os
 import pickle
 import subprocess
 import sys
-import types
 from collections import OrderedDict
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mar_bench.cli import app
-from mar_bench.config.spec import ConsistencyTokenizer, ImageFolderData, LDMKLTokenizer, LDMVQTokenizer, SDKLTokenizer
+from mar_bench.config.spec import ImageFolderData, LDMKLTokenizer, LDMVQTokenizer, SDKLTokenizer
 from mar_bench.models.pretrained import convert as module
 from mar_bench.models.pretrained.convert import convert
-from mar_bench.models.pretrained.names import diffusers_name, ldm_name, mar_architecture, our_name
+from mar_bench.models.pretrained.names import ldm_name, mar_architecture, our_name
 from mar_bench.models.tokenizers import pretrained as published
 from mar_bench.models.tokenizers.pretrained import VQAutoencoder16, net_of
 from mar_bench.utils.errors import UserError
@@ -157,11 +157,6 @@ def test_autoencoders_map_one_to_one(kind):
     assert all(found[name] == (*expected[name], 1, 1) for name in changed)
 
 
-def test_decoder_stages_are_counted_from_the_other_end():
-    assert ldm_name("decoder.up.0.block.2.norm1.weight", 5) == "decoder.up_blocks.4.resnets.2.norm1.weight"
-    assert ldm_name("encoder.down.4.attn.1.q.weight", 5) == "encoder.down_blocks.4.attentions.1.to_q.weight"
-
-
 @pytest.mark.parametrize("name", ["", "encoder", "decoder.up.5.block.0.norm1.weight", "loss.logvar", "conv_in.weight"])
 def test_unknown_names_of_latent_diffusion(name):
     with pytest.raises(KeyError):
@@ -177,16 +172,6 @@ def test_kl8_is_mapped_like_diffusers_does_it():
     assert theirs.keys() == ours.keys()
     for name, tensor in theirs.items():
         assert torch.equal(tensor, module._squeezed(ours[name], name)), name
-
-
-def test_diffusers_names_stay_except_for_old_attention():
-    with torch.device("meta"):
-        names = list(shapes_of(net_of(ConsistencyTokenizer())))
-    assert [diffusers_name(name) for name in names] == names
-    block = "encoder.mid_block.attentions.0"
-    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-        assert diffusers_name(f"{block}.{old}.bias") == f"{block}.{new}.bias"
-    assert diffusers_name("encoder.key.weight") == "encoder.key.weight"
 
 
 def test_architecture_from_shapes():
@@ -254,9 +239,9 @@ def test_vq16_without_what_only_training_needs(small, tmp_path, key):
     state = filled({**SMALL_VQ16, **LOSSES}) | {"model_ema.num_updates": torch.tensor(3)}
     torch.save({key: state, "epoch": 7} if key else state, tmp_path / "model.ckpt")
     manifest = convert("vq16", tmp_path / "model.ckpt", tmp_path / "vq16.safetensors")
+    assert len(manifest["squeezed"]) == 4 * (2 + 3 + 2)
     assert manifest["left_out"].keys() == {*LOSSES, "model_ema.num_updates"}
     assert manifest["weights"] == (key or "the whole file") and manifest["names"].keys() == SMALL_VQ16.keys()
-    assert len(manifest["squeezed"]) == 4 * (2 + 3 + 2)
     written = load_file(tmp_path / "vq16.safetensors")
     assert torch.equal(written["quantize.embedding.weight"], state["quantize.embedding.weight"])
     found = written["decoder.up_blocks.0.attentions.2.to_v.weight"]
@@ -346,8 +331,8 @@ def spoilt(tmp_path: Path, **changes) -> str:
         ({"mask_token": None}, ("not a valid official MAR", "backbone.mask_token")),
         ({"mask_token": torch.zeros(8)}, ("not a valid official MAR",)),
         ({"mask_token": torch.zeros(1, 1, 0)}, ("not a valid official MAR",)),
-        ({"mask_token": "text"}, ("not weights", "mask_token (str)")),
-        ({"z_proj__bias": torch.zeros(8, dtype=torch.int64)}, ("not weights", "z_proj.bias (torch.int64)")),
+        ({"mask_token": "text"}, ("not floating-point tensors", "mask_token")),
+        ({"z_proj__bias": torch.zeros(8, dtype=torch.int64)}, ("not floating-point tensors", "z_proj.bias")),
         ({"z_proj__bias": torch.full((64,), math.nan)}, ("NaN or infinite", "backbone.token_embedding.bias")),
     ],
 )
@@ -355,11 +340,6 @@ def test_what_does_not_fit_is_listed(changes, hints, tmp_path):
     message = spoilt(tmp_path, **changes)
     for hint in hints:
         assert hint in message, message
-
-
-def test_long_lists_are_cut(tmp_path):
-    message = spoilt(tmp_path, **{f"extra__{i}": torch.zeros(1) for i in range(30)})
-    assert "30 unexpected: " in message and message.count("extra") == 12
 
 
 def test_two_names_for_one_tensor(small, tmp_path):
@@ -427,69 +407,38 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
-class Evaluate(Touch):
-    def __reduce__(self):
-        return eval, (f"open({str(self.path)!r}, 'w').close()",)
-
-
-def in_zip(content, path: Path) -> None:
-    torch.save(content, path)
-
-
-def in_zip_of_protocol_4(content, path: Path) -> None:
-    torch.save(content, path, pickle_protocol=4)
-
-
-def in_legacy(content, path: Path) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
-def in_pickle(content, path: Path) -> None:
-    path.write_bytes(pickle.dumps(content))
-
-
-@pytest.mark.parametrize("evil", (Touch, Evaluate))
-@pytest.mark.parametrize("write", (in_zip, in_zip_of_protocol_4, in_legacy, in_pickle))
+@pytest.mark.parametrize("layout", ("zip", "legacy", "pickle"))
 @pytest.mark.parametrize("place", ("top", "state", "args"))
-def test_nothing_in_a_file_is_executed(evil, write, place, tmp_path):
+def test_nothing_in_a_file_is_executed(layout, place, tmp_path):
     touched, state = tmp_path / "touched", {"fake_latent": torch.zeros(1, 8)}
-    evil = evil(touched)
+    evil = Touch(touched)
     content = {
         "top": {"model_ema": state, "model": state, "more": evil},
         "state": {"model_ema": {**state, "fake_latent": evil}, "model": {**state, "fake_latent": evil}},
         "args": {"model_ema": state, "model": state, "args": argparse.Namespace(model=evil)},
     }[place]
-    write(content, tmp_path / "evil.pth")
+    if layout == "pickle":
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=layout == "zip")
     for kind in ("mar", "kl16"):
         message = mistake(kind, tmp_path / "evil.pth", tmp_path / "out.safetensors")
         assert not touched.exists() and not (tmp_path / "out.safetensors").exists()
-        if write in (in_zip, in_legacy):
-            assert "refused" in message
+        assert "refused" in message or layout == "pickle"
     pickle.loads(pickle.dumps(evil))
     assert touched.exists(), "the attack works on pickle itself"
 
 
-LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint"
-
-
-@pytest.fixture
-def lightning(monkeypatch, tmp_path):
-    """A class that LDM's files hold, in a module of its name; also in a folder, for another process."""
-    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", LIGHTNING):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    callback = type("ModelCheckpoint", (), {"__module__": LIGHTNING})
-    sys.modules[LIGHTNING].ModelCheckpoint = callback
-    file = tmp_path / "site" / f"{LIGHTNING.replace('.', '/')}.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("class ModelCheckpoint:\n    pass\n")
-    return callback
-
-
-def test_refusal_shows_how_to_save_the_tensors_alone(small, lightning, tmp_path):
+def test_refusal_shows_how_to_save_the_tensors_alone(small, monkeypatch, tmp_path):
+    """A checkpoint of latent diffusion also holds a callback of its trainer."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "lightning_stub.py").write_text("class ModelCheckpoint:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    callback = importlib.import_module("lightning_stub").ModelCheckpoint
     state, source = filled(SMALL_VQ16), tmp_path / "vq f16.ckpt"
-    torch.save({"state_dict": state, "callbacks": {lightning: lightning()}}, source)
+    torch.save({"state_dict": state, "callbacks": {callback: callback()}}, source)
     message = mistake("vq16", source, tmp_path / "vq16.safetensors")
-    assert f"{LIGHTNING}.ModelCheckpoint" in message and "could run code" in message
+    assert "lightning_stub.ModelCheckpoint" in message and "could run code" in message
     start = message.index("python -c ")
     command = message[start : message.index("; then convert")].replace("python", sys.executable, 1)
     subprocess.run(command, shell=True, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
@@ -497,49 +446,28 @@ def test_refusal_shows_how_to_save_the_tensors_alone(small, lightning, tmp_path)
     assert manifest["names"].keys() == state.keys()
 
 
-@pytest.mark.parametrize(("kind", "key"), [("mar", "model_ema"), ("kl16", "state_dict")])
-def test_refusal_of_a_module_saved_whole(kind, key, tmp_path):
-    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "a.pth")
-    message = mistake(kind, tmp_path / "a.pth", tmp_path / "a.safetensors")
-    assert "torch.nn.modules" in message
-    code = message[message.index('"') + 1 : message.index('" ', message.index('"') + 1)]
-    subprocess.run([sys.executable, "-c", code, tmp_path / "a.pth", tmp_path / "b.pth"], check=True)
-    assert list(torch.load(tmp_path / "b.pth", weights_only=True)[key]) == ["0.weight", "0.bias"]
-
-
 # --- targets and the command ------------------------------------------------------------------------------
 
 
-def test_only_what_convert_wrote_is_overwritten(mar, tmp_path):
+def test_existing_files_are_never_overwritten(mar, tmp_path):
     assert "must end in .safetensors" in mistake("mar", mar, tmp_path / "mar.pt")
-    mine = tmp_path / "mine.safetensors"
-    mine.write_bytes(b"mine")
-    assert "was not written by mar-bench convert" in mistake("mar", mar, mine)
-    (tmp_path / "mine.json").write_text('{"kind": "mar"}')
-    assert "was not written by mar-bench convert" in mistake("mar", mar, mine)
-    mine.unlink()
-    assert "mine.json: exists" in mistake("mar", mar, mine)
-    (tmp_path / "folder.safetensors").mkdir()
-    assert "exists" in mistake("mar", mar, tmp_path / "folder.safetensors")
-    target = tmp_path / "mar.safetensors"
-    first = convert("mar", mar, target)
-    second = convert("mar", mar, target, raw=True)
-    assert first["target"] != second["target"] and json.loads((tmp_path / "mar.json").read_text()) == second
-    assert "is the source" in mistake("kl8", target, target)
+    target, manifest = tmp_path / "mine.safetensors", tmp_path / "mine.json"
+    for existing in (target, manifest):
+        existing.write_bytes(b"mine")
+        assert f"{existing}: already exists" in mistake("mar", mar, target)
+        assert existing.read_bytes() == b"mine"
+        existing.unlink()
 
 
-def test_interruption_leaves_the_target_as_it_was(mar, tmp_path, monkeypatch):
+def test_interruption_leaves_nothing_behind(mar, tmp_path, monkeypatch):
     def stop(tensors, path) -> None:
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    convert("mar", mar, tmp_path / "mar.safetensors")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(module, "save_file", stop)
-    for name in ("mar", "new"):
-        with pytest.raises(KeyboardInterrupt):
-            convert("mar", mar, tmp_path / f"{name}.safetensors", raw=True)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(KeyboardInterrupt):
+        convert("mar", mar, tmp_path / "mar.safetensors")
+    assert list(tmp_path.iterdir()) == [mar]
 
 
 def test_wrong_arguments(mar, tmp_path):

@@ -145,12 +145,6 @@ def test_listing(catalogue, folder):
     assert listing(folder) == [["net", "a network", "", "no", "yes"]]
 
 
-@pytest.mark.parametrize("fields", [{"adress": "x"}, {"mib": "big"}])
-def test_catalogue_is_parsed_strictly(catalogue, folder, fields):
-    catalogue(**fields)
-    assert "files.yaml" in mistake("net", folder)
-
-
 def test_unknown_names_get_a_hint(folder):
     assert "did you mean 'mar-l'" in mistake("mar_l", folder)
     assert not folder.exists()
@@ -208,11 +202,6 @@ def test_wrong_download_is_refused(server, catalogue, folder, path, content, hin
     assert hint in message and left(folder) == []
     for way in (path, f"save it as {folder / 'net.ckpt'}", "mar-bench fetch net --weights", "convert"):
         assert way in message
-
-
-def test_offline(catalogue, folder):
-    catalogue(address="http://127.0.0.1:9/net")  # the discard port
-    assert "was not downloaded" in mistake("net", folder)
 
 
 def test_two_processes_download_once(server, catalogue, folder, capfd):

@@ -129,7 +129,7 @@ def test_tokenizers_trained_here_and_pixels(part):
     check_contract(RunSpec(data=DigitsData(), tokenizer=part), normal(2, 1, 16, 16).clamp(-1, 1))
 
 
-def test_the_spaces_of_table_2_and_of_pixels():
+def test_token_spaces_of_table_2_and_of_pixels():
     """Paper, Table 2: every tokenizer makes a sequence of 16 x 16; appendix D.1: 4 x 4 pixels a token."""
     imagenet, small = ImageFolderData(), ImageFolderData(image_size=64)
     spaces = {
@@ -166,7 +166,7 @@ def test_grouping_is_the_official_patchify_and_can_be_undone(group):
         (PixelTokenizer(group=0), "tokenizer.group 0 must be above 0"),
     ],
 )
-def test_groups_that_cannot_be(part, message):
+def test_invalid_groups_are_refused(part, message):
     with pytest.raises(UserError, match=message):
         finish(RunSpec(tokenizer=part, model=replace(RunSpec().model, head=CrossEntropyHead())))
 
@@ -268,10 +268,6 @@ def test_a_measured_scale_belongs_to_the_data_and_a_given_one_does_not():
     assert ids(0.2325, "a") == ids(0.2325, "b") and ids(None, "a") != ids(None, "b")
 
 
-def test_published_scales_are_those_of_the_paper_and_the_projects():
-    assert (LDMKLTokenizer().scale, SDKLTokenizer().scale, ConsistencyTokenizer().scale) == (0.2325, 0.18215, 0.18215)
-
-
 # --- the consistency decoder draws noise ------------------------------------------------------------------
 
 
@@ -290,7 +286,7 @@ def test_consistency_decoder_noise_depends_on_the_image(spec_with_file):
 # --- pixels ---------------------------------------------------------------------------------------------
 
 
-def test_pixels_come_back_as_they_were():
+def test_pixels_round_trip_exactly():
     spec = RunSpec(data=ImageFolderData(image_size=8), tokenizer=PixelTokenizer())
     tokenizer = build_tokenizer(spec)
     values = torch.from_numpy(np.arange(192, dtype=np.uint8).reshape(1, 3, 8, 8))
@@ -314,7 +310,11 @@ def test_weights_of_another_tokenizer_are_refused(spec_with_file, tmp_path):
         build_tokenizer(replace(right, tokenizer=replace(right.tokenizer, weights=str(tmp_path / "page.safetensors"))))
 
 
-@pytest.mark.parametrize("part", PUBLISHED, ids=names)
-def test_images_must_be_rgb(part):
+def test_published_tokenizers_need_rgb_images():
     with pytest.raises(UserError, match="data.channels 1 must be 3"):
-        finish(RunSpec(data=ImageFolderData(channels=1), tokenizer=part))
+        finish(RunSpec(data=ImageFolderData(channels=1), tokenizer=LDMKLTokenizer()))
+
+
+def test_fitted_state_without_a_scale_is_a_runtime_error(spec_with_file):
+    with pytest.raises(RuntimeError, match="scale"):
+        build_tokenizer(spec_with_file(LDMKLTokenizer())).load_fitted({})

@@ -29,7 +29,7 @@ class KVCache:
 class Attention(nn.Module):
     """Multi-head self-attention; with ``causal`` an input sees only itself and earlier ones."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, causal: bool, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False, cache: KVCache | None = None) -> Tensor:
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)

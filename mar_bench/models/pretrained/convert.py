@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import mar_bench
 from mar_bench.config.spec import (
@@ -48,14 +48,10 @@ TOKENIZERS: dict[str, PublishedSpec] = {
 KINDS = ("mar", *TOKENIZERS)
 DIFFUSERS = ("kl8", "consistency")  # published as a diffusers folder
 LDM_STAGES = {"kl16": 5, "vq16": 5, "kl8": 4}  # resolutions of those published with latent diffusion's names
-TRAINING_ONLY = {
-    r"loss\..+": "a training loss of the autoencoder",
-    r"model_ema\.(decay|num_updates)": "a counter of the moving average",
-}
+TRAINING_ONLY = re.compile(r"loss\..+|model_ema\.(decay|num_updates)")  # in latent diffusion's files
 NUM_HEADS = {"mar_base": 12, "mar_large": 16, "mar_huge": 16}  # cannot be inferred from shapes
 ARGUMENTS = ("model", "img_size", "vae_stride", "patch_size")  # of the official training; neither can these
 ATTENTION_LAYER = re.compile(r".+\.attentions\.\d+\.to_(?:q|k|v|out\.0)\.weight")
-WRITTEN_BY = "mar-bench convert"
 SHOWN = 12  # names in a message
 Shapes = dict[str, tuple[int, ...]]
 
@@ -64,29 +60,32 @@ def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[st
     """Write ``target`` (.safetensors, float32) and its manifest (.json beside it); returns the manifest.
 
     ``raw`` takes the raw weights of a MAR instead of their moving average. Raises UserError if the source does not fit
-    ``kind`` or cannot be read safely, or if the target would overwrite a file that convert did not write."""
+    ``kind`` or cannot be read safely, or if the target or its manifest exists."""
     if kind not in KINDS:
         raise UserError(f"no kind '{kind}' of checkpoint, {did_you_mean(kind, KINDS)}")
     if raw and kind != "mar":
         raise UserError(f"--raw chooses between the two sets of weights of a mar; {kind} has one")
     file = _file_of(kind, source)
-    _check_target(target, file)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: the target must end in .safetensors")
+    if existing := [path for path in (target, _manifest_of(target)) if path.exists()]:
+        raise UserError(f"{existing[0]}: already exists; choose another target or move it away")
     keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
-    content = _load(file, keys)
+    content = _load(file, keys[0])
     state, taken = _state_of(content, keys, kind, file)
-    left_out = {name: why for name in state if kind in LDM_STAGES and (why := _training_only(name))}
-    state = _checked({name: value for name, value in state.items() if name not in left_out}, file)
+    left_out = {n: "training only" for n in state if kind in LDM_STAGES and TRAINING_ONLY.fullmatch(n)}
+    state = {name: value for name, value in state.items() if name not in left_out}
+    if wrong := [n for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()]:
+        raise UserError(f"{file}: not floating-point tensors: {_some(wrong)}")
     names, unknown = _renamed(kind, state)
     tensors = {ours: _squeezed(state[theirs], ours) for theirs, ours in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     about = _about_mar(shapes, content, file) if kind == "mar" else {}
-    expected = _mar_shapes(about["architecture"]) if kind == "mar" else _tokenizer_shapes(kind)
-    _compare(shapes, unknown, expected, f"{file} as {kind}")
+    _compare(shapes, unknown, _expected_shapes(kind, about.get("architecture", {})), f"{file} as {kind}")
     tensors = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"{file}: NaN or infinite weights: {_some(broken)}")
     manifest = {
-        "written_by": WRITTEN_BY,
         "mar_bench": mar_bench.__version__,
         "kind": kind,
         "source": {"file": file.name, "sha256": sha256_of(file)},
@@ -102,7 +101,7 @@ def convert(kind: str, source: Path, target: Path, raw: bool = False) -> dict[st
         with replacing(target) as temporary:
             save_file(tensors, temporary)
             manifest["target"] = {"file": target.name, "sha256": sha256_of(temporary)}
-            # before the target appears: a target without its manifest could not be overwritten
+            # before the target appears, which is never without its manifest
             atomic_write(_manifest_of(target), json.dumps(manifest, indent=1) + "\n")
     except SafetensorError as error:
         raise UserError(f"{target}: cannot be written ({error})") from None
@@ -117,7 +116,7 @@ def _file_of(kind: str, source: Path) -> Path:
     if source.is_file():
         return source
     if not source.is_dir():
-        raise UserError(f"{source}: no such file" + " or folder" * (kind in DIFFUSERS))
+        raise UserError(f"{source}: no such file")
     if kind not in DIFFUSERS:
         raise UserError(f"{source}: a folder, but {kind} is converted from a file")
     for ending in ("safetensors", "bin"):
@@ -130,26 +129,8 @@ def _manifest_of(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _check_target(target: Path, source: Path) -> None:
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target}: the target must end in .safetensors")
-    if target.exists() and target.samefile(source):
-        raise UserError(f"{target}: is the source; give the target another name")
-    taken = [path for path in (target, _manifest_of(target)) if path.exists()]
-    if target.is_dir() or (taken and not _is_ours(_manifest_of(target))):
-        raise UserError(f"{taken[0]}: exists and was not written by {WRITTEN_BY}; give another name or move it away")
-
-
-def _is_ours(manifest: Path) -> bool:
-    try:
-        content = json.loads(manifest.read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("written_by") == WRITTEN_BY
-
-
-def _load(file: Path, keys: list[str]) -> Any:
-    """The content of a file, tensors on the CPU; ``keys`` is where its tensors may be.
+def _load(file: Path, key: str) -> Any:
+    """The content of a file, tensors on the CPU; ``key`` is where its tensors should be.
 
     Raises UserError if it is no checkpoint, is damaged, or needs any class but tensors and Namespace."""
     if what := not_weights(file):
@@ -168,17 +149,14 @@ def _load(file: Path, keys: list[str]) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK") or None)
         except pickle.UnpicklingError as error:
             if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-                raise UserError(_refusal(file, found[1], keys)) from None
+                raise UserError(_refusal(file, found[1], key)) from None
             raise ValueError(str(error).rpartition("WeightsUnpickler error:")[2]) from None  # without unsafe advice
 
 
-def _refusal(file: Path, foreign: str, keys: list[str]) -> str:
-    inside = "d"
-    for key in reversed(keys):
-        inside = f"d.get('{key}', {inside})"
+def _refusal(file: Path, foreign: str, key: str) -> str:
     code = (
         "import sys, torch; d = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-        f"torch.save({{'{keys[0]}': getattr(d, 'state_dict', lambda: {inside})()}}, sys.argv[2])"
+        f"torch.save({{'{key}': d['{key}']}}, sys.argv[2])"
     )
     kept = file.with_name(f"{file.stem}-tensors{file.suffix}")
     command = f'python -c "{code}" {shlex.quote(str(file))} {shlex.quote(str(kept))}'
@@ -202,22 +180,6 @@ def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dic
 
 
 # --- tensors --------------------------------------------------------------------------------------------
-
-
-def _training_only(name: str) -> str | None:
-    """Why a tensor of latent diffusion's training is left out; None for all others."""
-    return next((why for pattern, why in TRAINING_ONLY.items() if re.fullmatch(pattern, name)), None)
-
-
-def _checked(state: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    def kind_of(value: Any) -> str:
-        return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-    if wrong := {n: kind_of(v) for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()}:
-        raise UserError(
-            f"{file}: not weights (floating-point tensors): {_some(f'{n} ({k})' for n, k in wrong.items())}"
-        )
-    return state
 
 
 def _renamed(kind: str, state: dict[str, Tensor]) -> tuple[dict[str, str], list[str]]:
@@ -248,33 +210,24 @@ def _about_mar(shapes: Shapes, content: dict, file: Path) -> dict[str, Any]:
         if min(sizes.values()) <= 0:
             raise ValueError(f"sizes {sizes}")
     given = content.get("args")
-    arguments = {name: getattr(given, name, None) for name in ARGUMENTS}
-    arguments = {name: value for name, value in arguments.items() if isinstance(value, (str, int))}
+    values = {name: getattr(given, name, None) for name in ARGUMENTS}
+    arguments = {name: value for name, value in values.items() if isinstance(value, (str, int))}
     return {"architecture": {**sizes, "num_heads": NUM_HEADS.get(str(arguments.get("model")))}, "arguments": arguments}
 
 
-def _mar_shapes(sizes: dict[str, Any]) -> Shapes:
-    """Names and shapes of our MAR of these sizes."""
-    backbone = MaskedBackbone(
-        dim=sizes["dim"],
-        encoder_depth=sizes["encoder_depth"],
-        decoder_depth=sizes["decoder_depth"],
-        num_heads=1,  # does not affect shapes
-        mlp_ratio=sizes["mlp_ratio"],
-        num_class_tokens=sizes["num_class_tokens"],
-    )
-    head = DiffusionHead(depth=sizes["head_depth"], width=sizes["head_width"])
-    space = Continuous(sizes["token_dim"], (1, sizes["num_tokens"]))
+def _expected_shapes(kind: str, sizes: dict[str, Any]) -> Shapes:
+    """Names and shapes of a tokenizer's network, or of our MAR of these sizes."""
     with torch.device("meta"):
-        core = BACKBONES["masked"](backbone, space, sizes["num_classes"])
-        state = ARGenerator("random", core, HEADS["diffusion"](head, space, core.dim), space, 0.1).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _tokenizer_shapes(kind: str) -> Shapes:
-    """Names and shapes of a tokenizer's network."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in net_of(TOKENIZERS[kind]).state_dict().items()}
+        if kind == "mar":
+            same = ("dim", "encoder_depth", "decoder_depth", "mlp_ratio", "num_class_tokens")
+            backbone = MaskedBackbone(num_heads=1, **{name: sizes[name] for name in same})  # heads change no shape
+            head = DiffusionHead(depth=sizes["head_depth"], width=sizes["head_width"])
+            space = Continuous(sizes["token_dim"], (1, sizes["num_tokens"]))
+            core = BACKBONES["masked"](backbone, space, sizes["num_classes"])
+            net: nn.Module = ARGenerator("random", core, HEADS["diffusion"](head, space, core.dim), space, 0.1)
+        else:
+            net = net_of(TOKENIZERS[kind])
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 
 def _compare(shapes: Shapes, unknown: list[str], expected: Shapes, what: str) -> None:

@@ -19,7 +19,7 @@ import mar_bench
 from mar_bench.config.layers import load_yaml
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.utils.errors import UserError, did_you_mean
-from mar_bench.utils.files import atomic_write, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
 from mar_bench.utils.locks import held
 
 CATALOGUE = Path(__file__).with_name("public_files.yaml")
@@ -175,12 +175,10 @@ def _read_record(record: Path) -> dict[str, Any] | None:
     """What was recorded when the file was first seen; None if it is new."""
     if not record.exists():
         return None
-    try:
+    with reading(record, "record of a sha256", "delete it, and the next fetch writes a new one"):
         content = json.loads(record.read_text())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not isinstance(content.get("sha256"), str):
-        raise UserError(f"{record}: not a record of a sha256; delete it, and the next fetch writes a new one")
+        if not isinstance(content["sha256"], str):
+            raise ValueError("no sha256")
     return content
 
 

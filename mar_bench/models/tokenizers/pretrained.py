@@ -42,22 +42,20 @@ def _diffusers():
 def net_of(spec: PublishedSpec) -> nn.Module:
     """The diffusers network of a published tokenizer, before its weights are loaded."""
     library = _diffusers()
+    f16 = {
+        "block_out_channels": STAGES,
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
+    }
     if spec.kind == "ldm_kl":  # attention in the last encoder stage, none in the decoder (official code)
-        return library.AutoencoderKL(
-            block_out_channels=STAGES,
-            layers_per_block=2,
-            latent_channels=spec.latent_dim,
-            down_block_types=["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
-            up_block_types=["UpDecoderBlock2D"] * len(STAGES),
-        )
+        up = ["UpDecoderBlock2D"] * len(STAGES)
+        return library.AutoencoderKL(**f16, latent_channels=spec.latent_dim, up_block_types=up)
     if spec.kind == "ldm_vq":
         return library.VQModel(
-            block_out_channels=STAGES,
-            layers_per_block=2,
+            **f16,
             latent_channels=spec.code_dim,
             num_vq_embeddings=spec.vocab_size,
             vq_embed_dim=spec.code_dim,
-            down_block_types=["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
             up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * LAST,
         )
     if spec.kind == "sd_kl":
@@ -115,6 +113,8 @@ class Published(Tokenizer):
         return {"scale": self.scale}
 
     def load_fitted(self, state: dict[str, Tensor]) -> None:
+        if "scale" not in state:
+            raise RuntimeError("no scale of the tokens in the fitted state")
         self.scale.copy_(state["scale"])
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class Published(Tokenizer):
 
 
 class KLAutoencoder16(Published):
-    """KL-16 of latent diffusion: 16 channels, stride 16."""
+    """KL-16 of latent diffusion (16 channels, stride 16), or KL-8 of Stable Diffusion (4 channels, stride 8)."""
 
     stochastic = True
 
@@ -136,10 +136,6 @@ class KLAutoencoder16(Published):
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
-
-
-class KLAutoencoder8(KLAutoencoder16):
-    """KL-8 of Stable Diffusion: 4 channels, stride 8."""
 
 
 class ConsistencyDecoder(KLAutoencoder16):
