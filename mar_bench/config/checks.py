@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from mar_bench.config.spec import (
@@ -229,8 +228,3 @@ def _metrics(spec: RunSpec) -> None:
         f"metrics.reference '{getattr(metrics.reference, 'name', '')}' is a file, made with another extractor than the "
         f"classifier '{name}' that is trained here: set metrics.reference.kind=training",
     )
-    named = re.fullmatch(r"[\w-]+", name)
-    _need(named, f"metrics.extractor.name '{name}' is part of the names of metrics: letters, digits, _ and - only")
-    device = spec.compute.device
-    known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)
-    _need(known, f"compute.device '{device}' must be auto, cpu, cuda or cuda:<number>")

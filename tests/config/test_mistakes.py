@@ -80,15 +80,14 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("train: {lr_schedule:", "train: {lr_shedule:", ("lr_shedule", "did you mean 'lr_schedule'")),
         ("model: {order: raster", "model: {order: rastre", ("model.order", "rastre", "raster, random")),
         # interpolation
-        ("${parts.few_steps}", "${parts.few_step}", ("num_ar_steps", "did you mean 'parts.few_steps'")),
-        ("${parts.backbone.causal}", "${part.backbone.causal}", ("part.backbone.causal", "did you mean")),
-        ("${parts.few_steps}", "${parts.few_steps", ("YAML",)),
+        ("${parts.few_steps}", "${parts.few_step}", ("num_ar_steps", "parts.few_step")),
+        ("${parts.backbone.causal}", "${part.backbone.causal}", ("part.backbone.causal", "not found")),
         # layout
         ("  rows: [variant", "  rowz: [variant", ("layout.rowz", "did you mean 'rows'")),
         ("rows: [variant, loss]", "rows: [variant, los]", ("layout.rows", "did you mean 'loss'")),
         ("columns: [guidance]", "columns: [guidance, loss]", ("'loss' is placed twice",)),
         ("metrics: [fd, is]", "metrics: [fid, is]", ("layout.metrics", "did you mean 'fd'")),
-        ("metrics: [fd, is]", "metrics: []", ("layout.metrics", "fd")),
+        ("metrics: [fd, is]", "metrics: []", ("layout.metrics", "empty")),
         # published cells
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fid: 3.69", ("paper.mar/ce/guided", "did you mean 'fd'")),
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fd: '-'", ("paper.mar/ce/guided.fd", "finite number")),
@@ -207,8 +206,8 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (WORD, "sampling.temperature=0", ("temperature: 0.0", "above 0")),
         (CAUSAL, "sampling.clamp_x0=0", ("clamp_x0: 0.0", "above 0")),
         (MAR, "sampling.guidance_scale=-1", ("guidance_scale: -1.0", "0 or more")),
-        (WORD, "metrics.extractor.name=fd:x", ("extractor.name 'fd:x'", "letters")),
-        (WORD, "compute.device=gpu", ("compute.device 'gpu'", "cuda")),
+        (WORD, "metrics.extractor.name=fd:x", ("extractor.name: 'fd:x'", "letters")),
+        (WORD, "compute.device=gpu", ("compute.device: 'gpu'", "cuda")),
     ],
 )  # fmt: skip
 def test_values_out_of_range_or_that_do_not_fit(row, overrides, hints, tmp_path):
