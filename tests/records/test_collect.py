@@ -100,7 +100,7 @@ def test_a_folder_without_records_is_refused(table1, tmp_path):
     file = tmp_path / "file.json"
     file.write_text("{}")
     (tmp_path / "empty/records").mkdir(parents=True)
-    assert "no such folder" in refusal(records, tmp_path / "nowhere")
+    assert "nowhere: not a folder" in refusal(records, tmp_path / "nowhere")
     assert "not a folder" in refusal(records, file)
     assert "no records" in refusal(records, tmp_path / "empty")
     for itself in (records, tmp_path / "here", records / ".." / "records"):
