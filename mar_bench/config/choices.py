@@ -53,13 +53,9 @@ def _search_points(search: Search, records: dict[str, Record]) -> Points:
 
 def _sweep_points(row: str, sweep: Sweep, records: dict[str, Record]) -> Points:
     """The points with their values of the sweep's metric; [] while one is missing."""
-    points: Points = []
-    for values, spec in sweep.points:
-        run = choosing_run(row, spec)
-        if (value := _value(records.get(run.id), sweep.metric)) is None:
-            return []
-        points.append({"values": values, "value": value, "eval_id": run.id})
-    return points
+    tried = [(values, choosing_run(row, spec).id) for values, spec in sweep.points]
+    points = [{"values": values, "value": _value(records.get(i), sweep.metric), "eval_id": i} for values, i in tried]
+    return [] if any(point["value"] is None for point in points) else points
 
 
 def _value(record: Record | None, metric: str) -> float | None:
@@ -71,13 +67,8 @@ def _value(record: Record | None, metric: str) -> float | None:
 def _choice(metric: str, minimise: bool, points: Points) -> dict[str, Any]:
     """The best point, the first among equals, as a record keeps it."""
     best = (min if minimise else max)(points, key=lambda point: point["value"])
-    return {
-        "metric": metric,
-        "minimise": minimise,
-        "sampling_seed": CHOICE_SEED,
-        "chosen": best["values"],
-        "points": points,
-    }
+    common = {"metric": metric, "minimise": minimise, "sampling_seed": CHOICE_SEED}
+    return {**common, "chosen": best["values"], "points": points}
 
 
 def _index(choice: dict[str, Any]) -> int:

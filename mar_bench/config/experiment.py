@@ -74,10 +74,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         try:
             specs = _specs(file.run, bundles, command_line)
         except KeyPathError as error:
-            where = layers.source(error, overrides)
-            hint = "; where rows differ, override the part that has it (parts.*)"
-            of_kind = where == "command line" and "of kind" in error.message
-            raise UserError(f"{where}: row '{row}': {error}{hint if of_kind else ''}") from None
+            raise UserError(f"{layers.source(error, overrides)}: row '{row}': {error}") from None
         except UserError as error:
             raise UserError(f"{path}: row '{row}' at scale {scale}: {error}") from None
         rows[row] = specs[0]

@@ -23,49 +23,18 @@ from mar_bench.config.parse import (
     TwoOrMore,
     unhashed,
 )
-from mar_bench.config.spec_data import (  # noqa: F401
-    ConsistencyTokenizer,
-    Continuous,
+from mar_bench.config.spec_data import *  # noqa: F403
+from mar_bench.config.spec_data import (
     DataSpec,
-    DigitsData,
-    Discrete,
     ImageFolderData,
-    KLTokenizer,
     LatentsSpec,
     LDMKLTokenizer,
-    LDMVQTokenizer,
-    MnistData,
-    PixelTokenizer,
-    SDKLTokenizer,
     TokenizerSpec,
     TokenSpace,
-    VQTokenizer,
-    keeps_floats,
-    latent_space,
-    measures_scale,
-    num_tokens,
     token_space,
 )
-from mar_bench.config.spec_model import (  # noqa: F401
-    ARModel,
-    BackboneSpec,
-    CausalBackbone,
-    CrossEntropyHead,
-    DiffusionHead,
-    DiTModel,
-    EnergyHead,
-    FlowHead,
-    GaussianMixtureHead,
-    HeadSpec,
-    MaskedBackbone,
-    MaskingSpec,
-    ModelSpec,
-    MSEHead,
-    TruncatedNormalMasking,
-    UniformMasking,
-    drawing_part,
-    is_causal,
-)
+from mar_bench.config.spec_model import *  # noqa: F403
+from mar_bench.config.spec_model import ARModel, ModelSpec
 
 Device = Annotated[str, Form(r"auto|cpu|cuda(:\d+)?", "must be auto, cpu, cuda or cuda:<number>")]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it

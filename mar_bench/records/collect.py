@@ -170,8 +170,9 @@ def difference(one: Record, other: Record) -> str | None:
     compared: list[dict[str, Any]] = [record.protocol if is_speed else record.metrics for record in (one, other)]
     for key in dict.fromkeys([*compared[0], *compared[1]]):
         first, second = (values.get(key) for values in compared)
-        may_differ = not (is_speed or first is None or second is None)
-        if first != second and not (may_differ and math.isclose(first, second, rel_tol=TOLERANCE)):
+        if first == second:
+            continue
+        if is_speed or first is None or second is None or not math.isclose(first, second, rel_tol=TOLERANCE):
             return f"{key} {first} against {second}"
     return None
 

@@ -169,7 +169,7 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (CAUSAL, "sampling.num_ar_steps=4", ("causal", "num_ar_steps 4", "masked backbone")),
         ("random_causal/ce/guided", "sampling.order=raster", ("trained in random order", "leave sampling.order null")),
         (MAR, "train.label_dropout=0", ("guidance", "label_dropout 0.0", "turn guidance off")),
-        (CAUSAL, "sampling.num_diffusion_steps=1001", ("num_diffusion_steps 1001", "num_train_timesteps 1000")),
+        (CAUSAL, "sampling.num_diffusion_steps=1001", ("num_diffusion_steps 1001", "between 1 and 1000")),
         (CAUSAL, "sampling.num_diffusion_steps=0", ("num_diffusion_steps 0",)),
         (CAUSAL, "sampling.num_diffusion_steps=null", ("num_diffusion_steps is null", "give a number")),
         # sizes
