@@ -27,7 +27,7 @@ BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # number of images; ima
 
 
 def finish(spec: RunSpec) -> RunSpec:
-    """The normal form: fill in what follows from other fields, drop knobs that the model does not have, and check.
+    """Normalise and check a spec: fill in derived values and reset settings that the model ignores.
 
     Two rows that draw the same images have the same normal form and the same ids. Raises UserError with the way out."""
     stride, size = spec.tokenizer.stride, spec.data.image_size
@@ -50,7 +50,7 @@ def finish(spec: RunSpec) -> RunSpec:
 
 
 def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
-    """The sampling with a value for every knob that the model has, and the neutral one for every other."""
+    """The sampling with every setting the model uses filled in, and every other one reset to a neutral value."""
     sampling, model, part = spec.sampling, spec.model, drawing_part(spec.model)
     unguided = sampling.guidance_scale == 1
     sampling = replace(

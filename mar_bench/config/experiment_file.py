@@ -1,4 +1,4 @@
-"""What an experiment file says beside its specs: axes, layout, figure, published cells, orderings, choices."""
+"""The schema of an experiment file around its specs: axes, layout, figure, published numbers, orderings, sweeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mar_bench.config.spec import CHOICE_SEED, SamplingSpec
 from mar_bench.records.metrics import GENERATION_METRICS, ONCE_METRICS, PUBLISHED
 from mar_bench.utils.errors import did_you_mean
 
-# a choice must not change what a number is of: how many images, in which batches, from which seed and weights
+# a sweep may not change the number of images, their batches, seed or weights
 CHOSEN = (
     "guidance_scale", "guidance_schedule", "temperature", "num_ar_steps", "num_diffusion_steps", "sampler",
     "choice_temperature", "clamp_x0", "guided_channels", "order",
@@ -37,7 +37,7 @@ BundleName = Annotated[str, Form("[^/]+", "names of bundles have no /")]
 
 @dataclass(frozen=True)
 class Select:
-    """A cell's point is chosen by one metric among all combinations of the values of ``over``."""
+    """A sweep: one metric chooses among all combinations of the values in ``over``."""
 
     over: Annotated[dict[ChosenKnob, Annotated[tuple[Any, ...], NotEmpty()]], NotEmpty()]
     minimise: Metric | None = None
@@ -48,7 +48,7 @@ class Select:
 class Bundle:
     """Named overrides on one axis of the rows.
 
-    ``absent`` keeps the place of rows that a scale has not: a text, or one for each bundle of another axis."""
+    ``absent``: the text tables print for rows that a scale lacks, or one text for each bundle of another axis."""
 
     label: dict[str, Any] | None = None  # column of labels -> what tables print; None: the bundle's name
     set: dict[str, Any] | None = None
@@ -58,7 +58,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class SearchBlock:
-    """Tokenizers to choose from for the rows of a pattern, compared by a short training of one of them."""
+    """Candidate tokenizers for all rows that match a pattern, compared by a short training of the row ``judge``."""
 
     rows: str
     judge: str

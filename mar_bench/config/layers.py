@@ -1,4 +1,4 @@
-"""Experiment files as layers of plain containers: where they are, YAML, interpolation and overrides.
+"""Find experiment files, read their YAML and merge it in layers, with interpolation and overrides.
 
 Layers, later ones win: base file, experiment, scale overlay, the experiment's own section for that scale. The bundles
 of a row and ``key=value`` from the command line come on top (experiment.py)."""
@@ -36,7 +36,7 @@ def experiment_files() -> dict[str, Path]:
 
 
 def scales() -> list[str]:
-    """The scale overlays there are, the usual ones first, from small to large."""
+    """The available scale overlays: the standard ones first, from small to large."""
     found = {path.stem for path in (experiments_dir() / "scale").glob("*.yaml")}
     return sorted(found, key=lambda s: (SCALES.index(s) if s in SCALES else len(SCALES), s))
 
@@ -92,7 +92,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve(tree: dict, source: Path) -> dict[str, Any]:
-    """Interpolations replaced by what they refer to."""
+    """Replace interpolations by the values they refer to."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -103,7 +103,7 @@ def _resolve(tree: dict, source: Path) -> dict[str, Any]:
 
 
 def leaves_and_blocks(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths of a tree and what is there."""
+    """All dotted paths of a tree with their values."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         yield join(path, key), value
         yield from leaves_and_blocks(value, join(path, key))
@@ -147,7 +147,7 @@ class Layered:
     files: dict[Path, dict[str, Any]]
 
     def source(self, error: KeyPathError, overrides: Sequence[str] = ()) -> str:
-        """Where a bad key or value was written: the command line, or the last file that has it."""
+        """The source of a bad key or value: the command line, or the last file that sets it."""
         path = re.sub(r"\[\d+\]", "", error.path)
         name = path.rpartition(".")[2]
         for key, _, text in (override.partition("=") for override in overrides):
@@ -189,7 +189,7 @@ def layered(file: Path, scale: str, parts: Any = None) -> Layered:
 
 
 def _checked(file: Path, tree: Any, known: Collection[str], path: str = "") -> dict[str, Any]:
-    """A layer with known keys only, and blocks where later layers must find blocks."""
+    """``tree``, a layer of ``file``. Raises UserError for an unknown key or if run or parts is not a block."""
     try:
         check_keys(path, tree, known)
         for key in ("run", "parts"):
