@@ -74,7 +74,10 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         try:
             specs = _specs(file.run, bundles, command_line)
         except KeyPathError as error:
-            raise UserError(f"{layers.source(error, overrides)}: row '{row}': {error}") from None
+            where = layers.source(error, overrides)
+            by_override = where == "command line" and "of kind" in error.message
+            hint = "; where rows differ, override the part that has it (parts.*)" if by_override else ""
+            raise UserError(f"{where}: row '{row}': {error}{hint}") from None
         except UserError as error:
             raise UserError(f"{path}: row '{row}' at scale {scale}: {error}") from None
         rows[row] = specs[0]

@@ -186,8 +186,7 @@ def _bundle(bundle: Bundle, path: str, others: list[str]) -> None:
 def _figure(file: ExperimentFile) -> None:
     if (figure := file.figure) is None:
         return
-    every = [(axis, bundle) for axis in file.axes for bundle in file.bundles(axis).values()]
-    labels = {name for axis, bundle in every for name in bundle.label or {axis: ""}}
+    labels = {name for axis in file.axes for bundle in file.bundles(axis).values() for name in bundle.label or [axis]}
     for key in ("line", "point"):
         if (name := getattr(figure, key)) is not None:
             _one_of(f"figure.{key}", name, labels, "label")

@@ -78,16 +78,13 @@ def searches_of(
         for key in {key for setting in search.tokenizers for key in setting}:
             if hit := [w for w in overrides if "tokenizer" in w and w.partition("=")[0].endswith(f".{key}")]:
                 raise UserError(f"override '{hit[0]}': search.{name} of {file} chooses this; change it there")
-        specs: dict[str, list[RunSpec]] = {row: [] for row in chosen}
-        points = []
-        for setting in search.tokenizers:
-            try:
-                for row in chosen:
-                    specs[row].append(_with(rows[row], {"tokenizer": setting}))
-                short = _with(judge, {"tokenizer": setting, "train": {"steps": search.steps}})
-            except (KeyPathError, UserError) as error:
-                raise UserError(f"{where}: {error}") from None
-            points.append(({key: getattr(short.tokenizer, key) for key in setting}, short))
+        settings = search.tokenizers
+        try:
+            specs = {row: [_with(rows[row], {"tokenizer": setting}) for setting in settings] for row in chosen}
+            short = [_with(judge, {"tokenizer": setting, "train": {"steps": search.steps}}) for setting in settings]
+        except (KeyPathError, UserError) as error:
+            raise UserError(f"{where}: {error}") from None
+        points = [({key: getattr(spec.tokenizer, key) for key in s}, spec) for s, spec in zip(settings, short)]
         searches.append(Search(search.judge, points, specs))
     return searches
 
