@@ -1,7 +1,7 @@
-"""Cells chosen by a sweep: the paper gives each cell at its best guidance and temperature without naming them.
+"""Choose a sweep point for each cell: the paper reports the best guidance and temperature without naming them.
 
-The points of a row are sampled on a seed that no table reports, so that the choice does not favour the numbers shown.
-Until all points are measured, the row itself is open: planned and counted, but not run."""
+Sweep points are sampled with a seed that no table reports, so the choice does not bias the reported numbers. Until all
+points are measured, the row itself is open: planned and counted, but not run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Points = list[dict[str, Any]]
 
 
 def with_choices(experiment: Experiment, records: dict[str, Record]) -> Experiment:
-    """The experiment with every row at its chosen point, where all of its points have records."""
+    """The experiment with each row at its best sweep point, if all of the row's points have records."""
     rows, choices = dict(experiment.rows), {}
     for search in experiment.searches:
         if points := _search_points(search, records):
@@ -36,8 +36,8 @@ def with_choices(experiment: Experiment, records: dict[str, Record]) -> Experime
 def _search_points(search: Search, records: dict[str, Record]) -> Points:
     """The settings with their scores; [] while a measurement is missing.
 
-    The score is the distance of reconstructed held-out images plus the held-out loss of the short training, both as
-    multiples of the best setting's: a tokenizer has to preserve the image and to be learnable."""
+    The score is the distance of reconstructed held-out images plus the held-out loss of the short training, each
+    relative to the best setting: a good tokenizer preserves the image and its latents are easy to model."""
     points: Points = []
     for values, spec in search.points:
         tried, alone = choosing_run(search.judge, spec), reconstruction_run(search.judge, spec)
@@ -53,13 +53,9 @@ def _search_points(search: Search, records: dict[str, Record]) -> Points:
 
 def _sweep_points(row: str, sweep: Sweep, records: dict[str, Record]) -> Points:
     """The points with their values of the sweep's metric; [] while one is missing."""
-    points: Points = []
-    for values, spec in sweep.points:
-        run = choosing_run(row, spec)
-        if (value := _value(records.get(run.id), sweep.metric)) is None:
-            return []
-        points.append({"values": values, "value": value, "eval_id": run.id})
-    return points
+    tried = [(values, choosing_run(row, spec).id) for values, spec in sweep.points]
+    points = [{"values": values, "value": _value(records.get(i), sweep.metric), "eval_id": i} for values, i in tried]
+    return [] if any(point["value"] is None for point in points) else points
 
 
 def _value(record: Record | None, metric: str) -> float | None:
@@ -69,15 +65,10 @@ def _value(record: Record | None, metric: str) -> float | None:
 
 
 def _choice(metric: str, minimise: bool, points: Points) -> dict[str, Any]:
-    """The best point, the first among equals, as a record keeps it."""
+    """The best point (the first of equals), in the format of ``Record.selection``."""
     best = (min if minimise else max)(points, key=lambda point: point["value"])
-    return {
-        "metric": metric,
-        "minimise": minimise,
-        "sampling_seed": CHOICE_SEED,
-        "chosen": best["values"],
-        "points": points,
-    }
+    common = {"metric": metric, "minimise": minimise, "sampling_seed": CHOICE_SEED}
+    return {**common, "chosen": best["values"], "points": points}
 
 
 def _index(choice: dict[str, Any]) -> int:

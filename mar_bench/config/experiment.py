@@ -75,9 +75,9 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
             specs = _specs(file.run, bundles, command_line)
         except KeyPathError as error:
             where = layers.source(error, overrides)
-            hint = "; where rows differ, override the part that has it (parts.*)"
-            of_kind = where == "command line" and "of kind" in error.message
-            raise UserError(f"{where}: row '{row}': {error}{hint if of_kind else ''}") from None
+            by_override = where == "command line" and "of kind" in error.message
+            hint = "; where rows differ, override the part that has it (parts.*)" if by_override else ""
+            raise UserError(f"{where}: row '{row}': {error}{hint}") from None
         except UserError as error:
             raise UserError(f"{path}: row '{row}' at scale {scale}: {error}") from None
         rows[row] = specs[0]
@@ -106,7 +106,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
 
 
 def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, Any]) -> list[RunSpec]:
-    """A row's specs, one for each point of its sweep; points that overrides make equal are one."""
+    """A row's specs, one per sweep point; points that overrides make equal are merged."""
     tree: Any = run
     for bundle in bundles:
         tree = overlay(tree, bundle.set or {})
@@ -118,7 +118,7 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
 
 
 def _absent(bundles: Iterable[Bundle], names: tuple[str, ...]) -> str | None:
-    """The text in the place of a row that does not exist, because of a bundle or of two bundles together."""
+    """The text that tables print for a row that this scale lacks; None if the row exists."""
     for bundle in bundles:
         text = bundle.absent
         if isinstance(text, dict):
@@ -129,11 +129,10 @@ def _absent(bundles: Iterable[Bundle], names: tuple[str, ...]) -> str | None:
 
 
 def _published(path: Path, file: ExperimentFile) -> dict[str, Any]:
-    """``paper`` and ``quoted`` of an experiment: numbers written there, or references to results/paper.
+    """``paper`` and ``quoted`` of an experiment: numbers in the file itself, or references to results/paper.
 
-    A key is a row, or the bundles of the row axes alone for what the paper gives once per line of its table.
-    A reference to a whole published row brings all its columns. Numbers of bundles that this scale leaves out are
-    left out."""
+    A key is a row, or only the bundles of the row axes for numbers that the paper prints once per line. A reference to
+    a published row includes all its columns. Bundles that this scale omits have no numbers."""
     try:
         given = file.paper
         if isinstance(given, str):

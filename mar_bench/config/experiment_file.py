@@ -1,30 +1,28 @@
-"""What an experiment file says beside its specs: axes, layout, figure, published cells, orderings, choices."""
+"""The schema of an experiment file around its specs: axes, layout, figure, published numbers, orderings, sweeps."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from mar_bench.config.parse import Count, KeyPathError, NotNegative, OneOf, Seed, join, parse
+from mar_bench.config.parse import (
+    Count,
+    Form,
+    Identifier,
+    KeyPathError,
+    NotEmpty,
+    NotNegative,
+    OneOf,
+    Seed,
+    join,
+    parse,
+)
 from mar_bench.config.spec import CHOICE_SEED, SamplingSpec
 from mar_bench.records.metrics import GENERATION_METRICS, ONCE_METRICS, PUBLISHED
 from mar_bench.utils.errors import did_you_mean
 
-
-@dataclass(frozen=True)
-class Name:
-    """The form of a name in the type of a text."""
-
-    pattern: str
-    text: str
-
-    def complaint(self, value: str) -> str | None:
-        return None if re.fullmatch(self.pattern, value) else f"'{value}': {self.text}"
-
-
-# a choice must not change what a number is of: how many images, in which batches, from which seed and weights
+# a sweep may not change the number of images, their batches, seed or weights
 CHOSEN = (
     "guidance_scale", "guidance_schedule", "temperature", "num_ar_steps", "num_diffusion_steps", "sampler",
     "choice_temperature", "clamp_x0", "guided_channels", "order",
@@ -34,14 +32,14 @@ Column = Annotated[str, OneOf("column", ONCE_METRICS)]
 Published = Annotated[str, OneOf("metric", PUBLISHED)]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(f"sampling.{name}" for name in CHOSEN))]
 SamplingKnob = Annotated[str, OneOf("knob of sampling", tuple(f"sampling.{f.name}" for f in fields(SamplingSpec)))]
-BundleName = Annotated[str, Name("[^/]+", "names of bundles have no /")]
+BundleName = Annotated[str, Form("[^/]+", "names of bundles have no /")]
 
 
 @dataclass(frozen=True)
 class Select:
-    """A cell's point is chosen by one metric among all combinations of the values of ``over``."""
+    """A sweep: one metric chooses among all combinations of the values in ``over``."""
 
-    over: dict[ChosenKnob, tuple[Any, ...]]
+    over: Annotated[dict[ChosenKnob, Annotated[tuple[Any, ...], NotEmpty()]], NotEmpty()]
     minimise: Metric | None = None
     maximise: Metric | None = None
 
@@ -50,7 +48,7 @@ class Select:
 class Bundle:
     """Named overrides on one axis of the rows.
 
-    ``absent`` keeps the place of rows that a scale has not: a text, or one for each bundle of another axis."""
+    ``absent``: the text tables print for rows that a scale lacks, or one text for each bundle of another axis."""
 
     label: dict[str, Any] | None = None  # column of labels -> what tables print; None: the bundle's name
     set: dict[str, Any] | None = None
@@ -60,19 +58,19 @@ class Bundle:
 
 @dataclass(frozen=True)
 class SearchBlock:
-    """Tokenizers to choose from for the rows of a pattern, compared by a short training of one of them."""
+    """Candidate tokenizers for all rows that match a pattern, compared by a short training of the row ``judge``."""
 
     rows: str
     judge: str
     steps: Count
-    tokenizers: tuple[dict[str, Any], ...]
+    tokenizers: Annotated[tuple[dict[str, Any], ...], NotEmpty()]
 
 
 @dataclass(frozen=True)
 class Layout:
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    metrics: tuple[Metric, ...] = ("fd",)
+    metrics: Annotated[tuple[Metric, ...], NotEmpty()] = ("fd",)
     beside: tuple[Column, ...] = ()
 
 
@@ -100,16 +98,18 @@ class Ordering:
 
 @dataclass(frozen=True)
 class Seeds:
-    training: tuple[Seed, ...] | None = None
-    sampling: tuple[Seed, ...] | None = None
+    training: Annotated[tuple[Seed, ...], NotEmpty()] | None = None
+    sampling: Annotated[tuple[Seed, ...], NotEmpty()] | None = None
 
 
 @dataclass(frozen=True)
 class ExperimentFile:
     """The merged and resolved layers of an experiment at one scale."""
 
-    id: Annotated[str, Name(r"[\w-]+", "letters, digits, _ and - only")]
-    axes: dict[str, dict[BundleName, Bundle | None]]  # a bundle that is None is left out at this scale
+    id: Identifier
+    axes: Annotated[
+        dict[str, dict[BundleName, Bundle | None]], NotEmpty()
+    ]  # a bundle that is None is left out at this scale
     layout: Layout
     title: str = ""
     source: str = ""
@@ -135,18 +135,23 @@ EXPERIMENT_KEYS = tuple(f.name for f in fields(ExperimentFile))
 def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
     """Parse and check an experiment's merged layers. Raises KeyPathError."""
     file = parse(ExperimentFile, tree)
-    _need(file.axes, "axes", "an experiment needs at least one axis")
     for axis in file.axes:
         _need(file.bundles(axis), f"axes.{axis}", "an axis needs at least one bundle")
         others = [name for other in file.axes if other != axis for name in file.axes[other]]
         for name, bundle in file.bundles(axis).items():
             _bundle(bundle, f"axes.{axis}.{name}", others)
-    for name, search in file.search.items():
-        _need(search is None or search.tokenizers, f"search.{name}.tokenizers", "expected a list of blocks")
-    _layout(file)
+    placed = [*file.layout.rows, *file.layout.columns]
+    for axis in placed:
+        key = "layout.rows" if axis in file.layout.rows else "layout.columns"
+        _one_of(key, axis, file.axes, "axis")
+        _need(placed.count(axis) == 1, key, f"axis '{axis}' is placed twice")
     _figure(file)
-    _seeds(file.seeds)
-    _paper(file.paper)
+    what = f"{CHOICE_SEED} is the sampling seed on which sweeps are compared; take another"
+    _need(CHOICE_SEED not in (file.seeds.sampling or ()), "seeds.sampling", what, CHOICE_SEED)
+    if not isinstance(file.paper, str):  # else a table of results/paper
+        for row, cell in parse(dict[str, Any], file.paper, "paper").items():
+            if not isinstance(cell, str):  # else one of its rows
+                parse(dict[Published, float], cell, join("paper", row))
     for i, ordering in enumerate(file.orderings):
         path = f"orderings[{i}]"
         _one_of(f"{path}.axis", ordering.axis, file.axes, "axis")
@@ -174,45 +179,15 @@ def _bundle(bundle: Bundle, path: str, others: list[str]) -> None:
     for name in absent:
         _one_of(f"{path}.absent", name, others, "bundle of another axis")
     if (select := bundle.select) is not None:
-        path = f"{path}.select"
         one = (select.minimise is None) != (select.maximise is None)
-        _need(one, path, "needs one of minimise and maximise")
-        _need(select.over, f"{path}.over", "names no knob to choose")
-        for knob, values in select.over.items():
-            _need(values, f"{path}.over.{knob}", "expected a list of values")
-
-
-def _layout(file: ExperimentFile) -> None:
-    placed = [*file.layout.rows, *file.layout.columns]
-    for axis in placed:
-        key = "layout.rows" if axis in file.layout.rows else "layout.columns"
-        _one_of(key, axis, file.axes, "axis")
-        _need(placed.count(axis) == 1, key, f"axis '{axis}' is placed twice")
-    _need(file.layout.metrics, "layout.metrics", f"is empty; {did_you_mean('', GENERATION_METRICS)}")
+        _need(one, f"{path}.select", "needs one of minimise and maximise")
 
 
 def _figure(file: ExperimentFile) -> None:
     if (figure := file.figure) is None:
         return
-    every = [(axis, bundle) for axis in file.axes for bundle in file.bundles(axis).values()]
-    labels = {name for axis, bundle in every for name in bundle.label or {axis: ""}}
+    labels = {name for axis in file.axes for bundle in file.bundles(axis).values() for name in bundle.label or [axis]}
     for key in ("line", "point"):
         if (name := getattr(figure, key)) is not None:
             _one_of(f"figure.{key}", name, labels, "label")
     _need(figure.kind != "curve" or figure.x, "figure.x", "is missing; a curve runs over a knob of sampling")
-
-
-def _seeds(seeds: Seeds) -> None:
-    for key in ("training", "sampling"):
-        _need(getattr(seeds, key) != (), f"seeds.{key}", "expected a list of seeds")
-    what = f"{CHOICE_SEED} is the sampling seed on which sweeps are compared; take another"
-    _need(CHOICE_SEED not in (seeds.sampling or ()), "seeds.sampling", what, CHOICE_SEED)
-
-
-def _paper(paper: Any) -> None:
-    """Published numbers by row, or where they are: a table of results/paper, or one of its rows for a row of ours."""
-    if isinstance(paper, str):
-        return
-    for row, cell in parse(dict[str, Any], paper, "paper").items():
-        if not isinstance(cell, str):
-            parse(dict[Published, float], cell, join("paper", row))

@@ -78,30 +78,18 @@ def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict |
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
     """The same cell on other seeds; published weights keep the one seed they were trained with."""
     train_seed = train_seed if spec.train.published is None else spec.train.seed
-    return replace(
-        spec, train=replace(spec.train, seed=train_seed), sampling=replace(spec.sampling, seed=sampling_seed)
-    )
+    train, sampling = replace(spec.train, seed=train_seed), replace(spec.sampling, seed=sampling_seed)
+    return replace(spec, train=train, sampling=sampling)
 
 
 def _speed_inputs(spec: RunSpec) -> dict[str, Any]:
     """The inputs that affect seconds per image; weights, seeds and image count do not."""
-    defaults = SamplingSpec()
-    sampling = replace(
-        spec.sampling,
-        num_images=defaults.num_images,
-        batch_size=defaults.batch_size,
-        weights=defaults.weights,
-        temperature=defaults.temperature,
-        guidance_scale=1.0 if spec.sampling.guidance_scale == 1 else 2.0,
-        guidance_schedule=defaults.guidance_schedule,
-        seed=0,
-    )
+    irrelevant = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
+    neutral = {name: getattr(SamplingSpec(), name) for name in irrelevant}
+    guidance_scale = 1.0 if spec.sampling.guidance_scale == 1 else 2.0
     return {
-        "tokenizer": spec.tokenizer,
-        "data": spec.data,
-        "model": spec.model,
-        "sampling": sampling,
-        "speed": spec.speed,
+        **{name: getattr(spec, name) for name in ("tokenizer", "data", "model", "speed")},
+        "sampling": replace(spec.sampling, **neutral, guidance_scale=guidance_scale),
         "precision": spec.train.precision,
     }
 

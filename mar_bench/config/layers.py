@@ -1,4 +1,4 @@
-"""Experiment files as layers of plain containers: where they are, YAML, interpolation and overrides.
+"""Find experiment files, read their YAML and merge it in layers, with interpolation and overrides.
 
 Layers, later ones win: base file, experiment, scale overlay, the experiment's own section for that scale. The bundles
 of a row and ``key=value`` from the command line come on top (experiment.py)."""
@@ -36,7 +36,7 @@ def experiment_files() -> dict[str, Path]:
 
 
 def scales() -> list[str]:
-    """The scale overlays there are, the usual ones first, from small to large."""
+    """The available scale overlays: the standard ones first, from small to large."""
     found = {path.stem for path in (experiments_dir() / "scale").glob("*.yaml")}
     return sorted(found, key=lambda s: (SCALES.index(s) if s in SCALES else len(SCALES), s))
 
@@ -63,7 +63,6 @@ def find_experiment(name: str) -> Path:
 
 
 def _overlay_file(file: Path, folder: str, name: str) -> Path:
-    """The overlay ``name`` of ``base`` or ``scale``, beside the experiment or shipped."""
     known = _overlays(file, folder)
     if name not in known:
         raise UserError(f"{file}: no {folder} overlay '{name}', {did_you_mean(name, known)}")
@@ -71,6 +70,7 @@ def _overlay_file(file: Path, folder: str, name: str) -> Path:
 
 
 def _overlays(file: Path, folder: str) -> dict[str, Path]:
+    """The overlays of ``base`` or ``scale`` by name: shipped ones and, before them, those beside the experiment."""
     roots = (experiments_dir(), file.parent)
     return {path.stem: path for root in roots for path in sorted((root / folder).glob("*.yaml"))}
 
@@ -91,32 +91,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], tree)
 
 
-def parse_yaml(expected: Any, path: Path) -> Any:
-    """A YAML file as the dataclass ``expected``. Raises UserError naming the file and the key."""
-    try:
-        return parse(expected, load_yaml(path))
-    except KeyPathError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def _resolve(tree: dict, source: Path) -> dict[str, Any]:
-    """Interpolations replaced by what they refer to."""
+    """Replace interpolations by the values they refer to."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         return cast(dict, OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
-    except InterpolationKeyError as error:
-        found = re.search(r"'(.*)' not found", str(error))
-        missing = found[1] if found else ""
-        hint = did_you_mean(missing, [p for p, _ in leaves_and_blocks(tree) if p.count(".") == missing.count(".")])
-        raise UserError(f"{source}: {error.full_key}: there is no '{missing}', {hint}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {_one_line(error)}") from None
+        raise UserError(f"{source}: {error.full_key or ''}: {str(error).splitlines()[0]}") from None
 
 
 def leaves_and_blocks(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths of a tree and what is there."""
+    """All dotted paths of a tree with their values."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         yield join(path, key), value
         yield from leaves_and_blocks(value, join(path, key))
@@ -160,7 +147,7 @@ class Layered:
     files: dict[Path, dict[str, Any]]
 
     def source(self, error: KeyPathError, overrides: Sequence[str] = ()) -> str:
-        """Where a bad key or value was written: the command line, or the last file that has it."""
+        """The source of a bad key or value: the command line, or the last file that sets it."""
         path = re.sub(r"\[\d+\]", "", error.path)
         name = path.rpartition(".")[2]
         for key, _, text in (override.partition("=") for override in overrides):
@@ -181,32 +168,28 @@ class Layered:
 
 def layered(file: Path, scale: str, parts: Any = None) -> Layered:
     """All layers but bundles and overrides; ``parts`` are the overrides of parts, which come before interpolation."""
-    own = _layer(file, EXPERIMENT_KEYS)
-    base = {}
-    if own.get("base"):
-        base_file = _overlay_file(file, "base", own["base"])
-        base[base_file] = _layer(base_file, LAYER_KEYS)
-    scale_file = _overlay_file(file, "scale", scale)
-    scale_tree = _layer(scale_file, LAYER_KEYS)
-    section = _section(file, own.get("scales") or {}, scale)
+    own = _checked(file, load_yaml(file), EXPERIMENT_KEYS)
+    base_files = [_overlay_file(file, "base", own["base"])] if own.get("base") else []
+    base, scaled = (
+        {path: _checked(path, load_yaml(path), LAYER_KEYS) for path in paths}
+        for paths in (base_files, [_overlay_file(file, "scale", scale)])
+    )
+    sections = _checked(file, own.get("scales") or {}, _overlays(file, "scale"), "scales")
+    section = _checked(file, sections.get(scale) or {}, SECTION_KEYS, f"scales.{scale}")
     tree: dict[str, Any] = {}
     try:
-        for layer in (*base.values(), {**own, "base": None, "scales": None}, scale_tree, section):
+        for layer in (*base.values(), {**own, "base": None, "scales": None}, *scaled.values(), section):
             tree = overlay(tree, {k: v for k, v in layer.items() if v is not None})
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if parts is not None:
         _check_parts(tree, parts)
         tree = overlay(tree, {"parts": parts})
-    return Layered(_resolve(tree, file), {**base, file: own, scale_file: scale_tree})
-
-
-def _layer(file: Path, known: Collection[str]) -> dict[str, Any]:
-    return _checked(file, load_yaml(file), known)
+    return Layered(_resolve(tree, file), {**base, file: own, **scaled})
 
 
 def _checked(file: Path, tree: Any, known: Collection[str], path: str = "") -> dict[str, Any]:
-    """A layer with known keys only, and blocks where later layers must find blocks."""
+    """``tree``, a layer of ``file``. Raises UserError for an unknown key or if run or parts is not a block."""
     try:
         check_keys(path, tree, known)
         for key in ("run", "parts"):
@@ -214,12 +197,6 @@ def _checked(file: Path, tree: Any, known: Collection[str], path: str = "") -> d
     except KeyPathError as error:
         raise UserError(f"{file}: {error}") from None
     return tree
-
-
-def _section(file: Path, sections: Any, scale: str) -> dict[str, Any]:
-    """What the experiment itself changes at a scale."""
-    _checked(file, sections, _overlays(file, "scale"), "scales")
-    return _checked(file, sections.get(scale) or {}, SECTION_KEYS, f"scales.{scale}")
 
 
 def _check_parts(tree: dict, parts: Any) -> None:
@@ -231,6 +208,5 @@ def _check_parts(tree: dict, parts: Any) -> None:
     for path, _ in leaves_and_blocks({"parts": parts}):
         inside = any(path.startswith(f"{block}.") for block in used)
         if path not in known and not inside:
-            folder = path.rpartition(".")[0]
-            siblings = [p for p in known if p.rpartition(".")[0] == folder]
-            raise UserError(f"override '{path}': no such part, {did_you_mean(path, siblings)}")
+            parts_known = [name for name in known if name.startswith("parts.")]
+            raise UserError(f"override '{path}': no such part, {did_you_mean(path, parts_known)}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import sys
 import types
 import typing
@@ -50,6 +51,26 @@ class OneOf:
         return None if value in self.known else f"no {self.what} '{value}', {did_you_mean(value, self.known)}"
 
 
+@dataclass(frozen=True)
+class Form:
+    """The form of a text, as a regular expression and in words."""
+
+    pattern: str
+    text: str
+
+    def complaint(self, value: str) -> str | None:
+        return None if re.fullmatch(self.pattern, value) else f"'{value}': {self.text}"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """At least one item in a list or block."""
+
+    def complaint(self, value: Collection[Any]) -> str | None:
+        return None if value else "must not be empty"
+
+
+Identifier = Annotated[str, Form(r"[\w-]+", "letters, digits, _ and - only")]
 Count = Annotated[int, Range("must be above 0", 1)]
 CountOrZero = Annotated[int, Range("must be 0 or more", 0)]
 TwoOrMore = Annotated[int, Range("must be at least 2", 2)]

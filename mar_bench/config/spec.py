@@ -7,12 +7,14 @@ field's type and ``kind`` chooses among them; class variables describe a kind fo
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from mar_bench.config.parse import (
     Count,
     CountOrZero,
+    Form,
     Fraction,
+    Identifier,
     NotNegative,
     Positive,
     Seed,
@@ -21,50 +23,20 @@ from mar_bench.config.parse import (
     TwoOrMore,
     unhashed,
 )
-from mar_bench.config.spec_data import (  # noqa: F401
-    ConsistencyTokenizer,
-    Continuous,
+from mar_bench.config.spec_data import *  # noqa: F403
+from mar_bench.config.spec_data import (
     DataSpec,
-    DigitsData,
-    Discrete,
     ImageFolderData,
-    KLTokenizer,
     LatentsSpec,
     LDMKLTokenizer,
-    LDMVQTokenizer,
-    MnistData,
-    PixelTokenizer,
-    SDKLTokenizer,
     TokenizerSpec,
     TokenSpace,
-    VQTokenizer,
-    keeps_floats,
-    latent_space,
-    measures_scale,
-    num_tokens,
     token_space,
 )
-from mar_bench.config.spec_model import (  # noqa: F401
-    ARModel,
-    BackboneSpec,
-    CausalBackbone,
-    CrossEntropyHead,
-    DiffusionHead,
-    DiTModel,
-    EnergyHead,
-    FlowHead,
-    GaussianMixtureHead,
-    HeadSpec,
-    MaskedBackbone,
-    MaskingSpec,
-    ModelSpec,
-    MSEHead,
-    TruncatedNormalMasking,
-    UniformMasking,
-    drawing_part,
-    is_causal,
-)
+from mar_bench.config.spec_model import *  # noqa: F403
+from mar_bench.config.spec_model import ARModel, ModelSpec
 
+Device = Annotated[str, Form(r"auto|cpu|cuda(:\d+)?", "must be auto, cpu, cuda or cuda:<number>")]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 
@@ -116,7 +88,7 @@ class ClassifierExtractor:
 
     trained: ClassVar[bool] = True
     kind: Literal["classifier"] = "classifier"
-    name: str = "classifier"
+    name: Identifier = "classifier"  # part of the names of metrics
     feature_dim: Count = 64
     width: Count = 32
     steps: Count = 800
@@ -131,7 +103,7 @@ class InceptionExtractor:
 
     trained: ClassVar[bool] = False
     kind: Literal["inception"] = "inception"
-    name: str = "inception"
+    name: Identifier = "inception"
     weights: str | None = unhashed(None)
 
 
@@ -141,7 +113,7 @@ class EfficientNetExtractor:
 
     trained: ClassVar[bool] = False
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    name: str = "efficientnet_lite0"
+    name: Identifier = "efficientnet_lite0"
 
 
 @dataclass(frozen=True)
@@ -150,7 +122,7 @@ class PluginExtractor:
 
     trained: ClassVar[bool] = False
     kind: Literal["plugin"] = "plugin"
-    name: str = "plugin"
+    name: Identifier = "plugin"
     weights: str | None = unhashed(None)  # a file, if the extractor wants one
 
 
@@ -203,7 +175,7 @@ class SpeedSpec:
 class ComputeSpec:
     """Where and how fast: in no id but a speed record's, which has device and threads."""
 
-    device: str = unhashed("auto")  # auto: cuda if available, else cpu
+    device: Device = unhashed("auto")  # auto: cuda if available, else cpu
     threads: Count = unhashed(1)  # per process
     checkpoint_every: Count = unhashed(5000)  # training steps
     # images per forward pass, gradients are accumulated; None: the whole batch. It changes the draws of dropout

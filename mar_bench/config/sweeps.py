@@ -1,4 +1,4 @@
-"""Points from which a cell or a tokenizer is chosen: sweeps of a row's sampling, searches of a tokenizer."""
+"""Sweeps over a row's sampling settings and searches over tokenizers, expanded into specs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mar_bench.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Sweep:
-    """The points of a row, which differ in ``sampling`` only, and the metric that chooses among them."""
+    """The sweep points of a row, which differ in ``sampling`` only, and the metric that chooses among them."""
 
     metric: str
     minimise: bool
@@ -27,7 +27,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of a tokenizer, from which one is chosen for several rows, each tried in a short training."""
+    """Tokenizer settings, of which one is chosen for several rows; each is tried in a short training."""
 
     judge: str  # the row that is trained to compare them
     points: list[tuple[dict[str, Any], RunSpec]]  # fields of the tokenizer, and that row with them, trained briefly
@@ -35,7 +35,7 @@ class Search:
 
 
 def points_of(bundles: list[Bundle]) -> Iterator[dict[str, Any]]:
-    """Every combination of values that the row's sweep names, as a tree; an empty one without a sweep."""
+    """All combinations of the values in the row's sweep, as trees; one empty tree without a sweep."""
     selects = [bundle.select for bundle in bundles if bundle.select]
     if len(selects) > 1:
         raise UserError("two of its bundles have a select; only one may")
@@ -45,7 +45,7 @@ def points_of(bundles: list[Bundle]) -> Iterator[dict[str, Any]]:
 
 
 def sweep_of(bundles: list[Bundle], specs: list[RunSpec]) -> Sweep:
-    """The row's points by the knobs in which they differ; an override may have fixed others."""
+    """The row's sweep, with points named by the settings that vary; overrides may have fixed the others."""
     select = next(bundle.select for bundle in bundles if bundle.select)
     values = {path: [getattr(spec.sampling, path.partition(".")[2]) for spec in specs] for path in select.over}
     differ = [path for path, found in values.items() if len(set(found)) > 1]
@@ -60,7 +60,7 @@ def searches_of(
     sweeps: dict[str, Sweep],
     overrides: Sequence[str],
 ) -> list[Search]:
-    """The searches of an experiment. Raises UserError naming the one that does not fit its rows or the overrides."""
+    """The searches of an experiment. Raises UserError for one that conflicts with its rows or the overrides."""
     searches: list[Search] = []
     for name, search in blocks.items():
         if search is None:  # this scale has published tokenizers
@@ -78,20 +78,17 @@ def searches_of(
         for key in {key for setting in search.tokenizers for key in setting}:
             if hit := [w for w in overrides if "tokenizer" in w and w.partition("=")[0].endswith(f".{key}")]:
                 raise UserError(f"override '{hit[0]}': search.{name} of {file} chooses this; change it there")
-        specs: dict[str, list[RunSpec]] = {row: [] for row in chosen}
-        points = []
-        for setting in search.tokenizers:
-            try:
-                for row in chosen:
-                    specs[row].append(_with(rows[row], {"tokenizer": setting}))
-                short = _with(judge, {"tokenizer": setting, "train": {"steps": search.steps}})
-            except (KeyPathError, UserError) as error:
-                raise UserError(f"{where}: {error}") from None
-            points.append(({key: getattr(short.tokenizer, key) for key in setting}, short))
+        settings = search.tokenizers
+        try:
+            specs = {row: [_with(rows[row], {"tokenizer": setting}) for setting in settings] for row in chosen}
+            short = [_with(judge, {"tokenizer": setting, "train": {"steps": search.steps}}) for setting in settings]
+        except (KeyPathError, UserError) as error:
+            raise UserError(f"{where}: {error}") from None
+        points = [({key: getattr(spec.tokenizer, key) for key in s}, spec) for s, spec in zip(settings, short)]
         searches.append(Search(search.judge, points, specs))
     return searches
 
 
 def _with(spec: RunSpec, tree: dict[str, Any]) -> RunSpec:
-    """A row with some of its fields changed, as if its file said so."""
+    """A row with some of its fields replaced, parsed and checked again."""
     return finish(parse(RunSpec, overlay(as_tree(spec), tree)))

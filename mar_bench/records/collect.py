@@ -75,8 +75,8 @@ def collect(folders: list[Path], records: Path, dry_run: bool = False) -> Collec
 
     Raises UserError, before anything is written, for a folder without records and for a broken record."""
     incoming = [found for folder in folders for found in _records_in(folder, records)]
-    if records.exists() and not records.is_dir():
-        raise UserError(f"{records}: a file, not a folder of records")
+    if records.is_file():
+        raise UserError(f"{records}: not a folder")
     with nullcontext() if dry_run else locks.held(records / LOCK):
         here = {path.stem: _read(path, path.stem) for path in sorted(records.glob("*.json"))}
         plan = Collection(records, here)
@@ -98,18 +98,17 @@ def _records_in(folder: Path, destination: Path) -> list[Found]:
 
     Raises UserError where there are none, where they are those of ``destination``, and for a broken file."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{folder}: not a folder")
     place = _place_of(folder)
     is_destination = place.resolve() == destination.resolve()
     files = {} if is_destination else {path: path.stem for path in sorted(place.glob("*.json"))}
     if not files:
         runs = (path for task in RECORDED for path in sorted(folder.glob(f"{task}/*/record.json")))
         files = {path: path.parent.name for path in runs}
-    if not files and is_destination:
-        raise UserError(f"{place}: is the folder of records itself; name another one, or another --records")
     if not files:
-        wanted = f"<eval_id>.json, {', '.join(PLACES)} and, of runs, {RECORDED[0]}/<eval_id>/record.json"
-        raise UserError(f"{folder}: no records in it (looked for {wanted})")
+        reason = "no records in it, neither <eval_id>.json nor generation/<eval_id>/record.json"
+        itself = "is the folder of records itself; name another one, or another --records"
+        raise UserError(f"{place}: {itself if is_destination else reason}")
     return [_read(path, name) for path, name in files.items()]
 
 
@@ -142,12 +141,10 @@ def _decide(plan: Collection, name: str, given: list[Found]) -> None:
         files = plan.aside[name] = dict(before)
         known = {found.content for found in files.values()}
         for found in [here, *results] if here else results:
-            digest, host = (
-                hashlib.sha256(found.content).hexdigest()[:12],
-                found.record.provenance.get("host", "unknown"),
-            )
             if found.content not in known:  # each content once, whatever its file is called
                 known.add(found.content)
+                digest = hashlib.sha256(found.content).hexdigest()[:12]
+                host = found.record.provenance.get("host", "unknown")
                 files[plan.folder / CONFLICTS / name / f"{host}-{digest}.json"] = found
         return
     kept = here.record if here else None
@@ -169,16 +166,13 @@ def difference(one: Record, other: Record) -> str | None:
     """Why two results of one id are not the same, ``fd_mnist5k 5 against 6.5``; None where they are.
 
     Metrics are equal to TOLERANCE. Seconds never repeat, so of speed records only the protocol is compared."""
-    speed = one.task == "speed"
-    ones: dict[str, Any]
-    others: dict[str, Any]
-    ones, others = (one.protocol, other.protocol) if speed else (one.metrics, other.metrics)
-    for key in dict.fromkeys([*ones, *others]):
-        first, second = ones.get(key), others.get(key)
-        unequal = first != second
-        if unequal and not speed and first is not None and second is not None:
-            unequal = not math.isclose(first, second, rel_tol=TOLERANCE)
-        if unequal:
+    is_speed = one.task == "speed"
+    compared: list[dict[str, Any]] = [record.protocol if is_speed else record.metrics for record in (one, other)]
+    for key in dict.fromkeys([*compared[0], *compared[1]]):
+        first, second = (values.get(key) for values in compared)
+        if first == second:
+            continue
+        if is_speed or first is None or second is None or not math.isclose(first, second, rel_tol=TOLERANCE):
             return f"{key} {first} against {second}"
     return None
 
@@ -216,13 +210,9 @@ def _unchanged(plan: Collection, name: str) -> Path:
 
 def _conflict_line(home: Path, files: dict[Path, Found]) -> str:
     paths, records = list(files), [found.record for found in files.values()]
-    first = records[0]
-    reasons = (difference(first, other) for other in records[1:])
-    reason = next((reason for reason in reasons if reason), "no difference is left")
-    model = first.spec.get("model") or {}
-    blocks = (first.spec.get("data"), first.spec.get("tokenizer"), model.get("backbone"), model.get("head"))
-    kinds = ", ".join([first.task, *(block["kind"] for block in blocks if isinstance(block, dict) and "kind" in block)])
+    reasons = (difference(records[0], other) for other in records[1:])
+    reason = next(filter(None, reasons), "no difference is left")
     return (
-        f"set aside: {home.stem} ({kinds}): {reason}, in {', '.join(map(str, paths))}; move one to {home} and delete "
-        "the others, there and where they came from"
+        f"set aside: {home.stem} ({records[0].task}): {reason}, in {', '.join(map(str, paths))}; move one to {home} "
+        "and delete the others, there and where they came from"
     )

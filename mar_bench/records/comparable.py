@@ -1,36 +1,53 @@
 """Which recorded values may be compared: everything a metric depends on beside the images must be equal.
 
 Each metric has its own conditions (``MetricSpec.conditions``): the number of IS splits does not matter to a distance.
-Three things are no condition:
-
-- seeds of subsets and splits: another seed is another draw of the same quantity;
-- names, where the SHA-256 of the content is known: the same file may have another name;
-- whatever neither record holds: records of one age agree in what was not recorded yet.
-
-What only one of the two records holds is one: the other may have been measured in any way (IS was once computed over
-images in file order, and no record of that time says so)."""
+No conditions are seeds of subsets and splits (another seed is another draw of the same quantity), names where the
+SHA-256 of the content is known, and values that neither record holds. A value that only one record holds is a
+difference: the other may have been measured in any way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from mar_bench.records.metrics import IMAGES, METRICS
 from mar_bench.records.record import Record
 
-Protocol = dict[str, Any]  # of a record
 SHA_DIGITS = 8  # enough to tell a few files apart
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A property of a protocol that must be equal: ``value`` reads it (None: not recorded), ``describe`` puts the
-    difference of two protocols in words."""
+class Condition(NamedTuple):
+    """A property of a protocol that must be equal."""
 
     noun: str
-    value: Callable[[Protocol], Any]
-    describe: Callable[[Protocol, Protocol], str]
+    path: str  # ``samples.size`` of the protocol; of content: its block, compared by sha256, else by name
+    phrase: str  # a difference in words, from both values
+    is_content: bool = False
+
+
+CONDITIONS = {
+    "extractor": Condition("feature extractor", "extractor", "another feature extractor ({} against {})", True),
+    "dtype": Condition("precision of the numbers", "dtype", "features in {} against {}"),
+    "reference": Condition("reference", "reference", "another reference ({} against {})", True),
+    "num_reference": Condition("number of reference images", "num_reference", "{} against {} reference images"),
+    "num_features": Condition(  # with more reference images the neighbours are nearer
+        "number of reference features", "reference.num_features", "neighbours among {} against {} reference images"
+    ),
+    "heldout": Condition("held-out images", "heldout", "other held-out images ({} against {})", True),
+    "num_heldout": Condition("number of held-out images", "num_heldout", "{} against {} held-out images"),
+    "is_splits": Condition("number of IS splits", "settings.is_splits", "IS over {} against {} splits"),
+    "kid_subsets": Condition("number of KID subsets", "settings.kid_subsets", "KID over {} against {} subsets"),
+    "kid_subset_size": Condition(
+        "size of KID subsets", "settings.kid_subset_size", "KID over subsets of {} against {} images"
+    ),
+    "kid_kernel": Condition("kernel of KID", "settings.kid_kernel", "KID with kernel {} against {}"),
+    "neighbours": Condition("neighbours", "settings.neighbours", "the radius of {} against {} neighbours"),
+    "num_generated": Condition("number of images", "num_generated", "{} against {} generated images"),
+    "label_mode": Condition("labels", "label_mode", "labels {} against {}"),
+    "image_size": Condition("image size", "samples.size", "images of {} against {}"),
+    "channels": Condition("channels", "samples.channels", "{} against {} channels"),
+    "conversion": Condition("conversion to bytes", "samples.conversion", "converted by {} against {}"),
+}
 
 
 def differences(one: Record, other: Record, metric: str) -> list[str]:
@@ -49,15 +66,17 @@ def instrument_differences(one: Record, other: Record, metric: str) -> list[str]
 def _differences(one: Record, other: Record, names: Iterable[str]) -> list[str]:
     reasons, half_known = [], []
     for condition in [CONDITIONS[name] for name in names]:
-        values = condition.value(one.protocol), condition.value(other.protocol)
+        found = [_get(record.protocol, condition.path) for record in (one, other)]
+        values = [_identity(value) for value in found] if condition.is_content else found
         if (values[0] is None) != (values[1] is None):
             half_known.append(condition.noun)
         elif values[0] != values[1]:
-            reasons.append(condition.describe(one.protocol, other.protocol))
+            texts = _described(*found) if condition.is_content else map(_text, found)
+            reasons.append(condition.phrase.format(*texts))
     return reasons + [f"recorded for one of them only: {', '.join(half_known)}"] * bool(half_known)
 
 
-def _get(protocol: Protocol, path: str) -> Any:
+def _get(protocol: dict[str, Any], path: str) -> Any:
     """``samples.size`` of a protocol; lists as tuples, so that a record read from JSON equals one just made."""
     found: Any = protocol
     for key in path.split("."):
@@ -65,61 +84,17 @@ def _get(protocol: Protocol, path: str) -> Any:
     return tuple(found) if isinstance(found, list) else found
 
 
-def _field(noun: str, path: str, phrase: str) -> Condition:
-    """``phrase`` is ``{} against {} generated images``; sizes are written 32x32."""
-
-    def text(protocol: Protocol) -> str:
-        value = _get(protocol, path)
-        return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-    return Condition(noun, lambda protocol: _get(protocol, path), lambda a, b: phrase.format(text(a), text(b)))
+def _identity(block: Any) -> Any:
+    return (block.get("sha256") or block.get("name")) if isinstance(block, dict) else None
 
 
-def _content(noun: str, block: str, word: str = "another") -> Condition:
-    """A network or a set of images, compared by content where that is recorded, else by name."""
-
-    def value(protocol: Protocol) -> Any:
-        return _get(protocol, f"{block}.sha256") or _get(protocol, f"{block}.name")
-
-    def describe(one: Protocol, other: Protocol) -> str:
-        names = [str(_get(p, f"{block}.name") or "unnamed") for p in (one, other)]
-        digests = [(_get(p, f"{block}.sha256") or "")[:SHA_DIGITS] or "unknown" for p in (one, other)]
-        if names[0] == names[1]:
-            return f"{word} {noun} (sha256 {digests[0]} against {digests[1]})"
-        return f"{word} {noun} ({names[0]} against {names[1]})"
-
-    return Condition(noun, value, describe)
+def _described(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
+    """Two networks or sets of images by name or, where the names are equal, by the start of their SHA-256."""
+    names = [str(block.get("name") or "unnamed") for block in (one, other)]
+    digests = [(block.get("sha256") or "unknown")[:SHA_DIGITS] for block in (one, other)]
+    return (names[0], names[1]) if names[0] != names[1] else (f"sha256 {digests[0]}", digests[1])
 
 
-def _subsets(protocol: Protocol) -> tuple[str, str] | None:
-    """The number and size of KID's subsets, and its kernel; None where that is not recorded."""
-    count, size, kernel = (_get(protocol, f"settings.kid_{key}") for key in ("subsets", "subset_size", "kernel"))
-    return None if count is None or size is None else (f"{count} subsets of {size}", f"kernel {kernel}")
-
-
-def _describe_subsets(one: Protocol, other: Protocol) -> str:
-    (first, first_kernel), (second, second_kernel) = (_subsets(p) or ("", "") for p in (one, other))
-    if first_kernel != second_kernel:
-        first, second = f"{first} ({first_kernel})", f"{second} ({second_kernel})"
-    return f"KID over {first} against {second}"
-
-
-CONDITIONS = {
-    "extractor": _content("feature extractor", "extractor"),
-    "dtype": _field("precision of the numbers", "dtype", "features in {} against {}"),
-    "reference": _content("reference", "reference"),
-    "num_reference": _field("number of reference images", "num_reference", "{} against {} reference images"),
-    "num_features": _field(  # with more reference images the neighbours are nearer
-        "number of reference features", "reference.num_features", "neighbours among {} against {} reference images"
-    ),
-    "heldout": _content("held-out images", "heldout", "other"),
-    "num_heldout": _field("number of held-out images", "num_heldout", "{} against {} held-out images"),
-    "is_splits": _field("number of IS splits", "settings.is_splits", "IS over {} against {} splits"),
-    "kid_subsets": Condition("subsets of KID", _subsets, _describe_subsets),
-    "neighbours": _field("neighbours", "settings.neighbours", "the radius of {} against {} neighbours"),
-    "num_generated": _field("number of images", "num_generated", "{} against {} generated images"),
-    "label_mode": _field("labels", "label_mode", "labels {} against {}"),
-    "image_size": _field("image size", "samples.size", "images of {} against {}"),
-    "channels": _field("channels", "samples.channels", "{} against {} channels"),
-    "conversion": _field("conversion to bytes", "samples.conversion", "converted by {} against {}"),
-}
+def _text(value: Any) -> str:
+    """``32x32`` of a size."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -119,7 +119,7 @@ _IS = MetricSpec(
 _KID = MetricSpec(
     "kid",
     "KID",
-    conditions=(*EXTRACTOR, "reference", "kid_subsets", *IMAGES),
+    conditions=(*EXTRACTOR, "reference", "kid_subsets", "kid_subset_size", "kid_kernel", *IMAGES),
     lower_is_better=True,
     scale=1000,
     unit="x 1000",

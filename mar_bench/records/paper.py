@@ -32,18 +32,11 @@ def paper_dir() -> Path:
     return shipped("results/paper", "paper", "MAR_BENCH_PAPER")
 
 
-def paper_files() -> dict[str, Path]:
-    """The files of the published tables by the tables' names."""
-    return {path.stem: path for path in sorted(paper_dir().glob("*.csv"))}
-
-
 def published(table: str) -> dict[str, PublishedRow]:
     """The rows of a published table by their keys, in the order of the file.
 
     Raises UserError for a table that does not exist, and with file and line for a line that cannot be right."""
-    files = paper_files()
-    if not files:
-        raise UserError(f"no published tables in {paper_dir()}: set MAR_BENCH_PAPER to a folder with <table>.csv")
+    files = {path.stem: path for path in sorted(paper_dir().glob("*.csv"))}
     if table not in files:
         raise UserError(f"no published table '{table}' in {paper_dir()}: {did_you_mean(table, files)}")
     rows: dict[str, PublishedRow] = {}
@@ -71,20 +64,11 @@ def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where
     try:
         numbers[metric] = float(text)
     except ValueError:
-        raise ValueError(f"{where}: value '{text}' is no number; leave blanks of the paper out") from None
+        numbers[metric] = math.nan
     if not math.isfinite(numbers[metric]):
-        raise ValueError(f"{where}: value '{text}' is not finite")
+        raise ValueError(f"{where}: value '{text}' is not a finite number; leave blanks of the paper out")
     if source not in row.source.split("; "):
         rows[key] = replace(row, source=f"{row.source}; {source}")
-
-
-def cells(table: str) -> dict[str, dict[str, float]]:
-    """The numbers of a published table by ``row/column``, or ``row`` for those of the row itself."""
-    out: dict[str, dict[str, float]] = {}
-    for row in published(table).values():
-        for column, metrics in row.numbers.items():
-            out.setdefault(f"{row.row}/{column}" if column else row.row, {}).update(metrics)
-    return out
 
 
 def lookup(reference: str) -> dict[str, float]:
@@ -92,7 +76,11 @@ def lookup(reference: str) -> dict[str, float]:
 
     Raises UserError where there is no such table, row or cell."""
     table, _, cell = reference.partition("/")
-    known = cells(table)
+    known = {
+        f"{row.row}/{column}" if column else row.row: numbers
+        for row in published(table).values()
+        for column, numbers in row.numbers.items()
+    }
     if cell not in known:
         raise UserError(f"published numbers '{reference}': no '{cell}' in {table}, {did_you_mean(cell, known)}")
     return known[cell]

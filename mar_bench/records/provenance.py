@@ -10,7 +10,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -53,10 +52,9 @@ def git_state() -> dict:
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return name
+        return platform.processor() or platform.machine()
 
 
 @lru_cache(maxsize=8)
@@ -82,12 +80,12 @@ def _command() -> str | None:
     return shlex.join(["mar-bench", *sys.argv[1:]]) if ours else None
 
 
-def _slurm_job(environ: Mapping[str, str]) -> dict:
-    if "SLURM_JOB_ID" not in environ:
+def _slurm_job() -> dict:
+    if "SLURM_JOB_ID" not in os.environ:
         return {}
-    array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{element}" if array else environ["SLURM_JOB_ID"]
-    return {"slurm": {"job": job, "restarts": int(environ.get("SLURM_RESTART_COUNT", 0))}}
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
+    return {"slurm": {"job": job, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}}
 
 
 def provenance(device: str, threads: int, seconds: float) -> dict:
@@ -96,7 +94,7 @@ def provenance(device: str, threads: int, seconds: float) -> dict:
         "mar_bench": mar_bench.__version__,
         "git": git_state(),
         "command": _command(),
-        **_slurm_job(os.environ),
+        **_slurm_job(),
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
         "platform": f"{platform.system()} {platform.machine()}",
         # a digest distinguishes hosts without publishing their names

@@ -88,14 +88,6 @@ def test_an_empty_section_takes_nothing_away(tmp_path):
     assert load(written(tmp_path, experiment)).rows["small"].tokenizer.width == 8
 
 
-def test_anchors_and_merge_keys_are_plain_yaml(tmp_path):
-    head = "{model: {head: {kind: diffusion, width: "
-    experiment = MINE.replace(head + "8}}}", "&small {model: {order: raster}}")
-    experiment = experiment.replace(head + "16}}}", "{<<: *small, train: {seed: 7}}")
-    row = load(written(tmp_path, experiment)).rows["large"]
-    assert (row.model.order, row.train.seed) == ("raster", 7)
-
-
 def test_a_base_and_a_scale_beside_the_experiment_come_before_the_shipped_ones(tmp_path):
     file = written(tmp_path)
     assert load(file, scale="paper").rows["small"].data.kind == "digits"

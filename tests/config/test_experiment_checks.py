@@ -90,15 +90,11 @@ def test_quoted_rows_are_those_that_no_row_of_ours_refers_to(tmp_path):
         ("paper: tabel1", ("tabel1", "did you mean 'table1'")),
         ("paper: {small/withou: {fd: 1.0}}", ("paper.small/withou", "did you mean 'small/without'")),
         ("paper: {small/without: table1/mar/dif/guided}", ("mar/dif", "did you mean")),
-        ("quoted: table4", ("quoted", "expected a list")),
         ("quoted: [table44]", ("table44", "did you mean 'table4'")),
-        ("seeds: {train: [0]}", ("seeds.train", "did you mean 'training'")),
-        ("seeds: {training: 0}", ("seeds.training", "expected a list")),
+        ("seeds: {training: []}", ("seeds.training", "empty")),
         ("seeds: {training: [-1]}", ("seeds.training[0]", "must lie between 0")),
-        ("figure: {kind: curves}", ("figure.kind", "curve")),
         ("figure: {kind: curve, x: train.steps}", ("figure.x", "knob of sampling")),
         ("figure: {kind: speed, line: haed}", ("figure.line", "did you mean 'head'")),
-        ("figure: {kind: speed, y: [fid]}", ("figure.y", "did you mean 'fd'")),
     ],
 )
 def test_mistakes(more, hints, tmp_path):

@@ -67,10 +67,9 @@ def test_rows_and_seeds_measured_alike_are_comparable(table1, record):
         ("heldout.sha256", "9" * 64, {"fd:heldout"}, "other held-out images (sha256 bbbbbbbb against 99999999)"),
         ("num_heldout", 9, {"fd:heldout"}, "1000 against 9 held-out images"),
         ("settings.is_splits", 9, {"is"}, "IS over 5 against 9 splits"),
-        ("settings.kid_subsets", 9, {"kid"}, "KID over 100 subsets of 500 against 9 subsets of 500"),
-        ("settings.kid_subset_size", 9, {"kid"}, "KID over 100 subsets of 500 against 100 subsets of 9"),
-        ("settings.kid_kernel", "rbf", {"kid"}, "KID over 100 subsets of 500 (kernel polynomial, degree 3) against "
-                                                "100 subsets of 500 (kernel rbf)"),
+        ("settings.kid_subsets", 9, {"kid"}, "KID over 100 against 9 subsets"),
+        ("settings.kid_subset_size", 9, {"kid"}, "KID over subsets of 500 against 9 images"),
+        ("settings.kid_kernel", "rbf", {"kid"}, "KID with kernel polynomial, degree 3 against rbf"),
         ("settings.neighbours", 9, {"precision", "recall"}, "the radius of 3 against 9 neighbours"),
     ],
 )  # fmt: skip

@@ -162,19 +162,7 @@ def test_a_fence_concerns_starts_of_the_same_job_only(claim):
     assert not leaves(claim("another").check), "its count of starts is another"
 
 
-def test_a_first_start_writes_no_claim(claim, tmp_path):
-    claim().fence()
-    assert not (tmp_path / "deep/stage.claim").exists()
-
-
-def test_a_start_may_claim_again(claim):
-    claim(restart=2).take()
-    again = claim(restart=2)
-    again.fence()
-    assert not leaves(again.check)
-
-
-@pytest.mark.parametrize("text", ["", "{", "null", "3", "[]", '["a job"]', '["a job", "x"]', '["a job", 9, 9]'])
+@pytest.mark.parametrize("text", ["", "null", '["a job"]', '["a job", "x"]'])
 def test_a_broken_claim_is_ignored(text, claim, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/stage.claim").write_text(text)
