@@ -24,9 +24,8 @@ from mar_bench.cli.options import (
     app,
     results,
 )
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError
 
-RETRIES = ("failed",)
 Cluster = Annotated[
     str,
     typer.Option(
@@ -61,12 +60,12 @@ def submit(
     from mar_bench.cluster.profile import load_profile
     from mar_bench.cluster.submit import submit as submit_request
 
-    if retry is not None and retry not in RETRIES:
-        raise UserError(f"--retry {retry}: {did_you_mean(retry, RETRIES)}")
+    if retry not in (None, "failed"):
+        raise UserError(f"--retry {retry}: the only choice is 'failed'")
     name, profile = load_profile(cluster)
     command = shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
     request = Request(
-        command, list(words or ()), name, every, scale, only, seeds, sampling_seeds, runs or profile.runs, records,
+        command, tuple(words or ()), name, every, scale, only, seeds, sampling_seeds, runs or profile.runs, records,
         str(Path(reports).absolute()),
     )  # fmt: skip
     results(request.runs, records)  # names records that disagree
@@ -137,11 +136,9 @@ def cancel(
     from mar_bench.cluster.send import cancel_rows
 
     rows, ids, kept = cancel_rows(_places(runs, cluster), name)
-    shown = f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""
-    print(f"cancelled {rows} record{'s' * (rows > 1)}; {len(ids)} jobs ended{shown}")
+    print(f"cancelled {rows} records; {len(ids)} jobs ended: {' '.join(ids)}")
     if kept:
-        more = " ..." if len(kept) > 3 else ""
-        print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept[:3])}{more}")
+        print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept)}")
 
 
 def _places(runs: str | None, cluster: str | None):

@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mar_bench.cluster.jobs import ClusterJob, StageRef
+from mar_bench.cluster.jobs import ClusterJob
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import KeyPathError, as_tree, parse
 from mar_bench.config.spec import RunSpec
@@ -39,7 +39,7 @@ class Request:
     """A ``submit`` command; the submission's last job repeats it once sweep points are measured."""
 
     command: str
-    words: list[str]  # experiments and overrides
+    words: tuple[str, ...]  # experiments and overrides
     cluster: str  # name of the profile
     every: bool
     scale: str
@@ -107,7 +107,7 @@ class Submission:
         return _read_json(self.folder / "jobs" / f"{key}.json") or {}
 
     def notes_of(self, job: ClusterJob) -> dict[str, Any]:
-        """The same, unless it was written by an earlier Slurm job with this key."""
+        """A job's status file, unless an earlier Slurm job with this key wrote it."""
         notes = self.notes(job.key)
         return notes if self.kind != "slurm" or notes.get("job") == job.slurm_id else {}
 
@@ -130,12 +130,10 @@ class Submission:
         return {str(i) for i in found} if isinstance(found, list) else set()
 
     def cancel(self, stages: Iterable[str]) -> None:
-        """Mark ``stages`` as cancelled, or rows by name: stages of those that other rows need are kept."""
-        new = set(stages)
-        if new <= self.cancelled:
-            return
-        self.cancelled |= new
-        atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
+        """Mark ids of stages, or names of rows, as cancelled."""
+        if not self.cancelled.issuperset(stages := set(stages)):
+            self.cancelled |= stages
+            atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
 
     def planned(self) -> dict[str, Job]:
         """Its stages with their specs, including those that jobs of other submissions run."""
@@ -187,16 +185,16 @@ def read_submission(folder: Path) -> Submission:
     """Raises UserError for a folder that holds no submission."""
     content = _read_json(folder / "submission.json")
     try:
-        jobs = {job["key"]: _job(job) for job in content["jobs"]}
+        jobs = {job.key: job for job in parse(tuple[ClusterJob, ...], content["jobs"])}
         content |= {
             "folder": folder,
-            "request": Request(**content["request"]),
-            "rows": [Row(**row) for row in content["rows"]],
+            "request": parse(Request, content["request"]),
+            "rows": list(parse(tuple[Row, ...], content["rows"])),
             "places": Places(Path(content["places"]["runs"]), Path(content["places"]["records"])),
             "jobs": jobs,
         }
         submission = Submission(**content)
-    except (TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, KeyPathError):
         raise UserError(f"{folder}: not a submission of this version; move it elsewhere") from None
     sent = folder / "sent.jsonl"
     for line in sent.read_text().splitlines() if sent.is_file() else ():
@@ -207,12 +205,6 @@ def read_submission(folder: Path) -> Submission:
             break
     submission.cancelled = submission.unwanted()
     return submission
-
-
-def _job(tree: dict[str, Any]) -> ClusterJob:
-    stages = tuple(StageRef(**stage) for stage in tree["stages"])
-    lists = {key: tuple(tree[key]) for key in ("needs", "follows")}
-    return ClusterJob(**{**tree, **lists, "stages": stages, "shard": tuple(tree["shard"]) if tree["shard"] else None})
 
 
 def read_ledger(runs: Path) -> list[Submission]:

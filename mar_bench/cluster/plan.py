@@ -172,18 +172,9 @@ def rows_of(planned: dict[str, list[Run]], stages: list[Job]) -> list[Row]:
     for stage in stages:
         before = {i: kind for need in stage.needs for i, kind in chains.get(need, {}).items()}
         chains[stage.id] = {**before, stage.id: stage.kind}
-    return [
-        Row(
-            experiment,
-            run.row,
-            run.task,
-            run.spec.train.seed,
-            run.spec.sampling.seed,
-            run.id,
-            chains[run.id],
-            run.sweep,
-        )
-        for experiment, runs in planned.items()
-        for run in runs
-        if run.id in chains
-    ]
+
+    def row(experiment: str, run: Run) -> Row:
+        seeds = run.spec.train.seed, run.spec.sampling.seed
+        return Row(experiment, run.row, run.task, *seeds, run.id, chains[run.id], run.sweep)
+
+    return [row(experiment, run) for experiment, runs in planned.items() for run in runs if run.id in chains]

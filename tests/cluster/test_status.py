@@ -14,7 +14,7 @@ from mar_bench.cluster import logs
 from mar_bench.cluster.ledger import find_rows
 from mar_bench.cluster.logs import follow_logs, logs_of, print_logs
 from mar_bench.cluster.profile import SlurmProfile
-from mar_bench.cluster.status import ADVICE, Line, advice, look, text
+from mar_bench.cluster.status import Line, advice, look, text
 from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import GUIDED, SHARDS, UNGUIDED, Lab, runs_of
 
@@ -48,24 +48,20 @@ def sampling(lab: Lab) -> Lab:
 
 
 @pytest.mark.parametrize(
-    ("reason", "key"),
+    ("reason", "word"),
     [
-        ("launch failed requeued held", "held"),
-        ("job requeued in held state", "held"),
-        ("JobHeldUser", "JobHeld"),
-        ("ReqNodeNotAvail, UnavailableNodes:n1", "ReqNodeNotAvail"),
-        ("QOSMaxJobsPerUserLimit", "QOS"),
-        ("AssocGrpGRES", "Assoc"),
-        *[(word, word) for word in ADVICE],
+        ("launch failed requeued held", "scontrol release"),
+        ("JobHeldUser", "scontrol release"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "sinfo -R"),
+        ("QOSMaxJobsPerUserLimit", "limit"),
+        ("InvalidQOS", "profile"),
+        ("PartitionTimeLimit", "profile"),
+        ("CANCELLED", "submit"),
     ],
 )
-def test_advice(reason, key):
-    assert advice(reason) == ADVICE[key] and "\n" not in ADVICE[key]
-
-
-@pytest.mark.parametrize("state", ["", "RUNNING", "NEXT", "WAITING", "PENDING", "COMPLETING", "Priority", "Dependency"])
-def test_there_is_no_advice_if_nothing_is_wrong(state):
-    assert advice(state) == ""
+def test_advice(reason, word):
+    assert word in advice(reason)
+    assert [advice(state) for state in ("", "RUNNING", "NEXT", "COMPLETING", "Priority", "Dependency")] == [""] * 6
 
 
 # --- a line for each state ------------------------------------------------------------------------------
@@ -76,16 +72,16 @@ def test_a_pending_job(reason, training: Lab):
     training.say("train", "PENDING", reason=reason)
     line = line_of(training)
     assert (line.stage, line.state, line.live) == ("train", f"PENDING ({reason})", True)
-    assert line.advice == ADVICE.get(reason, "") and line.job == training.job("train").slurm_id
+    assert line.advice == advice(reason) and line.job == training.job("train").slurm_id
 
 
-@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"])
+@pytest.mark.parametrize("state", ["FAILED", "OUT_OF_MEMORY"])
 def test_a_job_that_ended_badly(state, training: Lab):
     job = training.say("train", state, nodes="n2")
     training.log(job, "start\nslurmstepd: error: *** KILLED ***\nthe last words\n")
     line = line_of(training)
     assert (line.stage, line.state, line.node, line.live) == ("train", state, "n2", False)
-    assert line.error == "slurmstepd: error: *** KILLED ***" and line.advice == ADVICE[state]
+    assert line.error == "slurmstepd: error: *** KILLED ***" and line.advice == advice(state)
     assert line.log.endswith(f"/logs/{job.slurm_id}_0_log.err") and (training.places.runs / line.log).is_file()
 
 
@@ -93,12 +89,12 @@ def test_a_job_that_ended_badly(state, training: Lab):
 def test_a_job_that_was_cancelled(state, training: Lab):
     training.say("train", state)
     line = line_of(training)
-    assert (line.state, line.live, line.error, line.advice) == (state, False, "", ADVICE[state])
+    assert (line.state, line.live, line.error, line.advice) == (state, False, "", advice(state))
 
 
 def test_a_job_that_slurm_does_not_know_and_a_slurm_that_does_not_answer(training: Lab):
     training.squeue.away = True
-    assert line_of(training).state == "UNKNOWN" and line_of(training).advice == ADVICE["UNKNOWN"]
+    assert line_of(training).state == "UNKNOWN" and line_of(training).advice == advice("UNKNOWN")
     training.squeue.away = False
     training.squeue.jobs.clear()
     assert (line_of(training).state, line_of(training).live) == ("LOST", False)
@@ -216,7 +212,7 @@ def test_the_view_as_text(lab: Lab):
     shown = text(look(lab.places, []))
     lines = shown.splitlines()
     assert lines[0].split() == ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
-    assert GUIDED in shown and "and 1 more" in shown and "table" in [line.split()[0] for line in lines]
+    assert GUIDED in shown and "table" in [line.split()[0] for line in lines]
     assert shown.count("torch.OutOfMemoryError: no; raise memory_gb") == 1
     assert f"logs in {lab.ledger[-1].folder / 'logs'}" in shown and lines[-1].startswith("table1: 10 records; ")
 
