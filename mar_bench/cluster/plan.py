@@ -99,7 +99,6 @@ class Plan:
     stages: list[Job]  # all that are not done, also those that other submissions run
     elsewhere: dict[str, str] = field(default_factory=dict)  # stage -> Slurm's id of another submission's job
     failed: dict[str, str] = field(default_factory=dict)  # stage or record -> why it is not sent again
-    behind: set[str] = field(default_factory=set)  # stages that need something in ``failed``
     done: int = 0  # records that exist
     left: int = 0  # records that are not sent because something they need has failed
 
@@ -160,7 +159,7 @@ def make_plan(
             wanted |= {stage.id, *stage.needs}
     left = sum(run.id in needed and run.id not in wanted for run in runs)
     done = sum(run.id not in needed for run in runs)
-    plan = Plan([], [stage for stage in stages if stage.id in wanted], elsewhere, failed, behind, done, left)
+    plan = Plan([], [stage for stage in stages if stage.id in wanted], elsewhere, failed, done, left)
     others = {stage_id: job for stage_id, job in elsewhere.items() if stage_id in wanted}
     plan.graph = build_graph(plan.new, profile.pack, profile.sample_shards, others)
     return plan

@@ -67,7 +67,7 @@ class SlurmProfile:
         changed = {f.name: v for f in fields(own) if f.name != "sbatch" and (v := getattr(own, f.name)) is not None}
         merged = replace(self.job, **changed, sbatch={**self.job.sbatch, **own.sbatch})
         tasks = max(1, merged.gpus_per_node or 0) if stage in MULTIPROCESS else 1
-        defaults = {"nodes": 1, "tasks_per_node": tasks, "time": "60"}
+        defaults: dict[str, Any] = {"nodes": 1, "tasks_per_node": tasks, "time": "60"}
         return replace(merged, **{name: getattr(merged, name) or value for name, value in defaults.items()})
 
 

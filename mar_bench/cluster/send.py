@@ -49,7 +49,7 @@ def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> int:
     code, logs = Path(submission.code), submission.folder / "logs"
     groups = arrays(list(submission.jobs.values()), MAX_ARRAY)
     try:
-        for n, group in enumerate(groups, 1):
+        for group in groups:
             after = _dependency(group[0], ids, groups)
             command = submission.request.command
             parameters = sbatch_parameters(profile, group[0].kind, submission.name, after, code, command)
@@ -57,8 +57,6 @@ def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> int:
             pairs = [(job.key, i) for job, i in zip(group, send(profile, logs, code, parameters, work))]
             submission.sent(pairs)
             ids |= pairs
-            if n % 20 == 0:
-                print(f"sent {n} of {len(groups)}", file=sys.stderr)
     except BaseException as error:
         withdraw(submission, none_sent=isinstance(error, UserError) and not ids)
         raise

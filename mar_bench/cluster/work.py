@@ -121,14 +121,7 @@ def _check_needs(stage: Job, planned: dict[str, Job], submission: Submission) ->
             raise UserError(f"{before.title} is not done, which this needs; its own failure says why")
 
 
-def _run_stage(
-    stage: Job,
-    submission: Submission,
-    shard: tuple[int, int] | None,
-    world: World,
-    signals: Signals,
-    notes: Notes,
-) -> None:
+def _run_stage(stage: Job, submission: Submission, shard: Any, world: World, signals: Signals, notes: Notes) -> None:
     from mar_bench.pipeline.stages import execute
 
     block = STAGES[stage.kind].trains
@@ -164,7 +157,8 @@ def _run_stage(
         claims.append(Claim(path, f"{submission.id} {who()[0]}", who()[1]))
         return claims[-1]
 
-    _check_device(stage)
+    if stage.kind == "speed":
+        _check_device(stage)
     notes.event(stage, "start")
     print(f"start {stage.title} ({stage.kind} {stage.id})", flush=True)
     try:
@@ -180,8 +174,6 @@ def _run_stage(
 
 def _check_device(stage: Job) -> None:
     """Raises UserError if speed would be filed under another device than the one it is measured on."""
-    if stage.kind != "speed":
-        return
     from mar_bench.config.ids import speed_run
     from mar_bench.records.provenance import device_name
 
