@@ -40,7 +40,7 @@ def test_a_second_plan_sends_nothing(profile, lab: Lab):
     assert not lab.plan(ROW, profile).sends and not lab.plan(ROW, profile, retry=True).sends, "Slurm does not answer"
 
 
-@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "REQUEUED"])
 def test_a_live_training_is_shared(state, lab: Lab):
     lab.submit(ROW)
     job = lab.say("train", state)
@@ -60,7 +60,7 @@ def test_finished_stages_are_neither_sent_nor_waited_for(lab: Lab):
     assert lab.plan([RUN]).done == 1 and not lab.plan([RUN]).sends
 
 
-@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "LOST"])
+@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "LOST"])
 def test_a_failed_stage_and_all_behind_it_need_retry(state, lab: Lab):
     submission = lab.submit(ROW)
     job = lab.say("train", state, nodes="n3")
@@ -81,11 +81,9 @@ def test_a_failed_stage_and_all_behind_it_need_retry(state, lab: Lab):
 def test_a_row_beside_a_failed_one_is_sent(lab: Lab):
     lab.submit(ROW)
     lab.finish("tokenizer", "latents", "extractor", "train")
-    lab.say("train", "COMPLETED")
     lab.say("sample", "FAILED")
     lab.say("generation", "CANCELLED")
-    plan = lab.plan(runs_of("mar/diff/*", "generation"))
-    assert {stage.run.row for stage in plan.new} == {UNGUIDED}
+    assert {stage.run.row for stage in lab.plan(runs_of("mar/diff/*", "generation")).new} == {UNGUIDED}
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "PREEMPTED"])
@@ -181,16 +179,10 @@ def test_an_experiment_is_cancelled_for_itself_alone(lab: Lab, gone):
     assert set(ids) >= {job.slurm_id for job in first.jobs.values()}
 
 
-def test_finished_jobs_are_not_cancelled(lab: Lab, gone):
-    lab.submit([RUN])
-    lab.say_all("COMPLETED")
-    assert cancel(lab.ledger, lab.rows(RUN)) == ([], [])
-
-
 # --- the end of a submission ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "FAILED"])
+@pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED"])
 def test_a_killed_job_leaves_failed_records(state, lab: Lab):
     submission = lab.submit(ROW)
     job = lab.say("train", state, nodes="n2")
