@@ -45,14 +45,18 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class SlurmProfile:
-    """A cluster managed by Slurm."""
-
-    kind: Literal["slurm"] = "slurm"
+class _AnyProfile:
     runs: str | None = None  # run root, on a disk that all nodes share; None: --runs
     device: str | None = None  # GPU name as torch reports it, under which speed is filed; None: this machine's
     pack: bool = False  # run the stages of one training in one job: where starting Python costs more than queueing
     sample_shards: Count = 1  # array elements that share the images of one evaluation, split by index
+
+
+@dataclass(frozen=True)
+class SlurmProfile(_AnyProfile):
+    """A cluster managed by Slurm."""
+
+    kind: Literal["slurm"] = "slurm"
     array_parallelism: Count = 64  # elements of one array that run at a time
     signal_seconds: Count = 120  # how long before its time limit a job is told to save
     max_timeouts: CountOrZero = 50  # times a job may hit its time limit and be requeued
@@ -72,26 +76,19 @@ class SlurmProfile:
 
 
 @dataclass(frozen=True)
-class ProcessesProfile:
+class ProcessesProfile(_AnyProfile):
     """The same graph on this machine: each job is a process that submitit starts."""
 
     kind: Literal["processes"] = "processes"
-    runs: str | None = None
-    device: str | None = None
     pack: bool = True
-    sample_shards: Count = 1
     parallel: Count | None = None  # jobs at a time; None: cores / threads per process
 
 
 @dataclass(frozen=True)
-class DebugProfile:
-    """The same graph in this very process, one job after another, for a debugger."""
+class DebugProfile(_AnyProfile):
+    """The same graph in this process, one job after another, for a debugger."""
 
     kind: Literal["debug"] = "debug"
-    runs: str | None = None
-    device: str | None = None
-    pack: bool = False
-    sample_shards: Count = 1
 
 
 Profile = SlurmProfile | ProcessesProfile | DebugProfile
