@@ -7,7 +7,6 @@ import json
 import pytest
 
 from mar_bench.cluster import send
-from mar_bench.cluster.jobs import StageRef
 from mar_bench.cluster.plan import Plan, Queue
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.cluster.send import cancel
@@ -124,15 +123,6 @@ def test_a_failed_record_needs_retry(lab: Lab):
     assert not lab.plan(ROW).failed, "it is live again"
 
 
-def test_jobs_of_a_cluster_that_counts_from_1_again_are_not_waited_for(lab: Lab):
-    lab.submit(ROW)
-    for fields in lab.squeue.jobs.values():
-        fields[1] = "somebody.else"
-    assert {state.state for state in Queue(lab.ledger).states.values()} == {"LOST"}
-    plan = lab.plan(ROW, retry=True)
-    assert plan.sends and not plan.elsewhere
-
-
 # --- cancelling -----------------------------------------------------------------------------------------
 
 
@@ -242,4 +232,4 @@ def test_the_last_job_does_not_judge_its_own_stages(lab: Lab):
     submission = lab.submit(ROW, PACKED)
     lab.finish("tokenizer", "latents", "extractor", "train", "sample", "generation")
     lab.say_all("FAILED")
-    assert settle(submission) == [] and isinstance(submission.last.stages[0], StageRef)
+    assert submission.last.stages and settle(submission) == []

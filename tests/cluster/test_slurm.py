@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -107,9 +106,8 @@ def test_squeue_is_asked_twice(answers, monkeypatch):
 
 
 def program(folder: Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(stat.S_IRWXU)
+    (folder / name).chmod(0o755)
 
 
 def refusal() -> str:
@@ -119,8 +117,7 @@ def refusal() -> str:
 
 
 def test_a_program_that_fails_is_one_line(tmp_path, monkeypatch):
-    path = tmp_path / "bin"
-    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.setenv("PATH", str(path := tmp_path))
     assert refusal().startswith("scancel: not found")
     program(path, "scancel", "echo 'scancel: error: Invalid job id 7' >&2; exit 1")
     assert refusal() == "scancel: error: Invalid job id 7"

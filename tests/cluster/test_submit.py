@@ -208,13 +208,6 @@ def test_exit_codes_of_work_on_this_machine(outcome, expected, call, no_programs
     assert call("submit", *ROW, "--cluster", "processes")[0] == expected
 
 
-def test_submit_needs_a_cluster_and_an_experiment(call, no_programs):
-    code, _, error = call("submit", "table1")
-    assert code == 2 and "--cluster" in error
-    code, _, error = call("submit", "--cluster", "debug")
-    assert code == 2 and "needs an experiment" in error
-
-
 def test_the_last_job_sends_what_can_be_chosen_and_writes_the_tables(lab: Lab, monkeypatch, capsys):
     asked = []
 
