@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,15 +26,8 @@ MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
 @contextlib.contextmanager
 def one_at_a_time(places: Places) -> Iterator[None]:
     """Hold the lock on a run root's submissions: two concurrent ones would send the same work twice."""
-    said = False
-
-    def waiting() -> None:
-        nonlocal said
-        if not said:
-            print("another submission is in progress in this run root: waiting", file=sys.stderr)
-            said = True
-
-    with locks.held(places.runs / "locks" / "submit.lock", waiting=waiting):
+    said = functools.cache(lambda: print("waiting for another submission in this run root", file=sys.stderr))
+    with locks.held(places.runs / "locks" / "submit.lock", waiting=said):
         yield
 
 

@@ -202,9 +202,7 @@ def send(
     executor = _executor(profile, folder, code, parameters)
     try:
         with outside_a_job():
-            if len(work) == 1:
-                return [executor.submit(work[0]).job_id]
-            with executor.batch():
+            with executor.batch() if len(work) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(one) for one in work]
             return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:

@@ -109,7 +109,7 @@ def _line(submission: Submission, row: Row, queue: Queue) -> Line:
     places = submission.places
     name = row.row + (f" seed {row.train_seed}" if row.train_seed else "")
     name += f" images {row.sampling_seed}" if row.sampling_seed else ""
-    name += f" ({row.task})" if row.task != "generation" else " (a point)" if row.sweep else ""
+    name += f" ({row.task})" if row.task != "generation" else " (sweep point)" if row.sweep else ""
     line = Line(row.experiment, name, row.task, row.id)
     if is_sound(places.folder(row.task, row.id)):
         line.state = "done"

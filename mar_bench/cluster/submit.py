@@ -79,8 +79,7 @@ def submit(
             calls = send_all(submission, profile, conclude)
             ids = [str(job.slurm_id).partition("_")[0] for job in submission.jobs.values()]
             print(f"sent {len(ids)} jobs with {calls} calls of sbatch, {ids[0]} to {ids[-1]}")
-            print(f"logs are in {submission.folder / 'logs'}")
-            print(f"next: {look}")
+            print(f"logs are in {submission.folder / 'logs'}; next: {look}")
             return Outcome()
     threads = next(iter(experiments[0].rows.values())).compute.threads
     return run_here(submission, profile, threads, conclude)
@@ -89,14 +88,13 @@ def submit(
 def _copy_experiments(submission: Submission) -> None:
     """Copy the user's own experiment files and their layers: later edits must not change what was submitted."""
     folder = submission.folder / "experiments"
-    for word in submission.request.words:
-        file = Path(word)
+    for file in map(Path, submission.request.words):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("base", "scale"):
-                if (file.parent / name).is_dir():
-                    shutil.copytree(file.parent / name, folder / name, dirs_exist_ok=True)
-            shutil.copy(file, folder / file.name)
+            for layers in (file.parent / name for name in ("base", "scale")):
+                if layers.is_dir():
+                    shutil.copytree(layers, folder / layers.name, dirs_exist_ok=True)
+            shutil.copy(file, folder)
 
 
 def repeated(submission: Submission) -> Request:
@@ -120,8 +118,7 @@ def conclude(submission: Submission) -> None:
         try:
             outcome = submit(request, profile, follows=True)
         except UserError as error:
-            again = f"to send the cells that can be chosen now, repeat: {request.command}"
-            print(f"{error}; {again}", file=sys.stderr)
+            print(f"{error}; to send the cells that can be chosen now, repeat: {request.command}", file=sys.stderr)
     if outcome.stopped:
         raise Stopped
     try:
@@ -164,7 +161,7 @@ def settle(submission: Submission) -> list[str]:
         why = next((lost[need] for need in stage.needs if need in lost), None)
         if why is None and job is not None:
             why = queue.failure(submission, job, stage.id)
-        elif why is None and stage.id in queue.holders:  # a job of another submission was to run it
+        elif why is None and stage.id in queue.holders:
             why = queue.failure(*queue.holders[stage.id], stage.id)
             why = why and f"{stage.title}, of another submission: {why}"
         if why is None:

@@ -30,7 +30,7 @@ def test_a_submission_is_read_as_it_was_written(lab: Lab):
     assert read_submission(written.folder).jobs == written.jobs
 
 
-def test_submissions_have_unique_names_and_are_sorted_by_time(lab: Lab, monkeypatch):
+def test_submissions_are_sorted_by_time(lab: Lab, monkeypatch):
     for word in ("ffffff", "000000"):
         monkeypatch.setattr(ledger.secrets, "token_hex", lambda n, word=word: word)
         lab.submit(runs_of(), retry=True)
@@ -52,15 +52,15 @@ def test_a_folder_that_is_no_submission_is_named(text, lab: Lab):
 ROW = ("table1", "--scale", "smoke", "--only", GUIDED)
 
 
-@pytest.fixture
-def profile(tmp_path) -> str:
-    return changed(tmp_path)
-
-
 def changed(folder: Path, **changes: object) -> str:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({"kind": "slurm", "pack": False, "sample_shards": 3, **changes}))
     return str(path)
+
+
+@pytest.fixture
+def profile(tmp_path) -> str:
+    return changed(tmp_path)
 
 
 def submissions(folder: Path) -> list[Path]:
