@@ -46,16 +46,15 @@ def submit(
     only: Only = None,
     seeds: Seeds = None,
     sampling_seeds: SamplingSeeds = None,
-    retry: Annotated[str, typer.Option("--retry", metavar="failed", help="Also send what has failed before.")] = None,
+    retry: Annotated[str, typer.Option("--retry", metavar="failed", help="Also send work that failed before.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     runs: Runs = None,
     records: Records = None,
     reports: Reports = "reports",
 ) -> None:
-    """Send what is not done yet to a cluster, as a graph of jobs.
+    """Send unfinished work to a cluster as a graph of jobs.
 
-    Repeating the command sends only what is new. Trainings that are queued already are shared. The last job writes
-    the table."""
+    Repeating the command sends only new work; queued trainings are shared. The last job writes the table."""
     from mar_bench.cluster.ledger import Request
     from mar_bench.cluster.profile import load_profile
     from mar_bench.cluster.submit import submit as submit_request
@@ -74,7 +73,7 @@ def submit(
         print("stopped; the same command resumes", file=sys.stderr)
         raise typer.Exit(130)
     if outcome.failed:
-        print(f"{len(outcome.failed)} jobs failed; mar-bench status says which and why", file=sys.stderr)
+        print(f"{len(outcome.failed)} jobs failed; mar-bench status shows which and why", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -93,8 +92,8 @@ def status(
     while True:
         view = look(places, list(names or ()))
         shown = json.dumps(view.tree(), indent=1) if as_json else text(view)
-        if watch and not as_json and sys.stdout.isatty():
-            print("\x1b[2J\x1b[H", end="")
+        if watch and not as_json:
+            typer.clear()  # does nothing unless the output is a terminal
         print(shown, flush=True)
         if not watch or not view.live:
             break
@@ -119,7 +118,7 @@ def logs(
     if follow:
         follow_logs(places, run, found)
     elif not found:
-        raise UserError(f"no job of '{run}' has logged anything yet; mar-bench status says what they wait for")
+        raise UserError(f"no job of '{run}' has a log yet; mar-bench status shows what they wait for")
 
 
 @app.command()
@@ -130,9 +129,7 @@ def cancel(
     cluster: RunsOf = None,
     runs: Runs = None,
 ) -> None:
-    """Cancel jobs that nothing else needs.
-
-    Finished work stays, and submit sends the rest again."""
+    """Cancel jobs that nothing else needs. Finished work is kept; submit sends the rest again."""
     from mar_bench.cluster.send import cancel_rows
 
     rows, ids, kept = cancel_rows(_places(runs, cluster), name)

@@ -1,7 +1,7 @@
 """What was submitted: one folder per submission, from which later commands know which job runs which stage.
 
 runs/submissions/<id>/
-  submission.json   request, code and git commit; every job with its stages and dependencies; the records to come
+  submission.json   request, code and git commit; every job with its stages and dependencies; the expected records
   runs.json         the stages with their specs: what the jobs read
   profile.yaml      the cluster profile at the time
   sent.jsonl        [key of a job, Slurm's id], one line per job as it is sent
@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """A record to come, as ``status`` lists it."""
+    """An expected record, as ``status`` lists it."""
 
     experiment: str
     row: str
@@ -61,7 +61,7 @@ class Row:
     train_seed: int
     sampling_seed: int
     id: str
-    stages: dict[str, str]  # id -> kind of all stages on the way to it, its own last
+    stages: dict[str, str]  # id -> kind of every stage that leads to it, its own last
     sweep: bool = False
 
     @property
@@ -99,7 +99,7 @@ class Submission:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it was sent; what runs on this machine is sent as it starts."""
+        """Whether every job was sent; on this machine, jobs are sent as they start."""
         return self.kind != "slurm" or all(job.slurm_id for job in self.jobs.values())
 
     def notes(self, key: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Submission:
         return self.folder / "logs" / f"{job.slurm_id or job.key}_0_log.err"
 
     def sent(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note Slurm's ids on disk at once: an interrupted submission must know what it has sent."""
+        """Write Slurm's ids to disk at once: after an interrupt, it must be known which jobs were sent."""
         pairs = list(pairs)
         with (self.folder / "sent.jsonl").open("a") as file:
             file.write("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -1,4 +1,4 @@
-"""What of a request is to be sent: without what is done, queued or running in other jobs, or has failed."""
+"""Which stages of a request to send: none that are done, queued or running in other jobs, or failed before."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Queue:
         return own or f"job {job.slurm_id} {state.state}{where}; its log: {submission.log(job)}"
 
     def followed(self) -> set[str]:
-        """Names of rows that a table to come will show, since the last job of their submission has not ended."""
+        """Names of rows whose submission's last job has not ended and will still write a table."""
         live = [s for s in self.ledger if self.live(s, s.last)]
         return {row.name for s in live for row in s.rows if row.name not in s.cancelled}
 
@@ -121,10 +121,10 @@ def make_plan(
     retry: bool,
     follows: bool = False,
 ) -> Plan:
-    """What of ``runs`` is to be sent now; ``queue`` holds the submissions whose jobs may already do some of it.
+    """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 
-    ``retry``: include what has failed before. ``follows``: the last job of a submission asks, not the user, so leave
-    out what was cancelled."""
+    ``retry``: include stages that failed before. ``follows``: the last job of a submission asks, not the user, so
+    leave out cancelled stages."""
     needed = {job.id: None for job in jobs_for(runs, places)}  # in the order of work
     elsewhere, failed = {}, {}
     for stage_id in needed:

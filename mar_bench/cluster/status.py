@@ -42,7 +42,7 @@ SILENT_SECONDS = 300  # without an update of a running job's status file
 
 @dataclass
 class Line:
-    """A record to come and its progress; of a submission's last job, its table."""
+    """An expected record, or the table of a submission's last job, and its progress."""
 
     experiment: str
     row: str

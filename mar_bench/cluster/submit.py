@@ -34,10 +34,10 @@ from mar_bench.utils.files import atomic_write
 def submit(
     request: Request, profile: Profile, retry: bool = False, dry_run: bool = False, follows: bool = False
 ) -> Outcome:
-    """Send what is not done yet, or run it here if the profile has no Slurm; say what is sent.
+    """Send unfinished work, or run it here if the profile has no Slurm, and print what is sent.
 
-    ``retry``: send what has failed before too. ``follows``: this is the last job of a submission with this request.
-    Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
+    ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
+    request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
     places = default_places(request.runs, request.records)
     names, overrides = names_and_overrides(list(request.words))
     names, overrides = named(names, request.every), no_seeds(overrides)

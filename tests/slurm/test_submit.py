@@ -13,6 +13,7 @@ import pytest
 from tests.slurm.conftest import Cluster
 from tests.slurm.lab import TABLE1, Lab, measured
 
+ROW = [*TABLE1, "--only", "mar/diff/guided"]
 ROWS = [*TABLE1, "--only", "mar/diff/*"]  # two rows that share a training
 
 
@@ -23,9 +24,9 @@ def lab(slurm: Cluster, tmp_path: Path) -> Lab:
 
 @pytest.fixture(scope="module")
 def table1(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Two rows at smoke scale, submitted as one job per stage and shard, and done."""
+    """A row at smoke scale, submitted as one job per stage and shard, and done."""
     lab = Lab(slurm, tmp_path_factory.mktemp("table1"))
-    lab.submit(*ROWS, cluster=lab.profile(pack=False, sample_shards=2))
+    lab.submit(*ROW, cluster=lab.profile(pack=False, sample_shards=3))
     lab.wait(400)
     return lab
 
@@ -34,16 +35,16 @@ def submission(lab: Lab) -> dict:
     return json.loads(next((lab.folder / "runs").glob("submissions/*/submission.json")).read_text())
 
 
-def test_rows_on_four_nodes_equal_the_same_on_one_machine(table1: Lab):
+def test_a_row_on_four_nodes_equals_the_same_on_one_machine(table1: Lab):
     ours = table1.records()
     assert {r["status"] for r in ours.values()} == {"done"}
     alone = Lab(table1.cluster, table1.folder / "alone")
-    alone("run", *ROWS)
+    alone("run", *ROW)
     theirs = alone.records()
     assert ours.keys() == theirs.keys() and measured(ours) == measured(theirs)  # to the last digit
     drawn = Counter(e["stage"] for e in table1.history() if e["event"] == "done")
     samples = {r["ids"]["sample_id"] for r in ours.values() if r["task"] == "generation"}
-    assert len(samples) == 2 and {drawn[i] for i in samples} == {3}, "two shards, and the stage that joins them"
+    assert [drawn[i] for i in samples] == [4], "three shards, and the stage that joins them"
     nodes = table1.cluster.run("sacct", "-n", "-X", "-P", "-o", "NodeList", "--name", submission(table1)["name"])
     assert len(set(nodes.split())) > 1
 
@@ -58,7 +59,7 @@ def test_a_record_names_its_job_and_code_and_the_last_job_writes_the_table(table
 
 
 def test_finished_work_is_not_sent_again(table1: Lab):
-    assert "nothing to send" in table1.submit(*ROWS)
+    assert "nothing to send" in table1.submit(*ROW)
     assert " done" in table1("status") and "done tokenizer" in table1("logs", "table1/mar/diff/guided")
 
 
@@ -92,7 +93,7 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(lab: Lab):
 
 def test_a_queued_training_is_shared(slurm: Cluster, lab: Lab):
     held = lab.profile(job={"sbatch": {"hold": True}})
-    lab.submit(*TABLE1, "--only", "mar/diff/guided", cluster=held)
+    lab.submit(*ROW, cluster=held)
     before = len(slurm.squeue())
     assert "in jobs that were sent before" in lab.submit(*ROWS, cluster=held)
     lines = lab.lines()
@@ -107,7 +108,7 @@ def test_a_queued_training_is_shared(slurm: Cluster, lab: Lab):
 
 
 def test_two_nodes_with_two_processes_each_train_as_one_process_does(slurm: Cluster, lab: Lab):
-    words = [*TABLE1, "--only", "mar/diff/guided", "train.steps=20", "compute.log_every=1", "train.label_dropout=0.1"]
+    words = [*ROW, "train.steps=20", "compute.log_every=1", "train.label_dropout=0.1"]
     train = {"nodes": 2, "tasks_per_node": 2, "gpus_per_node": 2}
     lab.submit(*words, cluster=lab.profile(stages={"train": train}))
     lab.wait(300)
