@@ -111,13 +111,9 @@ def logs(
     runs: Runs = None,
 ) -> None:
     """Print the logs of the jobs of a row."""
-    from mar_bench.cluster.logs import follow_logs, print_logs
+    from mar_bench.cluster.logs import print_logs
 
-    places = _places(runs, cluster)
-    found = print_logs(places, run, lines)
-    if follow:
-        follow_logs(places, run, found)
-    elif not found:
+    if not print_logs(_places(runs, cluster), run, lines, follow) and not follow:
         raise UserError(f"no job of '{run}' has a log yet; mar-bench status shows what they wait for")
 
 

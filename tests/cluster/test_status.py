@@ -12,7 +12,7 @@ import pytest
 
 from mar_bench.cluster import logs
 from mar_bench.cluster.ledger import find_rows
-from mar_bench.cluster.logs import follow_logs, logs_of, print_logs
+from mar_bench.cluster.logs import logs_of, print_logs
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.cluster.status import Line, advice, look, text
 from mar_bench.utils.errors import UserError
@@ -267,7 +267,7 @@ def test_rows_by_experiment_row_and_id(lab: Lab):
 
 def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
     name = f"table1/{GUIDED}"
-    assert print_logs(sampling.places, name, 1) == {}
+    assert not print_logs(sampling.places, name, 1)
     train, shard = sampling.job("train"), sampling.job("sample", 1)
     sampling.log(train, "a\n", "out")
     sampling.log(train, "b\n")
@@ -279,7 +279,7 @@ def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
         *[(f"job {train.slurm_id}: train mar/diff seed 0", t) for t in ("a\n", "b\n", "of the second process\n")],
         (f"job {shard.slurm_id}: sample {GUIDED} seed 0", "c\nd\n"),
     ]
-    assert len(print_logs(sampling.places, name, 1)) == 4
+    assert print_logs(sampling.places, name, 1)
     shown = capsys.readouterr().out
     assert "(last 1 of 2 lines)\nd\n" in shown and "\nc\n" not in shown
 
@@ -287,8 +287,6 @@ def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
 def test_logs_are_followed_until_the_row_has_ended(training: Lab, monkeypatch, capsys):
     job = training.say("train", "RUNNING")
     path = training.log(job, "before\n")
-    ends = print_logs(training.places, RUN.id, 9)
-    capsys.readouterr()
     writes = iter(("one\n", "two\n"))
 
     def sleep(seconds: float) -> None:
@@ -298,5 +296,5 @@ def test_logs_are_followed_until_the_row_has_ended(training: Lab, monkeypatch, c
             training.say("train", "FAILED")
 
     monkeypatch.setattr(logs.time, "sleep", sleep)
-    follow_logs(training.places, RUN.id, ends)
-    assert capsys.readouterr().out == "one\ntwo\n"
+    print_logs(training.places, RUN.id, 9, follow=True)
+    assert capsys.readouterr().out.endswith("\nbefore\none\ntwo\n")
