@@ -59,6 +59,10 @@ def test_no_import_cycles():
     assert len(list(TopologicalSorter(graph).static_order())) == len(TREES)
 
 
+def test_no_file_is_longer_than_350_lines():
+    assert {str(p): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 350} == {}
+
+
 @pytest.mark.parametrize("folder", ["report", "config", "records"])
 def test_reports_plans_and_records_do_without_torch(folder):
     heavy = {m: imported(m) & {"torch", "timm", "submitit"} for m in TREES if m.startswith(f"mar_bench.{folder}.")}
