@@ -20,7 +20,7 @@ EXPERIMENT: Experiment = load_experiment("table1", "smoke")
 GUIDED, UNGUIDED = "mar/diff/guided", "mar/diff/unguided"
 PROFILE = SlurmProfile()
 SHARDS = SlurmProfile(sample_shards=3)
-REQUEST = Request("mar-bench submit", ["table1"], "made up", False, "smoke", None, None, None, None, None, "reports")
+REQUEST = Request("mar-bench submit", ("table1",), "made up", False, "smoke", None, None, None, None, None, "reports")
 
 
 def runs_of(only: str = GUIDED, task: str | None = None) -> list[Run]:

@@ -24,9 +24,8 @@ from mar_bench.cli.options import (
     app,
     results,
 )
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError
 
-RETRIES = ("failed",)
 Cluster = Annotated[
     str,
     typer.Option(
@@ -47,26 +46,25 @@ def submit(
     only: Only = None,
     seeds: Seeds = None,
     sampling_seeds: SamplingSeeds = None,
-    retry: Annotated[str, typer.Option("--retry", metavar="failed", help="Also send what has failed before.")] = None,
+    retry: Annotated[str, typer.Option("--retry", metavar="failed", help="Also send work that failed before.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     runs: Runs = None,
     records: Records = None,
     reports: Reports = "reports",
 ) -> None:
-    """Send what is not done yet to a cluster, as a graph of jobs.
+    """Send unfinished work to a cluster as a graph of jobs.
 
-    Repeating the command sends only what is new. Trainings that are queued already are shared. The last job writes
-    the table."""
+    Repeating the command sends only new work; queued trainings are shared. The last job writes the table."""
     from mar_bench.cluster.ledger import Request
     from mar_bench.cluster.profile import load_profile
     from mar_bench.cluster.submit import submit as submit_request
 
-    if retry is not None and retry not in RETRIES:
-        raise UserError(f"--retry {retry}: {did_you_mean(retry, RETRIES)}")
+    if retry not in (None, "failed"):
+        raise UserError(f"--retry {retry}: the only choice is 'failed'")
     name, profile = load_profile(cluster)
     command = shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
     request = Request(
-        command, list(words or ()), name, every, scale, only, seeds, sampling_seeds, runs or profile.runs, records,
+        command, tuple(words or ()), name, every, scale, only, seeds, sampling_seeds, runs or profile.runs, records,
         str(Path(reports).absolute()),
     )  # fmt: skip
     results(request.runs, records)  # names records that disagree
@@ -75,7 +73,7 @@ def submit(
         print("stopped; the same command resumes", file=sys.stderr)
         raise typer.Exit(130)
     if outcome.failed:
-        print(f"{len(outcome.failed)} jobs failed; mar-bench status says which and why", file=sys.stderr)
+        print(f"{len(outcome.failed)} jobs failed; mar-bench status shows which and why", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -94,8 +92,8 @@ def status(
     while True:
         view = look(places, list(names or ()))
         shown = json.dumps(view.tree(), indent=1) if as_json else text(view)
-        if watch and not as_json and sys.stdout.isatty():
-            print("\x1b[2J\x1b[H", end="")
+        if watch and not as_json:
+            typer.clear()  # does nothing unless the output is a terminal
         print(shown, flush=True)
         if not watch or not view.live:
             break
@@ -113,14 +111,10 @@ def logs(
     runs: Runs = None,
 ) -> None:
     """Print the logs of the jobs of a row."""
-    from mar_bench.cluster.logs import follow_logs, print_logs
+    from mar_bench.cluster.logs import print_logs
 
-    places = _places(runs, cluster)
-    found = print_logs(places, run, lines)
-    if follow:
-        follow_logs(places, run, found)
-    elif not found:
-        raise UserError(f"no job of '{run}' has logged anything yet; mar-bench status says what they wait for")
+    if not print_logs(_places(runs, cluster), run, lines, follow) and not follow:
+        raise UserError(f"no job of '{run}' has a log yet; mar-bench status shows what they wait for")
 
 
 @app.command()
@@ -131,17 +125,13 @@ def cancel(
     cluster: RunsOf = None,
     runs: Runs = None,
 ) -> None:
-    """Cancel jobs that nothing else needs.
-
-    Finished work stays, and submit sends the rest again."""
+    """Cancel jobs that nothing else needs. Finished work is kept; submit sends the rest again."""
     from mar_bench.cluster.send import cancel_rows
 
     rows, ids, kept = cancel_rows(_places(runs, cluster), name)
-    shown = f": {' '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}" if ids else ""
-    print(f"cancelled {rows} record{'s' * (rows > 1)}; {len(ids)} jobs ended{shown}")
+    print(f"cancelled {rows} records; {len(ids)} jobs ended: {' '.join(ids)}")
     if kept:
-        more = " ..." if len(kept) > 3 else ""
-        print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept[:3])}{more}")
+        print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept)}")
 
 
 def _places(runs: str | None, cluster: str | None):

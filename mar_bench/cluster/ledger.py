@@ -1,7 +1,7 @@
 """What was submitted: one folder per submission, from which later commands know which job runs which stage.
 
 runs/submissions/<id>/
-  submission.json   request, code and git commit; every job with its stages and dependencies; the records to come
+  submission.json   request, code and git commit; every job with its stages and dependencies; the expected records
   runs.json         the stages with their specs: what the jobs read
   profile.yaml      the cluster profile at the time
   sent.jsonl        [key of a job, Slurm's id], one line per job as it is sent
@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mar_bench.cluster.jobs import ClusterJob, StageRef
+from mar_bench.cluster.jobs import ClusterJob
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import KeyPathError, as_tree, parse
 from mar_bench.config.spec import RunSpec
@@ -39,7 +39,7 @@ class Request:
     """A ``submit`` command; the submission's last job repeats it once sweep points are measured."""
 
     command: str
-    words: list[str]  # experiments and overrides
+    words: tuple[str, ...]  # experiments and overrides
     cluster: str  # name of the profile
     every: bool
     scale: str
@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """A record to come, as ``status`` lists it."""
+    """An expected record, as ``status`` lists it."""
 
     experiment: str
     row: str
@@ -61,7 +61,7 @@ class Row:
     train_seed: int
     sampling_seed: int
     id: str
-    stages: dict[str, str]  # id -> kind of all stages on the way to it, its own last
+    stages: dict[str, str]  # id -> kind of every stage that leads to it, its own last
     sweep: bool = False
 
     @property
@@ -99,7 +99,7 @@ class Submission:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it was sent; what runs on this machine is sent as it starts."""
+        """Whether every job was sent; on this machine, jobs are sent as they start."""
         return self.kind != "slurm" or all(job.slurm_id for job in self.jobs.values())
 
     def notes(self, key: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Submission:
         return _read_json(self.folder / "jobs" / f"{key}.json") or {}
 
     def notes_of(self, job: ClusterJob) -> dict[str, Any]:
-        """The same, unless it was written by an earlier Slurm job with this key."""
+        """A job's status file, unless an earlier Slurm job with this key wrote it."""
         notes = self.notes(job.key)
         return notes if self.kind != "slurm" or notes.get("job") == job.slurm_id else {}
 
@@ -115,7 +115,7 @@ class Submission:
         return self.folder / "logs" / f"{job.slurm_id or job.key}_0_log.err"
 
     def sent(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note Slurm's ids on disk at once: an interrupted submission must know what it has sent."""
+        """Write Slurm's ids to disk at once: after an interrupt, it must be known which jobs were sent."""
         pairs = list(pairs)
         with (self.folder / "sent.jsonl").open("a") as file:
             file.write("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -130,12 +130,10 @@ class Submission:
         return {str(i) for i in found} if isinstance(found, list) else set()
 
     def cancel(self, stages: Iterable[str]) -> None:
-        """Mark ``stages`` as cancelled, or rows by name: stages of those that other rows need are kept."""
-        new = set(stages)
-        if new <= self.cancelled:
-            return
-        self.cancelled |= new
-        atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
+        """Mark ids of stages, or names of rows, as cancelled."""
+        if not self.cancelled.issuperset(stages := set(stages)):
+            self.cancelled |= stages
+            atomic_write(self.folder / "cancelled.json", json.dumps(sorted(self.cancelled)))
 
     def planned(self) -> dict[str, Job]:
         """Its stages with their specs, including those that jobs of other submissions run."""
@@ -187,16 +185,16 @@ def read_submission(folder: Path) -> Submission:
     """Raises UserError for a folder that holds no submission."""
     content = _read_json(folder / "submission.json")
     try:
-        jobs = {job["key"]: _job(job) for job in content["jobs"]}
+        jobs = {job.key: job for job in parse(tuple[ClusterJob, ...], content["jobs"])}
         content |= {
             "folder": folder,
-            "request": Request(**content["request"]),
-            "rows": [Row(**row) for row in content["rows"]],
+            "request": parse(Request, content["request"]),
+            "rows": list(parse(tuple[Row, ...], content["rows"])),
             "places": Places(Path(content["places"]["runs"]), Path(content["places"]["records"])),
             "jobs": jobs,
         }
         submission = Submission(**content)
-    except (TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, KeyPathError):
         raise UserError(f"{folder}: not a submission of this version; move it elsewhere") from None
     sent = folder / "sent.jsonl"
     for line in sent.read_text().splitlines() if sent.is_file() else ():
@@ -207,12 +205,6 @@ def read_submission(folder: Path) -> Submission:
             break
     submission.cancelled = submission.unwanted()
     return submission
-
-
-def _job(tree: dict[str, Any]) -> ClusterJob:
-    stages = tuple(StageRef(**stage) for stage in tree["stages"])
-    lists = {key: tuple(tree[key]) for key in ("needs", "follows")}
-    return ClusterJob(**{**tree, **lists, "stages": stages, "shard": tuple(tree["shard"]) if tree["shard"] else None})
 
 
 def read_ledger(runs: Path) -> list[Submission]:

@@ -27,7 +27,9 @@ def run_here(submission: Submission, profile: ProcessesProfile | DebugProfile, t
     A job that needs a failed one is not run. Ctrl-C and SIGTERM stop the processes; trainings save first."""
     debug = isinstance(profile, DebugProfile)
     gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
-    parallel = 1 if isinstance(profile, DebugProfile) else profile.parallel or _default_parallel(gpus, threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parallel = 1 if gpus else max(1, cores // threads)
+    parallel = 1 if isinstance(profile, DebugProfile) else profile.parallel or parallel
     executor = _executor(submission, debug, gpus)
     os.environ[COMMAND_VARIABLE] = submission.request.command
     outcome = Outcome()
@@ -66,11 +68,6 @@ def run_here(submission: Submission, profile: ProcessesProfile | DebugProfile, t
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process._process.wait(STOP_SECONDS)
     return outcome
-
-
-def _default_parallel(gpus: list[int], threads: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if gpus else max(1, cores // threads)
 
 
 def _executor(submission: Submission, debug: bool, gpus: list[int]) -> Any:

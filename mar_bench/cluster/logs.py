@@ -28,21 +28,20 @@ def logs_of(places: Places, name: str) -> Iterator[tuple[str, Path]]:
                         yield title, path
 
 
-def print_logs(places: Places, name: str, lines: int) -> dict[Path, int]:
-    """Print the last ``lines`` of each log of a row; returns how many bytes of each were read."""
-    ends: dict[Path, int] = {}
+def print_logs(places: Places, name: str, lines: int, follow: bool = False) -> bool:
+    """Print the last ``lines`` of each log of a row; returns whether there are any.
+
+    With ``follow``, then print what is appended, also to logs of jobs that start later, until no row called ``name``
+    is live."""
+    ends: dict[Path, int] = {}  # how many bytes of each log are printed
     for title, path in logs_of(places, name):
         content = path.read_bytes()
         ends[path] = len(content)
         text = content.decode(errors="replace").splitlines()
         print(f"==> {title}\n--- {path}" + (f" (last {lines} of {len(text)} lines)" if len(text) > lines else ""))
         print("\n".join(text[-lines:]))
-    return ends
-
-
-def follow_logs(places: Places, name: str, ends: dict[Path, int]) -> None:
-    """Print what is appended to logs, also of jobs that start later, until no row called ``name`` is live."""
-    while True:
+    live = follow
+    while live:
         wanted = {row.id for row in find_rows(read_ledger(places.runs), name)}
         live = any(line.live for line in look(places, []).lines if line.id in wanted)
         for title, path in logs_of(places, name):
@@ -51,6 +50,6 @@ def follow_logs(places: Places, name: str, ends: dict[Path, int]) -> None:
                 if new := file.read():
                     print((f"==> {title}\n" if path not in ends else "") + new, end="", flush=True)
                 ends[path] = file.tell()
-        if not live:
-            return
-        time.sleep(2)
+        if live:
+            time.sleep(2)
+    return bool(ends)

@@ -1,4 +1,4 @@
-"""What of a request is to be sent: without what is done, queued or running in other jobs, or has failed."""
+"""Which stages of a request to send: none that are done, queued or running in other jobs, or failed before."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Queue:
         return own or f"job {job.slurm_id} {state.state}{where}; its log: {submission.log(job)}"
 
     def followed(self) -> set[str]:
-        """Names of rows that a table to come will show, since the last job of their submission has not ended."""
+        """Names of rows whose submission's last job has not ended and will still write a table."""
         live = [s for s in self.ledger if self.live(s, s.last)]
         return {row.name for s in live for row in s.rows if row.name not in s.cancelled}
 
@@ -99,7 +99,6 @@ class Plan:
     stages: list[Job]  # all that are not done, also those that other submissions run
     elsewhere: dict[str, str] = field(default_factory=dict)  # stage -> Slurm's id of another submission's job
     failed: dict[str, str] = field(default_factory=dict)  # stage or record -> why it is not sent again
-    behind: set[str] = field(default_factory=set)  # stages that need something in ``failed``
     done: int = 0  # records that exist
     left: int = 0  # records that are not sent because something they need has failed
 
@@ -122,10 +121,10 @@ def make_plan(
     retry: bool,
     follows: bool = False,
 ) -> Plan:
-    """What of ``runs`` is to be sent now; ``queue`` holds the submissions whose jobs may already do some of it.
+    """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 
-    ``retry``: include what has failed before. ``follows``: the last job of a submission asks, not the user, so leave
-    out what was cancelled."""
+    ``retry``: include stages that failed before. ``follows``: the last job of a submission asks, not the user, so
+    leave out cancelled stages."""
     needed = {job.id: None for job in jobs_for(runs, places)}  # in the order of work
     elsewhere, failed = {}, {}
     for stage_id in needed:
@@ -160,7 +159,7 @@ def make_plan(
             wanted |= {stage.id, *stage.needs}
     left = sum(run.id in needed and run.id not in wanted for run in runs)
     done = sum(run.id not in needed for run in runs)
-    plan = Plan([], [stage for stage in stages if stage.id in wanted], elsewhere, failed, behind, done, left)
+    plan = Plan([], [stage for stage in stages if stage.id in wanted], elsewhere, failed, done, left)
     others = {stage_id: job for stage_id, job in elsewhere.items() if stage_id in wanted}
     plan.graph = build_graph(plan.new, profile.pack, profile.sample_shards, others)
     return plan
@@ -172,18 +171,9 @@ def rows_of(planned: dict[str, list[Run]], stages: list[Job]) -> list[Row]:
     for stage in stages:
         before = {i: kind for need in stage.needs for i, kind in chains.get(need, {}).items()}
         chains[stage.id] = {**before, stage.id: stage.kind}
-    return [
-        Row(
-            experiment,
-            run.row,
-            run.task,
-            run.spec.train.seed,
-            run.spec.sampling.seed,
-            run.id,
-            chains[run.id],
-            run.sweep,
-        )
-        for experiment, runs in planned.items()
-        for run in runs
-        if run.id in chains
-    ]
+
+    def row(experiment: str, run: Run) -> Row:
+        seeds = run.spec.train.seed, run.spec.sampling.seed
+        return Row(experiment, run.row, run.task, *seeds, run.id, chains[run.id], run.sweep)
+
+    return [row(experiment, run) for experiment, runs in planned.items() for run in runs if run.id in chains]

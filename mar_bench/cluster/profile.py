@@ -6,30 +6,23 @@ import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mar_bench.config.layers import load_yaml
-from mar_bench.config.parse import KeyPathError, join, parse
+from mar_bench.config.parse import Count, CountOrZero, KeyPathError, OneOf, Positive, parse
 from mar_bench.config.stages import RESOURCES, STAGES
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import shipped
 
 BLOCKS = (*RESOURCES, "table")  # keys of ``stages``
 MULTIPROCESS = {stage.resources for stage in STAGES.values() if stage.multiprocess}
-OWN_KEYS = {  # sbatch options that have a key of their own
-    "array": "array_parallelism", "signal": "signal_seconds", "time": "time", "nodes": "nodes", "mem": "memory_gb",
-    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "exclusive": "exclusive",
-    "gpus-per-node": "gpus_per_node", "gres": "gpus_per_node and gpu_type", "cpus-per-task": "cpus_per_task",
-    "ntasks": "tasks_per_node", "ntasks-per-node": "tasks_per_node",
+RESERVED = {  # sbatch options that have a key of their own, or that mar-bench submit sets
+    "array", "signal", "time", "nodes", "mem", "partition", "account", "qos", "constraint", "exclusive", "gres",
+    "gpus-per-node", "cpus-per-task", "ntasks", "ntasks-per-node", "dependency", "job-name", "output", "error",
+    "requeue", "no-requeue", "kill-on-invalid-dep", "open-mode", "wckey", "parsable", "wait", "test-only", "wrap",
+    "export", "quiet",
 }  # fmt: skip
-RESERVED = {  # sbatch options that mar-bench submit sets itself
-    "dependency", "job-name", "output", "error", "requeue", "no-requeue", "kill-on-invalid-dep", "open-mode", "wckey",
-    "parsable", "wait", "test-only", "wrap", "export", "quiet",
-}  # fmt: skip
-
-
-def _at_least(minimum: int, default: int | None = None) -> Any:
-    return field(default=default, metadata={"minimum": minimum})
+Block = Annotated[str, OneOf("stage", BLOCKS)]
 
 
 @dataclass(frozen=True)
@@ -40,33 +33,37 @@ class Resources:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: int | None = _at_least(1)
-    tasks_per_node: int | None = _at_least(1)  # None: one per GPU for stages that ranks can share, else 1
-    gpus_per_node: int | None = _at_least(0)
+    nodes: Count | None = None
+    tasks_per_node: Count | None = None  # None: one per GPU for stages that ranks can share, else 1
+    gpus_per_node: CountOrZero | None = None
     gpu_type: str | None = None  # as in --gres=gpu:<type>:<n>
-    cpus_per_task: int | None = _at_least(1)
-    memory_gb: float | None = None  # per task
+    cpus_per_task: Count | None = None
+    memory_gb: Positive | None = None  # per task
     time: str | None = None  # minutes, H:MM:SS or D-HH:MM:SS
     exclusive: bool | None = None  # whole nodes
     sbatch: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, without its dashes
 
 
 @dataclass(frozen=True)
-class SlurmProfile:
-    """A cluster managed by Slurm."""
-
-    kind: Literal["slurm"] = "slurm"
+class _AnyProfile:
     runs: str | None = None  # run root, on a disk that all nodes share; None: --runs
     device: str | None = None  # GPU name as torch reports it, under which speed is filed; None: this machine's
     pack: bool = False  # run the stages of one training in one job: where starting Python costs more than queueing
-    sample_shards: int = _at_least(1, 1)  # array elements that share the images of one evaluation, split by index
-    array_parallelism: int = _at_least(1, 64)  # elements of one array that run at a time
-    signal_seconds: int = _at_least(1, 120)  # how long before its time limit a job is told to save
-    max_timeouts: int = _at_least(0, 50)  # times a job may hit its time limit and be requeued
+    sample_shards: Count = 1  # array elements that share the images of one evaluation, split by index
+
+
+@dataclass(frozen=True)
+class SlurmProfile(_AnyProfile):
+    """A cluster managed by Slurm."""
+
+    kind: Literal["slurm"] = "slurm"
+    array_parallelism: Count = 64  # elements of one array that run at a time
+    signal_seconds: Count = 120  # how long before its time limit a job is told to save
+    max_timeouts: CountOrZero = 50  # times a job may hit its time limit and be requeued
     python: str | None = None  # a shell command; None: the Python that submits
     setup: tuple[str, ...] = ()  # shell lines before it: modules, environments
     job: Resources = field(default_factory=Resources)
-    stages: dict[str, Resources] = field(default_factory=dict)  # overrides per stage
+    stages: dict[Block, Resources] = field(default_factory=dict)  # overrides per stage
 
     def resources(self, stage: str) -> Resources:
         """What a job of ``stage`` requests, with our defaults filled in."""
@@ -74,35 +71,24 @@ class SlurmProfile:
         changed = {f.name: v for f in fields(own) if f.name != "sbatch" and (v := getattr(own, f.name)) is not None}
         merged = replace(self.job, **changed, sbatch={**self.job.sbatch, **own.sbatch})
         tasks = max(1, merged.gpus_per_node or 0) if stage in MULTIPROCESS else 1
-        return replace(
-            merged,
-            nodes=merged.nodes or 1,
-            tasks_per_node=merged.tasks_per_node or tasks,
-            time=merged.time or "60",
-        )
+        defaults: dict[str, Any] = {"nodes": 1, "tasks_per_node": tasks, "time": "60"}
+        return replace(merged, **{name: getattr(merged, name) or value for name, value in defaults.items()})
 
 
 @dataclass(frozen=True)
-class ProcessesProfile:
+class ProcessesProfile(_AnyProfile):
     """The same graph on this machine: each job is a process that submitit starts."""
 
     kind: Literal["processes"] = "processes"
-    runs: str | None = None
-    device: str | None = None
     pack: bool = True
-    sample_shards: int = _at_least(1, 1)
-    parallel: int | None = _at_least(1)  # jobs at a time; None: cores / threads per process
+    parallel: Count | None = None  # jobs at a time; None: cores / threads per process
 
 
 @dataclass(frozen=True)
-class DebugProfile:
-    """The same graph in this very process, one job after another, for a debugger."""
+class DebugProfile(_AnyProfile):
+    """The same graph in this process, one job after another, for a debugger."""
 
     kind: Literal["debug"] = "debug"
-    runs: str | None = None
-    device: str | None = None
-    pack: bool = False
-    sample_shards: int = _at_least(1, 1)
 
 
 Profile = SlurmProfile | ProcessesProfile | DebugProfile
@@ -151,40 +137,22 @@ def minutes(time: str, path: str = "time") -> int:
 
 
 def _check(profile: Profile) -> None:
-    _check_minimums(profile)
+    """Raises KeyPathError for values that do not go together."""
     if profile.pack and profile.sample_shards > 1:
         raise KeyPathError("sample_shards", "a packed job draws all images of an evaluation itself: set pack: false")
     if not isinstance(profile, SlurmProfile):
         return
-    for stage in profile.stages:
-        if stage not in BLOCKS:
-            raise KeyPathError(f"stages.{stage}", f"no such stage, {did_you_mean(stage, BLOCKS)}")
     for path, block in (("job", profile.job), *((f"stages.{s}", r) for s, r in profile.stages.items())):
-        _check_minimums(block, path)
-        if block.memory_gb is not None and block.memory_gb <= 0:
-            raise KeyPathError(f"{path}.memory_gb", f"{block.memory_gb} is not above 0")
         if block.time is not None:
             minutes(block.time, f"{path}.time")
         for option in block.sbatch:
-            plain = option.lstrip("-").replace("_", "-")
-            if plain in OWN_KEYS or plain in RESERVED:
-                raise KeyPathError(f"{path}.sbatch.{option}", f"is set by {OWN_KEYS.get(plain, 'mar-bench submit')}")
+            if option.lstrip("-").replace("_", "-") in RESERVED:
+                raise KeyPathError(f"{path}.sbatch.{option}", "is set by mar-bench submit or a key of the profile")
     if profile.job.gpu_type and not profile.job.gpus_per_node:
         raise KeyPathError("job.gpu_type", "needs job.gpus_per_node")
     for stage in BLOCKS:
         wants = profile.resources(stage)
-        if profile.signal_seconds >= 60 * minutes(wants.time or ""):
-            raise KeyPathError(
-                "signal_seconds", f"{profile.signal_seconds} is not below the time of stage {stage}, {wants.time}"
-            )
+        if (seconds := profile.signal_seconds) >= 60 * minutes(wants.time or ""):
+            raise KeyPathError("signal_seconds", f"{seconds} is not below the time of stage {stage}, {wants.time}")
         if stage not in MULTIPROCESS and (wants.nodes or 1) * (wants.tasks_per_node or 1) > 1:
-            raise KeyPathError(
-                f"stages.{stage}", "this stage runs in one process: set nodes and tasks_per_node to 1 here"
-            )
-
-
-def _check_minimums(block: Profile | Resources, path: str = "") -> None:
-    for f in fields(block):
-        value, minimum = getattr(block, f.name), f.metadata.get("minimum")
-        if minimum is not None and value is not None and value < minimum:
-            raise KeyPathError(join(path, f.name), f"{value} is less than {minimum}")
+            raise KeyPathError(f"stages.{stage}", "runs in one process: set nodes and tasks_per_node to 1 here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,15 +26,8 @@ MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
 @contextlib.contextmanager
 def one_at_a_time(places: Places) -> Iterator[None]:
     """Hold the lock on a run root's submissions: two concurrent ones would send the same work twice."""
-    said = False
-
-    def waiting() -> None:
-        nonlocal said
-        if not said:
-            print("another submission is in progress in this run root: waiting", file=sys.stderr)
-            said = True
-
-    with locks.held(places.runs / "locks" / "submit.lock", waiting=waiting):
+    said = functools.cache(lambda: print("waiting for another submission in this run root", file=sys.stderr))
+    with locks.held(places.runs / "locks" / "submit.lock", waiting=said):
         yield
 
 
@@ -44,12 +38,12 @@ def work_of(submission: Submission, job: ClusterJob, last: Last, signal_seconds:
 def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> int:
     """Send every job and return the number of sbatch calls.
 
-    If Slurm refuses one or the user interrupts, take back the whole submission and re-raise."""
+    If Slurm refuses one or the user interrupts, undo the whole submission and re-raise."""
     ids: dict[str, str] = {}
     code, logs = Path(submission.code), submission.folder / "logs"
     groups = arrays(list(submission.jobs.values()), MAX_ARRAY)
     try:
-        for n, group in enumerate(groups, 1):
+        for group in groups:
             after = _dependency(group[0], ids, groups)
             command = submission.request.command
             parameters = sbatch_parameters(profile, group[0].kind, submission.name, after, code, command)
@@ -57,8 +51,6 @@ def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> int:
             pairs = [(job.key, i) for job, i in zip(group, send(profile, logs, code, parameters, work))]
             submission.sent(pairs)
             ids |= pairs
-            if n % 20 == 0:
-                print(f"sent {n} of {len(groups)}", file=sys.stderr)
     except BaseException as error:
         withdraw(submission, none_sent=isinstance(error, UserError) and not ids)
         raise
@@ -95,22 +87,22 @@ def slurm_ids(keys: Iterable[str], ids: dict[str, str], groups: list[list[Cluste
 
 
 def withdraw(submission: Submission, none_sent: bool = False) -> None:
-    """Take back a submission that was not sent completely: cancel its jobs, whether noted or not, and delete it."""
+    """Undo an incomplete submission: cancel its jobs, including those whose ids were never noted, and delete it."""
     if not none_sent:
         try:
             cancel_named(submission.name)
         except UserError as error:  # keep the folder, so that its jobs can be found
-            print(f"submission {submission.id} is not taken back yet ({error}); submit tries again", file=sys.stderr)
+            print(f"submission {submission.id} is not undone yet ({error}); submit tries again", file=sys.stderr)
             return
     (submission.folder / "submission.json").unlink(missing_ok=True)  # first: without it the folder does not count
     shutil.rmtree(submission.folder, ignore_errors=True)
 
 
 def without_incomplete(ledger: list[Submission]) -> list[Submission]:
-    """Take back submissions that a kill has cut short, and return the others. Call it under ``one_at_a_time``."""
+    """Undo submissions that a kill has cut short, and return the others. Call it under ``one_at_a_time``."""
     for submission in ledger:
         if not submission.complete:
-            print(f"taking back submission {submission.id}, which was cut short", file=sys.stderr)
+            print(f"undoing submission {submission.id}, which was cut short", file=sys.stderr)
             withdraw(submission)
     return [submission for submission in ledger if submission.complete]
 

@@ -68,16 +68,15 @@ def job_states(named: dict[str, str]) -> dict[str, JobState]:
     except UserError:
         silent = True
     if missing := [job for job in named if job not in found or found[job][0] != named[job]]:
-        try:
-            whole = ",".join(dict.fromkeys(job.partition("_")[0] for job in missing))
-            words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList", "-j", whole]
+        whole = ",".join(dict.fromkeys(job.partition("_")[0] for job in missing))
+        words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList", "-j", whole]
+        # Without accounting, jobs that squeue has forgotten have ended with unknown status.
+        with contextlib.suppress(UserError):
             for line in _run(words).splitlines():
                 jobs, name, state, nodes = line.split("|", 3)
                 for job in _elements(jobs):
                     if job in named and name == named[job]:
                         found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", "")))
-        except UserError:
-            pass  # a site without accounting: jobs that squeue has forgotten have ended with unknown status
     unknown = JobState(SILENT if silent else LOST)
     return {job: found[job][1] if found.get(job, ("",))[0] == name else unknown for job, name in named.items()}
 
@@ -141,16 +140,11 @@ def sbatch_parameters(
     wants = profile.resources(stage)
     tasks = wants.tasks_per_node or 1
     own = {option.lstrip("-"): value for option, value in wants.sbatch.items() if value not in (None, False)}
-    extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **own}
-    parameters = {
+    same = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")
+    parameters: dict[str, Any] = {
+        **{key: getattr(wants, key) for key in same},
         "job_name": name,
-        "partition": wants.partition,
-        "account": wants.account,
-        "qos": wants.qos,
-        "constraint": wants.constraint,
-        "nodes": wants.nodes,
         "ntasks_per_node": tasks,
-        "cpus_per_task": wants.cpus_per_task,
         "time": minutes(wants.time or ""),
         "exclusive": wants.exclusive or None,
         "mem": None if wants.memory_gb is None else f"{max(1, round(wants.memory_gb * tasks * 1024))}M",
@@ -164,13 +158,12 @@ def sbatch_parameters(
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"export {COMMAND_VARIABLE}={shlex.quote(command)}",
         ],
-        "additional_parameters": extra,
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **own},
     }
-    if wants.gpus_per_node:
-        if wants.gpu_type:
-            parameters["gres"] = f"gpu:{wants.gpu_type}:{wants.gpus_per_node}"
-        else:
-            parameters["gpus_per_node"] = wants.gpus_per_node
+    if wants.gpus_per_node and wants.gpu_type:
+        parameters["gres"] = f"gpu:{wants.gpu_type}:{wants.gpus_per_node}"
+    elif wants.gpus_per_node:
+        parameters["gpus_per_node"] = wants.gpus_per_node
     return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
 
 
@@ -209,9 +202,7 @@ def send(
     executor = _executor(profile, folder, code, parameters)
     try:
         with outside_a_job():
-            if len(work) == 1:
-                return [executor.submit(work[0]).job_id]
-            with executor.batch():
+            with executor.batch() if len(work) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(one) for one in work]
             return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,39 +22,27 @@ from mar_bench.utils.errors import UserError, did_you_mean
 AGAIN = "submit with --retry failed"
 RESUBMIT = "submit sends it again"
 CHANGE = "change the profile, cancel and submit"
-ADVICE = {  # part of a state or reason -> what to do; the first match counts
+ADVICE = {  # pattern of a state or a pending reason -> what to do; the first match counts
     "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
     "TIMEOUT": f"it could not save within signal_seconds, or hit its limit too often: raise time, then {AGAIN}",
-    "NODE_FAIL": f"its node died and Slurm has not requeued it: {AGAIN}",
-    "BOOT_FAIL": f"its node did not start: {AGAIN}",
-    "DEADLINE": f"it could not end before its deadline: {AGAIN}",
+    "NODE_FAIL|BOOT_FAIL|DEADLINE": AGAIN,
     "FAILED": f"mar-bench logs shows why; then {AGAIN}",
-    "CANCELLED": RESUBMIT,
-    "PREEMPTED": RESUBMIT,
+    "CANCELLED|PREEMPTED": RESUBMIT,
     INTERRUPTED: "the same submit resumes it",
     LOST: f"Slurm does not know this job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN}",
-    "SUSPENDED": "scontrol resume, or wait for who suspended it",
     SILENT: "Slurm does not answer: is this a machine of the cluster?",
     "DependencyNeverSatisfied": f"a job that it needs has failed: mar-bench cancel, then {AGAIN}",
-    "JobHeld": "held by you or an operator: scontrol release",
-    "held": "scontrol release, once the node is well",
-    "ReqNodeNotAvail": "nodes are down or reserved: sinfo -R shows why",
-    "NodeDown": "nodes are down: sinfo -R shows why",
-    "PartitionDown": "the partition is closed: sinfo",
-    "PartitionNodeLimit": f"it requests more nodes than the partition allows: {CHANGE}",
-    "PartitionTimeLimit": f"it requests more time than the partition allows: {CHANGE}",
-    "BadConstraints": f"no node matches the request: {CHANGE}",
-    "InvalidAccount": "set account in the profile, cancel and submit",
-    "InvalidQOS": "set qos in the profile, cancel and submit",
-    "QOS": "a limit of the qos: it waits for your other jobs, or requests too much",
-    "Assoc": "a limit of the account: it waits for others' jobs, or requests too much",
+    "Held|held": "scontrol release, once the cause is gone",
+    "NodeNotAvail|NodeDown|PartitionDown": "nodes are down or reserved: sinfo -R shows why",
+    "PartitionNodeLimit|PartitionTimeLimit|BadConstraints|InvalidAccount|InvalidQOS": CHANGE,
+    "QOS|Assoc": "a limit of the qos or account: it waits for other jobs, or requests too much",
 }
 SILENT_SECONDS = 300  # without an update of a running job's status file
 
 
 @dataclass
 class Line:
-    """A record to come and its progress; of a submission's last job, its table."""
+    """An expected record, or the table of a submission's last job, and its progress."""
 
     experiment: str
     row: str
@@ -106,32 +94,22 @@ def look(places: Places, experiments: list[str]) -> View:
     queue = Queue(ledger)
     rows = {row.name: (s, row) for s in shown for row in s.rows if row.experiment in wanted}
     lines = [_line(s, row, queue) for s, row in rows.values()]
-    if len({s.request.scale for s, _ in rows.values()}) > 1:
-        for line, (submission, _) in zip(lines, rows.values()):
-            line.experiment += f"@{submission.request.scale}"
     newest = {tuple(s.request.words): s for s in shown}.values()
     tables = [line for s in shown if (line := _table_line(s, queue)).live or line.error and s in newest]
-    return View(places.runs, lines, tables, _notes(newest, queue))
-
-
-def _notes(newest: Iterable[Submission], queue: Queue) -> list[str]:
-    """What the user has to do for submissions that do not continue by themselves."""
-    notes = []
+    notes = []  # what the user has to do for submissions that do not continue by themselves
     for s in newest:
         if not s.complete:
-            notes.append(
-                f"a submission was cut short and some of its jobs were not sent: {s.request.command} sends them"
-            )
+            notes.append(f"a submission was cut short: {s.request.command} sends the rest of it")
         elif s.waiting and queue.state(s, s.last) is not None and not queue.live(s, s.last):
             notes.append(f"{s.waiting} evaluations wait until their points are chosen: {s.request.command} sends them")
-    return notes
+    return View(places.runs, lines, tables, notes)
 
 
 def _line(submission: Submission, row: Row, queue: Queue) -> Line:
     places = submission.places
     name = row.row + (f" seed {row.train_seed}" if row.train_seed else "")
     name += f" images {row.sampling_seed}" if row.sampling_seed else ""
-    name += f" ({row.task})" if row.task != "generation" else " (a point)" if row.sweep else ""
+    name += f" ({row.task})" if row.task != "generation" else " (sweep point)" if row.sweep else ""
     line = Line(row.experiment, name, row.task, row.id)
     if is_sound(places.folder(row.task, row.id)):
         line.state = "done"
@@ -208,7 +186,7 @@ def _fill_running(line: Line, notes: dict[str, Any], stage_id: str | None) -> No
 def advice(state: str) -> str:
     """What to do about a state or a pending reason of Slurm's; empty if nothing."""
     # reasons come with more words, as in QOSMaxJobsPerUserLimit
-    return next((text for word, text in ADVICE.items() if word in state), "")
+    return next((text for pattern, text in ADVICE.items() if re.search(pattern, state)), "")
 
 
 def _last_error(log: Path) -> str:
@@ -217,10 +195,9 @@ def _last_error(log: Path) -> str:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    slurm = [line for line in lines if line.startswith(("srun:", "slurmstepd"))]
-    ours = [line for line in lines if line not in slurm]
-    errors = [line for line in ours if "Error" in line or "error:" in line] or [x for x in slurm if "error" in x]
-    return (errors or ours or [""])[-1][:200]
+    # Python's errors before those of srun and slurmstepd, which only repeat that a task has ended
+    errors = [line for line in lines if "Error" in line] or [line for line in lines if "error" in line]
+    return (errors or lines or [""])[-1][:200]
 
 
 # --- as text --------------------------------------------------------------------------------------------
@@ -233,7 +210,7 @@ def text(view: View) -> str:
     out = []
     if shown:
         heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
-        out.append(console_table(heading, [_cells(group, len(experiments) > 1) for group in _folded(shown)]))
+        out.append(console_table(heading, [_cells(line, len(experiments) > 1) for line in shown]))
     problems: dict[str, list[str]] = {}
     for line in shown:
         if problem := "; ".join(part for part in (line.error, line.advice) if part):
@@ -248,21 +225,9 @@ def text(view: View) -> str:
     return "\n".join([*out, *view.notes, f"{', '.join(experiments)}: {len(view.lines)} records; {states}"])
 
 
-def _folded(lines: list[Line]) -> list[list[Line]]:
-    """Reconstruction and speed at the same stage of the same job share a line."""
-    groups: dict[tuple, list[Line]] = {}
-    for i, line in enumerate(lines):
-        beside = line.task in ("reconstruction", "speed")
-        alike = (line.experiment, line.task, line.stage, line.job, line.state) if beside else (i,)
-        groups.setdefault(alike, []).append(line)
-    return list(groups.values())
-
-
-def _cells(group: list[Line], several: bool) -> list[str]:
-    line = group[0]
-    row = f"{line.experiment}/{line.row}" if several and line.task != "table" else line.row
+def _cells(line: Line, several: bool) -> list[str]:
     return [
-        row + (f" and {len(group) - 1} more" if len(group) > 1 else ""),
+        f"{line.experiment}/{line.row}" if several and line.task != "table" else line.row,
         line.stage,
         line.job,
         line.state,

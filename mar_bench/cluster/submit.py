@@ -14,7 +14,7 @@ from mar_bench.cluster.jobs import TABLE
 from mar_bench.cluster.ledger import Request, Submission, new_submission, read_ledger
 from mar_bench.cluster.local import run_here
 from mar_bench.cluster.plan import Plan, Queue, make_plan, rows_of
-from mar_bench.cluster.profile import BLOCKS, Profile, SlurmProfile, load_profile
+from mar_bench.cluster.profile import Profile, SlurmProfile, load_profile
 from mar_bench.cluster.send import batch_scripts, one_at_a_time, send_all, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.cluster.work import StagesFailed
@@ -23,7 +23,7 @@ from mar_bench.pipeline.preflight import preflight, writable
 from mar_bench.pipeline.request import load, named, names_and_overrides, no_seeds, not_chosen, once, plan_of
 from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, default_places, is_sound, publish, record_failure
-from mar_bench.records.provenance import device_name, git_state
+from mar_bench.records.provenance import git_state
 from mar_bench.records.record import read_record, read_records
 from mar_bench.report.table.build import build
 from mar_bench.utils.console import console_table, to_yaml
@@ -34,12 +34,12 @@ from mar_bench.utils.files import atomic_write
 def submit(
     request: Request, profile: Profile, retry: bool = False, dry_run: bool = False, follows: bool = False
 ) -> Outcome:
-    """Send what is not done yet, or run it here if the profile has no Slurm; say what is sent.
+    """Send unfinished work, or run it here if the profile has no Slurm, and print what is sent.
 
-    ``retry``: send what has failed before too. ``follows``: this is the last job of a submission with this request.
-    Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
+    ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
+    request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
     places = default_places(request.runs, request.records)
-    names, overrides = names_and_overrides(request.words)
+    names, overrides = names_and_overrides(list(request.words))
     names, overrides = named(names, request.every), no_seeds(overrides)
     records = read_records(places.records)
     if not dry_run:
@@ -60,7 +60,7 @@ def submit(
         rows = rows_of(planned, plan.stages)
         look = shlex.join(["mar-bench", "status", *planned, *(["--runs", str(places.runs)] if request.runs else [])])
         label = experiments[0].id if len(experiments) == 1 else "mar_bench"
-        _print_plan(plan, profile, waiting, len(runs), retry)
+        _print_plan(plan, waiting, len(runs), retry)
         if not plan.sends and (follows or not slurm or {row.name for row in rows} <= queue.followed()):
             print("nothing to send" + ("" if follows else f"; {look} shows progress"))
             return Outcome()
@@ -79,8 +79,7 @@ def submit(
             calls = send_all(submission, profile, conclude)
             ids = [str(job.slurm_id).partition("_")[0] for job in submission.jobs.values()]
             print(f"sent {len(ids)} jobs with {calls} calls of sbatch, {ids[0]} to {ids[-1]}")
-            print(f"logs are in {submission.folder / 'logs'}")
-            print(f"next: {look}")
+            print(f"logs are in {submission.folder / 'logs'}; next: {look}")
             return Outcome()
     threads = next(iter(experiments[0].rows.values())).compute.threads
     return run_here(submission, profile, threads, conclude)
@@ -89,22 +88,21 @@ def submit(
 def _copy_experiments(submission: Submission) -> None:
     """Copy the user's own experiment files and their layers: later edits must not change what was submitted."""
     folder = submission.folder / "experiments"
-    for word in submission.request.words:
-        file = Path(word)
+    for file in map(Path, submission.request.words):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("base", "scale"):
-                if (file.parent / name).is_dir():
-                    shutil.copytree(file.parent / name, folder / name, dirs_exist_ok=True)
-            shutil.copy(file, folder / file.name)
+            for layers in (file.parent / name for name in ("base", "scale")):
+                if layers.is_dir():
+                    shutil.copytree(layers, folder / layers.name, dirs_exist_ok=True)
+            shutil.copy(file, folder)
 
 
 def repeated(submission: Submission) -> Request:
     """The request of a submission, with its copies of experiment files and its folders."""
     copies = {path.name: str(path) for path in (submission.folder / "experiments").glob("*.y*ml")}
-    words = [copies.get(Path(w).name, w) if w.endswith((".yaml", ".yml")) else w for w in submission.request.words]
+    words = (copies.get(Path(w).name, w) if w.endswith((".yaml", ".yml")) else w for w in submission.request.words)
     runs, records = str(submission.places.runs), str(submission.places.records)
-    return replace(submission.request, words=words, runs=runs, records=records)
+    return replace(submission.request, words=tuple(words), runs=runs, records=records)
 
 
 # --- the last job ---------------------------------------------------------------------------------------
@@ -120,8 +118,7 @@ def conclude(submission: Submission) -> None:
         try:
             outcome = submit(request, profile, follows=True)
         except UserError as error:
-            again = f"to send the cells that can be chosen now, repeat: {request.command}"
-            print(f"{error}; {again}", file=sys.stderr)
+            print(f"{error}; to send the cells that can be chosen now, repeat: {request.command}", file=sys.stderr)
     if outcome.stopped:
         raise Stopped
     try:
@@ -133,7 +130,7 @@ def conclude(submission: Submission) -> None:
 
 
 def _write_tables(request: Request, places: Places) -> None:
-    names, overrides = names_and_overrides(request.words)
+    names, overrides = names_and_overrides(list(request.words))
     records = read_records(places.records)
     for name in named(names, request.every):
         experiment = load(name, request.scale, overrides, records)
@@ -164,7 +161,7 @@ def settle(submission: Submission) -> list[str]:
         why = next((lost[need] for need in stage.needs if need in lost), None)
         if why is None and job is not None:
             why = queue.failure(submission, job, stage.id)
-        elif why is None and stage.id in queue.holders:  # a job of another submission was to run it
+        elif why is None and stage.id in queue.holders:
             why = queue.failure(*queue.holders[stage.id], stage.id)
             why = why and f"{stage.title}, of another submission: {why}"
         if why is None:
@@ -183,44 +180,36 @@ def settle(submission: Submission) -> list[str]:
 # --- what submit prints ---------------------------------------------------------------------------------
 
 
-def _print_plan(plan: Plan, profile: Profile, waiting: int, total: int, retry: bool) -> None:
+def _print_plan(plan: Plan, waiting: int, total: int, retry: bool) -> None:
     jobs = sum(bool(job.stages) for job in plan.graph)
     print(f"{total} records: {plan.done} done; {jobs} jobs for {len(plan.new)} stages to send")
     if plan.elsewhere:
         print(f"{len(plan.elsewhere)} stages are queued or running in jobs that were sent before")
     if plan.failed and not retry:
-        first = next(iter(plan.failed.values()))
-        print(
-            f"{plan.left} records are left out, since something they need has failed: --retry failed sends them again "
-            f"(the first: {first})"
-        )
-    speed = any(stage.kind == "speed" for stage in plan.new)
-    gpus = isinstance(profile, SlurmProfile) and profile.resources("speed").gpus_per_node
-    if speed and gpus and profile.device is None:
-        print(f"note: the profile names no device: speed is filed under this machine's, '{device_name()}'")
+        why = next(iter(plan.failed.values()))
+        print(f"{plan.left} records are left out, since they or their stages have failed: --retry failed sends them")
+        print(f"the first failure: {why}")
     if waiting:
         print(f"{waiting} evaluations wait until their sweep points are measured; the last job sends them")
 
 
 def _print_dry_run(plan: Plan, places: Places, profile: Profile, command: str, name: str) -> None:
-    """One line per stage and the script of its first job, or without Slurm one line per job."""
+    """One line per sbatch call and the script of the first for each stage, or without Slurm one line per job."""
+    scripts: dict[tuple[str, bool], str] = {}
     if isinstance(profile, SlurmProfile):
-        sent: dict[tuple[str, bool], list] = {}
+        heading, lines = ["stage", "jobs", "nodes x tasks", "GPUs per node", "time", "first job"], []
         for group, text in batch_scripts(plan.graph, profile, places.runs, command, name):
-            sent.setdefault((group[0].kind, len(group) > 1), []).append((group, text))
-        lines = []
-        for kind, array in sorted(sent, key=lambda key: BLOCKS.index(key[0])):
-            groups, wants = [group for group, _ in sent[kind, array]], profile.resources(kind)
-            jobs = f"{sum(map(len, groups))}{' in arrays' if array else ''}"
-            size, gpus = f"{wants.nodes} x {wants.tasks_per_node}", str(wants.gpus_per_node or 0)
-            lines.append([kind, str(len(groups)), jobs, size, gpus, str(wants.time), groups[0][0].title])
-        heading = ["stage", "sbatch calls", "jobs", "nodes x tasks", "GPUs per node", "time", "first job"]
-        print(console_table(heading, lines))
-        for (kind, array), groups in sent.items():
-            print(f"\n# ---- {kind}{', an array' if array else ''}: the first of its kind\n{groups[0][1]}")
+            kind, wants = group[0].kind, profile.resources(group[0].kind)
+            size = f"{wants.nodes} x {wants.tasks_per_node}"
+            gpus, time = str(wants.gpus_per_node or 0), str(wants.time)
+            lines.append([kind, str(len(group)), size, gpus, time, group[0].title])
+            scripts.setdefault((kind, len(group) > 1), text)
     else:
+        heading = ["job", "runs", "after"]
         lines = [[job.key, job.title, "all others" if job.follows else " ".join(job.needs)] for job in plan.graph]
-        print(console_table(["job", "runs", "after"], lines))
+    print(console_table(heading, lines))
+    for (kind, array), text in scripts.items():
+        print(f"\n# ---- {kind}{', an array' if array else ''}: the first of its kind\n{text}")
     if (hours := sum(gpu_hours(stage.kind, stage.run.spec) for stage in plan.new)) > 1:
         print(f"about {hours:,.0f} GPU hours of training and sampling (estimated for an H100)")
     try:

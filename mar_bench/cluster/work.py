@@ -1,7 +1,7 @@
-"""What a cluster job does: run its stages in order, from what is on disk.
+"""Inside a cluster job: run its stages in order, continuing from the files on disk.
 
 A job may be restarted at any time. Finished stages are skipped, trainings resume from their newest checkpoint, drawn
-images are kept. submitit's pickle only says which job this is."""
+images are kept. submitit's pickle only identifies the job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mar_bench.cluster.jobs import TABLE
+from mar_bench.cluster.jobs import TABLE, ClusterJob
 from mar_bench.cluster.ledger import Submission, read_submission
 from mar_bench.cluster.notes import WRITE_SECONDS, Notes, Signals, who
 from mar_bench.config.stages import STAGES
@@ -58,7 +58,7 @@ class Work:
                 raise
 
     def checkpoint(self) -> Any:
-        """Called by submitit when it requeues the job: the same work, which finds its progress on disk."""
+        """Called by submitit when it requeues the job; the same work resumes from disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -86,7 +86,7 @@ def _run_job(submission: Submission, key: str, last: Callable[[Submission], None
             continue
         try:
             _check_needs(stage, planned, submission)
-            _run_stage(stage, submission, submission.jobs[key].shard, world, signals, notes)
+            _run_stage(stage, submission, submission.jobs[key], world, signals, notes)
             continue
         except _Cancelled:
             notes.event(stage, "cancelled")
@@ -118,16 +118,11 @@ def _check_needs(stage: Job, planned: dict[str, Job], submission: Submission) ->
     for need in stage.needs:
         before = planned.get(need)
         if before is not None and not is_sound(submission.places.folder(before.kind, before.id)):
-            raise UserError(f"{before.title} is not done, which this needs; its own failure says why")
+            raise UserError(f"{before.title} is needed and not done; see its own failure")
 
 
 def _run_stage(
-    stage: Job,
-    submission: Submission,
-    shard: tuple[int, int] | None,
-    world: World,
-    signals: Signals,
-    notes: Notes,
+    stage: Job, submission: Submission, job: ClusterJob, world: World, signals: Signals, notes: Notes
 ) -> None:
     from mar_bench.pipeline.stages import execute
 
@@ -164,11 +159,12 @@ def _run_stage(
         claims.append(Claim(path, f"{submission.id} {who()[0]}", who()[1]))
         return claims[-1]
 
-    _check_device(stage)
+    if stage.kind == "speed":
+        _check_device(stage)
     notes.event(stage, "start")
     print(f"start {stage.title} ({stage.kind} {stage.id})", flush=True)
     try:
-        did = execute(stage, submission.places, progress, waiting, world, shard, claimed)
+        did = execute(stage, submission.places, progress, waiting, world, job.shard, claimed)
     except (Superseded, _Cancelled):
         raise
     except Stopped:
@@ -179,9 +175,7 @@ def _run_stage(
 
 
 def _check_device(stage: Job) -> None:
-    """Raises UserError if speed would be filed under another device than the one it is measured on."""
-    if stage.kind != "speed":
-        return
+    """Raises UserError if speed would be recorded under a device that is not this one."""
     from mar_bench.config.ids import speed_run
     from mar_bench.records.provenance import device_name
 

@@ -1,24 +1,24 @@
 # shellcheck shell=bash
-# What start, stop and break share. Sourced, never run; the caller has set -euo pipefail.
+# Functions shared by start, stop and break. Sourced; the caller sets -euo pipefail.
 
 ME=$(basename "$0")
 DEFAULT_DIR=/var/tmp/mar_bench-slurm
 MARK="# mar_bench-slurm"   # at the end of our lines in /etc/hosts: MARK FIRSTPORT-LASTPORT DIR
 STAMP=.mar_bench-slurm     # a folder that holds this file is a cluster's folder, and may be purged
 
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # where the daemons are; not everybody's root has it
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # the daemons' folders are not on every root's PATH
 
 # In a job of a cluster: that cluster's slurm.conf.
 # shellcheck disable=SC2034  # stop asks
 JOB_OF=${SLURMD_NODENAME:+${SLURM_CONF:-}}
 
-# Options that the caller's shell has for its own cluster (SLURM_CLUSTERS, SINFO_FORMAT, ...) would bend our commands.
+# Options for another cluster in the caller's environment (SLURM_CLUSTERS, SINFO_FORMAT, ...) would change our commands.
 for name in $(compgen -e | grep -E '^(SLURM|SLURMD|SBATCH|SALLOC|SCANCEL|SINFO|SQUEUE|SACCT)_' || true); do
   if [ "$name" != SLURM_CONF ]; then unset "$name"; fi
 done
 
 say() { echo "$ME: $*"; }
-refuse() { say "$*" >&2; exit 2; }   # the user has to change something; nothing was touched
+refuse() { say "$*" >&2; exit 2; }   # the user must change something; nothing has been changed yet
 
 require_root() {
   [ "$(id -u)" = 0 ] || refuse "needs root: slurmd starts each job as the job's own user"
@@ -31,7 +31,7 @@ use_dir() {
   [[ $DIR =~ ^/[A-Za-z0-9._/-]+$ ]] || refuse "'$DIR': only letters, digits and . _ - / work in a path of slurm.conf"
   # sun_path holds 107 characters, and slurmstepd adds up to 40 (/spool.n64/n64_12345678.4294967291)
   [ "${#DIR}" -le 64 ] || refuse "'$DIR' is ${#DIR} characters long; unix sockets leave room for 64"
-  # /var/tmp is everybody's: never run what another user has put under our name
+  # anyone can write to /var/tmp: never run files of another user
   [ ! -e "$DIR" ] || [ -O "$DIR" ] || refuse "'$DIR' belongs to another user"
 }
 
@@ -39,13 +39,13 @@ is_cluster() { [ -f "$1/$STAMP" ]; }
 
 is_free() { [ ! -e "$1" ] || { [ -d "$1" ] && [ -z "$(ls -A "$1")" ]; }; }
 
-# One start or stop at a time in a DIR. Long-lived children must close fd 9, or they would hold the lock for ever.
+# One start or stop at a time in a DIR. Long-lived children must close fd 9, or they would keep the lock.
 lock_dir() {
   exec 9>>"$DIR/$STAMP"
   flock -n 9 && return
-  [ "$1" = wait ] || refuse "another start or stop is at work in $DIR"
+  [ "$1" = wait ] || refuse "another start or stop is running in $DIR"
   say "waits for another start or stop in $DIR"
-  flock -w 180 9 || refuse "gave up after 180 s: another start or stop is at work in $DIR"
+  flock -w 180 9 || refuse "gave up after 180 s: another start or stop is running in $DIR"
 }
 
 # wait_for SECONDS COMMAND...: polls ten times a second; no longer than the process WHILE, if set, lives.
@@ -59,8 +59,8 @@ wait_for() {
 }
 
 # --- processes ------------------------------------------------------------------------------------------------------
-# No pid files: pids are used again, and a start that dies between fork and note leaves a daemon nobody knows. What
-# belongs to a cluster says so itself: daemons carry MAR_BENCH_SLURM=DIR and MAR_BENCH_DAEMON=NAME in the environment;
+# No pid files: pids are reused, and a start that dies between fork and write would leave an unknown daemon. Instead,
+# processes are found by what they carry: daemons have MAR_BENCH_SLURM=DIR and MAR_BENCH_DAEMON=NAME in the environment;
 # jobs the SLURM_CONF that slurmd gives them; helpers that overwrite their environment with a title hold a log open.
 # A zombie has neither environment nor open files, so it counts as gone.
 
@@ -137,14 +137,14 @@ nodes() { sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$DIR/slurm.conf" 2>/dev/null ||
 
 everything() { { with_env "MAR_BENCH_SLURM=$DIR" | children_too; tasks; } | sort -un | grep -vx "$$" || true; }
 
-# end SIGNAL: to the pids on stdin; those that have gone meanwhile are no mistake.
+# end SIGNAL: to the pids on stdin; pids that no longer exist are ignored.
 end() { xargs -r kill "-$1" 2>/dev/null || true; }
 
 # --- /etc/hosts -----------------------------------------------------------------------------------------------------
-# n1..nN have to resolve, or MASTER_ADDR=n1 is useless to torch.distributed. All clusters of the machine take the same
-# lock on the file, and the lines themselves record who holds which ports.
+# n1..nN must resolve, for MASTER_ADDR=n1 in torch.distributed. All clusters of the machine lock this file, and its
+# lines record which cluster holds which ports.
 
-# forget_hosts: takes our lines out. Not sed -i: in a container the file is a mount, which rename cannot replace.
+# forget_hosts: removes our lines. Not sed -i: in a container the file is a mount, which rename cannot replace.
 forget_hosts() {
   (
     flock 8
@@ -160,7 +160,7 @@ quiet() { [ -z "$(squeue -h 2>/dev/null)" ]; }
 
 gone() { [ -z "$(everything)" ]; }
 
-# take_down: jobs first, so that sacct says CANCELLED; then daemons, so that the database is whole; then force.
+# take_down: jobs first, for sacct to report CANCELLED; then daemons, for a consistent database; then SIGKILL.
 take_down() {
   local name
   export SLURM_CONF=$DIR/slurm.conf
@@ -169,7 +169,7 @@ take_down() {
     timeout 5 squeue -h -o %A 2>/dev/null | sort -u | timeout 10 xargs -r scancel --quiet 2>/dev/null || true
     wait_for 5 quiet || true
   fi
-  # slurmctld has to report to slurmdbd, which writes to mariadbd; munged vouches for all of them
+  # in the order of their dependencies: slurmctld reports to slurmdbd, which writes to mariadbd; all need munged
   for name in slurmd slurmctld slurmdbd mariadbd munged; do
     if [ "$name" = slurmd ]; then
       slurmds | end TERM
@@ -178,13 +178,13 @@ take_down() {
       wait_for 10 daemon_gone "$name" || true
     fi
   done
-  # stepds, jobs that would not go, daemons that hang, what an interrupted start was doing
+  # stepds, jobs and daemons that hang, processes of an interrupted start
   for _ in 1 2 3 4 5; do
     everything | end KILL
     wait_for 2 gone && break
   done
   forget_hosts
-  gone || { say "these processes will not die: $(everything | tr '\n' ' ')" >&2; return 1; }
+  gone || { say "cannot kill these processes: $(everything | tr '\n' ' ')" >&2; return 1; }
 }
 
 daemon_gone() { [ -z "$(daemon "$1")" ]; }

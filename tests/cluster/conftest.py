@@ -37,17 +37,17 @@ def no_programs(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def code(tmp_path_factory) -> Path:
+def taken(tmp_path_factory) -> Path:
     """One copy of the code for all submissions."""
     return take_snapshot(tmp_path_factory.mktemp("code"))
 
 
 @pytest.fixture
-def call(code, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def call(taken, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """``mar-bench`` in this process: exit code and both streams."""
     from mar_bench.cli import main
 
-    monkeypatch.setattr(submit, "take_snapshot", lambda runs: code)
+    monkeypatch.setattr(submit, "take_snapshot", lambda runs: taken)
     for name in ("runs", "records", "reports"):
         monkeypatch.setenv(f"MAR_BENCH_{name.upper()}", str(tmp_path / name))
 

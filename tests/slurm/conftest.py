@@ -54,11 +54,10 @@ class Cluster:
     def __post_init__(self) -> None:
         self.environment["SLURM_CONF"] = str(self.dir / "slurm.conf")
 
-    def script(self, name: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """One of the scripts in slurm/local, whatever its exit code; a script never takes minutes."""
-        return subprocess.run(
-            [SCRIPTS / name, *words], env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=300
-        )
+    def script(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts in slurm/local, whatever its exit code."""
+        command = [SCRIPTS / name, *words]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
 
     def start(self) -> None:
         done = self.script("start", str(self.dir))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
+import yaml
+
+from mar_bench.cluster.status import look
+from mar_bench.pipeline.store import Places
 from tests.slurm.conftest import Cluster
 
 RUN = """
@@ -30,6 +36,7 @@ class Lab:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
         places = {f"MAR_BENCH_{name.upper()}": str(self.folder / name) for name in ("runs", "records", "reports")}
         self.environment = {**self.cluster.environment, **places, **self.environment, "OMP_NUM_THREADS": "1"}
         # speed waits for other work of this user on this machine, but must not wait for other tests
@@ -49,8 +56,6 @@ class Lab:
 
     def profile(self, **changes: object) -> Path:
         """The local profile with changes, as a file; ``stages`` and ``job`` are merged."""
-        import yaml
-
         tree = yaml.safe_load((Path(__file__).parents[2] / "slurm/clusters/local.yaml").read_text())
         for key, value in changes.items():
             tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
@@ -60,8 +65,6 @@ class Lab:
 
     def experiment(self, name: str, rows: dict[str, dict]) -> Path:
         """A file with a row for each of these changes of the spec."""
-        import yaml
-
         tree = {
             "id": name,
             "base": "imagenet256",
@@ -74,7 +77,9 @@ class Lab:
         return path
 
     def status(self) -> dict[str, list[dict]]:
-        return json.loads(self("status", "--json"))
+        """What ``mar-bench status --json`` prints; read in this process, since starting one per look slows the jobs."""
+        with mock.patch.dict(os.environ, self.environment, clear=True):
+            return look(Places(self.folder / "runs", self.folder / "records"), []).tree()
 
     def lines(self) -> dict[str, dict]:
         """Lines of generation rows by name."""
@@ -85,26 +90,27 @@ class Lab:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, f"not within {seconds} s:\n{self('status')}\n{self.cluster.run('squeue')}"
-            time.sleep(0.5)
+            time.sleep(0.3)
         return found
 
     def wait(self, seconds: float = 180) -> None:
         """Wait until nothing is queued or running."""
         self.until(lambda: not any(line["live"] for lines in self.status().values() for line in lines), seconds)
 
-    def records(self, folder: Path | None = None) -> dict[str, dict]:
-        paths = (folder or self.folder / "records").glob("*.json")
-        return {path.stem: json.loads(path.read_text()) for path in paths}
+    def records(self) -> dict[str, dict]:
+        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "records").glob("*.json")}
+
+    def notes(self) -> list[dict]:
+        """The status files of all jobs."""
+        return [json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json")]
 
     def process(self, job: str) -> int:
         """The pid of a job's first process."""
-        notes = (json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json"))
-        return next(note["pid"] for note in notes if note["job"] == job)
+        return next(note["pid"] for note in self.notes() if note["job"] == job)
 
     def history(self) -> list[dict]:
-        """The stage events of all jobs, sorted by time."""
-        notes = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("submissions/*/jobs/*.json")]
-        return sorted((event for note in notes for event in note["history"]), key=lambda event: event["at"])
+        """The stage events of all jobs."""
+        return [event for note in self.notes() for event in note["history"]]
 
 
 def measured(records: dict[str, dict]) -> dict[str, tuple]:
