@@ -59,16 +59,16 @@ def table(
     places, found = results(None, records)
     for experiment in _experiments(words, every, scale, found):
         result = build(experiment, found)
-        empty = not any(tasks["generation"] for tasks in result.selection.values())
-        if empty:
+        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
+        if not any(tasks["generation"] for tasks in result.selection.values()):
             nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
             if save and not every:
                 raise UserError(nothing)
             print(f"note: {nothing}", file=sys.stderr)
-        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
+        elif save:
+            for ending, text in texts.items():
+                _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
         print(texts[output_format], end="")
-        for ending, text in texts.items() if save and not empty else ():
-            _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
 
 
 @app.command()

@@ -259,7 +259,7 @@ def test_published_weights_must_be_there_and_fit(tmp_path):
         run_ = generation_run("row", published_spec(tmp_path / f"{name}.safetensors"))
         with pytest.raises(UserError, match=f"{name}.safetensors: not the weights of 'mine' as specified"):
             STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
-    with pytest.raises(UserError, match="of published weights there is one kind"):
+    with pytest.raises(UserError, match="sampling.weights raw"):
         spec_of("mar/diff/guided", "train.published=mine", "sampling.weights=raw")
 
 
