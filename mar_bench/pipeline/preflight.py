@@ -28,12 +28,12 @@ def writable(places: Places) -> None:
 def preflight(runs: list[Run]) -> None:
     """Raises UserError naming the key to set if a run needs a file that is not on this machine."""
     for run in runs:
-        _preflight_inputs(run.spec)
+        _check_inputs(run.spec)
         if run.task != "speed":
-            _preflight_metrics(run.spec.metrics)
+            _check_metrics(run.spec.metrics)
 
 
-def _preflight_inputs(spec: RunSpec) -> None:
+def _check_inputs(spec: RunSpec) -> None:
     data, tokenizer, train = spec.data, spec.tokenizer, spec.train
     name = getattr(tokenizer, "name", tokenizer.kind)
     if data.kind == "imagefolder":
@@ -54,20 +54,11 @@ def _need(path: str | None, exists: Callable[[Path], bool], what: str) -> None:
         raise UserError(f"{what} (found {path or 'none'})")
 
 
-def _preflight_metrics(metrics: MetricsSpec) -> None:
+def _check_metrics(metrics: MetricsSpec) -> None:
     extractor, reference = metrics.extractor, metrics.reference
     if extractor.kind == "inception":
-        hint = "without it there is no FID, but an FD: metrics.extractor.kind=efficientnet_lite0 works offline"
-        _locate("inception", extractor.weights, "metrics.extractor.weights", hint)
+        located("inception", extractor.weights, "metrics.extractor.weights")
     if extractor.kind == "plugin" and not entry_points(group="mar_bench.extractors", name=extractor.name):
         raise UserError(f"metrics.extractor.name '{extractor.name}': no installed package has this extractor")
     if reference.kind == "file":
-        hint = "or measure against your own training images: metrics.reference.kind=training"
-        _locate(reference.name, reference.file, "metrics.reference.file", hint)
-
-
-def _locate(name: str, file: str | None, key: str, hint: str) -> None:
-    try:
-        located(name, file, key)
-    except UserError as error:
-        raise UserError(f"{error}; {hint}") from None
+        located(reference.name, reference.file, "metrics.reference.file")

@@ -185,9 +185,9 @@ def test_loss_falls(row, tmp_path):
 def test_split_losses_use_the_same_noise():
     spec = spec_of(ROWS[1])
     latents = latents_of(spec)
-    first = {name: values[0, :HELDOUT] for name, values in latents.train.items()}
-    same = replace(latents, heldout=first, heldout_labels=latents.labels[:HELDOUT], labels=latents.labels[:HELDOUT])
-    same = replace(same, train={name: values[:, :HELDOUT] for name, values in latents.train.items()})
+    train = {name: values[:, :HELDOUT] for name, values in latents.train.items()}
+    heldout, labels = {name: values[0] for name, values in train.items()}, latents.labels[:HELDOUT]
+    same = replace(latents, train=train, heldout=heldout, labels=labels, heldout_labels=labels)
     model = build_generator(spec)
     assert split_loss(model, same, False, 0) == split_loss(model, same, True, 0)
     assert split_loss(model, same, False, 0) != split_loss(model, latents, True, 0)
