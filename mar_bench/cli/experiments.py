@@ -25,9 +25,8 @@ from mar_bench.cli.options import (
     find_record,
     is_record,
     load,
-    named,
+    load_all,
     names_and_overrides,
-    no_seeds,
     not_chosen,
     once,
     plan_of,
@@ -134,8 +133,7 @@ def plan(
     from mar_bench.pipeline.plan import make_plan, plan_text
 
     places, found = results(runs, records)
-    names, overrides = names_and_overrides(words)
-    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
+    experiments = load_all(words, every, scale, found)
     planned = plan_of(experiments, seeds, sampling_seeds, only, every)
     waiting = not_chosen(experiments, seeds, sampling_seeds, only, every)
     content = make_plan(experiments, planned, once(planned), waiting, scale, places, found)
@@ -167,15 +165,12 @@ def run(
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.store import publish
 
-    names, overrides = names_and_overrides(words)
-    names, overrides, world = named(names, every), no_seeds(overrides), _world()
-    total, outcomes, tried = 0, [], set()
+    world, outcomes, tried = _world(), [], set()
     for _ in range(2):  # the second pass runs the cells whose sweep points the first has measured
         places, found = results(runs, records)
-        experiments = [load(name, scale, overrides, found) for name in names]
+        experiments = load_all(words, every, scale, found)
         each = plan_of(experiments, seeds, sampling_seeds, only, every)
-        planned = once(each)
-        total = len(planned)
+        planned = every_run = once(each)
         if reuse_records:
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
         planned = [r for r in planned if r.id not in tried]
@@ -197,8 +192,9 @@ def run(
         )
         raise typer.Exit(1)
     if not any(outcomes):
-        print(f"nothing to do: all {total} runs are done; records are in {places.records}")
+        print(f"nothing to do: all {len(every_run)} runs are done; records are in {places.records}")
         return
+    names, overrides = names_and_overrides(words)
     words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
     print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(words)}")
 

@@ -12,7 +12,7 @@ import typer
 
 from mar_bench.pipeline.request import (  # noqa: F401, the commands import them from here
     load,
-    named,
+    load_all,
     names_and_overrides,
     no_seeds,
     not_chosen,

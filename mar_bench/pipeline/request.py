@@ -25,9 +25,8 @@ def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]
 
 
-def named(names: list[str] | str | None, every: bool) -> list[str]:
+def named(names: list[str], every: bool) -> list[str]:
     """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
-    names = [names] if isinstance(names, str) else list(names or ())
     if every and names:
         raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
     if not (names or every):
@@ -46,6 +45,12 @@ def no_seeds(overrides: list[str] | None) -> list[str]:
 def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]) -> Experiment:
     """An experiment, with every cell of a sweep at the point that the records choose."""
     return with_choices(load_experiment(name, scale, overrides or ()), records)
+
+
+def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
+    """The experiments that a command's words name, with its overrides."""
+    names, overrides = names_and_overrides(words)
+    return [load(name, scale, no_seeds(overrides), records) for name in named(names, every)]
 
 
 def parse_seeds(option: str, text: str | None) -> list[int] | None:

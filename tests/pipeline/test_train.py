@@ -167,17 +167,15 @@ def test_training_seed_also_seeds_the_noise(tmp_path, monkeypatch):
 # --- what is learnt and written -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_loss_falls(row, tmp_path):
-    spec = spec_of(row, "train.steps=101", "train.lr=5e-3", "model.backbone.dropout=0")
+def test_loss_falls(tmp_path):
+    spec = spec_of(ROWS[0], "train.steps=101", "train.lr=5e-3", "model.backbone.dropout=0")
     latents = latents_of(spec)
     few = replace(latents, train={k: v[:1, :4] for k, v in latents.train.items()}, labels=latents.labels[:4])
     summary = train_generator(spec, few, tmp_path, go_on)
     losses = [line["loss"] for line in lines_of(tmp_path)]
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 50, 100]
     assert max(losses[1:]) < 0.7 * losses[0]
-    assert math.isfinite(summary["loss_train"]) and math.isfinite(summary["loss_heldout"])
-    assert "diff" in row or summary["loss_train"] < 0.1 < summary["loss_heldout"], "four images are learnt by heart"
+    assert summary["loss_train"] < 0.1 < summary["loss_heldout"], "four images are memorised"
     assert summary["steps"] == 101 and summary["seconds"] > 0
     assert summary["parameters"] == count_parameters(build_generator(spec))
 
