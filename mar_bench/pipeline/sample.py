@@ -31,13 +31,12 @@ def draw_samples(
     folder: Path,
     device: torch.device,
     progress: Progress,
-    missing: list[range] | None = None,
+    missing: list[range],
 ) -> None:
-    """Write the tokens of images into ``folder``, one file per batch; image i has class i mod C.
+    """Write the tokens of the ``missing`` batches into ``folder``, one file per batch; image i has class i mod C.
 
-    ``missing``: the batches to draw, as returned by ``not_drawn``; None: all missing ones.
     Raises UserError if a token is not finite: its image would be black."""
-    missing, done = not_drawn(spec, folder) if missing is None else missing, 0
+    done = 0
     for indices in missing:
         progress(done, sum(map(len, missing)))
         tokens = draw_batch(spec, model, indices, device)

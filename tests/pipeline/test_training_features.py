@@ -20,7 +20,7 @@ from mar_bench.pipeline.distributed import ALONE
 from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.preflight import preflight
-from mar_bench.pipeline.sample import draw_samples
+from mar_bench.pipeline.sample import draw_samples, not_drawn
 from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, ema_update, generator_losses
@@ -247,5 +247,5 @@ def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
-        draw_samples(spec, model, tmp_path, CPU, go_on)
+        draw_samples(spec, model, tmp_path, CPU, go_on, not_drawn(spec, tmp_path))
     assert not list(tmp_path.glob("tokens-*"))
