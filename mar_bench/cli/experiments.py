@@ -25,9 +25,8 @@ from mar_bench.cli.options import (
     find_record,
     is_record,
     load,
-    named,
+    load_all,
     names_and_overrides,
-    no_seeds,
     not_chosen,
     once,
     plan_of,
@@ -63,8 +62,7 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="EXPERIMENT[/ROW]|RECORD",
-            help="table1, table1/mar/diff/guided, or a record's id or file.",
+            metavar="EXPERIMENT[/ROW]|RECORD", help="table1, table1/mar/diff/guided, a record's id or file."
         ),
     ],
     overrides: Overrides = None,
@@ -76,17 +74,16 @@ def show(
 
     For a row: everything that determines it, its ids and the paper's numbers. For a record (id or file): its numbers
     and everything needed to reproduce them."""
-    if is_record(name):
-        from mar_bench.report.record import record_text
-
-        print(record_text(find_record(name, runs, records)[1]))
-        return
     from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
     from mar_bench.config.parse import as_tree
     from mar_bench.pipeline.store import status
     from mar_bench.records.provenance import device_name
+    from mar_bench.report.record import record_text
     from mar_bench.utils.console import console_table, to_yaml
 
+    if is_record(name):
+        print(record_text(find_record(name, runs, records)[1]))
+        return
     experiment_name, row = split_row(name)
     places, found = results(runs, records)
     experiment = load(experiment_name, scale, overrides, found)
@@ -104,16 +101,17 @@ def show(
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
     if experiment.is_open(row):
         points = next((s.points for s in experiment.searches if row in s.rows), None) or experiment.sweeps[row].points
-        print(f"# {experiment.id}/{row}, {scale} scale: not chosen yet, one of {len(points)} points; run measures them")
-        print(f"# paper: {_paper_cell(experiment, row) or 'no such cell'}")
-        print(to_yaml({"points": [values for values, _ in points], "spec of the first": as_tree(points[0][1])}))
-        return
-    spec = experiment.rows[row]
-    run = generation_run(row, spec)
-    others = reconstruction_run(row, spec), speed_run(row, spec, device_name(spec.compute.device))
-    print(f"# {experiment.id}/{row}, {scale} scale: {status(run, places, found)}")
+        state = f"not chosen yet, one of {len(points)} points; run measures them"
+        shown = {"points": [values for values, _ in points], "spec of the first": as_tree(points[0][1])}
+    else:
+        spec = experiment.rows[row]
+        run = generation_run(row, spec)
+        others = reconstruction_run(row, spec), speed_run(row, spec, device_name(spec.compute.device))
+        state = status(run, places, found)
+        shown = {"ids": {**run.ids, **{f"{r.task}_id": r.id for r in others}}, "spec": as_tree(spec)}
+    print(f"# {experiment.id}/{row}, {scale} scale: {state}")
     print(f"# paper: {_paper_cell(experiment, row) or 'no such cell'}")
-    print(to_yaml({"ids": {**run.ids, **{f"{r.task}_id": r.id for r in others}}, "spec": as_tree(spec)}))
+    print(to_yaml(shown))
 
 
 @app.command()
@@ -135,8 +133,7 @@ def plan(
     from mar_bench.pipeline.plan import make_plan, plan_text
 
     places, found = results(runs, records)
-    names, overrides = names_and_overrides(words)
-    experiments = [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
+    experiments = load_all(words, every, scale, found)
     planned = plan_of(experiments, seeds, sampling_seeds, only, every)
     waiting = not_chosen(experiments, seeds, sampling_seeds, only, every)
     content = make_plan(experiments, planned, once(planned), waiting, scale, places, found)
@@ -168,25 +165,21 @@ def run(
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.store import publish
 
-    names, overrides = names_and_overrides(words)
-    names, overrides, world = named(names, every), no_seeds(overrides), _world()
-    done, outcomes, tried = 0, [], set()
-    for sweeps_are_done in (False, True):
+    world, outcomes, tried = _world(), [], set()
+    for _ in range(2):  # the second pass runs the cells whose sweep points the first has measured
         places, found = results(runs, records)
-        experiments = [load(name, scale, overrides, found) for name in names]
+        experiments = load_all(words, every, scale, found)
         each = plan_of(experiments, seeds, sampling_seeds, only, every)
-        chosen = [r for of_one in each.values() for r in of_one if r.choice]  # a cell may be chosen by several tables
-        planned = once(each)
-        done = len(planned)
+        planned = every_run = once(each)
         if reuse_records:
             planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
-        planned = [r for r in planned if r.id not in tried]  # each run is tried once
+        planned = [r for r in planned if r.id not in tried]
         tried |= {r.id for r in planned}
         outcomes.append(_run_planned(planned, places, jobs, world))
-        publish([*planned, *chosen], places)
-        if sweeps_are_done or not any(e.is_open(row) for e in experiments for row in e.rows):
+        publish([*planned, *(r for of_one in each.values() for r in of_one if r.choice)], places)
+        if not any(e.is_open(row) for e in experiments for row in e.rows):
             break
-    if FAILED in outcomes:
+    if any(outcome and outcome.failed for outcome in outcomes):
         print("see the failed records for details; run the same command to retry", file=sys.stderr)
         raise typer.Exit(1)
     if world is not None and not world.first:
@@ -199,17 +192,15 @@ def run(
         )
         raise typer.Exit(1)
     if not any(outcomes):
-        print(f"nothing to do: all {done} runs are done; records are in {places.records}")
+        print(f"nothing to do: all {len(every_run)} runs are done; records are in {places.records}")
         return
+    names, overrides = names_and_overrides(words)
     words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
     print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(words)}")
 
 
-DONE, FAILED = "done", "failed"  # outcome of a pass; None if there was nothing to do
-
-
-def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
-    """Execute the jobs that runs still need. Exits if stopped."""
+def _run_planned(planned: list, places, jobs: int | None, world):
+    """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped."""
     from mar_bench.pipeline.graph import jobs_for
     from mar_bench.pipeline.preflight import preflight, writable
     from mar_bench.pipeline.progress import Report, duration
@@ -245,18 +236,17 @@ def _run_planned(planned: list, places, jobs: int | None, world) -> str | None:
         print(f"stopped after {taken}; the same command resumes from here", file=sys.stderr)
         raise typer.Exit(130)
     if outcome.failed:
-        given_up = len(todo) - outcome.done - len(outcome.failed)
-        print(
-            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {given_up} dependent ones were not run:",
-            file=sys.stderr,
+        skipped = len(todo) - outcome.done - len(outcome.failed)
+        counts = (
+            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {skipped} dependent ones were not run"
         )
-        titles = {job.id: job.title for job in todo}
-        for job_id, error in outcome.failed.items():
-            print(f"  {titles[job_id]}: {error.splitlines()[0]}", file=sys.stderr)
-        return FAILED
-    if world is None or world.first:
+        errors = [
+            f"  {job.title}: {outcome.failed[job.id].splitlines()[0]}" for job in todo if job.id in outcome.failed
+        ]
+        print("\n".join([f"{counts}:", *errors]), file=sys.stderr)
+    elif world is None or world.first:
         print(f"{outcome.done} jobs done in {taken}")
-    return DONE
+    return outcome
 
 
 def _paper_cell(experiment, row: str) -> str:
@@ -267,9 +257,9 @@ def _paper_cell(experiment, row: str) -> str:
 
 
 def _world():
-    """Join the ranks that torchrun or srun started; None for a single process."""
+    """Join the ranks that torchrun or srun started; None for a single process, without importing torch."""
     if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
-        return None  # without importing torch
+        return None
     from mar_bench.pipeline.distributed import join, world_of
 
     world = world_of()
@@ -284,6 +274,5 @@ def _default_jobs(jobs) -> int:
     from mar_bench.records.provenance import cpu_name, device_name
 
     compute = jobs[0].run.spec.compute
-    if device_name(compute.device) != cpu_name():
-        return 1
-    return max(1, cores() // compute.threads)
+    on_cpu = device_name(compute.device) == cpu_name()
+    return max(1, cores() // compute.threads) if on_cpu else 1

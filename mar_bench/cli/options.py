@@ -12,7 +12,7 @@ import typer
 
 from mar_bench.pipeline.request import (  # noqa: F401, the commands import them from here
     load,
-    named,
+    load_all,
     names_and_overrides,
     no_seeds,
     not_chosen,
@@ -31,19 +31,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-Scale = Annotated[
-    str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk or paper.")
-]
+Scale = Annotated[str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk, paper.")]
 All = Annotated[bool, typer.Option("--all", help="All experiments.")]
-Seeds = Annotated[
-    str,
-    typer.Option(metavar="0,1,2", help="Training seeds; own: the experiment file's, implied by --all. Default: 0."),
-]
+_OWN = "own: the experiment file's, implied by --all. Default: 0."
+Seeds = Annotated[str, typer.Option(metavar="0,1,2", help=f"Training seeds; {_OWN}")]
 SamplingSeeds = Annotated[
-    str,
-    typer.Option(
-        metavar="0,1,2", help="Sampling seeds: other images from the same weights; own as in --seeds. Default: 0."
-    ),
+    str, typer.Option(metavar="0,1,2", help=f"Sampling seeds: other images from the same weights; {_OWN}")
 ]
 Only = Annotated[
     str, typer.Option(metavar="PATTERN", help="Shell pattern for row names, such as 'mar/*' or '*/diff/guided'.")
@@ -52,8 +45,7 @@ Only = Annotated[
 
 def _folder(name: str, help_text: str, default: str | None = None):
     """A folder as option and environment variable; ``default`` is shown in the help."""
-    shown = default or True
-    return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=shown)
+    return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=default or True)
 
 
 Runs = Annotated[str | None, _folder("RUNS", "Folder of checkpoints, latents and samples.", "runs")]

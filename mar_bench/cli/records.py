@@ -15,9 +15,7 @@ from mar_bench.cli.options import Records, app
 def collect(
     folders: Annotated[
         list[str],
-        typer.Argument(
-            metavar="DIR...", help="Folders of records, folders containing results/records or records, or runs folders."
-        ),
+        typer.Argument(metavar="DIR...", help="Folders of records or containing them (results/records, runs folders)."),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, write nothing.")] = False,
     records: Records = None,

@@ -16,10 +16,7 @@ from mar_bench.cli.options import (
     Runs,
     Scale,
     app,
-    load,
-    named,
-    names_and_overrides,
-    no_seeds,
+    load_all,
     one_seed,
     results,
 )
@@ -27,11 +24,6 @@ from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")
 ScaleOrAll = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="An overlay in experiments/scale.")]
-
-
-def _experiments(words: list[str] | None, every: bool, scale: str, found: dict) -> list:
-    names, overrides = names_and_overrides(words)
-    return [load(name, scale, no_seeds(overrides), found) for name in named(names, every)]
 
 
 def _save(path: Path, text: str) -> None:
@@ -57,18 +49,18 @@ def table(
     if output_format not in TABLE_FORMATS:
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
     places, found = results(None, records)
-    for experiment in _experiments(words, every, scale, found):
+    for experiment in load_all(words, every, scale, found):
         result = build(experiment, found)
-        empty = not any(tasks["generation"] for tasks in result.selection.values())
-        if empty:
+        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
+        if not any(tasks["generation"] for tasks in result.selection.values()):
             nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
             if save and not every:
                 raise UserError(nothing)
             print(f"note: {nothing}", file=sys.stderr)
-        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
+        elif save:
+            for ending, text in texts.items():
+                _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
         print(texts[output_format], end="")
-        for ending, text in texts.items() if save and not empty else ():
-            _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
 
 
 @app.command()
@@ -85,7 +77,7 @@ def plot(
     from mar_bench.report.figures.draw import draw
 
     _, found = results(None, records)
-    for experiment in _experiments(words, every, scale, found):
+    for experiment in load_all(words, every, scale, found):
         try:
             for path in draw(experiment, found, Path(reports, scale, experiment.id)):
                 print(f"wrote {path}")
@@ -115,7 +107,7 @@ def sample(
 
     places, found = results(runs, records)
     pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
-    for experiment in _experiments(words, every, scale, found):
+    for experiment in load_all(words, every, scale, found):
         chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
         images = previews(chosen, places)
         if every and not images:

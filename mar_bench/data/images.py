@@ -23,7 +23,8 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever the ending; none of them runs another program
 MOST_ELONGATED = 1000  # long side over short side; the crop of a longer strip would not fit into memory
 CHECKED = 256  # files between two reports of progress
-Progress = Callable[[int, int], None]  # (done, total); raises to stop the work cleanly
+# (done, total), called regularly; raises to stop the work, returns True to have a checkpoint written
+Progress = Callable[[int, int], bool | None]
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are read; twice as large is an error
 

@@ -51,8 +51,7 @@ def seconds(stage: str, spec: RunSpec) -> float:
         pixels = spec.data.image_size**2 * spec.data.channels / 1024
         return 1.0 + CONVOLUTION_SECONDS[stage] * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
     if stage == "train" and spec.train.published is None:
-        step = STEP_SECONDS + spec.train.batch_size * training_flops(spec) / CPU_RATE
-        return spec.train.steps * step
+        return spec.train.steps * (STEP_SECONDS + spec.train.batch_size * training_flops(spec) / CPU_RATE)
     if stage == "sample":
         return spec.sampling.num_images * sampling_flops(spec) / CPU_RATE
     if stage == "speed":
@@ -64,14 +63,11 @@ def gpu_hours(stage: str, spec: RunSpec, gpu: str = "H100", extra_flops: float =
     """Estimated hours on one GPU of training or sampling; 0 for published weights and for the other, smaller stages.
 
     ``extra_flops``: added to each sampled image, for decoding it."""
+    flops, share = 0.0, 1.0
     if stage == "train" and spec.train.published is None:
-        return _hours(spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE, gpu)
-    if stage == "sample":
-        return _hours(spec.sampling.num_images * (sampling_flops(spec) + extra_flops), SAMPLING_SHARE, gpu)
-    return 0.0
-
-
-def _hours(flops: float, share: float, gpu: str) -> float:
+        flops, share = spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE
+    elif stage == "sample":
+        flops, share = spec.sampling.num_images * (sampling_flops(spec) + extra_flops), SAMPLING_SHARE
     return flops / (GPUS[gpu] * 1e12 * share * 3600)
 
 
@@ -137,23 +133,19 @@ def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) ->
     return total
 
 
-def _mlp(width: int, depth: int, inputs: int, outputs: int) -> float:
-    """One pass of a head's AdaLN MLP on one token, without its condition's embedding."""
-    return 2 * width * (inputs + depth * 5 * width + 2 * width + outputs)
-
-
 def _head(head: HeadSpec, dim: int, space: TokenSpace) -> tuple[float, float]:
     """Operations for one token under a condition of size ``dim``: once, and in each pass of the head's MLP."""
     if isinstance(space, Discrete) or isinstance(head, CrossEntropyHead):
         return 2 * dim * getattr(space, "vocab_size", 0), 0
     if isinstance(head, GaussianMixtureHead):  # weights, means and log stds
         return 2 * dim * head.num_components * (1 + 2 * space.dim), 0
+    if not isinstance(head, (DiffusionHead, FlowHead, EnergyHead)):
+        return 2 * dim * space.dim, 0  # squared error: one linear layer
+    inner = head.depth * 5 * head.width + 2 * head.width  # AdaLN blocks, without the condition's embedding
     if isinstance(head, EnergyHead):  # z is the input, noise the condition
-        return 0, _mlp(head.width, head.depth, dim, space.dim) + 2 * head.noise_dim * head.width
-    if isinstance(head, (DiffusionHead, FlowHead)):
-        outputs = 2 * space.dim if isinstance(head, DiffusionHead) else space.dim
-        return 2 * dim * head.width, _mlp(head.width, head.depth, space.dim, outputs)
-    return 2 * dim * space.dim, 0  # squared error: one linear layer
+        return 0, 2 * head.width * (dim + inner + space.dim + head.noise_dim)
+    outputs = 2 * space.dim if isinstance(head, DiffusionHead) else space.dim
+    return 2 * dim * head.width, 2 * head.width * (space.dim + inner + outputs)
 
 
 def _head_training(head: HeadSpec, dim: int, space: TokenSpace) -> float:

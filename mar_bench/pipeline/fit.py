@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from mar_bench.data.images import Progress
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.utils.errors import Superseded, UserError
 from mar_bench.utils.files import atomic_write, replacing
 from mar_bench.utils.noise import seeded
 
-# (step, total), called before each step; raises to stop the work, returns True to have a checkpoint written
-Progress = Callable[[int, int], bool | None]
 KEPT = 2  # checkpoints: a full disk or a dying machine may truncate the newest
 
 
@@ -65,20 +64,19 @@ def fit(
     device = next(module.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=loss_scaling)
     log = folder / "metrics.jsonl"
-    parts: dict[str, Any] = {
-        "model": module,
-        "optimiser": optimiser,
-        "scaler": scaler,
-        **({"ema": ema} if ema is not None else {}),
-    }
+    parts: dict[str, Any] = {"model": module, "optimiser": optimiser, "scaler": scaler}
+    if ema is not None:
+        parts["ema"] = ema
     start, skipped, in_a_row, spent = 0, 0, 0, 0.0
     if state := _resume(folder, about, world):
         for name, part in parts.items():
             part.load_state_dict(state[name])
         start, skipped, in_a_row, spent = (state[k] for k in ("step", "skipped", "in_a_row", "seconds"))
-        _own(optimiser)
+        for values in optimiser.state.values():  # copied, as these may share the checkpoint's memory-mapped file
+            values.update({k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)})
         del state
-    lines = [line for line in _lines(log) if json.loads(line)["step"] < start] if start else []
+    logged = log.read_text().splitlines() if start and log.is_file() else []
+    lines = [line for line in logged if json.loads(line)["step"] < start]
     began = time.perf_counter() - spent
 
     def save(step: int) -> None:
@@ -147,41 +145,24 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _resume(folder: Path, about: dict[str, Any] | None, world: World) -> dict | None:
-    """The newest intact checkpoint, memory-mapped; None if there is none.
+    """The newest intact checkpoint, memory-mapped; None if there is none. Damaged ones are renamed.
 
     Raises UserError if it belongs to another training."""
-    chosen = None
-    if world.first:
-        chosen = next((path for path in checkpoints(folder) if _read(path) is not None), None)
-    if (chosen := world.agreed(chosen)) is None:
+    newest = None
+    for path in checkpoints(folder) if world.first else ():
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            newest = path
+            break
+        except Exception as error:  # truncated or altered files fail in many ways
+            path.replace(aside := path.with_name(f".damaged-{path.name}"))
+            warnings.warn(f"{path} is damaged ({type(error).__name__}), renamed to {aside.name}", stacklevel=2)
+    if (newest := world.agreed(newest)) is None:
         return None
-    state = torch.load(chosen, map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
     if "step" not in state or (state.get("about") or {}).get("id") != (about or {}).get("id"):
-        raise UserError(f"{chosen}: a checkpoint of another training; move it elsewhere")
+        raise UserError(f"{newest}: a checkpoint of another training; move it elsewhere")
     return state
-
-
-def _read(path: Path) -> dict | None:
-    """A checkpoint; None for a damaged one, which is renamed so that the one before it is used."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # truncated or altered files fail in many ways
-        aside = path.with_name(f".damaged-{path.name}")
-        path.replace(aside)
-        warnings.warn(f"{path} is damaged ({type(error).__name__}), renamed to {aside.name}", stacklevel=2)
-        return None
-
-
-def _own(optimiser: torch.optim.Optimizer) -> None:
-    """Copy the tensors a loaded optimiser still shares with the memory-mapped checkpoint, which will be deleted."""
-    for state in optimiser.state.values():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                state[name] = value.clone()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -27,14 +27,12 @@ class Job:
     def title(self) -> str:
         """The stage and the part of the run that sets it apart."""
         label, spec, row = STAGES[self.kind].label, self.run.spec, self.run.row
-        if label == "tokenizer":
-            return f"{self.kind} {spec.tokenizer.kind}"
-        if label == "extractor":
-            return f"{self.kind} {spec.metrics.extractor.name}"
-        seeds = f".{spec.sampling.seed}" if spec.sampling.seed else ""
-        if self.kind != "speed":
-            seeds = f" seed {spec.train.seed}{seeds}"
-        return f"{self.kind} {row.rsplit('/', 1)[0] if label == 'training' else row}{seeds}"
+        if label in ("tokenizer", "extractor"):
+            return f"{self.kind} {spec.tokenizer.kind if label == 'tokenizer' else spec.metrics.extractor.name}"
+        if self.kind == "speed":
+            return f"{self.kind} {row}"
+        seed = f"{spec.train.seed}.{spec.sampling.seed}" if spec.sampling.seed else f"{spec.train.seed}"
+        return f"{self.kind} {row.rsplit('/', 1)[0] if label == 'training' else row} seed {seed}"
 
 
 def jobs_for(runs: list[Run], places: Places) -> list[Job]:
@@ -49,14 +47,11 @@ def jobs_for(runs: list[Run], places: Places) -> list[Job]:
         stage_id = run.ids[STAGES[name].id_key]
         if stage_id not in sound:
             sound[stage_id] = is_sound(places.folder(name, stage_id))
-            needs = STAGES[name].needs if not sound[stage_id] else ()
-            if name == "train" and run.spec.train.published is not None:
-                needs = ()  # published weights are not trained on latents
-            ids = [require(need, run) for need in needs]
+            of_published = name == "train" and run.spec.train.published is not None  # not trained on latents
+            needs = () if sound[stage_id] or of_published else STAGES[name].needs
+            waits = tuple(i for i in [require(need, run) for need in needs] if not sound[i])
             if not sound[stage_id]:
-                jobs[stage_id] = Job(
-                    name, stage_id, run, tuple(i for i in ids if not sound[i]), seconds(name, run.spec)
-                )
+                jobs[stage_id] = Job(name, stage_id, run, waits, seconds(name, run.spec))
         return stage_id
 
     for run in sorted(runs, key=lambda r: r.task == "speed"):

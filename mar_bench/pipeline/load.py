@@ -19,7 +19,7 @@ from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 
-SUMMARY, FITTED = "summary.json", "tokenizer.safetensors"
+SUMMARY, FITTED, EXTRACTOR = "summary.json", "tokenizer.safetensors", "extractor.safetensors"
 REFERENCE, HELDOUT = "reference.npz", "heldout.npz"
 STATISTICS, SEEN = "statistics.npz", "seen.safetensors"
 IMAGES = "images"  # folder below runs: which of the user's image files are readable
@@ -32,9 +32,7 @@ def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
         try:
             tokenizer.load_fitted(load_file(weights))
         except RuntimeError:  # names or shapes this version does not know
-            raise UserError(
-                f"{weights}: made by another version of mar_bench; delete its folder and run again"
-            ) from None
+            raise UserError(f"{weights}: written by another version; delete its folder and run again") from None
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
@@ -58,7 +56,7 @@ def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
 def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
     spec, weights = run.spec.metrics.extractor, None
     if spec.trained:
-        weights = places.folder("extractor", run.ids["extractor_id"]) / "extractor.safetensors"
+        weights = places.folder("extractor", run.ids["extractor_id"]) / EXTRACTOR
     elif spec.kind == "inception":
         weights = located("inception", spec.weights, "metrics.extractor.weights")
     return FeatureSpace(spec, run.spec.data, weights, device)
@@ -66,6 +64,5 @@ def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpa
 
 def load_measure(run: Run, places: Places) -> Measure:
     """Scores images against the run's reference and against the held-out images."""
-    folder, metrics = places.folder("extractor", run.ids["extractor_id"]), run.spec.metrics
-    reference, heldout = (read_reference(folder / name) for name in (REFERENCE, HELDOUT))
-    return Measure(metrics, reference, heldout)
+    folder = places.folder("extractor", run.ids["extractor_id"])
+    return Measure(run.spec.metrics, read_reference(folder / REFERENCE), read_reference(folder / HELDOUT))

@@ -27,11 +27,10 @@ def make_plan(
     """The plan as a JSON object.
 
     ``planned``: the runs of each experiment by its id; ``runs``: all of them, each once; ``waiting``: the number of
-    evaluations that cannot be planned yet because their sweep point is not chosen. In the result, ``evaluations``
-    counts cells on all their seeds, including waiting ones, and ``sweep`` the sweep points; ``done``, ``missing`` and
-    ``failed`` count entries of ``runs``; ``companions`` are the reconstruction and speed records; ``stages`` gives the
-    number of distinct stages needed, of evaluations sharing them, and of those done; ``recorded_only`` counts runs
-    that have a record but no output in ``places.runs``."""
+    evaluations whose sweep point is not chosen yet. In the result, ``evaluations`` includes waiting ones; ``done``,
+    ``missing`` and ``failed`` count entries of ``runs``; ``companions`` are the reconstruction and speed records;
+    ``stages`` gives the number of distinct stages needed, of evaluations sharing them, and of those done;
+    ``recorded_only`` counts runs that have a record but no output in ``places.runs``."""
 
     def entry(run: Run) -> dict:
         seeds = {"train_seed": run.spec.train.seed, "sampling_seed": run.spec.sampling.seed}
@@ -63,17 +62,15 @@ def make_plan(
 
 def _reuse(experiments: list[Experiment], planned: dict[str, list[Run]]) -> dict[str, Any]:
     """Trainings and GPU hours with all tables sharing, with each table alone, and with each cell alone."""
-    once, by_table, by_cell = {}, {}, {}
+    ways: dict[str, dict] = {"shared": {}, "each_table_alone": {}, "each_cell_alone": {}}
     for experiment in experiments:
         for run in planned.get(experiment.id, ()):
             if run.task != "generation":
                 continue
             train_id, hours = run.ids["train_id"], gpu_hours("train", run.spec)
-            once[train_id] = by_table[experiment.id, train_id] = hours
-            searched = run.sweep and run.row not in experiment.sweeps
-            if not searched:  # the trainings of a search belong to no cell
-                by_cell[experiment.id, run.row, train_id] = hours
-    ways = {"shared": once, "each_table_alone": by_table, "each_cell_alone": by_cell}
+            ways["shared"][train_id] = ways["each_table_alone"][experiment.id, train_id] = hours
+            if not run.sweep or run.row in experiment.sweeps:  # the trainings of a search belong to no cell
+                ways["each_cell_alone"][experiment.id, run.row, train_id] = hours
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
 
 
@@ -85,47 +82,36 @@ def _stage(kind: str, runs: list[Run], places: Places) -> dict[str, int]:
 
 def plan_text(plan: dict) -> str:
     shown = ("train_id", "eval_id")
-    lines = [
+    cells = [
         [*(str(e[k]) for k in ("row", "train_seed", "sampling_seed")), *(e["ids"][k] for k in shown), e["status"]]
         for e in plan["runs"]
     ]
+    lines = [
+        console_table(["row", "training seed", "sampling seed", *shown, "status"], cells),
+        f"{plan['evaluations']} evaluations over {plan['trainings']} trainings; stages: "
+        + ", ".join(f"{s['needed']} {kind}" for kind, s in plan["stages"].items()),
+    ]
+    if plan["sweep"]:
+        waiting = f"; {plan['not_chosen']} evaluations wait for theirs" if plan["not_chosen"] else ""
+        lines += [f"also {plan['sweep']} sweep points, from which cells are chosen{waiting}"]
+    if len(plan["experiments"]) > 1:
+        shared, table, cell = (plan["reuse"][k] for k in ("shared", "each_table_alone", "each_cell_alone"))
+        lines += [
+            f"trainings: {shared['trainings']}; {table['trainings']} without sharing between tables, "
+            f"{cell['trainings']} without any sharing"
+        ]
+        if plan["scale"] == "paper":
+            lines += [
+                f"GPU hours of training (H100, estimated): {shared['gpu_hours']:,.0f}; "
+                f"{table['gpu_hours']:,.0f} and {cell['gpu_hours']:,.0f} without this sharing"
+            ]
     beside = Counter((e["task"], e["status"]) for e in plan["companions"])
     elsewhere = f" ({plan['recorded_only']} done by their records alone: run --reuse-records skips them)"
-    stages = ", ".join(f"{s['needed']} {kind}" for kind, s in plan["stages"].items())
     return "\n".join(
         [
-            console_table(["row", "training seed", "sampling seed", *shown, "status"], lines),
-            f"{plan['evaluations']} evaluations over {plan['trainings']} trainings "
-            f"(sharing saves {max(0, plan['evaluations'] - plan['trainings'])}); stages: {stages}",
-            *_sweep_text(plan),
-            *_reuse_text(plan),
-            f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; beside them "
+            *lines,
+            f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed; also "
             + ", ".join(f"{n} {task} {state}" for (task, state), n in beside.items()),
             f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else ""),
         ]
     )
-
-
-def _sweep_text(plan: dict) -> list[str]:
-    if not plan["sweep"]:
-        return []
-    waiting = f"; {plan['not_chosen']} evaluations wait for theirs" if plan["not_chosen"] else ""
-    return [f"beside them {plan['sweep']} sweep points, from which cells are chosen{waiting}"]
-
-
-def _reuse_text(plan: dict) -> list[str]:
-    """What several experiments share; GPU hours only at paper scale."""
-    if len(plan["experiments"]) < 2:
-        return []
-    shared, table, cell = (plan["reuse"][k] for k in ("shared", "each_table_alone", "each_cell_alone"))
-    lines = [
-        f"trainings: {shared['trainings']}; {table['trainings']} if every table trained its own, "
-        f"{cell['trainings']} if every cell did"
-    ]
-    if plan["scale"] == "paper":
-        lines += [
-            f"GPU hours of training (one H100, estimated from the work of MAR-L): about {shared['gpu_hours']:,.0f}; "
-            f"reuse saves {table['gpu_hours'] - shared['gpu_hours']:,.0f} against every table by itself, "
-            f"{cell['gpu_hours'] - shared['gpu_hours']:,.0f} against every cell by itself"
-        ]
-    return lines

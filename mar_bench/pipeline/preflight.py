@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -27,55 +28,37 @@ def writable(places: Places) -> None:
 def preflight(runs: list[Run]) -> None:
     """Raises UserError naming the key to set if a run needs a file that is not on this machine."""
     for run in runs:
-        _preflight_inputs(run.spec)
+        _check_inputs(run.spec)
         if run.task != "speed":
-            _preflight_metrics(run.spec.metrics)
+            _check_metrics(run.spec.metrics)
 
 
-def _preflight_inputs(spec: RunSpec) -> None:
-    if spec.data.kind == "imagefolder" and (spec.data.root is None or not Path(spec.data.root).is_dir()):
-        raise UserError(
-            f"the images of '{spec.data.name}' are yours to provide: set data.root to a folder with "
-            f"train/<class>/* and val/<class>/* (found {spec.data.root or 'none'})"
-        )
-    weights = getattr(spec.tokenizer, "weights", "")
-    if weights is None or (weights and not Path(weights).is_file()):
-        name = getattr(spec.tokenizer, "name", spec.tokenizer.kind)
-        raise UserError(
-            f"tokenizer '{name}' needs its published weights: set tokenizer.weights to a local file, or "
-            f"parts.tokenizer.<part>.weights if rows use different tokenizers (found {weights or 'none'}); "
-            "mar-bench fetch lists the files and their sources, mar-bench convert converts them"
-        )
-    cache = getattr(spec.tokenizer, "official_cache", None)
-    if cache is not None and not Path(cache).is_dir():
-        raise UserError(f"tokenizer.official_cache {cache}: no such folder; it holds <class>/<image>.npz")
-    train = spec.train
-    if train.published is not None and (train.weights is None or not Path(train.weights).is_file()):
-        raise UserError(
-            f"train.published is '{train.published}': set train.weights to the file that mar-bench convert wrote "
-            f"(found {train.weights or 'none'})"
-        )
+def _check_inputs(spec: RunSpec) -> None:
+    data, tokenizer, train = spec.data, spec.tokenizer, spec.train
+    name = getattr(tokenizer, "name", tokenizer.kind)
+    if data.kind == "imagefolder":
+        what = f"the images of '{data.name}' are yours to provide: set data.root to a folder with train/<class>/* and"
+        _need(data.root, Path.is_dir, f"{what} val/<class>/*")
+    if hasattr(tokenizer, "weights"):
+        what = f"tokenizer '{name}' needs its published weights: set tokenizer.weights to a local file, or"
+        _need(tokenizer.weights, Path.is_file, f"{what} parts.tokenizer.<part>.weights (see mar-bench fetch, convert)")
+    if (cache := getattr(tokenizer, "official_cache", None)) is not None:
+        _need(cache, Path.is_dir, "set tokenizer.official_cache to a folder with <class>/<image>.npz")
+    if train.published is not None:
+        what = f"train.published is '{train.published}': set train.weights to the file that mar-bench convert wrote"
+        _need(train.weights, Path.is_file, what)
 
 
-def _preflight_metrics(metrics: MetricsSpec) -> None:
+def _need(path: str | None, exists: Callable[[Path], bool], what: str) -> None:
+    if path is None or not exists(Path(path)):
+        raise UserError(f"{what} (found {path or 'none'})")
+
+
+def _check_metrics(metrics: MetricsSpec) -> None:
     extractor, reference = metrics.extractor, metrics.reference
     if extractor.kind == "inception":
-        _locate(
-            "inception", extractor.weights, "metrics.extractor.weights",
-            "without it there is no FID, but an FD: metrics.extractor.kind=efficientnet_lite0 works offline",
-        )  # fmt: skip
+        located("inception", extractor.weights, "metrics.extractor.weights")
     if extractor.kind == "plugin" and not entry_points(group="mar_bench.extractors", name=extractor.name):
-        known = ", ".join(sorted(p.name for p in entry_points(group="mar_bench.extractors"))) or "none"
-        raise UserError(f"metrics.extractor.name '{extractor.name}': no installed package has this extractor ({known})")
+        raise UserError(f"metrics.extractor.name '{extractor.name}': no installed package has this extractor")
     if reference.kind == "file":
-        _locate(
-            reference.name, reference.file, "metrics.reference.file",
-            "or measure against your own training images: metrics.reference.kind=training",
-        )  # fmt: skip
-
-
-def _locate(name: str, file: str | None, key: str, hint: str) -> None:
-    try:
-        located(name, file, key)
-    except UserError as error:
-        raise UserError(f"{error}; {hint}") from None
+        located(reference.name, reference.file, "metrics.reference.file")

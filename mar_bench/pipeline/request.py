@@ -14,8 +14,6 @@ from mar_bench.records.provenance import device_name
 from mar_bench.records.record import Record
 from mar_bench.utils.errors import UserError
 
-OWN = "own"  # seeds: those in the experiment file
-
 
 def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     """Split words into experiments and overrides; a key without a value counts as a (bad) override."""
@@ -27,9 +25,8 @@ def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]
 
 
-def named(names: list[str] | str | None, every: bool) -> list[str]:
+def named(names: list[str], every: bool) -> list[str]:
     """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
-    names = [names] if isinstance(names, str) else list(names or ())
     if every and names:
         raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
     if not (names or every):
@@ -50,6 +47,12 @@ def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, 
     return with_choices(load_experiment(name, scale, overrides or ()), records)
 
 
+def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
+    """The experiments that a command's words name, with its overrides."""
+    names, overrides = names_and_overrides(words)
+    return [load(name, scale, no_seeds(overrides), records) for name in named(names, every)]
+
+
 def parse_seeds(option: str, text: str | None) -> list[int] | None:
     """``0,1,2`` as whole numbers; None if the option was not given."""
     if text is None:
@@ -66,14 +69,16 @@ def parse_seeds(option: str, text: str | None) -> list[int] | None:
 def seeds_of(
     experiment: Experiment, seeds: str | None, sampling_seeds: str | None, every: bool
 ) -> tuple[list[int] | None, list[int] | None]:
-    """Training and sampling seeds: those given, or the experiment file's (``own``, implied by --all)."""
-    found = []
-    for option, text, kind in (("--seeds", seeds, "training"), ("--sampling-seeds", sampling_seeds, "sampling")):
-        own = text == OWN or text is None and every
-        found.append(experiment.seeds.get(kind) if own else parse_seeds(option, text))
-    if CHOICE_SEED in (found[1] or ()):
+    """Training and sampling seeds: those given, or the experiment file's ("own", implied by --all)."""
+
+    def chosen(option: str, text: str | None, kind: str) -> list[int] | None:
+        own = text == "own" or text is None and every
+        return experiment.seeds.get(kind) if own else parse_seeds(option, text)
+
+    sampling = chosen("--sampling-seeds", sampling_seeds, "sampling")
+    if CHOICE_SEED in (sampling or ()):
         raise UserError(f"--sampling-seeds {sampling_seeds}: {CHOICE_SEED} is the seed on which sweeps are compared")
-    return found[0], found[1]
+    return chosen("--seeds", seeds, "training"), sampling
 
 
 def plan_of(
@@ -84,9 +89,7 @@ def plan_of(
     every: bool,
     device: str | None = None,
 ) -> dict[str, list[Run]]:
-    """The runs of each experiment by its id; for the seeds see ``seeds_of``.
-
-    ``device``: name of the device whose speed is measured; None: this machine's."""
+    """The runs of each experiment by its id. ``device``: name of the one whose speed is measured; default: this one."""
     planned: dict[str, list[Run]] = {}
     files: dict[str, object] = {}
     for experiment in experiments:
@@ -105,12 +108,11 @@ def plan_of(
 def not_chosen(
     experiments: list[Experiment], seeds: str | None, sampling_seeds: str | None, only: str | None, every: bool
 ) -> int:
-    """How many evaluations cannot be planned yet because their sweep point is still to be chosen."""
+    """The number of evaluations that cannot be planned yet because their sweep point is not chosen."""
     count = 0
     for experiment in experiments:
-        chosen = seeds_of(experiment, seeds, sampling_seeds, every)
-        open_rows = sum(experiment.is_open(row) for row in chosen_rows(experiment, only, every))
-        count += open_rows * math.prod(len(kind or [0]) for kind in chosen)
+        open_rows = sum(map(experiment.is_open, chosen_rows(experiment, only, every)))
+        count += open_rows * math.prod(len(s or [0]) for s in seeds_of(experiment, seeds, sampling_seeds, every))
     return count
 
 

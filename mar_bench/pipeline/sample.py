@@ -10,15 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mar_bench.config.spec import DataSpec, RunSpec
-from mar_bench.data.datasets import CONVERSION, ArrayImages, DataSet, FolderImages, batches, to_images, to_unit
+from mar_bench.data.datasets import CONVERSION, ArrayImages, FolderImages, batches, to_images
+from mar_bench.data.images import Progress
 from mar_bench.metrics.features import FeatureSpace
-from mar_bench.metrics.functions import psnr
 from mar_bench.metrics.references import Reference, build_reference
 from mar_bench.metrics.score import FeatureSet, Measure, Scores, extract_features
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
-from mar_bench.pipeline.fit import Progress
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import replacing
 from mar_bench.utils.noise import NoiseSource
@@ -32,22 +31,19 @@ def draw_samples(
     folder: Path,
     device: torch.device,
     progress: Progress,
-    missing: list[range] | None = None,
+    missing: list[range],
 ) -> None:
-    """Write the tokens of images into ``folder``, one file per batch; image i has class i mod C.
+    """Write the tokens of the ``missing`` batches into ``folder``, one file per batch; image i has class i mod C.
 
-    ``missing``: the batches to draw, as returned by ``not_drawn``; None: all missing ones.
     Raises UserError if a token is not finite: its image would be black."""
-    missing = not_drawn(spec, folder) if missing is None else missing
-    total = sum(map(len, missing))
     done = 0
     for indices in missing:
-        progress(done, total)
+        progress(done, sum(map(len, missing)))
         tokens = draw_batch(spec, model, indices, device)
         if not tokens.isfinite().all():
             raise UserError(
-                f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained"
-                "; set sampling.clamp_x0 (4 for tokens of unit std) or train longer"
+                f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained; "
+                "set sampling.clamp_x0 (4 for tokens of unit std) or train longer"
             )
         with replacing(batch_file(folder, indices)) as temporary:
             save_file({"tokens": tokens}, temporary)
@@ -131,31 +127,3 @@ def evaluate_generation(
 def class_labels(spec: RunSpec) -> torch.Tensor:
     """The class (N,) of each generated image."""
     return torch.arange(spec.sampling.num_images) % spec.data.num_classes
-
-
-@torch.inference_mode()
-def evaluate_reconstruction(
-    spec: RunSpec,
-    tokenizer: Tokenizer,
-    data: DataSet,
-    space: FeatureSpace,
-    measure: Measure,
-    device: torch.device,
-    progress: Progress,
-) -> tuple[Scores, FeatureSet]:
-    """Scores of the tokenizer alone on the held-out images, and of those images themselves ("real")."""
-    signal_to_noise: list[torch.Tensor] = []
-
-    def reconstructed() -> Iterator[torch.Tensor]:
-        for indices in batches(len(data.heldout)):
-            progress(indices.start, len(data.heldout))
-            original = data.heldout.get(indices)
-            tokens = tokenizer.encode(to_unit(original).to(device))
-            images = to_images(tokenizer.decode(tokens, NoiseSource(0, indices)), spec.data)
-            signal_to_noise.append(psnr(images, original))
-            yield images
-
-    seen = extract_features(reconstructed(), space, data.heldout.labels, conversion=CONVERSION)
-    scores = measure(seen)
-    scores.metrics |= {**measure.real(), "psnr": torch.cat(signal_to_noise).mean().item()}
-    return scores, seen

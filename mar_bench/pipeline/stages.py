@@ -13,26 +13,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from mar_bench.config import stages as table
 from mar_bench.config.ids import Run
-from mar_bench.config.parse import as_tree
-from mar_bench.config.spec import RunSpec, is_causal, measures_scale, num_tokens
-from mar_bench.data.datasets import DataSet, apply_view, load_data, to_unit, views
+from mar_bench.config.spec import ClassifierExtractor, is_causal, measures_scale, num_tokens
+from mar_bench.data.datasets import CONVERSION, DataSet, apply_view, batches, load_data, to_images, to_unit, views
 from mar_bench.data.encode import encoded, finish_latents, imported, manifest_of, write_shards
+from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
 from mar_bench.metrics.features import Classifier
-from mar_bench.metrics.functions import statistics
+from mar_bench.metrics.functions import psnr, statistics
 from mar_bench.metrics.references import load_reference
-from mar_bench.metrics.score import FeatureSet
+from mar_bench.metrics.score import FeatureSet, Scores, extract_features
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
-from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.fit import Progress, fit, save_tensors
+from mar_bench.pipeline.fit import fit, save_tensors
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.load import (
+    EXTRACTOR,
     FITTED,
     HELDOUT,
     IMAGES,
@@ -46,19 +47,12 @@ from mar_bench.pipeline.load import (
     load_tokenizer,
     tokenizer_file,
 )
-from mar_bench.pipeline.sample import (
-    decoded_samples,
-    draw_samples,
-    evaluate_generation,
-    evaluate_reconstruction,
-    not_drawn,
-    reference_of_part,
-)
+from mar_bench.pipeline.sample import decoded_samples, draw_samples, evaluate_generation, not_drawn, reference_of_part
 from mar_bench.pipeline.speed import measure_speed
-from mar_bench.pipeline.store import Places, is_sound, mark_done
+from mar_bench.pipeline.store import Places, is_sound, mark_done, new_record
 from mar_bench.pipeline.train import take_published, train_generator
-from mar_bench.records.provenance import device_name, provenance
-from mar_bench.records.record import PREVIEW, Record, write_record
+from mar_bench.records.provenance import device_name
+from mar_bench.records.record import PREVIEW, to_json, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.files import atomic_write, sha256_of
 from mar_bench.utils.locks import Claim
@@ -78,26 +72,24 @@ def execute(
 ) -> bool:
     """Do a job unless its output exists; returns whether it did. A lock keeps two processes from doing the same job.
 
-    All ranks of a ``world`` call this: they share multiprocess stages, rank 0 does the others.
-    ``shard`` (j, n): draws batches j, j + n, ... of sampling; a later call without ``shard`` marks the stage complete.
-    ``claimed`` makes the claim that tells earlier starts of the same job to leave.
-
-    Speed is measured alone: it waits for other work of mar_bench on this machine and blocks it meanwhile.
-    ``progress`` and ``waiting`` are called regularly and may raise to stop; finished work is kept."""
+    All ranks of a ``world`` call this: they share multiprocess stages, rank 0 does the others. ``shard`` (j, n): draw
+    batches j, j + n, ... of sampling; a later call without it marks the stage complete. ``claimed`` makes the claim
+    that tells earlier starts of the same job to leave. Speed is measured alone: no other work of mar_bench runs on
+    this machine meanwhile. ``progress`` and ``waiting`` are called regularly and may raise to stop; finished work is
+    kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
     if world.size == 1 and (device := pick_device(run.spec.compute.device)).index is not None:
         torch.cuda.set_device(device)  # torch-fidelity only uses the current GPU
     with contextlib.ExitStack() as held:
         if world.first:
-            others, same = "waiting for other work on this machine", "another process does it"
             name = job.id if shard is None else f"{job.id}-{shard[0]}-{shard[1]}"
             lock = places.runs / "locks" / f"{name}.lock"
-            claim = claimed(lock.with_suffix(".claim")) if claimed else None
-            if claim:
+            if claim := claimed(lock.with_suffix(".claim")) if claimed else None:
                 claim.fence()
-            held.enter_context(locks.machine(job.kind != "speed", lambda: waiting(others)))
-            held.enter_context(locks.held(lock, waiting=lambda: waiting(same)))
+            machine = locks.machine(job.kind != "speed", lambda: waiting("waiting for other work on this machine"))
+            held.enter_context(machine)
+            held.enter_context(locks.held(lock, waiting=lambda: waiting("another process does it")))
             if claim:
                 claim.take()
         if world.agreed(is_sound(folder)):
@@ -105,7 +97,7 @@ def execute(
         folder.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
         if shard is not None:
-            draw(run, places, folder, progress, (shard[0] * world.size + world.rank, shard[1] * world.size))
+            sample(run, places, folder, progress, world, shard)
         elif table.STAGES[job.kind].multiprocess:
             STAGES[job.kind](run, places, folder, progress, world)
         elif world.first:
@@ -128,22 +120,15 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
     tokenizer = build_tokenizer(replace(run.spec, tokenizer=replace(spec, group=1))).to(device)
     data = load_data(run.spec.data, places.runs / IMAGES, progress)
     if spec.trained:
-        _train_tokenizer(tokenizer, run, data, folder, progress)
+        length, dim = num_tokens(tokenizer.space), spec.latent_dim if tokenizer.stochastic else 1
+
+        def loss_of(images: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
+            latent_noise = noise.normal("latent", step, (length, dim))
+            return tokenizer.training_loss(to_unit(images).to(device), latent_noise.to(device))
+
+        _fit_on_images(tokenizer, loss_of, spec, run, data, folder, progress)
     tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
     save_tensors(tokenizer.fitted_state(), folder / FITTED)
-
-
-def _train_tokenizer(tokenizer: Tokenizer, run: Run, data: DataSet, folder: Path, progress: Progress) -> None:
-    spec, device = run.spec.tokenizer, pick_device(run.spec.compute.device)
-    length, dim = num_tokens(tokenizer.space), spec.latent_dim if tokenizer.stochastic else 1
-    batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
-
-    def losses_at(step: int) -> Iterator[torch.Tensor]:
-        images, _, noise = batches(step)
-        latent_noise = noise.normal("latent", step, (length, dim))
-        yield tokenizer.training_loss(to_unit(images).to(device), latent_noise.to(device))
-
-    _fit_part(tokenizer, losses_at, spec, run.spec, folder, progress)
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
@@ -151,53 +136,48 @@ def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress
     device, metrics = pick_device(run.spec.compute.device), run.spec.metrics
     data = load_data(run.spec.data, places.runs / IMAGES, progress)
     if metrics.extractor.trained:
-        train_extractor(run, data, folder, device, progress)
-    space = load_extractor(run, places, device)
-    rest = space, metrics.reference_images, progress
+        _train_extractor(run, data, folder, device, progress)
+    space, most = load_extractor(run, places, device), metrics.reference_images
     if metrics.reference.kind == "training":
-        reference = reference_of_part(run.spec.data, data.train, "training", "train", *rest)
+        reference = reference_of_part(run.spec.data, data.train, "training", "train", space, most, progress)
     else:
-        source = metrics.reference
-        file = located(source.name, source.file, "metrics.reference.file")
-        reference = load_reference(file, source.name, *rest)
+        name, file = metrics.reference.name, metrics.reference.file
+        reference = load_reference(located(name, file, "metrics.reference.file"), name, space, most, progress)
     reference.save(folder / REFERENCE)
-    reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", *rest).save(folder / HELDOUT)
+    heldout = reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", space, most, progress)
+    heldout.save(folder / HELDOUT)
 
 
-def train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device, progress: Progress) -> None:
+def _train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device, progress: Progress) -> None:
     spec = run.spec.metrics.extractor
+    assert isinstance(spec, ClassifierExtractor)
     with seeded(spec.seed, "extractor-init"):
         classifier = Classifier(spec, run.spec.data).to(device)
-    batches = _image_batches(run.spec, data, spec.seed, spec.batch_size)
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
+        return cross_entropy(classifier(images.to(device))[1], labels.to(device))
+
+    _fit_on_images(classifier, loss_of, spec, run, data, folder, progress)
+    save_tensors(classifier.state_dict(), folder / EXTRACTOR)
+
+
+def _fit_on_images(module, loss_of, spec, run: Run, data: DataSet, folder: Path, progress: Progress) -> None:
+    """Train a tokenizer or an extractor: AdamW, short warm-up, cosine decay to zero.
+
+    ``loss_of(images, labels, noise, step)`` takes uint8 images, each under a randomly drawn view."""
+    every_view, slots, compute = views(run.spec.data), range(spec.batch_size), run.spec.compute
+    noise = NoiseSource(spec.seed, slots)
 
     def losses_at(step: int) -> Iterator[torch.Tensor]:
-        images, labels, _ = batches(step)
-        yield torch.nn.functional.cross_entropy(classifier(images.to(device))[1], labels.to(device))
-
-    _fit_part(classifier, losses_at, spec, run.spec, folder, progress)
-    save_tensors(classifier.state_dict(), folder / "extractor.safetensors")
-
-
-def _image_batches(run_spec: RunSpec, data: DataSet, seed: int, batch_size: int):
-    """step -> (uint8 images, labels, noise), each image under a randomly drawn view."""
-    every_view, slots = views(run_spec.data), range(batch_size)
-    noise = NoiseSource(seed, slots)
-
-    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, NoiseSource]:
-        indices = epoch_indices(seed, step, slots, batch_size, len(data.train))
+        indices = epoch_indices(spec.seed, step, slots, spec.batch_size, len(data.train))
         images = data.train.get(indices)
         chosen = noise.integers("view", step, len(every_view), ())
         for i, view in enumerate(every_view):
             members = chosen == i
             if i and members.any():
                 images[members] = apply_view(images[members], view)
-        return images, data.train.labels[torch.from_numpy(indices)], noise
+        yield loss_of(images, data.train.labels[torch.from_numpy(indices)], noise, step)
 
-    return batch
-
-
-def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress: Progress) -> None:
-    """Train a tokenizer or an extractor: AdamW, short warm-up, cosine decay to zero."""
     fit(
         module,
         losses_at,
@@ -206,9 +186,9 @@ def _fit_part(module, losses_at, spec, run_spec: RunSpec, folder: Path, progress
         seed=spec.seed,
         folder=folder,
         progress=progress,
-        checkpoint_every=run_spec.compute.checkpoint_every,
+        checkpoint_every=compute.checkpoint_every,
         grad_clip=1.0,
-        log_every=run_spec.compute.log_every,
+        log_every=compute.log_every,
     )
 
 
@@ -239,12 +219,11 @@ def train(run: Run, places: Places, folder: Path, progress: Progress, world: Wor
         atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
-def sample(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
-    draw(run, places, folder, progress, (world.rank, world.size))
-
-
-def draw(run: Run, places: Places, folder: Path, progress: Progress, part: tuple[int, int]) -> None:
-    """Draw the missing batches of ``part``; the generator is loaded only if there are any."""
+def sample(
+    run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE, shard: tuple[int, int] = (0, 1)
+) -> None:
+    """Draw this rank's missing batches of the shard; the generator is loaded only if there are any."""
+    part = shard[0] * world.size + world.rank, shard[1] * world.size
     if missing := not_drawn(run.spec, folder, part):
         device = pick_device(run.spec.compute.device)
         draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, missing)
@@ -254,42 +233,43 @@ def draw(run: Run, places: Places, folder: Path, progress: Progress, part: tuple
 
 
 def measure_generation(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    begin = time.perf_counter()
-    device = pick_device(run.spec.compute.device)
+    begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
     images = decoded_samples(run.spec, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
     scores, seen = evaluate_generation(run.spec, images, space, load_measure(run, places))
-    keep(seen, folder, run.spec.metrics.keep_features)
-    scores.protocol["tokenizer"] = _about_tokenizer(run, places)
     training = json.loads((places.folder("train", run.ids["train_id"]) / SUMMARY).read_text())
     parameters = training.pop("parameters")
-    _record(run, places, folder, begin, **vars(scores), parameters=parameters, training=training)
-
-
-def keep(seen: FeatureSet, folder: Path, features: bool) -> None:
-    """Keep what metrics can be recomputed from: always the statistics, on request features and logits."""
-    np.savez(folder / STATISTICS, **statistics(seen.features))
-    np.save(folder / PREVIEW, seen.preview.numpy())
-    if features:
-        seen.save(folder / SEEN)
+    _record_scores(run, places, folder, begin, scores, seen, parameters=parameters, training=training)
 
 
 def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    begin = time.perf_counter()
-    device = pick_device(run.spec.compute.device)
+    """Score the tokenizer alone on the held-out images, and those images themselves ("real")."""
+    begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    data = load_data(run.spec.data, places.runs / IMAGES, progress)
+    heldout = load_data(run.spec.data, places.runs / IMAGES, progress).heldout
+    ratios: list[torch.Tensor] = []
+
+    @torch.inference_mode()
+    def reconstructed() -> Iterator[torch.Tensor]:
+        for indices in batches(len(heldout)):
+            progress(indices.start, len(heldout))
+            original = heldout.get(indices)
+            tokens = tokenizer.encode(to_unit(original).to(device))
+            images = to_images(tokenizer.decode(tokens, NoiseSource(0, indices)), run.spec.data)
+            ratios.append(psnr(images, original))
+            yield images
+
     measure = load_measure(run, places)
-    scores, seen = evaluate_reconstruction(run.spec, tokenizer, data, space, measure, device, progress)
-    keep(seen, folder, run.spec.metrics.keep_features)
-    scores.protocol["tokenizer"] = _about_tokenizer(run, places)
+    seen = extract_features(reconstructed(), space, heldout.labels, conversion=CONVERSION)
+    scores = measure(seen)
+    scores.metrics |= {**measure.real(), "psnr": torch.cat(ratios).mean().item()}
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
-    _record(run, places, folder, begin, **vars(scores), parameters=parameters)
+    _record_scores(run, places, folder, begin, scores, seen, parameters=parameters)
 
 
 def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    begin = time.perf_counter()
-    compute, device = run.spec.compute, pick_device(run.spec.compute.device)
+    begin, compute = time.perf_counter(), run.spec.compute
+    device = pick_device(compute.device)
     model, tokenizer = load_generator(run, places, device), load_tokenizer(run, places, device)
     metrics = measure_speed(run.spec, model, tokenizer, device, progress)
     protocol = {
@@ -304,30 +284,29 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=count_parameters(model))
 
 
-def _about_tokenizer(run: Run, places: Places) -> dict[str, str | None]:
+def _record_scores(
+    run: Run, places: Places, folder: Path, begin: float, scores: Scores, seen: FeatureSet, **more
+) -> None:
+    """Publish scores, and keep what they can be recomputed from: statistics, and on request features and logits."""
+    np.savez(folder / STATISTICS, **statistics(seen.features))  # type: ignore[arg-type]
+    np.save(folder / PREVIEW, seen.preview.numpy())
+    if run.spec.metrics.keep_features:
+        seen.save(folder / SEEN)
     spec, file = run.spec.tokenizer, tokenizer_file(run, places)
-    sha256 = None if file is None else sha256_of(file)
-    return {"kind": spec.kind, "name": getattr(spec, "name", None), "sha256": sha256}
+    about = {"kind": spec.kind, "name": getattr(spec, "name", None), "sha256": file and sha256_of(file)}
+    scores.protocol["tokenizer"] = about
+    _record(run, places, folder, begin, **vars(scores), **more)
 
 
 def _record(run: Run, places: Places, folder: Path, begin: float, **measured) -> None:
     """Write the record next to the stage's output and publish it."""
-    compute, seconds = run.spec.compute, time.perf_counter() - begin
-    record = Record(
-        task=run.task,
-        status="done",
-        ids=run.ids,
-        spec=as_tree(run.spec),
-        provenance=provenance(compute.device, compute.threads, seconds),
-        selection={run.choice["metric"]: run.choice} if run.choice else {},
-        **measured,
-    )
-    path = write_record(folder, record)
-    path.replace(folder / "record.json")
+    chosen = {run.choice["metric"]: run.choice} if run.choice else {}
+    record = new_record(run, time.perf_counter() - begin, selection=chosen, **measured)
+    atomic_write(folder / "record.json", to_json(record))
     write_record(places.records, record)
 
 
-STAGES = {
+STAGES: dict[str, Callable[..., None]] = {
     "tokenizer": train_tokenizer,
     "latents": make_latents,
     "extractor": prepare_extractor,

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
@@ -49,8 +49,8 @@ def is_sound(folder: Path) -> bool:
 def mark_done(folder: Path, seconds: float) -> None:
     """Write the marker, last of all files: its presence means the stage is complete. Then delete checkpoints."""
     checkpoints = {path for pattern in CHECKPOINTS for path in folder.glob(pattern)}
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith("."))
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in names if p not in checkpoints}
+    listed = {p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith(".")}
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(listed - checkpoints)}
     atomic_write(folder / MARKER, json.dumps({"files": files, "seconds": round(seconds, 2)}, indent=1) + "\n")
     for path in checkpoints:
         path.unlink()
@@ -85,15 +85,12 @@ def publish(runs: list[Run], places: Places) -> None:
                 write_record(places.records, replace(record, selection={**record.selection, metric: run.choice}))
 
 
+def new_record(run: Run, seconds: float, status: str = "done", **content: Any) -> Record:
+    """A record of a run on this machine; ``content``: the other fields of Record."""
+    about = provenance(run.spec.compute.device, run.spec.compute.threads, seconds)
+    return Record(run.task, status, run.ids, as_tree(run.spec), provenance=about, **content)
+
+
 def record_failure(run: Run, places: Places, error: str, seconds: float) -> None:
     """Publish a record with status "failed"; it never replaces a result."""
-    compute = run.spec.compute
-    record = Record(
-        task=run.task,
-        status="failed",
-        ids=run.ids,
-        spec=as_tree(run.spec),
-        provenance=provenance(compute.device, compute.threads, seconds),
-        error=error,
-    )
-    write_record(places.records, record)
+    write_record(places.records, new_record(run, seconds, "failed", error=error))

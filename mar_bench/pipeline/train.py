@@ -21,12 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from mar_bench.config.ids import stage_ids
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import ARModel, ComputeSpec, RunSpec, TrainSpec
+from mar_bench.data.images import Progress
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, count_parameters, pick_device
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.fit import Progress, fit, save_tensors
+from mar_bench.pipeline.fit import fit, save_tensors
 from mar_bench.pipeline.load import SUMMARY
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, sha256_of
@@ -71,16 +72,16 @@ def train_generator(
         return None
     save_tensors(model.state_dict(), folder / "raw.safetensors")
     save_tensors(ema.module.state_dict(), folder / "ema.safetensors")
-    splits = {"loss_train": False, "loss_heldout": True}
-    losses = {name: split_loss(ema.module, latents, heldout, train.seed) for name, heldout in splits.items()}
+    losses = {"loss_train": split_loss(ema.module, latents, False, train.seed)}
+    if len(latents.heldout_labels):
+        losses["loss_heldout"] = split_loss(ema.module, latents, True, train.seed)
     for name, loss in losses.items():
-        if loss is not None and not math.isfinite(loss):
-            raise UserError(
-                f"{name} of the trained weights is {loss} ({skipped} steps skipped); lower the learning rate"
-            )
+        if not math.isfinite(loss):
+            hint = f"({skipped} steps skipped); lower the learning rate"
+            raise UserError(f"{name} of the trained weights is {loss} {hint}")
     last_line = (folder / "metrics.jsonl").read_text().splitlines()[-1]
     return {
-        **{name: loss for name, loss in losses.items() if loss is not None},
+        **losses,
         "steps": train.steps,
         "seconds": json.loads(last_line)["seconds"],
         "parameters": count_parameters(model),
@@ -98,10 +99,8 @@ def take_published(spec: RunSpec, folder: Path) -> None:
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
         except (ValueError, AttributeError):
             raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
-        if isinstance(spec.model, ARModel):
-            key, own = "model.backbone", spec.model.backbone.num_heads
-        else:
-            key, own = "model", spec.model.num_heads
+        of_ar = isinstance(spec.model, ARModel)
+        key, own = ("model.backbone", spec.model.backbone.num_heads) if of_ar else ("model", spec.model.num_heads)
         if heads not in (None, own):  # shapes do not show this
             raise UserError(f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {own}")
     with torch.device("meta"):
@@ -126,9 +125,12 @@ def generator_losses(
     slots = world.share(range(train.batch_size))
     size = spec.compute.micro_batch or len(slots)
     parts = [slots[i : i + size] for i in range(0, len(slots), size)]
-    dtype, forward = AUTOCAST[train.precision], model
+    dtype = AUTOCAST[train.precision]
+    forward: nn.Module = model
+    no_sync: Callable = contextlib.nullcontext
     if world.size > 1:
         forward = DistributedDataParallel(model, device_ids=[world.local_rank] if device.type == "cuda" else None)
+        no_sync = forward.no_sync
 
     def loss_of(part: range, step: int) -> torch.Tensor:
         noise = NoiseSource(train.seed, part)
@@ -141,8 +143,7 @@ def generator_losses(
     def losses_at(step: int) -> Iterator[torch.Tensor]:
         for part in parts:
             # gradients are synchronised with the last part; the context stays open while ``fit`` differentiates
-            alone = forward.no_sync() if world.size > 1 and part != parts[-1] else contextlib.nullcontext()
-            with alone:
+            with contextlib.nullcontext() if part == parts[-1] else no_sync():
                 yield loss_of(part, step)
 
     return losses_at
@@ -152,13 +153,11 @@ def decay_groups(model: Generator, weight_decay: float) -> list[dict]:
     """Parameter groups for AdamW: no decay on biases, norms, other 1-D parameters and the head (official code).
 
     Frozen parameters are in neither group."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (free if parameter.ndim <= 1 or name.startswith("head.") else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        if parameter.requires_grad:
+            groups[parameter.ndim > 1 and not name.startswith("head.")].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 def ema_update(train: TrainSpec) -> Callable:
@@ -186,21 +185,17 @@ def change_blocks(model: nn.Module, compute: ComputeSpec) -> None:
 
 
 @torch.no_grad()
-def split_loss(model: Generator, latents: Latents, heldout: bool, seed: int) -> float | None:
-    """Mean loss over the first images of a split, unaugmented, with the same noise for both splits.
-
-    None if the split is empty."""
+def split_loss(model: nn.Module, latents: Latents, heldout: bool, seed: int) -> float:
+    """Mean loss over the first images of a split, unaugmented, with the same noise for both splits."""
     model.eval()
     device = next(model.parameters()).device
     stored, labels = latents.split(heldout)
-    if not len(labels):
-        return None
     total, count = 0.0, 0
     for batch in range(0, min(LOSS_IMAGES, len(labels)), LOSS_BATCH):
-        rows = slice(batch, min(batch + LOSS_BATCH, len(labels)))
+        rows = slice(batch, batch + LOSS_BATCH)
         tokens = latents.tokens_of({k: v[rows] for k, v in stored.items()}, None).to(device)
         noise = NoiseSource(seed, range(len(tokens)))
         # numbered far beyond any training step, so no random draw is shared with training
-        loss = model.loss(tokens, labels[rows].to(device), noise, 2**40 + batch)
+        loss = model.loss(tokens, labels[rows].to(device), noise, 2**40 + batch)  # type: ignore[operator]
         total, count = total + loss.sum().item(), count + loss.numel()
     return total / count

@@ -21,7 +21,7 @@ CLAIM_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def held(path: Path, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def held(path: Path, shared: bool = False, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold the lock file ``path``. ``waiting()`` is called repeatedly while another process has it and may raise to
     give up."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def held(path: Path, shared: bool = False, waiting: Callable[[], None] = lambda:
         os.close(handle)
 
 
-def machine(shared: bool, waiting: Callable[[], None] = lambda: None):
+def machine(shared: bool, waiting: Callable[[], object] = lambda: None):
     """The lock between work (shared) and speed measurements (exclusive) of one user on this machine."""
     return held(Path(tempfile.gettempdir()) / f"mar_bench-{os.getuid()}.lock", shared, waiting)
 

@@ -69,15 +69,6 @@ def test_flops_match_the_count_on_the_meta_device(spec):
     assert sampling_flops(spec) == pytest.approx(counted_sampling(spec), rel=0.02)
 
 
-def test_a_linear_head_by_hand():
-    """E x V multiply-adds per token, once forward and twice backward."""
-    spec = TINY["raster_causal/ce/unguided"]
-    wider = replace(spec, tokenizer=replace(spec.tokenizer, vocab_size=512))
-    more = (512 - 256) * 64 * 16
-    assert training_flops(wider) - training_flops(spec) == 3 * 2 * more
-    assert sampling_flops(wider) - sampling_flops(spec) == 2 * more
-
-
 def test_the_authors_times_for_mar_l():
     """400 epochs in 1 day 11 hours on 16 H100; 0.288 s per image at 64 steps with guidance on one A100."""
     spec = RunSpec()

@@ -20,13 +20,13 @@ from mar_bench.pipeline.distributed import ALONE
 from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.preflight import preflight
-from mar_bench.pipeline.sample import draw_samples
+from mar_bench.pipeline.sample import draw_samples, not_drawn
 from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, ema_update, generator_losses
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
-from tests.pipeline.test_train import ROWS, go_on, latents_of, spec_of
+from tests.pipeline.test_train import ROWS, Stop, go_on, latents_of, spec_of, stop_at
 
 CPU = torch.device("cpu")
 FEW = ("sampling.num_images=4", "metrics.kid_subset_size=4", "metrics.neighbours=1", "metrics.jackknife_groups=4")
@@ -57,21 +57,21 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("size", [1, 3, 8, 100])
+@pytest.mark.parametrize("size", [3, 100])
 def test_micro_batches_add_up_to_the_batch(row, size):
     off = "model.backbone.dropout=0"
     assert_close(gradients(row, off, f"compute.micro_batch={size}"), gradients(row, off), 1e-5)
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_recomputed_blocks_have_the_same_gradients_dropout_included(row):
+def test_gradient_checkpointing_keeps_the_gradients_and_dropout(row):
     kept, recomputed = gradients(row), gradients(row, "compute.gradient_checkpointing=true")
     assert_close(recomputed, kept, 1e-6)
     other = gradients(row, "model.backbone.dropout=0")
     assert any(not torch.allclose(kept[name], other[name]) for name in kept), "dropout is on"
 
 
-def test_recomputed_blocks_keep_fewer_activations():
+def test_gradient_checkpointing_keeps_fewer_activations():
     held = []
     for flag in ("false", "true"):
         spec = spec_of(ROWS[1], f"compute.gradient_checkpointing={flag}")
@@ -90,7 +90,7 @@ def test_recomputed_blocks_keep_fewer_activations():
     assert held[1] < 0.6 * held[0]
 
 
-def test_compiled_blocks_have_the_same_gradients():
+def test_compilation_keeps_the_gradients():
     off = "model.backbone.dropout=0"
     assert_close(gradients(ROWS[1], off, "compute.compile=true"), gradients(ROWS[1], off), 1e-4)
 
@@ -99,11 +99,11 @@ def test_compiled_blocks_have_the_same_gradients():
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.1), ("fp16", 0.1)])
-def test_autocast_is_near_full_precision_and_not_equal_to_it(row, precision, share):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_is_near_full_precision_and_not_equal_to_it(row, precision):
     full, less = gradients(row), gradients(row, f"train.precision={precision}")
     norm = {name: values.norm() for name, values in full.items()}
-    assert all((less[name] - full[name]).norm() <= share * max(norm[name], 1e-2) for name in full)
+    assert all((less[name] - full[name]).norm() <= 0.1 * max(norm[name], 1e-2) for name in full)
     assert any(not torch.equal(less[name], full[name]) for name in full)
     assert all(values.dtype == torch.float32 for values in less.values())
 
@@ -121,12 +121,12 @@ class Sick(nn.Linear):
 
 
 def run(module: nn.Module, folder: Path, **changes) -> int:
-    settings = {"steps": 12, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 5, **changes}
+    settings = {"steps": 12, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 5, "progress": go_on, **changes}
     folder.mkdir(exist_ok=True)
-    return fit(module, module.losses_at, folder=folder, progress=go_on, **settings)
+    return fit(module, module.losses_at, folder=folder, **settings)
 
 
-def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path):
+def test_step_with_non_finite_gradient_is_skipped_and_counted(tmp_path):
     module = Sick(0, 3, 4, 11)
     ema = AveragedModel(module, multi_avg_fn=ema_update(TrainSpec(ema_decay=0.5)))
     assert run(module, tmp_path, ema=ema) == 4
@@ -137,31 +137,15 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_pa
     assert [line["skipped"] for line in lines] == [1, 4] and lines[0]["loss"] is None
 
 
-def test_too_many_skipped_steps_in_a_row_fail(tmp_path):
+def test_too_many_skipped_steps_in_a_row_fail_also_across_a_stop(tmp_path):
     assert run(Sick(2, 3, 5, 6, 8, 9), tmp_path / "few", max_skipped=2) == 6
-    with pytest.raises(
-        UserError, match=r"3 steps in a row up to step 4 had gradients that are not finite \(loss nan\)"
-    ):
-        run(Sick(2, 3, 4), tmp_path, max_skipped=2)
-
-
-def test_the_count_of_skipped_steps_survives_a_stop(tmp_path):
-    class Stop(BaseException):
-        pass
-
-    def stop(step: int, total: int) -> None:
-        if step == 5:
-            raise Stop
-
-    module = Sick(1, 4, 5, 6)
     with pytest.raises(Stop):
-        fit(module, module.losses_at, steps=12, lr_at=lambda s: 0.1, seed=0, folder=tmp_path, progress=stop,
-            checkpoint_every=50, max_skipped=2)  # fmt: skip
+        run(Sick(1, 4, 5, 6), tmp_path, progress=stop_at(5), checkpoint_every=50, max_skipped=2)
     with pytest.raises(UserError, match="3 steps in a row up to step 6"):
         run(Sick(1, 4, 5, 6), tmp_path, max_skipped=2)
 
 
-def test_loss_scaling_finds_its_scale_and_undoes_it(tmp_path):
+def test_loss_scaling_skips_until_the_scale_fits(tmp_path):
     """A loss that overflows at the first scales is skipped until the scale fits; then steps are as without."""
 
     class Large(nn.Linear):
@@ -198,72 +182,64 @@ def test_the_average_can_warm_up():
 # --- published weights instead of training ---------------------------------------------------------------
 
 
-def published_spec(weights: Path | None):
-    words = ["train.published=mine", *([f"train.weights={weights}"] if weights else [])]
-    return spec_of("mar/diff/guided", *words, *FEW)
+def published_run(weights: Path | None = None, *overrides: str):
+    words = ["train.published=mine", *([f"train.weights={weights}"] if weights else []), *FEW, *overrides]
+    return generation_run("row", spec_of("mar/diff/guided", *words))
 
 
-def test_published_weights_are_taken_as_they_are(tmp_path):
-    spec = published_spec(None)
-    save_file(build_generator(spec).state_dict(), tmp_path / "mine.safetensors")
-    run_ = generation_run("row", published_spec(tmp_path / "mine.safetensors"))
-    assert run_.ids == generation_run("row", spec).ids, "the name stands for the weights"
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    file = tmp_path / "mine.safetensors"
+    save_file(build_generator(published_run().spec).state_dict(), file)
+    return file
+
+
+def take(weights: Path, folder: Path) -> None:
+    STAGES["train"](published_run(weights), Places(folder, folder), folder, go_on)
+
+
+def test_published_weights_replace_a_training(weights, tmp_path):
+    run_ = published_run(weights)
+    assert run_.ids == published_run().ids, "the name stands for the weights"
     assert run_.ids["train_id"] != generation_run("row", spec_of("mar/diff/guided")).ids["train_id"]
-    places = Places(tmp_path / "runs", tmp_path / "records")
-    kinds = [job.kind for job in jobs_for([run_], places)]
+    kinds = [job.kind for job in jobs_for([run_], Places(tmp_path / "runs", tmp_path / "records"))]
     assert "train" in kinds and "latents" not in kinds
-    folder = places.folder("train", run_.ids["train_id"])
-    folder.mkdir(parents=True)
-    STAGES["train"](run_, places, folder, go_on)
-    assert load_file(folder / "ema.safetensors").keys() == load_file(tmp_path / "mine.safetensors").keys()
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["published"] == "mine" and summary["sha256"] == sha256_of(tmp_path / "mine.safetensors")
+    take(weights, tmp_path)
+    assert load_file(tmp_path / "ema.safetensors").keys() == load_file(weights).keys()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["published"] == "mine" and summary["sha256"] == sha256_of(weights)
 
 
-def test_published_weights_have_no_seeds_and_no_other_training():
-    spec = published_spec(None)
-    assert generation_run("r", with_seeds(spec, 7, 0)).ids == generation_run("r", spec).ids
-    longer = spec_of("mar/diff/guided", "train.published=mine", *FEW, "train.lr=0.5")
-    assert generation_run("r", longer).ids == generation_run("r", spec).ids
+def test_id_of_published_weights_ignores_seeds_and_training(tmp_path):
+    spec = published_run().spec
+    assert generation_run("r", with_seeds(spec, 7, 0)).ids == published_run().ids
+    assert published_run(None, "train.lr=0.5").ids == published_run().ids
 
 
-def test_published_weights_must_have_the_heads_that_they_were_trained_with(tmp_path):
-    file = tmp_path / "mine.safetensors"
-    save_file(build_generator(published_spec(None)).state_dict(), file)
-    run_ = generation_run("row", published_spec(file))
-    for heads, fits in ((4, True), (None, True), (8, False)):
-        file.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
-        if fits:
-            STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
-        else:
-            with pytest.raises(UserError, match="these weights have 8 attention heads, and .*num_heads is 4"):
-                STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
+def test_published_weights_must_have_the_number_of_heads_they_were_trained_with(weights, tmp_path):
+    for heads in (4, None):
+        weights.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
+        take(weights, tmp_path)
+    for manifest, message in (
+        ('{"architecture": {"num_heads": 8}}', "8 attention heads, and .*num_heads is 4"),
+        ("{", "mine.json: no manifest"), ("[]", "mine.json: no manifest"),
+    ):  # fmt: skip
+        weights.with_suffix(".json").write_text(manifest)
+        with pytest.raises(UserError, match=message):
+            take(weights, tmp_path)
 
 
-def test_a_broken_manifest_is_named(tmp_path):
-    file = tmp_path / "mine.safetensors"
-    save_file({"x": torch.ones(1)}, file)
-    for text in ("{", "[]"):
-        file.with_suffix(".json").write_text(text)
-        with pytest.raises(UserError, match="mine.json: no manifest of mar-bench convert"):
-            STAGES["train"](generation_run("row", published_spec(file)), Places(tmp_path, tmp_path), tmp_path, go_on)
-
-
-def test_published_weights_must_be_there_and_fit(tmp_path):
+def test_published_weights_must_exist_and_fit(tmp_path):
     for weights in (None, tmp_path / "absent.safetensors"):
-        with pytest.raises(UserError, match="train.published is 'mine': set train.weights"):
-            preflight([generation_run("row", published_spec(weights))])
+        with pytest.raises(UserError, match="set train.weights"):
+            preflight([published_run(weights)])
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("<html>")
     for name in ("other", "text"):
-        run_ = generation_run("row", published_spec(tmp_path / f"{name}.safetensors"))
-        with pytest.raises(UserError, match=f"{name}.safetensors: not the weights of 'mine' as specified"):
-            STAGES["train"](run_, Places(tmp_path, tmp_path), tmp_path, go_on)
-    with pytest.raises(UserError, match="published weights are of one kind"):
-        spec_of("mar/diff/guided", "train.published=mine", "sampling.weights=raw")
-
-
-# --- never black images in silence ------------------------------------------------------------------------
+        with pytest.raises(UserError, match=f"{name}.safetensors: not the weights of 'mine'"):
+            take(tmp_path / f"{name}.safetensors", tmp_path)
+    with pytest.raises(UserError, match="sampling.weights raw"):
+        published_run(None, "sampling.weights=raw")
 
 
 def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
@@ -271,5 +247,5 @@ def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
-        draw_samples(spec, model, tmp_path, CPU, go_on)
+        draw_samples(spec, model, tmp_path, CPU, go_on, not_drawn(spec, tmp_path))
     assert not list(tmp_path.glob("tokens-*"))
