@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import rich
 import typer
 
 from mar_bench.cli.options import (
@@ -40,7 +41,7 @@ RunsOf = Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="Look 
 @app.command()
 def submit(
     words: ExperimentNames = None,
-    cluster: Cluster = ...,
+    cluster: Cluster = ...,  # type: ignore[assignment]  # typer: required
     every: All = False,
     scale: Scale = "tiny",
     only: Only = None,
@@ -93,7 +94,7 @@ def status(
         view = look(places, list(names or ()))
         shown = json.dumps(view.tree(), indent=1) if as_json else text(view)
         if watch and not as_json:
-            typer.clear()  # does nothing unless the output is a terminal
+            rich.get_console().clear()  # does nothing unless the output is a terminal
         print(shown, flush=True)
         if not watch or not view.live:
             break

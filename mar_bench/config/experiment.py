@@ -145,7 +145,7 @@ def _published(path: Path, file: ExperimentFile) -> dict[str, Any]:
         }
         paper: dict[str, dict[str, float]] = {}
         for key, value in given.items():
-            cells = {key: value}
+            cells: dict[str, Any] = {key: value}
             if isinstance(value, str):
                 table, _, row = value.partition("/")
                 whole = published(table).get(row)
