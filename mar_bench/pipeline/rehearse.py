@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from mar_bench.config.ids import stage_ids
 from mar_bench.config.spec import ARModel, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
@@ -188,6 +187,7 @@ def _child(pipe: Connection, *work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     begin = time.perf_counter()
+    answer: dict[str, Any]
     try:
         answer = try_training(*work)
     except Exception as error:
@@ -261,7 +261,7 @@ def small_run(spec: RunSpec, batch: int) -> RunSpec:
 
 def _tokenizer(spec: RunSpec, folder: Path) -> Tokenizer:
     """With its weights, or with random ones if none are given, through a file as real ones would come."""
-    part = spec.tokenizer
+    part: Any = spec.tokenizer
     if hasattr(part, "weights") and part.weights is None:
         weights = folder / "tokenizer.safetensors"
         with seeded(0, "rehearsal"):
@@ -297,7 +297,7 @@ def pictures(folder: Path | None, count: int, size: int, channels: int) -> np.nd
     return np.stack([images[i % len(images)][..., :: -1 if (i // len(images)) % 2 else 1] for i in range(count)])
 
 
-def sample_one(spec: RunSpec, model: nn.Module, tokenizer: Tokenizer) -> None:
+def sample_one(spec: RunSpec, model: Any, tokenizer: Tokenizer) -> None:
     """Draw one guided image, with a kv-cache its first tokens only, and decode it.
 
     Raises UserError if tokens are not finite."""

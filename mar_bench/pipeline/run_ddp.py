@@ -34,8 +34,11 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
                 report.progress(job, step, total)
                 report.tick(pending)
 
+            def waiting(why: str, job: Job = job) -> None:
+                report.waiting(job, why)
+
             try:
-                execute(job, places, progress, lambda why, job=job: report.waiting(job, why), world)
+                execute(job, places, progress, waiting, world)
             except Stopped:
                 outcome.stopped = True
                 break

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from mar_bench.pipeline.graph import Job, give_up
 from mar_bench.pipeline.progress import Report
@@ -81,7 +82,7 @@ def _channels(pipe: Connection) -> tuple[Callable[[int, int], None], Callable[[s
 
 @dataclass
 class Worker:
-    process: multiprocessing.Process
+    process: Any  # of multiprocessing
     pipe: Connection
     job: Job | None = None
     since: float = 0.0
@@ -223,7 +224,7 @@ def _stop(workers: list[Worker], interrupts: Interrupts) -> None:
         for pipe in wait([w.pipe for w in busy], timeout=0.5):
             worker = next(w for w in busy if w.pipe is pipe)
             try:
-                saved = pipe.recv()[0] not in ("progress", "waiting")
+                saved = worker.pipe.recv()[0] not in ("progress", "waiting")
             except (EOFError, OSError):
                 saved = True  # dead: nothing to wait for
             if saved:
