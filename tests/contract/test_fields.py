@@ -311,7 +311,7 @@ def data_output(spec: RunSpec, root: Path) -> tuple:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the file left out
-            loaded = load_data(data)
+            loaded = load_data(data, root.parent / "readable")
         images = len(loaded.train), len(loaded.heldout), loaded.train.get(range(2)).tolist()
     except UserError as error:
         images = str(error)

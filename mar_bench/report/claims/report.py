@@ -66,8 +66,10 @@ def _finding(
     complete = [name for name, (done, total) in counts.items() if done == total > 0]
     scale = next(iter(complete + [name for name, (done, _) in counts.items() if done]), None)
     if scale is None:
-        why = "no records" if any(total for _, total in counts.values()) else "not at this scale"
-        return None, f"{UNDECIDED} ({why})", f"There are no records of it at {wanted or 'any'} scale."
+        where = f"at {wanted or 'any'} scale"
+        if any(total for _, total in counts.values()):
+            return None, f"{UNDECIDED} (no records)", f"There are no records of it {where}."
+        return None, f"{UNDECIDED} (not at this scale)", f"The experiment does not have its rows {where}."
     experiment, (done, total) = load(evidence.experiment, scale), counts[scale]
     verdict, text = evidence.judge(experiment, records)
     place = f"Experiment {evidence.experiment}, {scale} scale"
