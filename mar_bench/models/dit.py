@@ -7,7 +7,6 @@ open follows its published code. Tokens are single latents here; the network joi
 from __future__ import annotations
 
 import contextlib
-import math
 from functools import partial
 
 import torch
@@ -20,16 +19,9 @@ from mar_bench.models.ar import Generator
 from mar_bench.models.backbones.layers import Attention
 from mar_bench.models.diffusion import DiffusionTables, sample, sample_ddim, tables_on, training_loss
 from mar_bench.models.heads.base import guided
+from mar_bench.models.heads.layers import angles, initialise, modulated, time_mlp, timestep_embedding
 from mar_bench.models.sampler import Clock
 from mar_bench.utils.noise import NoiseSource
-
-SINUSOIDS = 256  # size of the timestep embedding, half of it cosines
-
-
-def angles(positions: Tensor, count: int) -> Tensor:
-    """Positions (N,) -> (N, count), at frequencies that decrease geometrically from 1 towards 1/10000."""
-    steps = torch.arange(count, device=positions.device, dtype=positions.dtype)
-    return positions[:, None] * torch.exp(-math.log(10_000) / count * steps)
 
 
 def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
@@ -38,11 +30,6 @@ def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
     column = torch.arange(columns, dtype=torch.float64).repeat(rows)
     waves = (angles(axis, dim // 4) for axis in (column, row))
     return torch.cat([part for wave in waves for part in (wave.sin(), wave.cos())], dim=1).float()
-
-
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, n, E); shift and scale (B, 1, E)."""
-    return x * (1 + scale) + shift
 
 
 class Block(nn.Module):
@@ -70,38 +57,24 @@ class DiT(Generator):
 
     def __init__(self, spec: DiTModel, space: Continuous, num_classes: int, label_dropout: float):
         super().__init__()
-        self.spec, self.space, self.length, self.label_dropout = spec, space, num_tokens(space), label_dropout
-        self.num_classes = num_classes
+        self.spec, self.space, self.length = spec, space, num_tokens(space)
+        self.num_classes, self.label_dropout = num_classes, label_dropout
         dim, patch = spec.dim, spec.patch_size
         rows, columns = (side // patch for side in space.grid)
         self.input = nn.Linear(patch**2 * space.dim, dim)
         # frozen, but a parameter as in the published code, whose parameter counts include it
         self.positions = nn.Parameter(grid_positions(rows, columns, dim), requires_grad=False)
-        self.time_mlp = nn.Sequential(nn.Linear(SINUSOIDS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_mlp = time_mlp(dim)
         self.label_embedding = nn.Embedding(num_classes + 1, dim)  # the last row stands for "no class"
         self.blocks = nn.ModuleList(Block(dim, spec.num_heads, spec.mlp_ratio) for _ in range(spec.depth))
         self.final_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, patch**2 * 2 * space.dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Xavier-uniform, normal for the embeddings of time and class, zeros for AdaLN-Zero (DiT's code)."""
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
-        for name, parameter in self.named_parameters():
-            if name in ("time_mlp.0.weight", "time_mlp.2.weight", "label_embedding.weight"):
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("modulation.weight") or name == "output.weight":
-                nn.init.zeros_(parameter)  # every block starts as the identity, and the output at zero
+        initialise(self, zero_start=True)
 
     def tables(self, device: torch.device, num_steps: int | None = None) -> DiffusionTables:
         """The training schedule, or its respacing to ``num_steps``."""
         return tables_on(device, self.spec.num_train_timesteps, num_steps, self.spec.beta_schedule)
-
-    # --- the network ------------------------------------------------------------------------------------
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, n, p p D): n patches of p x p tokens, both row by row."""
@@ -119,16 +92,13 @@ class DiT(Generator):
         """Noisy tokens (B, L, D), training timesteps (B,) or (1,), labels (B,) -> noise and raw variance (B, L, 2 D).
 
         The label -1 stands for "no class"."""
-        waves = angles(timestep.float(), SINUSOIDS // 2)
-        time = self.time_mlp(torch.cat([waves.cos(), waves.sin()], dim=-1))
+        time = self.time_mlp(timestep_embedding(timestep))
         c = F.silu(time + self.label_embedding(torch.where(labels < 0, self.num_classes, labels)))
         x = self.input(self.patches(x)) + self.positions
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         return self.unpatched(self.output(modulated(self.final_norm(x), shift, scale)))
-
-    # --- the loss ---------------------------------------------------------------------------------------
 
     def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
         """Draws one timestep per image, the diffusion noise and label dropout from ``noise``."""
@@ -147,9 +117,6 @@ class DiT(Generator):
         steps = t.repeat_interleave(self.length)
         loss = training_loss(self.tables(t.device), denoise, tokens.flatten(0, 1), steps, eps.flatten(0, 1))
         return loss.view(tokens.shape[:2])
-
-
-# --- sampling -------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

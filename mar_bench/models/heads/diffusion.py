@@ -31,15 +31,14 @@ class Diffusion(Head):
     def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """z (B, n, E), tokens (B, n, D), t (B, n, M), eps (B, n, M, D) -> hybrid loss (B, n), mean over M."""
         t, eps = drawn["t"], drawn["eps"]
-        draws = t.shape[-1]
-        condition = self.net.condition(z)[:, :, None].expand(-1, -1, draws, -1).flatten(0, 2)
-        x0 = target[:, :, None].expand(-1, -1, draws, -1).flatten(0, 2)
-
-        def denoise(xt: Tensor, timestep: Tensor) -> Tensor:
-            return self.net.conditioned(xt, timestep, condition).float()
-
-        tables = tables_on(z.device, self.spec.num_train_timesteps)
-        loss = training_loss(tables, denoise, x0, t.flatten(), eps.flatten(0, 2))
+        condition = self.net.condition(z)[:, :, None].expand(*t.shape, -1).flatten(0, 2)
+        loss = training_loss(
+            tables_on(z.device, self.spec.num_train_timesteps),
+            lambda xt, timestep: self.net.conditioned(xt, timestep, condition).float(),
+            target[:, :, None].expand_as(eps).flatten(0, 2),
+            t.flatten(),
+            eps.flatten(0, 2),
+        )
         return loss.view(t.shape).mean(-1)
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
@@ -52,9 +51,8 @@ class Diffusion(Head):
     ) -> Tensor:
         """z (B, n, E) -> tokens (B, n, D) in T = num_diffusion_steps denoising steps."""
         network = guided_network(self.net, z, z_uncond, scale, self.token_dim)
-        tables = tables_on(z.device, self.spec.num_train_timesteps, sampling.num_diffusion_steps)
         tokens = sample(
-            tables,
+            tables_on(z.device, self.spec.num_train_timesteps, sampling.num_diffusion_steps),
             lambda xt, timestep: network(xt, timestep[:1]),  # all tokens are at the same timestep
             drawn.permute(1, 0, 2, 3).flatten(1, 2),  # (T + 1, B n, D), image by image
             temperature=sampling.temperature,

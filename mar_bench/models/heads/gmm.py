@@ -38,20 +38,10 @@ class Mixture(NamedTuple):
         mean, scale = (torch.take_along_dim(part, component, -2)[..., 0, :] for part in (self.means, self.scales))
         return mean + scale * normals[..., 1:]
 
-    def for_candidates(self) -> Mixture:
-        """The same mixture, broadcast over a new axis of candidates: (B, n, 1, ...)."""
-        return Mixture(*(part[:, :, None] for part in self))
-
 
 def as_uniform(normal: Tensor) -> Tensor:
     """The standard normal cdf, kept below 1 in float32."""
     return torch.special.ndtr(normal).clamp(max=1 - 2**-24)
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """Autocast disabled, on devices that have it (meta does not)."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 def squareplus(x: Tensor) -> Tensor:
@@ -70,14 +60,16 @@ class GaussianMixture(Head):
         self.output = nn.Linear(dim, sum(self.sizes))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        # With all zeros (GIVT) the components would be equal, get equal gradients and stay equal: a single Gaussian.
-        # So their means start apart.
+        # With all zeros (GIVT) the components would stay equal: a single Gaussian. So their means start apart.
         with torch.no_grad():
-            nn.init.normal_(self.output.bias[self.components : self.components + each], std=INITIAL_SPREAD)
+            nn.init.normal_(self.output.bias.split(self.sizes)[1], std=INITIAL_SPREAD)
 
     def mixture(self, z: Tensor, temperature: float = 1.0) -> Mixture:
         """z (..., E) -> the distribution of the token, in float32."""
-        with _full_precision(z.device):  # a likelihood with scales down to 1e-6 needs it
+        device = z.device.type  # meta has no autocast
+        autocast = torch.amp.is_autocast_available(device)
+        # a likelihood with scales down to 1e-6 needs full precision
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             logits, means, scales = self.output(z.float()).split(self.sizes, dim=-1)
         means, scales = (part.unflatten(-1, (self.components, self.token_dim)) for part in (means, scales))
         return Mixture(logits.log_softmax(-1), means, temperature * squareplus(scales).clamp(min=SMALLEST_SCALE))
@@ -107,16 +99,15 @@ class GaussianMixture(Head):
 
         GIVT uses rejection sampling; here the number of draws is fixed: one of R tokens from p_c is picked with odds
         (p_c / p_u)^(w - 1) (sampling-importance-resampling). So tokens stay within the range of R draws from p_c, even
-        where the guided density is not normalisable (p_u narrower than p_c).
-        Memory: the densities of all candidates, (B, n, R, k, D)."""
+        where the guided density is not normalisable. Memory: the densities of all candidates, (B, n, R, k, D)."""
         rows = drawn.transpose(1, 2)  # (B, n, 1 or R + 1, 1 + D)
-        conditional = self.mixture(z, sampling.temperature)
-        if z_uncond is None or scale == 1:
-            return conditional.draw(rows[:, :, 0])
-        unconditional = self.mixture(z_uncond, sampling.temperature)
-        if scale == 0:  # a mixture again: nothing to resample
-            return unconditional.draw(rows[:, :, 0])
-        conditional, unconditional = conditional.for_candidates(), unconditional.for_candidates()
+        if z_uncond is None or scale in (0, 1):  # a mixture again: nothing to resample
+            z = z_uncond if z_uncond is not None and scale == 0 else z
+            return self.mixture(z, sampling.temperature).draw(rows[:, :, 0])
+        conditional, unconditional = (
+            Mixture(*(part[:, :, None] for part in self.mixture(condition, sampling.temperature)))
+            for condition in (z, z_uncond)
+        )  # each (B, n, 1, ...)
         candidates = conditional.draw(rows[:, :, :-1])  # (B, n, R, D)
         ratio = conditional.log_density(candidates) - unconditional.log_density(candidates)  # (B, n, R)
         chosen = _resample((scale - 1) * ratio, as_uniform(rows[:, :, -1, 0]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mar_bench.config.spec import Continuous, MSEHead, SamplingSpec
-from mar_bench.models.heads.base import Head, predict_guided
+from mar_bench.models.heads.base import Head
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -24,17 +24,11 @@ class MSE(Head):
 
     def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """z (B, n, E), tokens (B, n, D) -> squared error (B, n), mean over D."""
-        return (self._tokens(z) - target).square().mean(-1)
+        return (self.output(z).float() - target).square().mean(-1)
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """No random numbers, (B, n, 0)."""
         return torch.empty(len(noise.indices), n, 0)
 
-    def sample(
-        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
-    ) -> Tensor:
-        """z (B, n, E) -> the predicted tokens (B, n, D)."""
-        return predict_guided(self._tokens, z, z_uncond, scale)
-
-    def _tokens(self, z: Tensor) -> Tensor:
+    def predict(self, z: Tensor, drawn: Tensor, sampling: SamplingSpec) -> Tensor:
         return self.output(z).float()

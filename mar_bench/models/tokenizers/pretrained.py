@@ -13,22 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mar_bench.config.spec import (
-    ConsistencyTokenizer,
-    DataSpec,
-    LDMKLTokenizer,
-    LDMVQTokenizer,
-    SDKLTokenizer,
-    latent_space,
-)
+from mar_bench.config import spec as specs
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 
 STAGES = (128, 128, 256, 256, 512)  # channels at each resolution of the f16 models
-LAST = len(STAGES) - 1
 CHUNK = 16  # images encoded together while the scale is measured
-PublishedSpec = LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer
+PublishedSpec = specs.LDMKLTokenizer | specs.LDMVQTokenizer | specs.SDKLTokenizer | specs.ConsistencyTokenizer
 
 
 def _diffusers():
@@ -42,31 +34,18 @@ def _diffusers():
 def net_of(spec: PublishedSpec) -> nn.Module:
     """The diffusers network of a published tokenizer, before its weights are loaded."""
     library = _diffusers()
-    f16 = {
-        "block_out_channels": STAGES,
-        "layers_per_block": 2,
-        "down_block_types": ["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
-    }
-    if spec.kind == "ldm_kl":  # attention in the last encoder stage, none in the decoder (official code)
-        up = ["UpDecoderBlock2D"] * len(STAGES)
-        return library.AutoencoderKL(**f16, latent_channels=spec.latent_dim, up_block_types=up)
-    if spec.kind == "ldm_vq":
-        return library.VQModel(
-            **f16,
-            latent_channels=spec.code_dim,
-            num_vq_embeddings=spec.vocab_size,
-            vq_embed_dim=spec.code_dim,
-            up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * LAST,
-        )
-    if spec.kind == "sd_kl":
-        return library.AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=spec.latent_dim,
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-        )
-    return library.ConsistencyDecoderVAE()
+    if spec.kind == "consistency":
+        return library.ConsistencyDecoderVAE()
+    widths = (128, 256, 512, 512) if spec.kind == "sd_kl" else STAGES
+    down, up = ["DownEncoderBlock2D"] * len(widths), ["UpDecoderBlock2D"] * len(widths)
+    blocks = {"block_out_channels": widths, "layers_per_block": 2, "down_block_types": down, "up_block_types": up}
+    if spec.kind != "sd_kl":
+        down[-1] = "AttnDownEncoderBlock2D"  # KL-16 has none in the decoder (official code)
+    if spec.kind != "ldm_vq":
+        return library.AutoencoderKL(**blocks, latent_channels=spec.latent_dim)
+    up[0] = "AttnUpDecoderBlock2D"
+    dim = spec.code_dim
+    return library.VQModel(**blocks, latent_channels=dim, vq_embed_dim=dim, num_vq_embeddings=spec.vocab_size)
 
 
 def load_weights(module: nn.Module, spec: PublishedSpec) -> nn.Module:
@@ -94,9 +73,9 @@ class Published(Tokenizer):
     scale: Tensor  # ()
     net: Any  # a diffusers model
 
-    def __init__(self, spec: PublishedSpec, data: DataSpec):
+    def __init__(self, spec: PublishedSpec, data: specs.DataSpec):
         super().__init__()
-        self.space = latent_space(spec, data)
+        self.space = specs.latent_space(spec, data)
         self.net = load_weights(net_of(spec), spec)
         scale = getattr(spec, "scale", None)
         self.register_buffer("scale", torch.tensor(float("nan") if scale is None else scale))
@@ -121,8 +100,7 @@ class Published(Tokenizer):
     def fit_scale(self, images: Tensor) -> None:
         """1 / std of the sampled latents of the training images, over all channels."""
         means, variances = zip(*((m, s.square()) for m, s in map(self._moments, images.split(CHUNK))))
-        mean = torch.cat(means)
-        self.scale.copy_((mean.var() + torch.cat(variances).mean()).rsqrt())
+        self.scale.copy_((torch.cat(means).var() + torch.cat(variances).mean()).rsqrt())
 
 
 class KLAutoencoder16(Published):
@@ -141,7 +119,7 @@ class KLAutoencoder16(Published):
 class ConsistencyDecoder(KLAutoencoder16):
     """Stable Diffusion's latents, decoded in two denoising steps with noise that depends on the image index."""
 
-    def __init__(self, spec: ConsistencyTokenizer, data: DataSpec):
+    def __init__(self, spec: specs.ConsistencyTokenizer, data: specs.DataSpec):
         super().__init__(spec, data)
         self.seed = spec.decode_seed
 
@@ -157,7 +135,7 @@ class ConsistencyDecoder(KLAutoencoder16):
 class VQAutoencoder16(Published):
     """VQ-16 of latent diffusion: 16,384 codes of 8 dimensions, or the latents before quantisation."""
 
-    def __init__(self, spec: LDMVQTokenizer, data: DataSpec):
+    def __init__(self, spec: specs.LDMVQTokenizer, data: specs.DataSpec):
         super().__init__(spec, data)
         self.codes = spec.output == "codes"
 
