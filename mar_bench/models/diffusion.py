@@ -2,8 +2,7 @@
 
 Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models (2102.09672), cited below as iDDPM, with the
 settings of the MAR paper, appendix A. The linear schedule is that of DDPM (Ho et al., 2006.11239), which DiT uses.
-Tables are computed in float64; networks see float32.
-"""
+Tables are computed in float64; networks see float32."""
 
 from __future__ import annotations
 
@@ -17,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
+
 
 def cosine_betas(num_timesteps: int) -> np.ndarray:
     """iDDPM, equation 17: betas from alpha_bar(t) = cos^2((t + 0.008) / 1.008 * pi / 2), capped at 0.999."""
-
-    def alpha_bar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
     n = num_timesteps
-    return np.array([min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)])
+    kept = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+    return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(kept)])
 
 
 def linear_betas(num_timesteps: int) -> np.ndarray:
@@ -34,7 +32,6 @@ def linear_betas(num_timesteps: int) -> np.ndarray:
     return np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps).clip(max=0.999)
 
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
 BETAS = {"cosine": cosine_betas, "linear": linear_betas}
 
 
@@ -73,7 +70,7 @@ class DiffusionTables(NamedTuple):
         previous = np.append(1.0, kept[:-1])
         betas = 1 - kept / previous
         variance = betas * (1 - previous) / (1 - kept)
-        last = variance[1:2] if len(kept) > 1 else betas  # that of the last denoising step is 0 (iDDPM's code)
+        last = variance[1:2] if len(kept) > 1 else betas  # in place of 0, the variance of the last step (iDDPM's code)
         columns = {
             "betas": betas,
             "log_betas": np.log(betas),
@@ -124,16 +121,14 @@ def posterior_mean(tables: DiffusionTables, x0: Tensor, xt: Tensor, t: Tensor) -
 
 def learned_log_variance(tables: DiffusionTables, raw: Tensor, t: Tensor) -> Tensor:
     """iDDPM, equation 15: the network's output in [-1, 1] interpolates between the bounds in log space."""
-    low, high = tables.at("posterior_log_variance_clipped", t), tables.at("log_betas", t)
     share = (raw + 1) / 2
-    return share * high + (1 - share) * low
+    return share * tables.at("log_betas", t) + (1 - share) * tables.at("posterior_log_variance_clipped", t)
 
 
 def training_loss(tables: DiffusionTables, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Hybrid loss of iDDPM (section 3.1): mean squared error of the noise plus the variational term in bits.
 
-    ``denoise(x_t (N, D), timestep (N,)) -> (N, 2 D)`` predicts noise and raw variance. x0 and noise (N, D), t (N,).
-    Returns (N,): one loss per token, averaged over D."""
+    x0 and noise (N, D), t (N,). Returns (N,): one loss per token, averaged over D."""
     xt = noised(tables, x0, t, noise)
     eps, raw = denoise(xt, t).chunk(2, dim=-1)
     mse = (noise - eps).square().mean(-1)
@@ -148,8 +143,8 @@ def training_loss(tables: DiffusionTables, denoise: Denoiser, x0: Tensor, t: Ten
 
 def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL divergence between two diagonal Gaussians, elementwise, in nats."""
-    ratio = torch.exp(log_variance1 - log_variance2)
-    return 0.5 * (log_variance2 - log_variance1 - 1.0 + ratio + (mean1 - mean2).square() * torch.exp(-log_variance2))
+    difference = log_variance2 - log_variance1 - 1.0 + torch.exp(log_variance1 - log_variance2)
+    return 0.5 * (difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -164,21 +159,10 @@ def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tens
     return probability.clamp(min=1e-12).log()
 
 
-def _denoised(
-    tables: DiffusionTables, denoise: Denoiser, x: Tensor, step: int, clamp_x0: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The step as (N,), and the network's noise, raw variance and x0, each (N, D)."""
-    t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-    eps, raw = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)
-    x0 = predict_x0(tables, x, t, eps)
-    return t, eps, raw, x0 if clamp_x0 is None else x0.clamp(-clamp_x0, clamp_x0)
-
-
 def sample(
     tables: DiffusionTables,
     denoise: Denoiser,
     noise: Iterable[Tensor],
-    *,
     temperature: float = 1.0,
     clamp_x0: float | None = None,
 ) -> Tensor:
@@ -197,7 +181,7 @@ def sample(
     return x
 
 
-def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, *, clamp_x0: float | None = None) -> Tensor:
+def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, clamp_x0: float | None = None) -> Tensor:
     """Deterministic sampling in the steps of ``tables`` (DDIM, 2010.02502, equation 12 with sigma = 0).
 
     start (N, D) is the only noise; the predicted variance is unused. Clamping x0 adjusts the noise such that both
@@ -209,3 +193,13 @@ def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, *, cl
             eps = (tables.at("inverse_signal", t) * x - x0) / tables.at("inverse_snr", t)
         x = noised(tables, x0, t - 1, eps) if step > 0 else x0
     return x
+
+
+def _denoised(
+    tables: DiffusionTables, denoise: Denoiser, x: Tensor, step: int, clamp_x0: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The step as (N,), and the network's noise, raw variance and x0, each (N, D)."""
+    t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
+    eps, raw = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)
+    x0 = predict_x0(tables, x, t, eps)
+    return t, eps, raw, x0 if clamp_x0 is None else x0.clamp(-clamp_x0, clamp_x0)

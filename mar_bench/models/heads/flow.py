@@ -27,11 +27,8 @@ class Flow(Head):
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """M = draws_per_token uniform times per token, (B, L, M), and their noise (B, L, M, D)."""
-        draws = self.spec.draws_per_token
-        return {
-            "t": noise.uniform("time", step, (length, draws)),
-            "eps": noise.normal("flow", step, (length, draws, self.token_dim)),
-        }
+        shape = (length, self.spec.draws_per_token)
+        return {"t": noise.uniform("time", step, shape), "eps": noise.normal("flow", step, (*shape, self.token_dim))}
 
     def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """z (B, n, E), tokens (B, n, D), t (B, n, M), eps (B, n, M, D) -> squared error of the velocity (B, n), mean
@@ -57,6 +54,5 @@ class Flow(Head):
         velocity = guided_network(self.net, z, z_uncond, scale)
         x = sampling.temperature * drawn.flatten(0, 1)  # (B n, D)
         for i in range(steps):
-            t = x.new_full((1,), TIME_SCALE * i / steps)
-            x = x + velocity(x, t) / steps
+            x = x + velocity(x, x.new_full((1,), TIME_SCALE * i / steps)) / steps
         return x.view_as(drawn)
