@@ -14,14 +14,14 @@ from mar_bench.models import dit, sampler
 from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.backbones import causal, masked
 from mar_bench.models.heads import cross_entropy, diffusion, energy, flow, gmm, mse
-from mar_bench.models.tokenizers import kl, pixel, pretrained, vq
+from mar_bench.models.tokenizers import pixel, pretrained, trained
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.models.tokenizers.grouped import Grouped
 from mar_bench.utils.noise import NoiseSource, seeded
 
 TOKENIZERS = {
-    "kl": kl.KLAutoencoder,
-    "vq": vq.VQAutoencoder,
+    "kl": trained.KLAutoencoder,
+    "vq": trained.VQAutoencoder,
     "ldm_kl": pretrained.KLAutoencoder16,
     "ldm_vq": pretrained.VQAutoencoder16,
     "sd_kl": pretrained.KLAutoencoder16,

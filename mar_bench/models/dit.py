@@ -1,8 +1,7 @@
 """The DiT baseline: a diffusion transformer that denoises all latents of an image at once, and its sampling.
 
 Peebles and Xie, Scalable Diffusion Models with Transformers (2212.09748), cited below as DiT; what the paper leaves
-open follows its published code. Tokens are single latents here; the network joins patch_size x patch_size of them.
-"""
+open follows its published code. Tokens are single latents here; the network joins patch_size x patch_size of them."""
 
 from __future__ import annotations
 
@@ -129,12 +128,12 @@ def generate_images(
     guidance, whose scale is the same in every step, the batch is doubled and the second half has no class (label -1).
     ``guided_channels`` leaves the other channels of a token as the class predicts them: the published code guides
     three of four (DiT, appendix A). ``clock`` times the network as "backbone"."""
-    batch, length, device, dim = labels.shape[0], model.length, labels.device, model.space.dim
-    scale, channels = sampling.guidance_scale, sampling.guided_channels or dim
+    shape, device = (labels.shape[0], model.length, model.space.dim), labels.device
+    scale, channels = sampling.guidance_scale, sampling.guided_channels or model.space.dim
     all_labels = labels if scale == 1 else torch.cat([labels, torch.full_like(labels, -1)])
 
     def denoise(xt: Tensor, timestep: Tensor) -> Tensor:
-        x = xt.view(batch, length, dim)
+        x = xt.view(shape)
         with clock("backbone"):
             x = x if scale == 1 else x.repeat(2, 1, 1)
             predicted = model.predict(x, timestep[:1], all_labels).float()  # all rows are at the same timestep
@@ -143,13 +142,11 @@ def generate_images(
             predicted = guided(conditional, unconditional, scale, channels)
         return predicted.flatten(0, 1)
 
-    # lazily, step by step: all rows of a batch of large images together would take gigabytes
-    num_steps = sampling.num_diffusion_steps
+    num_steps, clamp = sampling.num_diffusion_steps, sampling.clamp_x0
     assert num_steps is not None
-    rows = (noise.normal("sample", i, (length, dim)).to(device).flatten(0, 1) for i in range(num_steps + 1))
+    # step by step: all rows of a batch of large images together would take gigabytes
+    rows = (noise.normal("sample", i, shape[1:]).to(device).flatten(0, 1) for i in range(num_steps + 1))
     tables = model.tables(device, num_steps)
     if sampling.sampler == "ddim":
-        tokens = sample_ddim(tables, denoise, next(rows), clamp_x0=sampling.clamp_x0)
-    else:
-        tokens = sample(tables, denoise, rows, temperature=sampling.temperature, clamp_x0=sampling.clamp_x0)
-    return tokens.view(batch, length, dim)
+        return sample_ddim(tables, denoise, next(rows), clamp).view(shape)
+    return sample(tables, denoise, rows, sampling.temperature, clamp).view(shape)

@@ -2,8 +2,7 @@
 
 Paper, section 3.3 and appendix B. [ours], where they leave it open: as many class tokens in front as in the masked
 backbone, and the first token is predicted at the last of them, so that both backbones match in parameters and FLOPs.
-In random order an input must know which position it predicts, so the embedding of the target's position is added.
-"""
+In random order an input must know which position it predicts, so the embedding of the target's position is added."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mar_bench.config.spec import CausalBackbone, TokenSpace, num_tokens
 from mar_bench.models.backbones.base import Backbone
-from mar_bench.models.backbones.layers import Block, ClassEmbedding, KVCache, initialise, token_embedding
+from mar_bench.models.backbones.layers import ClassEmbedding, KVCache, blocks_of, initialise, token_embedding
 from mar_bench.models.orders import gather
 
 
@@ -29,9 +28,7 @@ class CausalDecoder(Backbone):
         self.positions = nn.Parameter(torch.empty(1, front + length, dim))
         self.target_positions = nn.Parameter(torch.empty(1, length, dim))
         self.input_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(spec.depth)
-        )
+        self.blocks = blocks_of(spec, spec.depth)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head_positions = nn.Parameter(torch.empty(1, length, dim))
         initialise(self, spec.init_std)

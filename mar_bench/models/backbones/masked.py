@@ -1,8 +1,7 @@
 """The masked backbone: an MAE-style encoder of the known tokens and a decoder of all positions.
 
 Paper, section 3.4 and appendix B. Embeddings are arranged as in the official code: class tokens in front, learned
-positions in the encoder, in the decoder, and again before the head.
-"""
+positions in the encoder, in the decoder, and again before the head."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mar_bench.config.spec import MaskedBackbone, TokenSpace, num_tokens
 from mar_bench.models.backbones.base import Backbone
-from mar_bench.models.backbones.layers import Block, ClassEmbedding, initialise, token_embedding
+from mar_bench.models.backbones.layers import ClassEmbedding, blocks_of, initialise, token_embedding
 from mar_bench.models.orders import gather
 from mar_bench.models.schedules import mask_ratio
 
@@ -25,22 +24,16 @@ class MaskedEncoderDecoder(Backbone):
         super().__init__()
         length, dim, front = num_tokens(space), spec.dim, spec.num_class_tokens
         self.masking, self.num_class_tokens, self.dim = spec.masking, front, dim
-
-        def blocks(depth: int) -> nn.ModuleList:
-            make = (Block(dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(depth))
-            return nn.ModuleList(make)
-
         self.class_embedding = ClassEmbedding(num_classes, dim)
         self.token_embedding = token_embedding(space, dim)
         self.encoder_positions = nn.Parameter(torch.empty(1, front + length, dim))
         self.input_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_blocks = blocks_of(spec, spec.encoder_depth)
         self.encoder_norm = nn.LayerNorm(dim, eps=1e-6)
-
         self.decoder_embedding = nn.Linear(dim, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.decoder_positions = nn.Parameter(torch.empty(1, front + length, dim))
-        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_blocks = blocks_of(spec, spec.decoder_depth)
         self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
         self.head_positions = nn.Parameter(torch.empty(1, length, dim))
         initialise(self, spec.init_std)

@@ -19,8 +19,7 @@ class Grouped(Tokenizer):
     def __init__(self, inner: Tokenizer, group: int):
         super().__init__()
         assert isinstance(inner.space, Continuous), "codes are not grouped"
-        self.inner, self.group, self.latent_dim = inner, group, inner.space.dim
-        self.stochastic = inner.stochastic
+        self.inner, self.group, self.latent_dim, self.stochastic = inner, group, inner.space.dim, inner.stochastic
         height, width = inner.space.grid
         self.space = Continuous(inner.space.dim * group**2, (height // group, width // group))
 
