@@ -13,10 +13,9 @@ from mar_bench.config.spec import ARModel, Continuous, RunSpec, SamplingSpec
 from mar_bench.models import dit, sampler
 from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.backbones import causal, masked
-from mar_bench.models.heads import cross_entropy, diffusion, energy, flow, gmm, mse
-from mar_bench.models.tokenizers import pixel, pretrained, trained
+from mar_bench.models.heads import denoising, energy, gmm, linear
+from mar_bench.models.tokenizers import grouped, pretrained, trained
 from mar_bench.models.tokenizers.base import Tokenizer
-from mar_bench.models.tokenizers.grouped import Grouped
 from mar_bench.utils.noise import NoiseSource, seeded
 
 TOKENIZERS = {
@@ -26,15 +25,15 @@ TOKENIZERS = {
     "ldm_vq": pretrained.VQAutoencoder16,
     "sd_kl": pretrained.KLAutoencoder16,
     "consistency": pretrained.ConsistencyDecoder,
-    "pixel": pixel.Pixels,
+    "pixel": grouped.Pixels,
 }
 BACKBONES = {"masked": masked.MaskedEncoderDecoder, "causal": causal.CausalDecoder}
 HEADS = {
-    "cross_entropy": cross_entropy.CrossEntropy,
-    "diffusion": diffusion.Diffusion,
+    "cross_entropy": linear.CrossEntropy,
+    "diffusion": denoising.Diffusion,
     "gmm": gmm.GaussianMixture,
-    "mse": mse.MSE,
-    "flow": flow.Flow,
+    "mse": linear.MSE,
+    "flow": denoising.Flow,
     "energy": energy.Energy,
 }
 
@@ -43,7 +42,7 @@ def build_tokenizer(spec: RunSpec) -> Tokenizer:
     """The tokenizer before training, or with its published weights; grouped where the spec says so."""
     with seeded(getattr(spec.tokenizer, "seed", 0), "tokenizer-init"):
         tokenizer = TOKENIZERS[spec.tokenizer.kind](spec.tokenizer, spec.data)
-    return tokenizer if spec.tokenizer.group == 1 else Grouped(tokenizer, spec.tokenizer.group)
+    return tokenizer if spec.tokenizer.group == 1 else grouped.Grouped(tokenizer, spec.tokenizer.group)
 
 
 def build_generator(spec: RunSpec) -> Generator:

@@ -19,9 +19,9 @@ from mar_bench.utils.noise import NoiseSource
 def energy_score(samples: Tensor, target: Tensor) -> Tensor:
     """Samples (..., S, D) of a distribution, S >= 2, and an observation (..., D) -> energy score (...), exponent 1.
 
-    mean_i |x_i - y| - 1/2 mean_{i != j} |x_i - x_j|, Euclidean: an unbiased estimate of E|X - y| - 1/2 E|X - X'|,
-    which is strictly proper: its expectation over y is minimal only for the true distribution (Gneiting and Raftery,
-    2007). EAR's loss with two samples is twice this."""
+    mean_i |x_i - y| - 1/2 mean_{i != j} |x_i - x_j|, Euclidean: an unbiased estimate of a strictly proper score, whose
+    expectation is minimal only for the true distribution (Gneiting and Raftery, 2007). EAR's loss with two samples is
+    twice this."""
     # torch's norm has gradient 0 at 0 (two equal samples, or a sample equal to the target) instead of 0 / 0
     near = torch.linalg.vector_norm(samples - target[..., None, :], dim=-1).mean(-1)
     i, j = torch.triu_indices(samples.shape[-2], samples.shape[-2], 1, device=samples.device)  # each pair once
@@ -45,8 +45,7 @@ class Energy(Head):
     def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """z (B, n, E), tokens (B, n, D), noise (B, n, S, noise_dim) -> energy score (B, n), in token units."""
         noise = drawn["noise"]
-        samples = self.net(z[:, :, None].expand(*noise.shape[:3], -1), None, noise).float()
-        return energy_score(samples, target)
+        return energy_score(self.net(z[:, :, None].expand(*noise.shape[:3], -1), None, noise).float(), target)
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """The noise of each token, (B, n, noise_dim)."""

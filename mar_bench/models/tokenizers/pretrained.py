@@ -48,27 +48,9 @@ def net_of(spec: PublishedSpec) -> nn.Module:
     return library.VQModel(**blocks, latent_channels=dim, vq_embed_dim=dim, num_vq_embeddings=spec.vocab_size)
 
 
-def load_weights(module: nn.Module, spec: PublishedSpec) -> nn.Module:
-    """Load the spec's weights, strictly; a module on the meta device is left as it is.
-
-    Raises UserError if the file is missing or does not fit."""
-    if next(module.parameters()).is_meta:
-        return module
-    if spec.weights is None or not Path(spec.weights).is_file():
-        raise UserError(
-            f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
-            f"written by mar-bench convert (found {spec.weights or 'none'})"
-        )
-    try:
-        module.load_state_dict(load_file(spec.weights), strict=True)
-    except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{spec.weights}: not the weights of {spec.name}: {reason}; see mar-bench convert") from None
-    return module.eval().requires_grad_(False)
-
-
 class Published(Tokenizer):
-    """A diffusers network, one scale for all channels and no shift (official code)."""
+    """A diffusers network with the spec's weights (shapes only on the meta device), one scale for all channels and no
+    shift (official code). Raises UserError if the file is missing or does not fit."""
 
     scale: Tensor  # ()
     net: Any  # a diffusers model
@@ -76,9 +58,26 @@ class Published(Tokenizer):
     def __init__(self, spec: PublishedSpec, data: specs.DataSpec):
         super().__init__()
         self.space = specs.latent_space(spec, data)
-        self.net = load_weights(net_of(spec), spec)
+        self.net = net_of(spec)
+        if not next(self.net.parameters()).is_meta:
+            self._load(spec)
         scale = getattr(spec, "scale", None)
         self.register_buffer("scale", torch.tensor(float("nan") if scale is None else scale))
+
+    def _load(self, spec: PublishedSpec) -> None:
+        if spec.weights is None or not Path(spec.weights).is_file():
+            raise UserError(
+                f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
+                f"written by mar-bench convert (found {spec.weights or 'none'})"
+            )
+        try:
+            self.net.load_state_dict(load_file(spec.weights), strict=True)
+        except (RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{spec.weights}: not the weights of {spec.name}: {reason}; see mar-bench convert"
+            ) from None
+        self.net.eval().requires_grad_(False)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw mean and std of the latent, each (B, L, D)."""

@@ -1,11 +1,12 @@
-"""Cross-entropy head: a linear classifier over the codes."""
+"""Heads of one linear layer: cross-entropy over codes, and squared error (paper, appendix D.3)."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mar_bench.config.spec import CrossEntropyHead, Discrete, SamplingSpec
+from mar_bench.config.spec import Continuous, CrossEntropyHead, Discrete, MSEHead, SamplingSpec
 from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import invert
 from mar_bench.utils.noise import NoiseSource
@@ -44,8 +45,32 @@ class CrossEntropy(Head):
     ) -> tuple[Tensor, Tensor]:
         """Codes (B, n) as ``sample`` draws them, and their log-probabilities (B, n) in nats.
 
-        The log-probabilities are those of the guided logits before temperature: a low temperature would make every
-        drawn token look certain and leave confidence order nothing to compare."""
+        They are those of the guided logits before temperature: a low temperature would make every drawn token look
+        certain and leave confidence order nothing to compare."""
         logits = self.predict_guided(z, drawn, sampling, scale, z_uncond)
         codes = invert((logits / sampling.temperature).softmax(-1), drawn)
         return codes, logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+
+
+class MSE(Head):
+    """Mean squared error; guidance acts on the predictions. Temperature has no effect: nothing is drawn.
+
+    It models no distribution: its optimum is the mean of all possible tokens, and in raster order all samples of a
+    class are the same image. The paper reports an FID above 100."""
+
+    def __init__(self, spec: MSEHead, space: Continuous, dim: int):
+        super().__init__()
+        self.output = nn.Linear(dim, space.dim)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """z (B, n, E), tokens (B, n, D) -> squared error (B, n), mean over D."""
+        return (self.output(z).float() - target).square().mean(-1)
+
+    def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
+        """No random numbers, (B, n, 0)."""
+        return torch.empty(len(noise.indices), n, 0)
+
+    def predict(self, z: Tensor, drawn: Tensor, sampling: SamplingSpec) -> Tensor:
+        return self.output(z).float()
