@@ -4,7 +4,7 @@ To add one: a module with the class, a dataclass in config/spec_model.py or spec
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -58,15 +58,9 @@ def build_generator(spec: RunSpec) -> Generator:
 
 
 def generate(
-    model: Generator,
-    labels: Tensor,
-    sampling: SamplingSpec,
-    noise: NoiseSource,
-    clock: sampler.Clock = contextlib.nullcontext,
+    model: Generator, labels: Tensor, sampling: SamplingSpec, noise: NoiseSource, clock: sampler.Clock = nullcontext
 ) -> Tensor:
-    """Draw tokens (B, L[, D]) for labels (B,), on the labels' device.
-
-    ``clock`` times the parts "backbone" and, of an autoregressive generator, "head"."""
+    """Draw tokens (B, L[, D]) for labels (B,), on their device. ``clock`` times "backbone" and, if any, "head"."""
     if isinstance(model, dit.DiT):
         return dit.generate_images(model, labels, sampling, noise, clock)
     assert isinstance(model, ARGenerator)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mar_bench.config.spec import Continuous, DiTModel, SamplingSpec, num_tokens
 from mar_bench.models.ar import Generator
 from mar_bench.models.backbones.layers import Attention
-from mar_bench.models.diffusion import DiffusionTables, sample, sample_ddim, tables_on, training_loss
+from mar_bench.models.diffusion import sample, sample_ddim, tables_on, training_loss
 from mar_bench.models.heads.base import guided
-from mar_bench.models.heads.layers import angles, initialise, modulated, time_mlp, timestep_embedding
+from mar_bench.models.heads.layers import FREQUENCIES, angles, initialise, modulated, timestep_embedding
 from mar_bench.models.sampler import Clock
 from mar_bench.utils.noise import NoiseSource
 
@@ -63,17 +63,13 @@ class DiT(Generator):
         self.input = nn.Linear(patch**2 * space.dim, dim)
         # frozen, but a parameter as in the published code, whose parameter counts include it
         self.positions = nn.Parameter(grid_positions(rows, columns, dim), requires_grad=False)
-        self.time_mlp = time_mlp(dim)
+        self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label_embedding = nn.Embedding(num_classes + 1, dim)  # the last row stands for "no class"
         self.blocks = nn.ModuleList(Block(dim, spec.num_heads, spec.mlp_ratio) for _ in range(spec.depth))
         self.final_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, patch**2 * 2 * space.dim)
         initialise(self, zero_start=True)
-
-    def tables(self, device: torch.device, num_steps: int | None = None) -> DiffusionTables:
-        """The training schedule, or its respacing to ``num_steps``."""
-        return tables_on(device, self.spec.num_train_timesteps, num_steps, self.spec.beta_schedule)
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, n, p p D): n patches of p x p tokens, both row by row."""
@@ -88,9 +84,8 @@ class DiT(Generator):
         return split.transpose(2, 3).flatten(1, 4)
 
     def predict(self, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
-        """Noisy tokens (B, L, D), training timesteps (B,) or (1,), labels (B,) -> noise and raw variance (B, L, 2 D).
-
-        The label -1 stands for "no class"."""
+        """Noisy tokens (B, L, D), timesteps (B,) or (1,), labels (B,), -1 for "no class" -> (B, L, 2 D): noise and raw
+        variance."""
         time = self.time_mlp(timestep_embedding(timestep))
         c = F.silu(time + self.label_embedding(torch.where(labels < 0, self.num_classes, labels)))
         x = self.input(self.patches(x)) + self.positions
@@ -109,12 +104,13 @@ class DiT(Generator):
 
     def loss_given(self, tokens: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The hybrid loss (B, L) with every random choice given: t (B,), eps (B, L, D)."""
-
-        def denoise(xt: Tensor, _: Tensor) -> Tensor:
-            return self.predict(xt.view_as(tokens), t, labels).float().flatten(0, 1)
-
-        steps = t.repeat_interleave(self.length)
-        loss = training_loss(self.tables(t.device), denoise, tokens.flatten(0, 1), steps, eps.flatten(0, 1))
+        loss = training_loss(
+            tables_on(t.device, self.spec.num_train_timesteps, schedule=self.spec.beta_schedule),
+            lambda xt, _: self.predict(xt.view_as(tokens), t, labels).float().flatten(0, 1),
+            tokens.flatten(0, 1),
+            t.repeat_interleave(self.length),
+            eps.flatten(0, 1),
+        )
         return loss.view(tokens.shape[:2])
 
 
@@ -146,7 +142,7 @@ def generate_images(
     assert num_steps is not None
     # step by step: all rows of a batch of large images together would take gigabytes
     rows = (noise.normal("sample", i, shape[1:]).to(device).flatten(0, 1) for i in range(num_steps + 1))
-    tables = model.tables(device, num_steps)
+    tables = tables_on(device, model.spec.num_train_timesteps, num_steps, model.spec.beta_schedule)
     if sampling.sampler == "ddim":
         return sample_ddim(tables, denoise, next(rows), clamp).view(shape)
     return sample(tables, denoise, rows, sampling.temperature, clamp).view(shape)

@@ -28,20 +28,18 @@ def generate(
 ) -> Tensor:
     """Draw tokens (B, L[, D]) for labels (B,), on the labels' device.
 
-    Each AR step draws the next set of tokens of the order (paper, equation 5). Confidence order draws a token at every
-    unknown position and keeps the most confident, which become the next of the order (paper, appendix C). Under
-    guidance the batch is doubled; the second half has no class (label -1). ``clock`` times "backbone" and "head".
-    ``limit`` stops after that many AR steps; tokens not drawn are 0."""
+    Each AR step draws the next set of tokens of the order (paper, equation 5). Confidence order draws every unknown
+    token and keeps the most confident, the next of the order (paper, appendix C). Under guidance the batch is doubled;
+    the second half has no class (label -1). ``clock`` times "backbone" and "head". ``limit`` stops after so many AR
+    steps; tokens not drawn are 0."""
     device, batch, length = labels.device, labels.shape[0], model.length
     by_confidence, guided = sampling.order == "confidence", sampling.guidance_scale != 1
     order = draw_order(sampling.order or model.order, noise, 0, length).to(device)
     fold = 2 if guided else 1
     all_labels = torch.cat([labels, torch.full_like(labels, -1)]) if guided else labels
     cache = model.backbone.new_cache()
-    if isinstance(model.space, Discrete):
-        drawn = torch.empty(batch, 0, dtype=torch.int64, device=device)
-    else:
-        drawn = torch.empty(batch, 0, model.space.dim, device=device)
+    shape, dtype = ((), torch.int64) if isinstance(model.space, Discrete) else ((model.space.dim,), torch.float32)
+    drawn = torch.empty(batch, 0, *shape, dtype=dtype, device=device)
     counts = tokens_per_step(length, sampling.num_ar_steps or length)
     for step, n in enumerate(counts[:limit]):
         known = drawn.shape[1]

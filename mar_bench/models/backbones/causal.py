@@ -44,11 +44,11 @@ class CausalDecoder(Backbone):
         """Class tokens and the k known tokens (B, C + k, E), with embeddings of own and target position.
 
         The last class token predicts order[:, 0]; token i predicts order[:, i + 1]."""
-        batch, k = known.shape[:2]
-        own = gather(self.positions.expand(batch, -1, -1), order[:, :k] + self.num_class_tokens)
+        k = known.shape[1]
+        own = gather(self.positions, order[:, :k] + self.num_class_tokens)
         front = self.class_embedding(labels)[:, None] + self.positions[:, : self.num_class_tokens]
         x = torch.cat([front, self.token_embedding(known) + own], dim=1)
-        targets = gather(self.target_positions.expand(batch, -1, -1), order[:, : k + 1])
+        targets = gather(self.target_positions, order[:, : k + 1])
         return self.input_norm(x + F.pad(targets, (0, 0, self.num_class_tokens - 1, 0)))
 
     def _run(self, x: Tensor, cache: list[KVCache] | None, targets: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class CausalDecoder(Backbone):
         for i, block in enumerate(self.blocks):
             x = block(x, causal=True, cache=cache[i] if cache is not None else None)
         x = self.norm(x[:, -targets.shape[1] :])
-        return x + gather(self.head_positions.expand(x.shape[0], -1, -1), targets)
+        return x + gather(self.head_positions, targets)
 
     def predict(
         self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: list[KVCache] | None = None

@@ -18,12 +18,6 @@ class KVCache:
     keys: Tensor | None = None
     values: Tensor | None = None
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
-
 
 class Attention(nn.Module):
     """Multi-head self-attention; with ``causal`` an input sees only itself and earlier ones."""
@@ -41,7 +35,9 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)
         attend = None
         if cache is not None:
-            k, v = cache.append(k, v)
+            if cache.keys is not None and cache.values is not None:
+                k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+            cache.keys, cache.values = k, v
             if causal and length > 1:
                 past = k.shape[2] - length
                 attend = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(diagonal=past)

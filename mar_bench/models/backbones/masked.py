@@ -47,7 +47,7 @@ class MaskedEncoderDecoder(Backbone):
 
     def encode(self, known: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
         """Known tokens (B, k[, D]) at positions (B, k) -> (B, C + k, E), C class tokens first."""
-        x = self.token_embedding(known) + self._at(self.encoder_positions, positions)
+        x = self.token_embedding(known) + gather(self.encoder_positions, positions + self.num_class_tokens)
         front = self.class_embedding(labels)[:, None] + self.encoder_positions[:, : self.num_class_tokens]
         x = self.input_norm(torch.cat([front, x], dim=1))
         for block in self.encoder_blocks:
@@ -60,16 +60,12 @@ class MaskedEncoderDecoder(Backbone):
         masks = self.mask_token.expand(order.shape[0], order.shape[1] - known, -1)
         x = torch.cat([self.decoder_embedding(encoded), masks], dim=1)  # class tokens, then the order
         front = self.decoder_positions[:, : self.num_class_tokens].expand(order.shape[0], -1, -1)
-        x = x + torch.cat([front, self._at(self.decoder_positions, order)], dim=1)
+        x = x + torch.cat([front, gather(self.decoder_positions, order + self.num_class_tokens)], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
         asked = slice(self.num_class_tokens + known, self.num_class_tokens + known + n)
         x = self.decoder_norm(x[:, asked])
-        return x + gather(self.head_positions.expand(order.shape[0], -1, -1), order[:, known : known + n])
-
-    def _at(self, table: Tensor, positions: Tensor) -> Tensor:
-        """Rows of a position table (1, C + L, E) at token positions (B, n)."""
-        return gather(table.expand(positions.shape[0], -1, -1), positions + self.num_class_tokens)
+        return x + gather(self.head_positions, order[:, known : known + n])
 
     def predict(self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: None = None) -> Tensor:
         return self.decode(self.encode(known, labels, order[:, : known.shape[1]]), order, n)

@@ -14,9 +14,8 @@ from mar_bench.utils.noise import NoiseSource
 class Head(nn.Module, ABC):
     """Models p(token | z) for one token, given its condition z from the backbone.
 
-    Built from ``(spec, space, dim)``: the head's spec, the token space and the width E of z. Heads draw no random
-    numbers themselves: ``draw_training`` and ``draw_sampling`` take them from a NoiseSource, and their results are
-    passed to ``loss`` and ``sample``. A head implements ``predict``, or ``sample`` if guidance acts elsewhere."""
+    Built from ``(spec, space, dim)``, dim being the width E of z. All random numbers come from ``draw_training`` and
+    ``draw_sampling``. A head implements ``predict``, or ``sample`` if guidance acts elsewhere."""
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """The random numbers of a training step by name, each (B, L, ...); none by default."""

@@ -1,5 +1,4 @@
-"""Parts shared by heads and the DiT: AdaLN, the MLP conditioned by it (paper, section 3.2, appendix A), and drawing
-from weights."""
+"""Parts shared by heads and the DiT: AdaLN, the MLP that it conditions (paper, appendix A), drawing from weights."""
 
 from __future__ import annotations
 
@@ -27,21 +26,14 @@ def timestep_embedding(t: Tensor) -> Tensor:
     return torch.cat([waves.cos(), waves.sin()], dim=-1)
 
 
-def time_mlp(width: int) -> nn.Sequential:
-    """The layers after ``timestep_embedding``: (N, 256) -> (N, width)."""
-    return nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """AdaLN of normalised x (..., E) by shift and scale, which broadcast to it."""
     return x * (1 + scale) + shift
 
 
 def initialise(module: nn.Module, zero_start: bool) -> None:
-    """Xavier-uniform, normal for the embeddings of time and class (DiT's code).
-
-    With ``zero_start`` every block starts as the identity and the output at zero (AdaLN-Zero, DiT section 3.2), else
-    modulations are normal."""
+    """Xavier-uniform, normal for the embeddings of time and class (DiT's code). With ``zero_start`` every block starts
+    as the identity and the output at zero (AdaLN-Zero, DiT section 3.2), else modulations are normal."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -57,8 +49,7 @@ def initialise(module: nn.Module, zero_start: bool) -> None:
 def invert(weights: Tensor, u: Tensor) -> Tensor:
     """Indices (...) drawn from weights (..., N) by inverting their cumulative sum at u (...) in [0, 1)."""
     cumulative = weights.cumsum(-1)
-    threshold = u[..., None] * cumulative[..., -1:]
-    return (cumulative <= threshold).sum(-1).clamp(max=weights.shape[-1] - 1)
+    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1).clamp(max=weights.shape[-1] - 1)
 
 
 class ResidualBlock(nn.Module):
@@ -78,14 +69,14 @@ class ResidualBlock(nn.Module):
 class AdaLNMLP(nn.Module):
     """Input (N, I), timestep (N,), condition (N, E) -> output (N, O).
 
-    Unless it ``denoises``, the timestep is None, and modulations and output do not start at zero."""
+    Unless it ``denoises``, the timestep is None, and blocks do not start as the identity."""
 
     def __init__(
         self, input_dim: int, output_dim: int, condition_dim: int, width: int, depth: int, denoises: bool = True
     ):
         super().__init__()
         if denoises:
-            self.time_mlp = time_mlp(width)
+            self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition_dim, width)
         self.input = nn.Linear(input_dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))

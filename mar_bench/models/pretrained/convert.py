@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,46 +37,43 @@ TOKENIZERS: dict[str, PublishedSpec] = {
     "consistency": specs.ConsistencyTokenizer(),
 }
 KINDS = ("mar", *TOKENIZERS)
-LDM_STAGES = {"kl16": 5, "vq16": 5, "kl8": 4}  # resolutions of those published with latent diffusion's names
+LDM = ("kl16", "vq16")  # published with latent diffusion's names; the others with those of diffusers
 TRAINING_ONLY = re.compile(r"loss\..+|model_ema\.(decay|num_updates)")  # in latent diffusion's files
 NUM_HEADS = {"mar_base": 12, "mar_large": 16, "mar_huge": 16}  # cannot be inferred from shapes
-ATTENTION_LAYER = re.compile(r".+\.attentions\.\d+\.to_(?:q|k|v|out\.0)\.weight")
-Shapes = dict[str, tuple[int, ...]]
 
 
-def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str, Any]:
+def convert(kind: str, file: Path, target: Path) -> dict[str, Any]:
     """Write ``target`` (.safetensors, float32) and its manifest (.json beside it); returns the manifest.
 
-    ``raw`` takes the raw weights of a MAR instead of their moving average. Raises UserError if the file does not fit
-    ``kind`` or cannot be read safely, or if the target or its manifest exists."""
+    Raises UserError if the file does not fit ``kind`` or cannot be read safely, or if target or manifest exist."""
     if kind not in KINDS:
         raise UserError(f"no kind '{kind}' of checkpoint, {did_you_mean(kind, KINDS)}")
-    if raw and kind != "mar":
-        raise UserError(f"--raw chooses between the two sets of weights of a mar; {kind} has one")
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the target must end in .safetensors")
     beside = target.with_suffix(".json")
     if existing := [path for path in (target, beside) if path.exists()]:
         raise UserError(f"{existing[0]}: already exists; choose another target or move it away")
     content = _load(file)
-    keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
-    state, taken = _state_of(content, keys, kind, file)
-    left_out = {n: "training only" for n in state if kind in LDM_STAGES and TRAINING_ONLY.fullmatch(n)}
+    state, taken = _state_of(content, ["model_ema"] if kind == "mar" else ["state_dict", "model"], kind, file)
+    left_out = {n: "training only" for n in state if kind in LDM and TRAINING_ONLY.fullmatch(n)}
     state = {name: value for name, value in state.items() if name not in left_out}
     if wrong := [n for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()]:
         raise UserError(f"{file}: not floating-point tensors: {_some(wrong)}")
     names, unknown = _renamed(kind, state)
-    tensors = {ours: _squeezed(state[theirs], ours) for theirs, ours in names.items()}
+    tensors = {ours: state[theirs] for theirs, ours in names.items()}
+    # attention's 1 x 1 convolutions become linear layers
+    linear = {n: t[:, :, 0, 0] for n, t in tensors.items() if ".attentions." in n and t.shape[2:] == (1, 1)}
+    tensors |= linear
     architecture: dict[str, Any] = {}
     with torch.device("meta"):
         if kind == "mar":
             with reading(file, "official MAR", "convert the checkpoint of an official training"):
-                architecture = {**mar_architecture(_shapes(tensors))}
+                architecture = {**mar_architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()})}
                 net = _mar_of(architecture)
             architecture["num_heads"] = NUM_HEADS.get(getattr(content.get("args"), "model", ""))
         else:
             net = net_of(TOKENIZERS[kind])
-    _compare(_shapes(tensors), unknown, _shapes(net.state_dict()), f"{file} as {kind}")
+    _compare(tensors, unknown, net.state_dict(), f"{file} as {kind}")
     tensors = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"{file}: NaN or infinite weights: {_some(broken)}")
@@ -88,7 +86,7 @@ def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "architecture": architecture,
         "names": names,
-        "squeezed": [theirs for theirs, ours in names.items() if state[theirs].ndim != tensors[ours].ndim],
+        "squeezed": [theirs for theirs, ours in names.items() if ours in linear],
         "left_out": left_out,
     }
     with replacing(target) as temporary:
@@ -99,9 +97,7 @@ def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str,
 
 
 def _load(file: Path) -> Any:
-    """The content of a file, tensors on the CPU.
-
-    Raises UserError if it is no checkpoint, is damaged, or needs any class but tensors and Namespace."""
+    """The content of a file. Raises UserError if it is damaged or needs any class but tensors and Namespace."""
     with (
         reading(file, "checkpoint", "get it again"),
         torch.serialization.safe_globals([argparse.Namespace]),
@@ -121,9 +117,8 @@ def _load(file: Path) -> Any:
 
 
 def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dict[str, Any], str]:
-    """The state dict in a file's content and its key there; an autoencoder's file may be the state dict itself.
-
-    The prefix ``module.`` of a DDP wrapper is removed."""
+    """The state dict in a file's content, without DDP's prefix ``module.``, and its key there; the file of an
+    autoencoder may be the state dict itself."""
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name")
     taken = next((key for key in keys if isinstance(content.get(key), dict)), None)
@@ -135,27 +130,13 @@ def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dic
 
 def _renamed(kind: str, state: dict[str, Tensor]) -> tuple[dict[str, str], list[str]]:
     """The file's names -> ours, and the names that have no place or whose place is taken."""
-    rename = partial(our_name, layout="mar" if kind == "mar" else "diffusers")
-    if kind in LDM_STAGES and (kind != "kl8" or any(name.startswith("encoder.down.") for name in state)):
-        rename = partial(ldm_name, stages=LDM_STAGES[kind])
-    theirs_of: dict[str, str] = {}
-    unknown = []
+    rename = ldm_name if kind in LDM else partial(our_name, layout="mar" if kind == "mar" else "diffusers")
+    names: dict[str, str] = {}
     for theirs in state:
-        try:
-            if theirs_of.setdefault(rename(theirs), theirs) != theirs:
-                unknown.append(theirs)
-        except KeyError:
-            unknown.append(theirs)
-    return {theirs: ours for ours, theirs in theirs_of.items()}, unknown
-
-
-def _squeezed(tensor: Tensor, name: str) -> Tensor:
-    """The 1 x 1 convolution of an attention layer as a linear layer; other tensors as they are."""
-    return tensor[:, :, 0, 0] if ATTENTION_LAYER.fullmatch(name) and tensor.shape[2:] == (1, 1) else tensor
-
-
-def _shapes(tensors: dict[str, Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        with suppress(KeyError):
+            if (ours := rename(theirs)) not in names.values():
+                names[theirs] = ours
+    return names, [theirs for theirs in state if theirs not in names]
 
 
 def _mar_of(sizes: dict[str, Any]) -> nn.Module:
@@ -168,13 +149,13 @@ def _mar_of(sizes: dict[str, Any]) -> nn.Module:
     return ARGenerator("random", core, HEADS["diffusion"](head, space, core.dim), space, 0.1)
 
 
-def _compare(shapes: Shapes, unknown: list[str], expected: Shapes, what: str) -> None:
+def _compare(found: dict[str, Tensor], unknown: list[str], expected: dict[str, Tensor], what: str) -> None:
     """Raises UserError listing everything that does not fit."""
-    both = [name for name in shapes if name in expected]
+    shapes = [(n, tuple(tensor.shape), tuple(expected[n].shape)) for n, tensor in found.items() if n in expected]
     differing = {
-        "missing": [name for name in expected if name not in shapes],
-        "unexpected": unknown + [name for name in shapes if name not in expected],
-        "of another shape": [f"{n} {shapes[n]} instead of {expected[n]}" for n in both if shapes[n] != expected[n]],
+        "missing": [name for name in expected if name not in found],
+        "unexpected": unknown + [name for name in found if name not in expected],
+        "of another shape": [f"{name} {ours} instead of {right}" for name, ours, right in shapes if ours != right],
     }
     if any(differing.values()):
         told = (f"{len(names)} {how}: {_some(names)}" for how, names in differing.items() if names)

@@ -23,7 +23,6 @@ CATALOGUE = Path(__file__).with_name("public_files.yaml")
 MIB = 2**20
 TOLERANCE = 0.02  # relative, of the sizes in the catalogue, which are rounded
 TIMEOUT = 60  # seconds without a byte
-NOT_WEIGHTS = (b"<", b"version https://git-lfs")
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,10 @@ def located(name: str, given: str | None, key: str, folder: Path | None = None) 
     """Path of a public file: ``given`` under the key ``key``, else in the weights folder or torch's download cache.
 
     Raises UserError if it is in none of them; nothing is downloaded unless asked for."""
-    if given is not None:
-        if Path(given).is_file():
-            return Path(given)
+    if given is not None and not Path(given).is_file():
         raise UserError(f"{key} {given}: no such file")
+    if given is not None:
+        return Path(given)
     folder = folder or Path(os.environ.get("MAR_BENCH_WEIGHTS", "weights"))
     entry = public_files().get(name)
     if entry is None:
@@ -131,7 +130,7 @@ def _verify(entry: PublicFile, file: Path, path: Path) -> str:
     origin, size, sha256 = "placed by hand" if file == path else "download", file.stat().st_size, sha256_of(file)
     wrong = None
     with file.open("rb") as opened:
-        if opened.read(64).lstrip().startswith(NOT_WEIGHTS):
+        if opened.read(64).lstrip().startswith((b"<", b"version https://git-lfs")):
             wrong = "an HTML page or a git-lfs pointer"
     if not size or (entry.mib is not None and abs(size / MIB / entry.mib - 1) > TOLERANCE):
         wrong = f"{size / MIB:,.1f} MiB, but {entry.published} has {entry.mib or 'more'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -16,34 +17,26 @@ def _rules(layout: str) -> list[tuple[re.Pattern[str], str]]:
 
 
 def our_name(official: str, layout: str = "mar") -> str:
-    """Name in a published file of one of the layouts of `names.yaml` -> ours.
-
-    One to one. Raises KeyError for a name that no official model has."""
+    """Name in a layout of `names.yaml` -> ours, one to one. Raises KeyError for a name that no official model has."""
     for theirs, ours in _rules(layout):
         if match := theirs.fullmatch(official):
             return match.expand(ours)
     raise KeyError(official)
 
 
-def ldm_name(official: str, stages: int) -> str:
-    """Name in latent diffusion's autoencoder with ``stages`` resolutions -> name in diffusers.
+def ldm_name(official: str) -> str:
+    """Name in latent diffusion's autoencoders with five resolutions -> name in diffusers, one to one.
 
-    One to one; the 1 x 1 convolutions of attention become linear layers, all other shapes are equal. Latent diffusion
-    counts decoder stages from the full resolution, diffusers from the latent. Raises KeyError for unknown names."""
+    Latent diffusion counts decoder stages from the full resolution, diffusers from the latent. Raises KeyError."""
     if stage := re.match(r"decoder\.up\.(\d+)\.", official):
-        official = f"decoder.up.{stages - 1 - int(stage[1])}.{official[stage.end() :]}"  # no rule matches -1
+        official = f"decoder.up.{4 - int(stage[1])}.{official[stage.end() :]}"  # no rule matches -1
     return our_name(official, "ldm")
 
 
 def mar_architecture(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | float]:
-    """Sizes of a masked MAR with a diffusion head, from the shapes of its tensors under our names.
-
-    The number of attention heads cannot be inferred. Raises KeyError for a missing tensor, IndexError or
-    ZeroDivisionError for an impossible shape."""
-
-    def blocks(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
-
+    """Sizes of a masked MAR with a diffusion head, from the shapes of its tensors under our names; no shape tells the
+    number of attention heads. Raises KeyError for a missing tensor, another Exception for an impossible shape."""
+    depths = Counter(name.partition("blocks.")[0] for name in shapes if name.endswith(("norm1.weight", "norm.weight")))
     dim, num_tokens = shapes["backbone.mask_token"][2], shapes["backbone.head_positions"][1]
     return {
         "dim": dim,
@@ -51,9 +44,9 @@ def mar_architecture(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | floa
         "num_classes": shapes["backbone.class_embedding.embedding.weight"][0],
         "token_dim": shapes["head.net.input.weight"][1],
         "head_width": shapes["head.net.input.weight"][0],
-        "encoder_depth": blocks("backbone.encoder_blocks."),
-        "decoder_depth": blocks("backbone.decoder_blocks."),
-        "head_depth": blocks("head.net.blocks."),
+        "encoder_depth": depths["backbone.encoder_"],
+        "decoder_depth": depths["backbone.decoder_"],
+        "head_depth": depths["head.net."],
         "num_class_tokens": shapes["backbone.encoder_positions"][1] - num_tokens,
         "mlp_ratio": shapes["backbone.encoder_blocks.0.mlp.fc1.weight"][0] / dim,
     }

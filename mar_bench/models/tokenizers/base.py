@@ -9,23 +9,19 @@ from mar_bench.utils.noise import NoiseSource
 
 
 class Tokenizer(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] <-> tokens in ``space``; owns the shift and scale of the tokens.
-
-    ``stored(images)`` is what the latent cache keeps, a dict of tensors with B rows; ``tokens_of`` turns it into
-    training tokens, so that a stochastic encoder is sampled anew in each step."""
+    """Images (B, C, H, W) in [-1, 1] <-> tokens in ``space``; owns the shift and scale of the tokens."""
 
     space: TokenSpace
     stochastic = False  # whether tokens_of takes noise
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
-        """What the latent cache keeps of images: tensors (B, L[, D])."""
+        """Tensors (B, L[, D]) of images for the latent cache."""
         raise NotImplementedError
 
     @staticmethod
     def tokens_of(stored: dict[str, Tensor], noise: Tensor | None) -> Tensor:
-        """Tokens (B, L[, D]) of ``codes``, ``pixels``, ``latents``, or ``mean`` and ``std`` with ``noise`` (B, L, D).
-
-        Without noise the token is the mean."""
+        """Tokens (B, L[, D]) of ``codes``, ``pixels``, ``latents``, or ``mean`` and ``std`` with ``noise`` (B, L, D),
+        by which a stochastic encoder is sampled anew in each step. Without noise the token is the mean."""
         if "codes" in stored:
             return stored["codes"].long()
         if "pixels" in stored:

@@ -59,12 +59,10 @@ class Published(Tokenizer):
         super().__init__()
         self.space = specs.latent_space(spec, data)
         self.net = net_of(spec)
-        if not next(self.net.parameters()).is_meta:
-            self._load(spec)
         scale = getattr(spec, "scale", None)
         self.register_buffer("scale", torch.tensor(float("nan") if scale is None else scale))
-
-    def _load(self, spec: PublishedSpec) -> None:
+        if next(self.net.parameters()).is_meta:
+            return
         if spec.weights is None or not Path(spec.weights).is_file():
             raise UserError(
                 f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
@@ -80,8 +78,10 @@ class Published(Tokenizer):
         self.net.eval().requires_grad_(False)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw mean and std of the latent, each (B, L, D)."""
-        raise NotImplementedError
+        """Raw mean and std of the latent, each (B, L, D); a VQ-VAE's latent has no spread."""
+        found = self.net.encode(images)
+        mean = grid_to_tokens(found.latent_dist.mean if self.stochastic else found.latents)
+        return mean, grid_to_tokens(found.latent_dist.std) if self.stochastic else torch.zeros_like(mean)
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         mean, std = self._moments(images)
@@ -107,10 +107,6 @@ class KLAutoencoder16(Published):
 
     stochastic = True
 
-    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        latent = self.net.encode(images).latent_dist
-        return grid_to_tokens(latent.mean), grid_to_tokens(latent.std)
-
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
 
@@ -123,9 +119,8 @@ class ConsistencyDecoder(KLAutoencoder16):
         self.seed = spec.decode_seed
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        indices = range(len(tokens)) if noise is None else noise.indices
-        draws = NoiseSource(self.seed, indices).integers("decode", 0, 2**63 - 1, ())
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in draws]
+        own = NoiseSource(self.seed, range(len(tokens)) if noise is None else noise.indices)
+        generators = [torch.Generator().manual_seed(int(s)) for s in own.integers("decode", 0, 2**63 - 1, ())]
         # diffusers applies the published scale itself
         latents = tokens_to_grid(tokens / self.scale, self.space.grid)
         return self.net.decode(latents, generator=generators).sample.clamp(-1, 1)
@@ -134,23 +129,15 @@ class ConsistencyDecoder(KLAutoencoder16):
 class VQAutoencoder16(Published):
     """VQ-16 of latent diffusion: 16,384 codes of 8 dimensions, or the latents before quantisation."""
 
-    def __init__(self, spec: specs.LDMVQTokenizer, data: specs.DataSpec):
-        super().__init__(spec, data)
-        self.codes = spec.output == "codes"
-
-    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        latents = grid_to_tokens(self.net.encode(images).latents)
-        return latents, torch.zeros_like(latents)
-
     def stored(self, images: Tensor) -> dict[str, Tensor]:
-        latents = self.net.encode(images).latents
-        if not self.codes:
-            return {"latents": grid_to_tokens(latents) * self.scale}
-        codes = self.net.quantize(latents)[2][2]
+        if not isinstance(self.space, specs.Discrete):
+            return {"latents": self._moments(images)[0] * self.scale}
+        codes = self.net.quantize(self.net.encode(images).latents)[2][2]
         return {"codes": codes.view(images.shape[0], -1).int()}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Latents are quantised first, as in the decoder's training."""
-        values = self.net.quantize.embedding(tokens) if self.codes else tokens / self.scale
+        codes = isinstance(self.space, specs.Discrete)
+        values = self.net.quantize.embedding(tokens) if codes else tokens / self.scale
         latents = tokens_to_grid(values, self.space.grid)
-        return self.net.decode(latents, force_not_quantize=self.codes).sample.clamp(-1, 1)
+        return self.net.decode(latents, force_not_quantize=codes).sample.clamp(-1, 1)

@@ -115,14 +115,9 @@ class VQAutoencoder(Autoencoder):
     def __init__(self, spec: VQTokenizer, data: DataSpec):
         super().__init__(spec, data, spec.code_dim, spec.code_dim)
         self.codes = spec.output == "codes"
-        self.quantiser = VectorQuantize(
-            dim=spec.code_dim,
-            codebook_size=spec.vocab_size,
-            decay=spec.codebook_decay,
-            commitment_weight=spec.commitment_weight,
-            kmeans_init=True,
-            threshold_ema_dead_code=1,
-        )
+        codebook = {"codebook_size": spec.vocab_size, "kmeans_init": True, "threshold_ema_dead_code": 1}
+        training = {"decay": spec.codebook_decay, "commitment_weight": spec.commitment_weight}
+        self.quantiser = VectorQuantize(dim=spec.code_dim, **codebook, **training)
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         latents = grid_to_tokens(self.encoder(images))
