@@ -19,7 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mar_bench.cli import app
-from mar_bench.config.spec import ImageFolderData, LDMKLTokenizer, LDMVQTokenizer
+from mar_bench.config.spec import ImageFolderData, LDMKLTokenizer, LDMVQTokenizer, SDKLTokenizer
 from mar_bench.models.pretrained import convert as module
 from mar_bench.models.pretrained.convert import convert
 from mar_bench.models.pretrained.names import ldm_name, mar_architecture, our_name
@@ -70,20 +70,10 @@ def shapes_of(net: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 
-def small_kl8() -> nn.Module:
-    import diffusers
-
-    down, up = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
-    blocks = {"block_out_channels": (32, 32, 64, 128), "down_block_types": down, "up_block_types": up}
-    return diffusers.AutoencoderKL(**blocks, layers_per_block=2, latent_channels=4)
-
-
 @pytest.fixture
 def small_nets(monkeypatch) -> None:
     """Tokenizers with few channels, whose files are small."""
-    monkeypatch.setattr(published, "STAGES", SMALL)
-    as_kl8 = ("sd_kl", "consistency")
-    monkeypatch.setattr(module, "net_of", lambda spec: small_kl8() if spec.kind in as_kl8 else net_of(spec))
+    monkeypatch.setattr(published, "WIDTHS", {"sd_kl": SMALL[1:], "ldm_kl": SMALL, "ldm_vq": SMALL})
 
 
 def mistake(*args) -> str:
@@ -204,16 +194,16 @@ def old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {re.sub(r"(to_[qkv]|to_out\.0)", lambda m: old[m[0]], name): tensor for name, tensor in state.items()}
 
 
-@pytest.mark.parametrize(("kind", "old"), [("kl8", False), ("kl8", True), ("consistency", False)])
-def test_files_of_diffusers(small_nets, tmp_path, kind, old):
-    state, file = filled(shapes_of(small_kl8())), tmp_path / ("vae.bin" if old else "vae.safetensors")
+@pytest.mark.parametrize("old", [False, True])
+def test_files_of_diffusers(small_nets, tmp_path, old):
+    state, file = filled(shapes_of(net_of(SDKLTokenizer()))), tmp_path / ("vae.bin" if old else "vae.safetensors")
     torch.save(old_names(state), file) if old else save_file(state, file)
-    manifest = convert(kind, file, tmp_path / "kl8.safetensors")
+    manifest = convert("kl8", file, tmp_path / "kl8.safetensors")
     written = load_file(tmp_path / "kl8.safetensors")
     assert written.keys() == state.keys() and manifest["left_out"] == {} and manifest["squeezed"] == []
     assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
     torch.save({**state, **old_names(state)}, tmp_path / "both.bin")
-    message = mistake(kind, tmp_path / "both.bin", tmp_path / "both.safetensors")
+    message = mistake("kl8", tmp_path / "both.bin", tmp_path / "both.safetensors")
     assert "16 unexpected" in message and ".query." in message
 
 

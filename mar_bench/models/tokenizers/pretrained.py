@@ -18,7 +18,8 @@ from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_t
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 
-STAGES = (128, 128, 256, 256, 512)  # channels at each resolution of the f16 models
+WIDTHS = {"sd_kl": (128, 256, 512, 512)}  # channels at each resolution
+WIDTHS |= dict.fromkeys(("ldm_kl", "ldm_vq"), (128, 128, 256, 256, 512))
 CHUNK = 16  # images encoded together while the scale is measured
 PublishedSpec = specs.LDMKLTokenizer | specs.LDMVQTokenizer | specs.SDKLTokenizer | specs.ConsistencyTokenizer
 
@@ -36,7 +37,7 @@ def net_of(spec: PublishedSpec) -> nn.Module:
     library = _diffusers()
     if spec.kind == "consistency":
         return library.ConsistencyDecoderVAE()
-    widths = (128, 256, 512, 512) if spec.kind == "sd_kl" else STAGES
+    widths = WIDTHS[spec.kind]
     down, up = ["DownEncoderBlock2D"] * len(widths), ["UpDecoderBlock2D"] * len(widths)
     blocks = {"block_out_channels": widths, "layers_per_block": 2, "down_block_types": down, "up_block_types": up}
     if spec.kind != "sd_kl":
