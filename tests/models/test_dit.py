@@ -246,16 +246,6 @@ def test_guidance_1_is_none(model, sampler):
     assert not torch.allclose(draw(model, sampler=sampler, guidance_scale=3.0), none, atol=0.1)
 
 
-def test_channels_that_are_not_guided_are_as_the_class_predicts_them(model):
-    """In a single step, before the channels meet in the network again."""
-    one = {"num_diffusion_steps": 1}
-    none, all_of_them = draw(model, **one), draw(model, **one, guidance_scale=3.0)
-    two = draw(model, **one, guidance_scale=3.0, guided_channels=2)
-    assert_same_tokens(two[..., :2], all_of_them[..., :2])
-    assert_same_tokens(two[..., 2], none[..., 2])
-    assert not torch.allclose(all_of_them[..., 2], none[..., 2], atol=0.1)
-
-
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_images_are_independent_of_the_batch_and_can_be_clamped(model, sampler):
     more = {"sampler": sampler, "guidance_scale": 2.0}

@@ -46,11 +46,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, content = self.server, self.server.content
         server.requests += 1
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/file?dl=1")
-            self.end_headers()
-            return
         if self.path == "/gone":
             self.send_error(404)
             return
@@ -137,14 +132,6 @@ def test_shipped_catalogue():
     assert files["kl16"].then(weights) == "mar-bench convert kl16 'a b/kl16.ckpt' 'a b'/kl16.safetensors"
 
 
-def test_listing(catalogue, folder):
-    catalogue(address="http://127.0.0.1/net")
-    assert listing(folder) == [["net", "a network", "0", "yes", "no"]]
-    placed(folder, b"")
-    catalogue(mib=None)
-    assert listing(folder) == [["net", "a network", "", "no", "yes"]]
-
-
 def test_unknown_names_get_a_hint(folder):
     assert "did you mean 'mar-l'" in mistake("mar_l", folder)
     assert not folder.exists()
@@ -153,7 +140,7 @@ def test_unknown_names_get_a_hint(folder):
 # --- downloads ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ("/file", "/moved", "/unsized"))
+@pytest.mark.parametrize("path", ("/file", "/unsized"))
 def test_download_is_whole_and_recorded(catalogue, folder, path):
     catalogue(path, mib=0.507)  # sizes of the catalogue are rounded
     text = fetch("net", folder)
@@ -283,6 +270,7 @@ def test_command_lists_and_fetches(catalogue, folder, monkeypatch):
         assert result.exit_code == 0, result.output
         return result.output
 
+    assert listing(folder) == [["net", "a network", "0", "yes", "no"]]
     assert "unverified" in call("--weights", str(folder)) and not folder.exists()
     monkeypatch.setenv("MAR_BENCH_WEIGHTS", str(folder))
     assert "download" in call("net")
