@@ -70,7 +70,7 @@ def convert(kind: str, file: Path, target: Path) -> dict[str, Any]:
             with reading(file, "official MAR", "convert the checkpoint of an official training"):
                 architecture = {**mar_architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()})}
                 net = _mar_of(architecture)
-            architecture["num_heads"] = NUM_HEADS.get(getattr(content.get("args"), "model", ""))
+            architecture["num_heads"] = NUM_HEADS.get(str(getattr(content.get("args"), "model", None)))
         else:
             net = net_of(TOKENIZERS[kind])
     _compare(tensors, unknown, net.state_dict(), f"{file} as {kind}")

@@ -85,7 +85,7 @@ def fetch(name: str, folder: Path) -> str:
                     left.unlink()
             with replacing(path) as temporary:
                 _download(entry, temporary, folder)
-                done = _verify(entry, temporary, path)  # records it first: without a record it were placed by hand
+                done = _verify(entry, temporary, path)  # first: without a record it counts as placed by hand
     return f"{path}: {done}" + (f"\nnext: {entry.then(folder)}" if entry.next else "")
 
 
@@ -129,11 +129,11 @@ def _verify(entry: PublicFile, file: Path, path: Path) -> str:
     """Check ``file``, which is or becomes ``path``, by the catalogue and the recorded SHA-256; record a new one."""
     origin, size, sha256 = "placed by hand" if file == path else "download", file.stat().st_size, sha256_of(file)
     wrong = None
+    if not size or (entry.mib is not None and abs(size / MIB / entry.mib - 1) > TOLERANCE):
+        wrong = f"{size / MIB:,.1f} MiB, but {entry.published} has {entry.mib or 'more'}"
     with file.open("rb") as opened:
         if opened.read(64).lstrip().startswith((b"<", b"version https://git-lfs")):
             wrong = "an HTML page or a git-lfs pointer"
-    if not size or (entry.mib is not None and abs(size / MIB / entry.mib - 1) > TOLERANCE):
-        wrong = f"{size / MIB:,.1f} MiB, but {entry.published} has {entry.mib or 'more'}"
     if wrong:
         raise UserError(f"{path} ({origin}): {wrong}; {entry.by_hand(path.parent)}")
     record = path.with_name(f"{path.name}.sha256.json")

@@ -36,7 +36,8 @@ def ldm_name(official: str) -> str:
 def mar_architecture(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | float]:
     """Sizes of a masked MAR with a diffusion head, from the shapes of its tensors under our names; no shape tells the
     number of attention heads. Raises KeyError for a missing tensor, another Exception for an impossible shape."""
-    depths = Counter(name.partition("blocks.")[0] for name in shapes if name.endswith(("norm1.weight", "norm.weight")))
+    blocks = {match[0] for name in shapes if (match := re.match(r".+blocks\.\d+", name))}
+    depths = Counter(block.rpartition("blocks.")[0] for block in blocks)
     dim, num_tokens = shapes["backbone.mask_token"][2], shapes["backbone.head_positions"][1]
     return {
         "dim": dim,

@@ -18,7 +18,7 @@ from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_t
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 
-WIDTHS = {"sd_kl": (128, 256, 512, 512)}  # channels at each resolution
+WIDTHS: dict[str, tuple[int, ...]] = {"sd_kl": (128, 256, 512, 512)}  # channels at each resolution
 WIDTHS |= dict.fromkeys(("ldm_kl", "ldm_vq"), (128, 128, 256, 256, 512))
 CHUNK = 16  # images encoded together while the scale is measured
 PublishedSpec = specs.LDMKLTokenizer | specs.LDMVQTokenizer | specs.SDKLTokenizer | specs.ConsistencyTokenizer
