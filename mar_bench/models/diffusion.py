@@ -2,30 +2,28 @@
 
 Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models (2102.09672), cited below as iDDPM, with the
 settings of the MAR paper, appendix A. The linear schedule is that of DDPM (Ho et al., 2006.11239), which DiT uses.
-Tables are computed in float64; networks see float32.
-"""
+Tables are computed in float64; networks see float32."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
+
 
 def cosine_betas(num_timesteps: int) -> np.ndarray:
     """iDDPM, equation 17: betas from alpha_bar(t) = cos^2((t + 0.008) / 1.008 * pi / 2), capped at 0.999."""
-
-    def alpha_bar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
     n = num_timesteps
-    return np.array([min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)])
+    kept = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+    return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(kept)])
 
 
 def linear_betas(num_timesteps: int) -> np.ndarray:
@@ -46,8 +44,7 @@ def respaced_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
     return sorted({round(position) for position in positions})
 
 
-@dataclass(frozen=True)
-class DiffusionTables:
+class DiffusionTables(NamedTuple):
     """A noise schedule: every quantity that is indexed by the step, each a tensor (T,).
 
     ``make`` computes in float64, since 1 - alpha_bar loses its digits in float32; ``on`` converts for a network."""
@@ -68,14 +65,12 @@ class DiffusionTables:
     @staticmethod
     def make(num_timesteps: int, num_steps: int | None = None, schedule: str = "cosine") -> DiffusionTables:
         """Tables of the training schedule, one of BETAS, or of its respacing to ``num_steps``."""
-        full = np.cumprod(1 - BETAS[schedule](num_timesteps))
         timesteps = respaced_timesteps(num_timesteps, num_steps or num_timesteps)
-        kept = full[timesteps]
+        kept = np.cumprod(1 - BETAS[schedule](num_timesteps))[timesteps]
         previous = np.append(1.0, kept[:-1])
         betas = 1 - kept / previous
         variance = betas * (1 - previous) / (1 - kept)
-        # the variance of the last denoising step is 0: take the logarithm of the next one (iDDPM's code)
-        log_variance = np.log(np.append(variance[1:2] if len(variance) > 1 else betas, variance[1:]))
+        last = variance[1:2] if len(kept) > 1 else betas  # in place of 0, the variance of the last step (iDDPM's code)
         columns = {
             "betas": betas,
             "log_betas": np.log(betas),
@@ -85,7 +80,7 @@ class DiffusionTables:
             "inverse_signal": np.sqrt(1 / kept),
             "inverse_snr": np.sqrt(1 / kept - 1),
             "posterior_variance": variance,
-            "posterior_log_variance_clipped": log_variance,
+            "posterior_log_variance_clipped": np.log(np.append(last, variance[1:])),
             "posterior_mean_x0": betas * np.sqrt(previous) / (1 - kept),
             "posterior_mean_xt": (1 - previous) * np.sqrt(1 - betas) / (1 - kept),
         }
@@ -93,10 +88,7 @@ class DiffusionTables:
 
     def on(self, device: torch.device) -> DiffusionTables:
         """The same tables in float32 on ``device``."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DiffusionTables(
-            **{k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for k, v in columns.items()}
-        )
+        return DiffusionTables(*(v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for v in self))
 
     def at(self, name: str, t: Tensor) -> Tensor:
         """Column ``name`` at steps ``t`` (N,), as (N, 1)."""
@@ -129,23 +121,14 @@ def posterior_mean(tables: DiffusionTables, x0: Tensor, xt: Tensor, t: Tensor) -
 
 def learned_log_variance(tables: DiffusionTables, raw: Tensor, t: Tensor) -> Tensor:
     """iDDPM, equation 15: the network's output in [-1, 1] interpolates between the bounds in log space."""
-    low = tables.at("posterior_log_variance_clipped", t)
-    high = tables.at("log_betas", t)
     share = (raw + 1) / 2
-    return share * high + (1 - share) * low
+    return share * tables.at("log_betas", t) + (1 - share) * tables.at("posterior_log_variance_clipped", t)
 
 
-def training_loss(
-    tables: DiffusionTables,
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
-    t: Tensor,
-    noise: Tensor,
-) -> Tensor:
+def training_loss(tables: DiffusionTables, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Hybrid loss of iDDPM (section 3.1): mean squared error of the noise plus the variational term in bits.
 
-    ``denoise(x_t (N, D), timestep (N,)) -> (N, 2 D)`` predicts noise and raw variance. x0 and noise (N, D), t (N,).
-    Returns (N,): one loss per token, averaged over D."""
+    x0 and noise (N, D), t (N,). Returns (N,): one loss per token, averaged over D."""
     xt = noised(tables, x0, t, noise)
     eps, raw = denoise(xt, t).chunk(2, dim=-1)
     mse = (noise - eps).square().mean(-1)
@@ -153,43 +136,33 @@ def training_loss(
     mean = posterior_mean(tables, predict_x0(tables, xt, t, eps.detach()), xt, t)
     log_variance = learned_log_variance(tables, raw, t)
     true_mean = posterior_mean(tables, x0, xt, t)
-    true_log_variance = tables.at("posterior_log_variance_clipped", t)
-    kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
+    kl = gaussian_kl(true_mean, tables.at("posterior_log_variance_clipped", t), mean, log_variance)
     nll = -discretised_gaussian_log_likelihood(x0, mean, 0.5 * log_variance)
-    vlb = torch.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
-    return mse + vlb
+    return mse + torch.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
 
 
-def gaussian_kl(mean1, log_variance1, mean2, log_variance2) -> Tensor:
+def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL divergence between two diagonal Gaussians, elementwise, in nats."""
-    return 0.5 * (
-        log_variance2
-        - log_variance1
-        - 1.0
-        + torch.exp(log_variance1 - log_variance2)
-        + (mean1 - mean2).square() * torch.exp(-log_variance2)
-    )
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    # the tanh approximation of the published code; the exact function would change the loss at t = 0
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    difference = log_variance2 - log_variance1 - 1.0 + torch.exp(log_variance1 - log_variance2)
+    return 0.5 * (difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log-probability of the bin of half-width 1/255 around ``x``; the outermost bins are open (official code)."""
+
+    def cdf(x: Tensor) -> Tensor:  # the official tanh approximation; the exact function would change the loss at t = 0
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
     centred, inverse = x - mean, torch.exp(-log_scale)
-    upper = _normal_cdf(inverse * (centred + 1 / 255))
-    lower = _normal_cdf(inverse * (centred - 1 / 255))
+    upper, lower = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
     probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
     return probability.clamp(min=1e-12).log()
 
 
 def sample(
     tables: DiffusionTables,
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoiser,
     noise: Iterable[Tensor],
-    *,
     temperature: float = 1.0,
     clamp_x0: float | None = None,
 ) -> Tensor:
@@ -201,35 +174,32 @@ def sample(
     rows = iter(noise)
     x = next(rows)
     for step in reversed(range(len(tables.timesteps))):
-        t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-        eps, raw = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)
-        x0 = predict_x0(tables, x, t, eps)
-        if clamp_x0 is not None:
-            x0 = x0.clamp(-clamp_x0, clamp_x0)
+        t, _, raw, x0 = _denoised(tables, denoise, x, step, clamp_x0)
         x = posterior_mean(tables, x0, x, t)
         if step > 0:  # the last step adds no noise
             x = x + torch.exp(0.5 * learned_log_variance(tables, raw, t)) * next(rows) * temperature
     return x
 
 
-def sample_ddim(
-    tables: DiffusionTables,
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    start: Tensor,
-    *,
-    clamp_x0: float | None = None,
-) -> Tensor:
+def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, clamp_x0: float | None = None) -> Tensor:
     """Deterministic sampling in the steps of ``tables`` (DDIM, 2010.02502, equation 12 with sigma = 0).
 
     start (N, D) is the only noise; the predicted variance is unused. Clamping x0 adjusts the noise such that both
     still add up to x_t. Returns (N, D)."""
     x = start
     for step in reversed(range(len(tables.timesteps))):
-        t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-        eps = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)[0]
-        x0 = predict_x0(tables, x, t, eps)
+        t, eps, _, x0 = _denoised(tables, denoise, x, step, clamp_x0)
         if clamp_x0 is not None:
-            x0 = x0.clamp(-clamp_x0, clamp_x0)
             eps = (tables.at("inverse_signal", t) * x - x0) / tables.at("inverse_snr", t)
         x = noised(tables, x0, t - 1, eps) if step > 0 else x0
     return x
+
+
+def _denoised(
+    tables: DiffusionTables, denoise: Denoiser, x: Tensor, step: int, clamp_x0: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The step as (N,), and the network's noise, raw variance and x0, each (N, D)."""
+    t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
+    eps, raw = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)
+    x0 = predict_x0(tables, x, t, eps)
+    return t, eps, raw, x0 if clamp_x0 is None else x0.clamp(-clamp_x0, clamp_x0)

@@ -1,13 +1,11 @@
 """The DiT baseline: a diffusion transformer that denoises all latents of an image at once, and its sampling.
 
 Peebles and Xie, Scalable Diffusion Models with Transformers (2212.09748), cited below as DiT; what the paper leaves
-open follows its published code. Tokens are single latents here; the network joins patch_size x patch_size of them.
-"""
+open follows its published code. Tokens are single latents here; the network joins patch_size x patch_size of them."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from functools import partial
 
 import torch
@@ -18,18 +16,11 @@ from torch import Tensor, nn
 from mar_bench.config.spec import Continuous, DiTModel, SamplingSpec, num_tokens
 from mar_bench.models.ar import Generator
 from mar_bench.models.backbones.layers import Attention
-from mar_bench.models.diffusion import DiffusionTables, sample, sample_ddim, tables_on, training_loss
+from mar_bench.models.diffusion import sample, sample_ddim, tables_on, training_loss
 from mar_bench.models.heads.base import guided
+from mar_bench.models.heads.layers import FREQUENCIES, angles, initialise, modulated, timestep_embedding
 from mar_bench.models.sampler import Clock
 from mar_bench.utils.noise import NoiseSource
-
-SINUSOIDS = 256  # size of the timestep embedding, half of it cosines
-
-
-def angles(positions: Tensor, count: int) -> Tensor:
-    """Positions (N,) -> (N, count), at frequencies that decrease geometrically from 1 towards 1/10000."""
-    steps = torch.arange(count, device=positions.device, dtype=positions.dtype)
-    return positions[:, None] * torch.exp(-math.log(10_000) / count * steps)
 
 
 def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
@@ -38,11 +29,6 @@ def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
     column = torch.arange(columns, dtype=torch.float64).repeat(rows)
     waves = (angles(axis, dim // 4) for axis in (column, row))
     return torch.cat([part for wave in waves for part in (wave.sin(), wave.cos())], dim=1).float()
-
-
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, n, E); shift and scale (B, 1, E)."""
-    return x * (1 + scale) + shift
 
 
 class Block(nn.Module):
@@ -70,38 +56,20 @@ class DiT(Generator):
 
     def __init__(self, spec: DiTModel, space: Continuous, num_classes: int, label_dropout: float):
         super().__init__()
-        self.spec, self.space, self.length, self.label_dropout = spec, space, num_tokens(space), label_dropout
-        self.num_classes = num_classes
+        self.spec, self.space, self.length = spec, space, num_tokens(space)
+        self.num_classes, self.label_dropout = num_classes, label_dropout
         dim, patch = spec.dim, spec.patch_size
         rows, columns = (side // patch for side in space.grid)
         self.input = nn.Linear(patch**2 * space.dim, dim)
         # frozen, but a parameter as in the published code, whose parameter counts include it
         self.positions = nn.Parameter(grid_positions(rows, columns, dim), requires_grad=False)
-        self.time_mlp = nn.Sequential(nn.Linear(SINUSOIDS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label_embedding = nn.Embedding(num_classes + 1, dim)  # the last row stands for "no class"
         self.blocks = nn.ModuleList(Block(dim, spec.num_heads, spec.mlp_ratio) for _ in range(spec.depth))
         self.final_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, patch**2 * 2 * space.dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Xavier-uniform, normal for the embeddings of time and class, zeros for AdaLN-Zero (DiT's code)."""
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
-        for name, parameter in self.named_parameters():
-            if name in ("time_mlp.0.weight", "time_mlp.2.weight", "label_embedding.weight"):
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("modulation.weight") or name == "output.weight":
-                nn.init.zeros_(parameter)  # every block starts as the identity, and the output at zero
-
-    def tables(self, device: torch.device, num_steps: int | None = None) -> DiffusionTables:
-        """The training schedule, or its respacing to ``num_steps``."""
-        return tables_on(device, self.spec.num_train_timesteps, num_steps, self.spec.beta_schedule)
-
-    # --- the network ------------------------------------------------------------------------------------
+        initialise(self, zero_start=True)
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, n, p p D): n patches of p x p tokens, both row by row."""
@@ -116,19 +84,15 @@ class DiT(Generator):
         return split.transpose(2, 3).flatten(1, 4)
 
     def predict(self, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
-        """Noisy tokens (B, L, D), training timesteps (B,) or (1,), labels (B,) -> noise and raw variance (B, L, 2 D).
-
-        The label -1 stands for "no class"."""
-        waves = angles(timestep.float(), SINUSOIDS // 2)
-        time = self.time_mlp(torch.cat([waves.cos(), waves.sin()], dim=-1))
+        """Noisy tokens (B, L, D), timesteps (B,) or (1,), labels (B,), -1 for "no class" -> (B, L, 2 D): noise and raw
+        variance."""
+        time = self.time_mlp(timestep_embedding(timestep))
         c = F.silu(time + self.label_embedding(torch.where(labels < 0, self.num_classes, labels)))
         x = self.input(self.patches(x)) + self.positions
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         return self.unpatched(self.output(modulated(self.final_norm(x), shift, scale)))
-
-    # --- the loss ---------------------------------------------------------------------------------------
 
     def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
         """Draws one timestep per image, the diffusion noise and label dropout from ``noise``."""
@@ -140,16 +104,14 @@ class DiT(Generator):
 
     def loss_given(self, tokens: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The hybrid loss (B, L) with every random choice given: t (B,), eps (B, L, D)."""
-
-        def denoise(xt: Tensor, _: Tensor) -> Tensor:
-            return self.predict(xt.view_as(tokens), t, labels).float().flatten(0, 1)
-
-        steps = t.repeat_interleave(self.length)
-        loss = training_loss(self.tables(t.device), denoise, tokens.flatten(0, 1), steps, eps.flatten(0, 1))
+        loss = training_loss(
+            tables_on(t.device, self.spec.num_train_timesteps, schedule=self.spec.beta_schedule),
+            lambda xt, _: self.predict(xt.view_as(tokens), t, labels).float().flatten(0, 1),
+            tokens.flatten(0, 1),
+            t.repeat_interleave(self.length),
+            eps.flatten(0, 1),
+        )
         return loss.view(tokens.shape[:2])
-
-
-# --- sampling -------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -162,12 +124,12 @@ def generate_images(
     guidance, whose scale is the same in every step, the batch is doubled and the second half has no class (label -1).
     ``guided_channels`` leaves the other channels of a token as the class predicts them: the published code guides
     three of four (DiT, appendix A). ``clock`` times the network as "backbone"."""
-    batch, length, device, dim = labels.shape[0], model.length, labels.device, model.space.dim
-    scale, channels = sampling.guidance_scale, sampling.guided_channels or dim
+    shape, device = (labels.shape[0], model.length, model.space.dim), labels.device
+    scale, channels = sampling.guidance_scale, sampling.guided_channels or model.space.dim
     all_labels = labels if scale == 1 else torch.cat([labels, torch.full_like(labels, -1)])
 
     def denoise(xt: Tensor, timestep: Tensor) -> Tensor:
-        x = xt.view(batch, length, dim)
+        x = xt.view(shape)
         with clock("backbone"):
             x = x if scale == 1 else x.repeat(2, 1, 1)
             predicted = model.predict(x, timestep[:1], all_labels).float()  # all rows are at the same timestep
@@ -176,13 +138,11 @@ def generate_images(
             predicted = guided(conditional, unconditional, scale, channels)
         return predicted.flatten(0, 1)
 
-    # lazily, step by step: all rows of a batch of large images together would take gigabytes
-    num_steps = sampling.num_diffusion_steps
+    num_steps, clamp = sampling.num_diffusion_steps, sampling.clamp_x0
     assert num_steps is not None
-    rows = (noise.normal("sample", i, (length, dim)).to(device).flatten(0, 1) for i in range(num_steps + 1))
-    tables = model.tables(device, num_steps)
+    # step by step: all rows of a batch of large images together would take gigabytes
+    rows = (noise.normal("sample", i, shape[1:]).to(device).flatten(0, 1) for i in range(num_steps + 1))
+    tables = tables_on(device, model.spec.num_train_timesteps, num_steps, model.spec.beta_schedule)
     if sampling.sampler == "ddim":
-        tokens = sample_ddim(tables, denoise, next(rows), clamp_x0=sampling.clamp_x0)
-    else:
-        tokens = sample(tables, denoise, rows, temperature=sampling.temperature, clamp_x0=sampling.clamp_x0)
-    return tokens.view(batch, length, dim)
+        return sample_ddim(tables, denoise, next(rows), clamp).view(shape)
+    return sample(tables, denoise, rows, sampling.temperature, clamp).view(shape)

@@ -31,6 +31,6 @@ def gumbel(noise: NoiseSource, step: int, n: int) -> Tensor:
 
 
 def gather(values: Tensor, positions: Tensor) -> Tensor:
-    """``values`` (B, L, ...) at ``positions`` (B, n) -> (B, n, ...)."""
+    """``values`` (B or 1, L, ...) at ``positions`` (B, n) -> (B, n, ...)."""
     index = positions.view(*positions.shape, *(1,) * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
-    return values.gather(1, index)
+    return values.expand(len(positions), *values.shape[1:]).gather(1, index)

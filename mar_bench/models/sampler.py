@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mar_bench.config.spec import Discrete, SamplingSpec, TokenSpace
+from mar_bench.config.spec import Discrete, SamplingSpec
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.orders import confident_first, draw_order, gather, gumbel
 from mar_bench.models.schedules import guidance_scale, tokens_per_step
@@ -28,25 +28,24 @@ def generate(
 ) -> Tensor:
     """Draw tokens (B, L[, D]) for labels (B,), on the labels' device.
 
-    Each AR step draws the next set of tokens of the order (paper, equation 5). Confidence order draws a token at every
-    unknown position and keeps the most confident, which become the next of the order (paper, appendix C). Under
-    guidance the batch is doubled; the second half has no class (label -1). ``clock`` times "backbone" and "head".
-    ``limit`` stops after that many AR steps; tokens not drawn are 0."""
+    Each AR step draws the next set of tokens of the order (paper, equation 5). Confidence order draws every unknown
+    token and keeps the most confident, the next of the order (paper, appendix C). Under guidance the batch is doubled;
+    the second half has no class (label -1). ``clock`` times "backbone" and "head". ``limit`` stops after so many AR
+    steps; tokens not drawn are 0."""
     device, batch, length = labels.device, labels.shape[0], model.length
-    by_confidence = sampling.order == "confidence"
+    by_confidence, guided = sampling.order == "confidence", sampling.guidance_scale != 1
     order = draw_order(sampling.order or model.order, noise, 0, length).to(device)
-    guided = sampling.guidance_scale != 1
     fold = 2 if guided else 1
     all_labels = torch.cat([labels, torch.full_like(labels, -1)]) if guided else labels
     cache = model.backbone.new_cache()
-    drawn: list[Tensor] = []
-    known = 0
+    shape, dtype = ((), torch.int64) if isinstance(model.space, Discrete) else ((model.space.dim,), torch.float32)
+    drawn = torch.empty(batch, 0, *shape, dtype=dtype, device=device)
     counts = tokens_per_step(length, sampling.num_ar_steps or length)
     for step, n in enumerate(counts[:limit]):
+        known = drawn.shape[1]
         asked = length - known if by_confidence else n
         with clock("backbone"):
-            so_far = torch.cat(drawn, dim=1) if drawn else _no_tokens(model.space, batch, device)
-            so_far = so_far.repeat(fold, *(1,) * (so_far.dim() - 1))
+            so_far = drawn.repeat(fold, *(1,) * (drawn.dim() - 1))
             z = model.backbone.predict(so_far, all_labels, order.repeat(fold, 1), asked, cache)
         with clock("head"):
             scale = guidance_scale(sampling.guidance_schedule, sampling.guidance_scale, length, length - known - n)
@@ -62,15 +61,7 @@ def generate(
                 order = torch.cat([order[:, :known], gather(order[:, known:], places)], dim=1)
             else:
                 tokens = model.head.sample(z, head_noise, sampling, scale, z_uncond)
-            drawn.append(tokens)
-        known += n
-    tokens = torch.cat(drawn, dim=1)
-    index = order[:, :known] if tokens.dim() == 2 else order[:, :known, None].expand_as(tokens)
-    return tokens.new_zeros(batch, length, *tokens.shape[2:]).scatter_(1, index, tokens)
-
-
-def _no_tokens(space: TokenSpace, batch: int, device: torch.device) -> Tensor:
-    """(B, 0) codes or (B, 0, D) vectors."""
-    if isinstance(space, Discrete):
-        return torch.empty(batch, 0, dtype=torch.int64, device=device)
-    return torch.empty(batch, 0, space.dim, device=device)
+            drawn = torch.cat([drawn, tokens], dim=1)
+    index = order[:, : drawn.shape[1]]
+    index = index if drawn.dim() == 2 else index[..., None].expand_as(drawn)
+    return drawn.new_zeros(batch, length, *drawn.shape[2:]).scatter_(1, index, drawn)

@@ -14,8 +14,7 @@ def tokens_per_step(length: int, num_ar_steps: int) -> list[int]:
     max(1, min(unknown before - 1, floor(L cos(pi/2 (k+1)/K)))) tokens are unknown after step k = 0, 1, ...; the last
     step draws the rest. All counts are at least 1, they sum to ``length``, and K = L gives ones."""
     assert 1 <= num_ar_steps <= length
-    left = length
-    counts = []
+    left, counts = length, []
     for k in range(num_ar_steps - 1):
         after = max(1, min(left - 1, math.floor(length * math.cos(math.pi / 2 * (k + 1) / num_ar_steps))))
         counts.append(left - after)
@@ -48,9 +47,7 @@ def learning_rate(schedule: str, base: float, step: int, warmup_steps: int, tota
 
 
 def mask_ratio(masking: UniformMasking | TruncatedNormalMasking, u: float) -> float:
-    """Share of unknown tokens in a training batch, from one uniform draw ``u`` in [0, 1).
-
-    The truncated normal is sampled by inverting its cdf between the bounds."""
+    """Share of unknown tokens in a training batch, from one uniform draw ``u`` in [0, 1), by inverting the cdf."""
     if isinstance(masking, UniformMasking):
         return masking.low + (masking.high - masking.low) * u
     normal = NormalDist(masking.mean, masking.std)

@@ -37,19 +37,18 @@ def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 # --- tables ----------------------------------------------------------------------------------------------
 
 
-def official_respacing(num_timesteps: int, num_steps: int) -> list[int]:
-    """guided-diffusion's space_timesteps for one section: the position is added up step by step."""
-    stride = (num_timesteps - 1) / (num_steps - 1) if num_steps > 1 else 1
-    position, taken = 0.0, []
-    for _ in range(num_steps):
-        taken.append(round(position))
-        position += stride
-    return taken
-
-
 def test_respacing_is_the_official_one():
+    """guided-diffusion's space_timesteps for one section: the position is added up step by step."""
     for num_steps in range(1, 1001):
-        assert respaced_timesteps(1000, num_steps) == official_respacing(1000, num_steps)
+        position, expected = 0.0, []
+        for _ in range(num_steps):
+            expected.append(round(position))
+            position += 999 / max(1, num_steps - 1)
+        assert respaced_timesteps(1000, num_steps) == expected
+    for num_steps in (1, 2, 7):
+        tables = DiffusionTables.make(40, num_steps)
+        assert torch.equal(tables.alphas_cumprod, TABLES.alphas_cumprod[tables.timesteps])
+        torch.testing.assert_close((1 - tables.betas).cumprod(0), tables.alphas_cumprod)
 
 
 def test_betas_follow_the_cosine_of_the_paper():
@@ -74,25 +73,9 @@ def test_the_posterior_is_bayes_rule(num_steps):
         variance = 1 / (prior_precision + likelihood_precision)
         assert tables.posterior_variance[t].item() == pytest.approx(variance, rel=1e-9)
         assert tables.posterior_log_variance_clipped[t].item() == pytest.approx(math.log(variance), abs=1e-9)
-        assert tables.posterior_mean_x0[t].item() == pytest.approx(
-            variance * prior_precision * math.sqrt(before), rel=1e-9
-        )
-        assert tables.posterior_mean_xt[t].item() == pytest.approx(
-            variance * likelihood_precision / math.sqrt(1 - beta), rel=1e-9
-        )
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 7])
-def test_respaced_tables_are_the_kept_steps_of_the_full_ones(num_steps):
-    respaced = DiffusionTables.make(40, num_steps)
-    assert torch.equal(respaced.alphas_cumprod, TABLES.alphas_cumprod[respaced.timesteps])
-    torch.testing.assert_close((1 - respaced.betas).cumprod(0), respaced.alphas_cumprod)
-
-
-def test_tables_are_float64_and_reach_a_network_as_float32():
-    assert TABLES.sigma.dtype == torch.float64
-    on = TABLES.on(torch.device("cpu"))
-    assert (on.sigma.dtype, on.timesteps.dtype) == (torch.float32, torch.int64)
+        means = variance * prior_precision * math.sqrt(before), variance * likelihood_precision / math.sqrt(1 - beta)
+        found = tables.posterior_mean_x0[t].item(), tables.posterior_mean_xt[t].item()
+        assert found == pytest.approx(means, rel=1e-9)
 
 
 # --- steps forwards and backwards ------------------------------------------------------------------------
@@ -127,11 +110,8 @@ def test_the_likelihood_of_all_bins_sums_to_1(mean, scale):
     ones = torch.ones_like(bins)
     likelihood = discretised_gaussian_log_likelihood(bins, mean * ones, math.log(scale) * ones).exp()
     assert likelihood.sum().item() == pytest.approx(1, abs=1e-9)
-
-
-def test_no_likelihood_is_minus_infinity():
     far = discretised_gaussian_log_likelihood(torch.zeros(1), torch.full((1,), 50.0), torch.full((1,), -5.0))
-    assert far.item() == pytest.approx(math.log(1e-12))
+    assert far.item() == pytest.approx(math.log(1e-12)), "never minus infinity"
 
 
 # --- the training loss -----------------------------------------------------------------------------------
@@ -216,8 +196,11 @@ def test_the_network_sees_the_training_timesteps_from_the_noisiest():
     assert seen == [39, 26, 13, 0]
 
 
-def test_temperature_multiplies_the_added_noise_and_not_the_start():
+def test_temperature_multiplies_the_added_noise_and_the_clamp_bounds_the_predicted_x0():
     noise = normal(41, 6, D).double()
+    assert sample(TABLES, network, noise).abs().max() > 0.2
+    assert sample(TABLES, network, noise, clamp_x0=0.2).abs().max() <= 0.2 + 1e-9
+    torch.testing.assert_close(sample(TABLES, network, noise, clamp_x0=1e9), sample(TABLES, network, noise))
     scaled = torch.cat([noise[:1], 0.7 * noise[1:]])
     expected = sample(TABLES, network, scaled)
     torch.testing.assert_close(sample(TABLES, network, noise, temperature=0.7), expected)
@@ -232,22 +215,10 @@ def test_the_last_step_adds_no_noise():
     assert not torch.equal(sample(TABLES, network, noise), sample(TABLES, network, other))
 
 
-def test_the_clamp_bounds_the_predicted_x0():
-    noise = normal(41, 6, D).double()
-    assert sample(TABLES, network, noise).abs().max() > 0.2
-    assert sample(TABLES, network, noise, clamp_x0=0.2).abs().max() <= 0.2 + 1e-9
-    torch.testing.assert_close(sample(TABLES, network, noise, clamp_x0=1e9), sample(TABLES, network, noise))
-
-
 def test_sampling_agrees_with_diffusers():
     diffusers = pytest.importorskip("diffusers", reason="no oracle: diffusers is not installed")
-    scheduler = diffusers.DDPMScheduler(
-        num_train_timesteps=40,
-        beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
-        prediction_type="epsilon",
-        clip_sample=False,
-    )
+    given = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range", "clip_sample": False}
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=40, prediction_type="epsilon", **given)
     scheduler.set_timesteps(40)
     noise = [torch.randn(6, D, generator=torch.Generator().manual_seed(0))]
     generator = torch.Generator().manual_seed(1)

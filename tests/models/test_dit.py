@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mar_bench.config.checks import finish
 from mar_bench.config.experiment import load_experiment
@@ -21,15 +20,13 @@ from mar_bench.models.diffusion import DiffusionTables, linear_betas, noised, re
 from mar_bench.models.dit import DiT, grid_positions
 from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.distributed import ALONE
-from mar_bench.pipeline.fit import save_tensors
-from mar_bench.pipeline.flops import META, count_flops, on_meta
+from mar_bench.pipeline.flops import META, count_flops, meta_tokens, on_meta
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.stages import STAGES, take_published
+from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
-from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, train_generator
-from mar_bench.utils.errors import UserError
+from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses
 from mar_bench.utils.noise import NoiseSource
-from tests.pipeline.test_train import Stop, assert_same_bits, go_on, latents_of, stop_at
+from tests.pipeline.test_train import latents_of
 from tests.tiny import assert_same_tokens, normal, scrambled, shrunk, tokens_in
 
 SPACE = Continuous(3, (4, 6))  # uneven sides and channels, so that no two axes can be taken for each other
@@ -74,12 +71,6 @@ def test_published_parameter_counts(depth, dim, num_heads, parameters):
     assert model.space == Continuous(4, (32, 32))
     assert count_parameters(model) == {"total": parameters, "backbone": parameters, "head": 0}
     assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == 256 * dim, "the positions"
-
-
-def test_published_flops_of_xl():
-    """118.64 billion multiply-adds (DiT, table 1), each of which is two operations here."""
-    spec = RunSpec(tokenizer=SDKLTokenizer(group=1), model=DiTModel(), sampling=SamplingSpec(num_diffusion_steps=250))
-    assert sampling_flops(spec) / 250 == pytest.approx(2 * 118.64e9, rel=1e-3)
 
 
 def test_patches_round_trip_in_place(model):
@@ -255,24 +246,15 @@ def test_guidance_1_is_none(model, sampler):
     assert not torch.allclose(draw(model, sampler=sampler, guidance_scale=3.0), none, atol=0.1)
 
 
-def test_channels_that_are_not_guided_are_as_the_class_predicts_them(model):
-    """In a single step, before the channels meet in the network again."""
-    one = {"num_diffusion_steps": 1}
-    none, all_of_them = draw(model, **one), draw(model, **one, guidance_scale=3.0)
-    two = draw(model, **one, guidance_scale=3.0, guided_channels=2)
-    assert_same_tokens(two[..., :2], all_of_them[..., :2])
-    assert_same_tokens(two[..., 2], none[..., 2])
-    assert not torch.allclose(all_of_them[..., 2], none[..., 2], atol=0.1)
-
-
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_images_are_independent_of_the_batch(model, sampler):
+def test_images_are_independent_of_the_batch_and_can_be_clamped(model, sampler):
     more = {"sampler": sampler, "guidance_scale": 2.0}
     whole = draw(model, range(6), **more)
     parts = torch.cat([draw(model, part, **more) for part in (range(1), range(1, 4), range(4, 6))])
     assert_same_tokens(parts, whole)
     assert torch.equal(draw(model, range(6), **more), whole)
     assert not torch.allclose(draw(model, range(6), seed=1, **more), whole, atol=0.1)
+    assert draw(model, range(6), **more, clamp_x0=0.1).abs().max() <= 0.1 + 1e-6 < 0.5 < whole.abs().max()
 
 
 def test_temperature_scales_the_added_noise_and_does_not_affect_ddim(model):
@@ -281,28 +263,11 @@ def test_temperature_scales_the_added_noise_and_does_not_affect_ddim(model):
     assert_same_tokens(draw(model, num_diffusion_steps=1, temperature=0.5), draw(model, num_diffusion_steps=1))
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_the_clamp_bounds_the_image(model, sampler):
-    assert draw(model, sampler=sampler).abs().max() > 0.5
-    assert draw(model, sampler=sampler, clamp_x0=0.1).abs().max() <= 0.1 + 1e-6
-
-
-def test_the_clock_times_the_network_once_a_step(model):
-    parts = []
-
-    @contextmanager
-    def clock(part: str):
-        parts.append(part)
-        yield
-
-    generate(model, labels_of(range(2)), SAMPLING, NoiseSource(0, range(2)), clock)
-    assert parts == ["backbone"] * STEPS
-
-
 # --- in the suite ---------------------------------------------------------------------------------------
 
 
-def spec_of(**changes) -> RunSpec:
+@pytest.fixture(scope="module")
+def row() -> RunSpec:
     """A row of the smoke experiment with DiT in place of the autoregressive generator."""
     few = ("sampling.num_images=8", "metrics.jackknife_groups=4", "metrics.kid_subset_size=8")
     row = load_experiment("table1", "smoke", few).rows["mar/diff/guided"]
@@ -310,15 +275,13 @@ def spec_of(**changes) -> RunSpec:
     sampling = replace(row.sampling, batch_size=4, num_diffusion_steps=4)
     tokenizer, extractor = (replace(part, steps=5) for part in (row.tokenizer, row.metrics.extractor))
     metrics = replace(row.metrics, extractor=extractor)
-    return replace(row, model=model, sampling=sampling, tokenizer=tokenizer, metrics=metrics, **changes)
+    return replace(row, model=model, sampling=sampling, tokenizer=tokenizer, metrics=metrics)
 
 
-def sampled(**changes) -> SamplingSpec:
-    spec = spec_of()
-    return finish(replace(spec, sampling=replace(spec.sampling, **changes))).sampling
+def test_irrelevant_settings_are_normalised(row):
+    def sampled(**changes) -> SamplingSpec:
+        return finish(replace(row, sampling=replace(row.sampling, **changes))).sampling
 
-
-def test_irrelevant_settings_are_normalised():
     normal_form = sampled()
     assert (normal_form.order, normal_form.num_ar_steps, normal_form.guidance_schedule) == (None, None, "constant")
     assert sampled(sampler="ddim", temperature=0.5) == sampled(sampler="ddim", temperature=1.0)
@@ -327,26 +290,8 @@ def test_irrelevant_settings_are_normalised():
     assert sampled(guided_channels=3, guidance_scale=1.0) == sampled(guidance_scale=1.0)
 
 
-def test_a_command_line_override_selects_dit():
-    words = ("model={kind: dit, dim: 48, depth: 2, num_heads: 4, patch_size: 2}", "tokenizer.kind=pixel")
-    rows = load_experiment("table1", "smoke", words).rows
-    assert {spec.model.dim for spec in rows.values()} == {48} and type(rows["mar/ce/guided"].model) is DiTModel
-
-
-def test_resumed_training_has_the_same_bits(tmp_path):
-    spec = spec_of(train=TrainSpec(steps=12, batch_size=8, lr=3e-3, warmup_steps=3, ema_decay=0.9))
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for folder in (whole, parts):
-        folder.mkdir()
-    train_generator(spec, latents_of(spec), whole, go_on)
-    with pytest.raises(Stop):
-        train_generator(spec, latents_of(spec), parts, stop_at(7))
-    train_generator(spec, latents_of(spec), parts, go_on)
-    assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors")
-
-
 @pytest.mark.parametrize("compute", [{"micro_batch": 3}, {"gradient_checkpointing": True}])
-def test_memory_savings_keep_the_gradients(compute):
+def test_memory_savings_keep_the_gradients(compute, row):
     def gradients(spec: RunSpec) -> list[torch.Tensor]:
         model = scrambled(build_generator(spec)).train()
         change_blocks(model, spec.compute)
@@ -354,7 +299,7 @@ def test_memory_savings_keep_the_gradients(compute):
             loss.backward()
         return [p.grad for p in model.parameters() if p.requires_grad]
 
-    spec = spec_of(train=TrainSpec(batch_size=8))
+    spec = replace(row, train=TrainSpec(batch_size=8))
     plain, saving = gradients(spec), gradients(replace(spec, compute=replace(spec.compute, **compute)))
     for found, expected in zip(saving, plain):
         assert (found - expected).abs().max() <= 1e-4 * max(1e-3, expected.abs().max())
@@ -367,9 +312,9 @@ def test_frozen_positions_are_in_no_group_and_matrices_decay():
     assert all(p.ndim == 1 for p in free)
 
 
-def test_from_images_to_records(tmp_path):
+def test_from_images_to_records(row, tmp_path):
     """Every stage that a row has, in this process; its speed too, which has no head to share in."""
-    places, spec = Places(tmp_path / "runs", tmp_path / "records"), finish(spec_of())
+    places, spec = Places(tmp_path / "runs", tmp_path / "records"), finish(row)
     for run in (generation_run("dit", spec), speed_run("dit", spec, "cpu")):
         for job in jobs_for([run], places):
             folder = places.folder(job.kind, job.id)
@@ -385,24 +330,23 @@ def test_from_images_to_records(tmp_path):
     assert metrics["share_head"] == 0 < metrics["share_backbone"] < 1 and speed["protocol"]["kv_cache"] is False
 
 
-def test_published_weights_are_taken_and_heads_must_agree(tmp_path):
-    spec = spec_of()
-    weights = tmp_path / "dit.safetensors"
-    save_tensors(scrambled(build_generator(spec)).state_dict(), weights)
-    spec = replace(spec, train=TrainSpec(published="dit", weights=str(weights)))
-    take_published(spec, tmp_path)
-    assert torch.equal(load_file(tmp_path / "ema.safetensors")["positions"], load_file(weights)["positions"])
-    weights.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": 2}}))
-    with pytest.raises(UserError, match=r"have 2 attention heads, and model.num_heads is 4"):
-        take_published(spec, tmp_path)
-
-
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_flops_are_those_of_all_steps(sampler, scale):
-    spec = spec_of()
-    spec = replace(spec, sampling=replace(spec.sampling, sampler=sampler, guidance_scale=scale))
-    labels = torch.zeros(1, dtype=torch.int64, device=META)
-    whole = count_flops(lambda: generate(on_meta(spec).eval(), labels, spec.sampling, NoiseSource(0, [0])))
-    assert sampling_flops(spec) == pytest.approx(whole, rel=0.05)
-    assert training_flops(spec) == pytest.approx(3 * whole / 4 / (1 if scale == 1 else 2), rel=0.15)
+def test_flops_are_those_of_all_steps(sampler, scale, row):
+    """Exactly, but that the embedding of a timestep, here of one image, serves both halves of guidance."""
+    spec = replace(row, sampling=replace(row.sampling, sampler=sampler, guidance_scale=scale))
+    model, labels = on_meta(spec).eval(), torch.zeros(1, dtype=torch.int64, device=META)
+    parts: list[str] = []
+    clock = lambda part: parts.append(part) or nullcontext()  # noqa: E731
+    counted = count_flops(lambda: generate(model, labels, spec.sampling, NoiseSource(0, [0]), clock))
+    assert parts == ["backbone"] * 4
+    shared = 4 * sum(2 * layer.weight.numel() for layer in (model.time_mlp[0], model.time_mlp[2])) * (scale != 1)
+    assert sampling_flops(spec) == counted + shared
+    forward = count_flops(lambda: model(meta_tokens(spec.space), labels, NoiseSource(0, [0]), 0))
+    assert training_flops(spec) == 3 * forward
+
+
+def test_published_flops_of_xl():
+    """118.64 billion multiply-adds (DiT, table 1), each of which is two operations here."""
+    spec = RunSpec(tokenizer=SDKLTokenizer(group=1), model=DiTModel(), sampling=SamplingSpec(num_diffusion_steps=250))
+    assert sampling_flops(spec) / 250 == pytest.approx(2 * 118.64e9, rel=1e-3)

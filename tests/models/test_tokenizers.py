@@ -45,53 +45,34 @@ diffusers = pytest.importorskip("diffusers", reason="the paper's tokenizers are 
 IMAGES = ImageFolderData(image_size=32, num_classes=2)
 
 
-def small_net(spec) -> torch.nn.Module:
-    """The same classes of diffusers with a few channels; the strides are the true ones."""
-    four, five = (32,) * 4, (32,) * 5
-    if spec.kind == "ldm_vq":
-        return diffusers.VQModel(
-            block_out_channels=five, layers_per_block=1, latent_channels=spec.code_dim, num_vq_embeddings=64,
-            vq_embed_dim=spec.code_dim, down_block_types=["DownEncoderBlock2D"] * 5,
-            up_block_types=["UpDecoderBlock2D"] * 5,
-        )  # fmt: skip
-    if spec.kind == "consistency":
-        return diffusers.ConsistencyDecoderVAE(
-            encoder_block_out_channels=four, encoder_layers_per_block=1, decoder_block_out_channels=four,
-            decoder_layers_per_block=1,
-        )  # fmt: skip
-    stages = five if spec.kind == "ldm_kl" else four
-    return diffusers.AutoencoderKL(
-        block_out_channels=stages, layers_per_block=1, latent_channels=spec.latent_dim,
-        down_block_types=["DownEncoderBlock2D"] * len(stages), up_block_types=["UpDecoderBlock2D"] * len(stages),
-    )  # fmt: skip
-
-
 @pytest.fixture
 def spec_with_file(tmp_path, monkeypatch):
-    """A spec of a published tokenizer whose small network has its weights in a file."""
-    monkeypatch.setattr(published, "net_of", small_net)
+    """A spec of a published tokenizer whose small network has its weights in a file; the strides are the true ones."""
+    net_of, few = published.net_of, {"encoder_layers_per_block": 1, "decoder_layers_per_block": 1}
+    few |= {"encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4}
+
+    def small(spec) -> torch.nn.Module:
+        return diffusers.ConsistencyDecoderVAE(**few) if spec.kind == "consistency" else net_of(spec)
+
+    monkeypatch.setattr(published, "WIDTHS", {"sd_kl": (32,) * 4, "ldm_kl": (32,) * 5, "ldm_vq": (32,) * 5})
+    monkeypatch.setattr(published, "net_of", small)
 
     def make(part, data=IMAGES) -> RunSpec:
         torch.manual_seed(0)
         file = tmp_path / f"{part.kind}.safetensors"
-        save_file(small_net(part).state_dict(), file)
+        save_file(small(part).state_dict(), file)
         return RunSpec(data=data, tokenizer=replace(part, weights=str(file)))
 
     return make
 
 
-PUBLISHED = [
-    LDMKLTokenizer(),
-    LDMVQTokenizer(),
-    LDMVQTokenizer(output="latents", scale=0.5),
-    SDKLTokenizer(),
-    ConsistencyTokenizer(),
-]
+PUBLISHED = [LDMKLTokenizer(), LDMVQTokenizer(), LDMVQTokenizer(output="latents", scale=0.5), SDKLTokenizer()]
+PUBLISHED.append(ConsistencyTokenizer())
 TRAINED = [
     shrunk(KLTokenizer),
+    shrunk(KLTokenizer, group=2),
     shrunk(VQTokenizer),
     shrunk(VQTokenizer, output="latents"),
-    shrunk(KLTokenizer, group=2),
 ]
 names = lambda part: f"{part.kind}-{getattr(part, 'output', '')}-{part.group}"  # noqa: E731
 
@@ -169,6 +150,8 @@ def test_grouping_is_the_official_patchify_and_can_be_undone(group):
 def test_invalid_groups_are_refused(part, message):
     with pytest.raises(UserError, match=message):
         finish(RunSpec(tokenizer=part, model=replace(RunSpec().model, head=CrossEntropyHead())))
+    with pytest.raises(UserError, match="data.channels 1 must be 3"):
+        finish(RunSpec(data=ImageFolderData(channels=1), tokenizer=LDMKLTokenizer()))
 
 
 def test_grouping_shares_the_tokenizer_and_not_the_latents():
@@ -208,16 +191,12 @@ def test_codes_and_latents_are_of_one_tokenizer(tmp_path):
     assert torch.allclose(tokenizer.decode(noisy), decoded[1], atol=1e-5), "a small error is quantised away"
 
 
-def test_latents_of_a_tokenizer_trained_here_have_unit_scale(tmp_path):
+def test_latents_of_a_tokenizer_trained_here_have_unit_scale_and_older_files_are_refused(tmp_path):
     run, places = trained(shrunk(VQTokenizer, output="latents"), tmp_path)
     tokenizer = load_tokenizer(run, places, torch.device("cpu"))
     tokens = tokenizer.encode(to_unit(load_data(run.spec.data).train.get(range(1000)))).flatten(0, 1)
     assert torch.allclose(tokens.mean(0), torch.zeros(3), atol=0.1)
     assert torch.allclose(tokens.std(0), torch.ones(3), atol=0.1)
-
-
-def test_a_tokenizer_of_another_version_says_what_to_do(tmp_path):
-    run, places = trained(shrunk(VQTokenizer), tmp_path)
     file = places.folder("tokenizer", run.ids["tokenizer_id"]) / "tokenizer.safetensors"
     save_file({k: v for k, v in load_file(file).items() if k != "scale"}, file)
     with pytest.raises(UserError, match="another version; delete its folder"):
@@ -302,19 +281,11 @@ def test_pixels_round_trip_exactly():
 
 def test_weights_of_another_tokenizer_are_refused(spec_with_file, tmp_path):
     right = spec_with_file(LDMKLTokenizer())
+    with pytest.raises(RuntimeError, match="scale"):
+        build_tokenizer(right).load_fitted({})
     wrong = replace(right, tokenizer=replace(SDKLTokenizer(), weights=right.tokenizer.weights))
     with pytest.raises(UserError, match="not the weights of sd-vae-ft-ema"):
         build_tokenizer(wrong)
     (tmp_path / "page.safetensors").write_text(json.dumps({"<html>": 1}))
     with pytest.raises(UserError, match="not the weights of kl-f16"):
         build_tokenizer(replace(right, tokenizer=replace(right.tokenizer, weights=str(tmp_path / "page.safetensors"))))
-
-
-def test_published_tokenizers_need_rgb_images():
-    with pytest.raises(UserError, match="data.channels 1 must be 3"):
-        finish(RunSpec(data=ImageFolderData(channels=1), tokenizer=LDMKLTokenizer()))
-
-
-def test_fitted_state_without_a_scale_is_a_runtime_error(spec_with_file):
-    with pytest.raises(RuntimeError, match="scale"):
-        build_tokenizer(spec_with_file(LDMKLTokenizer())).load_fitted({})

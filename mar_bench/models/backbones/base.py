@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module, ABC):
-    """Known tokens (B, k[, D]), labels (B,) and an order (B, L) -> condition z for positions of the order.
-
-    The label -1 stands for "no class"."""
+    """Known tokens (B, k[, D]), labels (B,), -1 for "no class", and an order (B, L) -> z for positions of the order."""
 
     dim: int  # E, the width of z
 

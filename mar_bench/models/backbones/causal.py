@@ -2,8 +2,7 @@
 
 Paper, section 3.3 and appendix B. [ours], where they leave it open: as many class tokens in front as in the masked
 backbone, and the first token is predicted at the last of them, so that both backbones match in parameters and FLOPs.
-In random order an input must know which position it predicts, so the embedding of the target's position is added.
-"""
+In random order an input must know which position it predicts, so the embedding of the target's position is added."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mar_bench.config.spec import CausalBackbone, TokenSpace, num_tokens
 from mar_bench.models.backbones.base import Backbone
-from mar_bench.models.backbones.layers import Block, ClassEmbedding, KVCache, initialise, token_embedding
+from mar_bench.models.backbones.layers import ClassEmbedding, KVCache, blocks_of, initialise, token_embedding
 from mar_bench.models.orders import gather
 
 
@@ -29,9 +28,7 @@ class CausalDecoder(Backbone):
         self.positions = nn.Parameter(torch.empty(1, front + length, dim))
         self.target_positions = nn.Parameter(torch.empty(1, length, dim))
         self.input_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(spec.depth)
-        )
+        self.blocks = blocks_of(spec, spec.depth)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head_positions = nn.Parameter(torch.empty(1, length, dim))
         initialise(self, spec.init_std)
@@ -47,11 +44,11 @@ class CausalDecoder(Backbone):
         """Class tokens and the k known tokens (B, C + k, E), with embeddings of own and target position.
 
         The last class token predicts order[:, 0]; token i predicts order[:, i + 1]."""
-        batch, k = known.shape[:2]
-        own = gather(self.positions.expand(batch, -1, -1), order[:, :k] + self.num_class_tokens)
+        k = known.shape[1]
+        own = gather(self.positions, order[:, :k] + self.num_class_tokens)
         front = self.class_embedding(labels)[:, None] + self.positions[:, : self.num_class_tokens]
         x = torch.cat([front, self.token_embedding(known) + own], dim=1)
-        targets = gather(self.target_positions.expand(batch, -1, -1), order[:, : k + 1])
+        targets = gather(self.target_positions, order[:, : k + 1])
         return self.input_norm(x + F.pad(targets, (0, 0, self.num_class_tokens - 1, 0)))
 
     def _run(self, x: Tensor, cache: list[KVCache] | None, targets: Tensor) -> Tensor:
@@ -59,7 +56,7 @@ class CausalDecoder(Backbone):
         for i, block in enumerate(self.blocks):
             x = block(x, causal=True, cache=cache[i] if cache is not None else None)
         x = self.norm(x[:, -targets.shape[1] :])
-        return x + gather(self.head_positions.expand(x.shape[0], -1, -1), targets)
+        return x + gather(self.head_positions, targets)
 
     def predict(
         self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: list[KVCache] | None = None

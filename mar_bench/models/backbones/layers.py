@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from mar_bench.config.spec import Discrete, TokenSpace
+from mar_bench.config.spec import CausalBackbone, Discrete, MaskedBackbone, TokenSpace
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -18,21 +18,13 @@ class KVCache:
     keys: Tensor | None = None
     values: Tensor | None = None
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is not None and self.values is not None:
-            keys = torch.cat([self.keys, keys], dim=2)
-            values = torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
-
 
 class Attention(nn.Module):
     """Multi-head self-attention; with ``causal`` an input sees only itself and earlier ones."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
+        self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
@@ -43,7 +35,9 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)
         attend = None
         if cache is not None:
-            k, v = cache.append(k, v)
+            if cache.keys is not None and cache.values is not None:
+                k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+            cache.keys, cache.values = k, v
             if causal and length > 1:
                 past = k.shape[2] - length
                 attend = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(diagonal=past)
@@ -67,6 +61,12 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def blocks_of(spec: MaskedBackbone | CausalBackbone, depth: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        Block(spec.dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(depth)
+    )
+
+
 class ClassEmbedding(nn.Module):
     """Labels (B,) -> (B, E); the label -1, "no class", has its own embedding."""
 
@@ -81,9 +81,7 @@ class ClassEmbedding(nn.Module):
 
 def token_embedding(space: TokenSpace, dim: int) -> nn.Module:
     """Tokens -> (B, n, E): a lookup table for codes, a linear layer for vectors."""
-    if isinstance(space, Discrete):
-        return nn.Embedding(space.vocab_size, dim)
-    return nn.Linear(space.dim, dim)
+    return nn.Embedding(space.vocab_size, dim) if isinstance(space, Discrete) else nn.Linear(space.dim, dim)
 
 
 def initialise(module: nn.Module, init_std: float) -> None:

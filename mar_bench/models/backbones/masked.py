@@ -1,8 +1,7 @@
 """The masked backbone: an MAE-style encoder of the known tokens and a decoder of all positions.
 
 Paper, section 3.4 and appendix B. Embeddings are arranged as in the official code: class tokens in front, learned
-positions in the encoder, in the decoder, and again before the head.
-"""
+positions in the encoder, in the decoder, and again before the head."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mar_bench.config.spec import MaskedBackbone, TokenSpace, num_tokens
 from mar_bench.models.backbones.base import Backbone
-from mar_bench.models.backbones.layers import Block, ClassEmbedding, initialise, token_embedding
+from mar_bench.models.backbones.layers import ClassEmbedding, blocks_of, initialise, token_embedding
 from mar_bench.models.orders import gather
 from mar_bench.models.schedules import mask_ratio
 
@@ -25,22 +24,16 @@ class MaskedEncoderDecoder(Backbone):
         super().__init__()
         length, dim, front = num_tokens(space), spec.dim, spec.num_class_tokens
         self.masking, self.num_class_tokens, self.dim = spec.masking, front, dim
-
-        def blocks(depth: int) -> nn.ModuleList:
-            make = (Block(dim, spec.num_heads, spec.mlp_ratio, spec.activation, spec.dropout) for _ in range(depth))
-            return nn.ModuleList(make)
-
         self.class_embedding = ClassEmbedding(num_classes, dim)
         self.token_embedding = token_embedding(space, dim)
         self.encoder_positions = nn.Parameter(torch.empty(1, front + length, dim))
         self.input_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.encoder_blocks = blocks(spec.encoder_depth)
+        self.encoder_blocks = blocks_of(spec, spec.encoder_depth)
         self.encoder_norm = nn.LayerNorm(dim, eps=1e-6)
-
         self.decoder_embedding = nn.Linear(dim, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.decoder_positions = nn.Parameter(torch.empty(1, front + length, dim))
-        self.decoder_blocks = blocks(spec.decoder_depth)
+        self.decoder_blocks = blocks_of(spec, spec.decoder_depth)
         self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
         self.head_positions = nn.Parameter(torch.empty(1, length, dim))
         initialise(self, spec.init_std)
@@ -54,7 +47,7 @@ class MaskedEncoderDecoder(Backbone):
 
     def encode(self, known: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
         """Known tokens (B, k[, D]) at positions (B, k) -> (B, C + k, E), C class tokens first."""
-        x = self.token_embedding(known) + self._at(self.encoder_positions, positions)
+        x = self.token_embedding(known) + gather(self.encoder_positions, positions + self.num_class_tokens)
         front = self.class_embedding(labels)[:, None] + self.encoder_positions[:, : self.num_class_tokens]
         x = self.input_norm(torch.cat([front, x], dim=1))
         for block in self.encoder_blocks:
@@ -67,16 +60,12 @@ class MaskedEncoderDecoder(Backbone):
         masks = self.mask_token.expand(order.shape[0], order.shape[1] - known, -1)
         x = torch.cat([self.decoder_embedding(encoded), masks], dim=1)  # class tokens, then the order
         front = self.decoder_positions[:, : self.num_class_tokens].expand(order.shape[0], -1, -1)
-        x = x + torch.cat([front, self._at(self.decoder_positions, order)], dim=1)
+        x = x + torch.cat([front, gather(self.decoder_positions, order + self.num_class_tokens)], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
         asked = slice(self.num_class_tokens + known, self.num_class_tokens + known + n)
         x = self.decoder_norm(x[:, asked])
-        return x + gather(self.head_positions.expand(order.shape[0], -1, -1), order[:, known : known + n])
-
-    def _at(self, table: Tensor, positions: Tensor) -> Tensor:
-        """Rows of a position table (1, C + L, E) at token positions (B, n)."""
-        return gather(table.expand(positions.shape[0], -1, -1), positions + self.num_class_tokens)
+        return x + gather(self.head_positions, order[:, known : known + n])
 
     def predict(self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: None = None) -> Tensor:
         return self.decode(self.encode(known, labels, order[:, : known.shape[1]]), order, n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,8 @@ from mar_bench.utils.noise import NoiseSource
 class Head(nn.Module, ABC):
     """Models p(token | z) for one token, given its condition z from the backbone.
 
-    Built from ``(spec, space, dim)``: the head's spec, the token space and the width E of z. Heads draw no random
-    numbers themselves: ``draw_training`` and ``draw_sampling`` ask a NoiseSource for them, and what they return is
-    passed to ``loss`` and ``sample``."""
+    Built from ``(spec, space, dim)``, dim being the width E of z. All random numbers come from ``draw_training`` and
+    ``draw_sampling``. A head implements ``predict``, or ``sample`` if guidance acts elsewhere."""
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """The random numbers of a training step by name, each (B, L, ...); none by default."""
@@ -31,13 +29,24 @@ class Head(nn.Module, ABC):
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """The random numbers for n tokens per image in AR step ``step``; the first dimension is B."""
 
-    @abstractmethod
+    def predict(self, z: Tensor, drawn: Tensor, sampling: SamplingSpec) -> Tensor:
+        """z (B, n, E) -> the tokens (B, n, D) before guidance."""
+        raise NotImplementedError
+
+    def predict_guided(
+        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float, z_uncond: Tensor | None
+    ) -> Tensor:
+        """``predict``, guided if there is a ``z_uncond``; both halves use the same draws."""
+        conditional = self.predict(z, drawn, sampling)
+        return conditional if z_uncond is None else guided(conditional, self.predict(z_uncond, drawn, sampling), scale)
+
     def sample(
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
     ) -> Tensor:
         """z (B, n, E) -> tokens (B, n[, D]), a function of ``drawn``.
 
         With ``z_uncond`` (B, n, E), the condition without class, guided by ``scale``; both use the same draws."""
+        return self.predict_guided(z, drawn, sampling, scale, z_uncond)
 
     def sample_with_log_probability(
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
@@ -53,8 +62,3 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: i
     cond, uncond = conditional[..., :channels], unconditional[..., :channels]
     mixed = uncond + scale * (cond - uncond)
     return mixed if channels is None else torch.cat([mixed, conditional[..., channels:]], dim=-1)
-
-
-def predict_guided(predict: Callable[[Tensor], Tensor], z: Tensor, z_uncond: Tensor | None, scale: float) -> Tensor:
-    """``predict(z)``, guided if there is a ``z_uncond``."""
-    return predict(z) if z_uncond is None else guided(predict(z), predict(z_uncond), scale)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mar_bench.config.spec import Continuous, EnergyHead, SamplingSpec
-from mar_bench.models.heads.base import Head, predict_guided
+from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import AdaLNMLP
 from mar_bench.utils.noise import NoiseSource
 
@@ -19,9 +19,9 @@ from mar_bench.utils.noise import NoiseSource
 def energy_score(samples: Tensor, target: Tensor) -> Tensor:
     """Samples (..., S, D) of a distribution, S >= 2, and an observation (..., D) -> energy score (...), exponent 1.
 
-    mean_i |x_i - y| - 1/2 mean_{i != j} |x_i - x_j|, Euclidean: an unbiased estimate of E|X - y| - 1/2 E|X - X'|,
-    which is strictly proper: its expectation over y is minimal only for the true distribution (Gneiting and Raftery,
-    2007). EAR's loss with two samples is twice this."""
+    mean_i |x_i - y| - 1/2 mean_{i != j} |x_i - x_j|, Euclidean: an unbiased estimate of a strictly proper score, whose
+    expectation is minimal only for the true distribution (Gneiting and Raftery, 2007). EAR's loss with two samples is
+    twice this."""
     # torch's norm has gradient 0 at 0 (two equal samples, or a sample equal to the target) instead of 0 / 0
     near = torch.linalg.vector_norm(samples - target[..., None, :], dim=-1).mean(-1)
     i, j = torch.triu_indices(samples.shape[-2], samples.shape[-2], 1, device=samples.device)  # each pair once
@@ -35,9 +35,8 @@ class Energy(Head):
     def __init__(self, spec: EnergyHead, space: Continuous, dim: int):
         super().__init__()
         self.spec = spec
-        # Modulation and output do not start at zero: all samples of a token would be equal, and nothing would drive
-        # them apart until the weights have moved.
-        self.net = AdaLNMLP(dim, space.dim, spec.noise_dim, spec.width, spec.depth, timed=False, zero_start=False)
+        # Starting at zero, all samples of a token would be equal until the weights have moved.
+        self.net = AdaLNMLP(dim, space.dim, spec.noise_dim, spec.width, spec.depth, denoises=False)
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """The noise of S = samples_per_token samples per token, (B, L, S, noise_dim)."""
@@ -46,20 +45,12 @@ class Energy(Head):
     def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """z (B, n, E), tokens (B, n, D), noise (B, n, S, noise_dim) -> energy score (B, n), in token units."""
         noise = drawn["noise"]
-        z = z[:, :, None].expand(*noise.shape[:3], -1)
-        return energy_score(self._tokens(z, noise), target)
+        return energy_score(self.net(z[:, :, None].expand(*noise.shape[:3], -1), None, noise).float(), target)
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """The noise of each token, (B, n, noise_dim)."""
         return noise.normal("sample", step, (n, self.spec.noise_dim))
 
-    def sample(
-        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, z: Tensor, drawn: Tensor, sampling: SamplingSpec) -> Tensor:
         """z (B, n, E) -> tokens (B, n, D) in one pass."""
-        noise = sampling.temperature * drawn
-        return predict_guided(lambda condition: self._tokens(condition, noise), z, z_uncond, scale)
-
-    def _tokens(self, z: Tensor, noise: Tensor) -> Tensor:
-        """z (..., E), noise (..., noise_dim) -> tokens (..., D) in float32."""
-        return self.net(z, None, noise).float()
+        return self.net(z, None, sampling.temperature * drawn).float()

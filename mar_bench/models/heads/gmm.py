@@ -38,20 +38,10 @@ class Mixture(NamedTuple):
         mean, scale = (torch.take_along_dim(part, component, -2)[..., 0, :] for part in (self.means, self.scales))
         return mean + scale * normals[..., 1:]
 
-    def for_candidates(self) -> Mixture:
-        """The same mixture, broadcast over a new axis of candidates: (B, n, 1, ...)."""
-        return Mixture(*(part[:, :, None] for part in self))
-
 
 def as_uniform(normal: Tensor) -> Tensor:
     """The standard normal cdf, kept below 1 in float32."""
     return torch.special.ndtr(normal).clamp(max=1 - 2**-24)
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """Autocast disabled, on devices that have it (meta does not)."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 def squareplus(x: Tensor) -> Tensor:
@@ -70,53 +60,48 @@ class GaussianMixture(Head):
         self.output = nn.Linear(dim, sum(self.sizes))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        # With all zeros (GIVT) the components would be equal, get equal gradients and stay equal: a single Gaussian.
-        # So their means start apart.
+        # With all zeros (GIVT) the components would stay equal: a single Gaussian. So their means start apart.
         with torch.no_grad():
-            nn.init.normal_(self.output.bias[self.components : self.components + each], std=INITIAL_SPREAD)
+            nn.init.normal_(self.output.bias.split(self.sizes)[1], std=INITIAL_SPREAD)
 
     def mixture(self, z: Tensor, temperature: float = 1.0) -> Mixture:
         """z (..., E) -> the distribution of the token, in float32."""
-        with _full_precision(z.device):  # a likelihood with scales down to 1e-6 needs it
+        device = z.device.type  # meta has no autocast
+        autocast = torch.amp.is_autocast_available(device)
+        # a likelihood with scales down to 1e-6 needs full precision
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             logits, means, scales = self.output(z.float()).split(self.sizes, dim=-1)
         means, scales = (part.unflatten(-1, (self.components, self.token_dim)) for part in (means, scales))
         return Mixture(logits.log_softmax(-1), means, temperature * squareplus(scales).clamp(min=SMALLEST_SCALE))
 
     def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """z (B, n, E), tokens (B, n, D) -> negative log-likelihood of the token (B, n) in nats, summed over D.
-
-        A density can be above 1, so the loss can be below 0."""
+        """z (B, n, E), tokens (B, n, D) -> negative log-likelihood (B, n) in nats, summed over D; can be below 0."""
         return -self.mixture(z).log_density(target)
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
-        """One block of normals per image, (B, 1, n, 1 + D), or (B, R + 1, n, 1 + D) under guidance.
-
-        Row 0 draws the same token with and without guidance; rows 1 to R - 1 draw the other candidates, and the first
-        number of row R picks one of them all."""
-        size = 1 + self.token_dim
-        own = noise.normal("sample", step, (1, n, size))
+        """Normals (B, 1, n, 1 + D), or (B, R + 1, n, 1 + D) under guidance: row 0 draws the token without guidance,
+        rows 1 to R - 1 the other candidates, and the first number of row R picks one of them all."""
+        own = noise.normal("sample", step, (1, n, 1 + self.token_dim))
         if sampling.guidance_scale == 1:
             return own
-        return torch.cat([own, noise.normal("candidates", step, (CANDIDATES, n, size))], dim=1)
+        return torch.cat([own, noise.normal("candidates", step, (CANDIDATES, n, 1 + self.token_dim))], dim=1)
 
     def sample(
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
     ) -> Tensor:
         """z (B, n, E) -> tokens (B, n, D); under guidance approximately from p_u (p_c / p_u)^w (GIVT), where p_c and
-        p_u are the two mixtures at the given temperature.
+        p_u are the two mixtures at the given temperature. Memory: all candidates' densities, (B, n, R, k, D).
 
-        GIVT uses rejection sampling; here the number of draws is fixed: one of R tokens from p_c is picked with odds
-        (p_c / p_u)^(w - 1) (sampling-importance-resampling). So tokens stay within the range of R draws from p_c, even
-        where the guided density is not normalisable (p_u narrower than p_c).
-        Memory: the densities of all candidates, (B, n, R, k, D)."""
+        GIVT uses rejection sampling; here one of R tokens from p_c is picked with odds (p_c / p_u)^(w - 1)
+        (sampling-importance-resampling), which stays in range even where the guided density is not normalisable."""
         rows = drawn.transpose(1, 2)  # (B, n, 1 or R + 1, 1 + D)
-        conditional = self.mixture(z, sampling.temperature)
-        if z_uncond is None or scale == 1:
-            return conditional.draw(rows[:, :, 0])
-        unconditional = self.mixture(z_uncond, sampling.temperature)
-        if scale == 0:  # a mixture again: nothing to resample
-            return unconditional.draw(rows[:, :, 0])
-        conditional, unconditional = conditional.for_candidates(), unconditional.for_candidates()
+        if z_uncond is None or scale in (0, 1):  # a mixture again: nothing to resample
+            z = z_uncond if z_uncond is not None and scale == 0 else z
+            return self.mixture(z, sampling.temperature).draw(rows[:, :, 0])
+        conditional, unconditional = (
+            Mixture(*(part[:, :, None] for part in self.mixture(condition, sampling.temperature)))
+            for condition in (z, z_uncond)
+        )  # each (B, n, 1, ...)
         candidates = conditional.draw(rows[:, :, :-1])  # (B, n, R, D)
         ratio = conditional.log_density(candidates) - unconditional.log_density(candidates)  # (B, n, R)
         chosen = _resample((scale - 1) * ratio, as_uniform(rows[:, :, -1, 0]))
@@ -126,8 +111,8 @@ class GaussianMixture(Head):
 def _resample(log_odds: Tensor, u: Tensor) -> Tensor:
     """Log odds (B, n, R), uniforms (B, n) -> index of the candidate (B, n), by inverting the cumulative odds.
 
-    The candidates are listed so that candidate 0 is the one that even odds would pick at u: the closer w is to 1, the
-    more often the token equals the unguided one. Any order is valid, as u is independent of the candidates."""
+    The list starts such that even odds pick candidate 0: the closer w is to 1, the more often the token equals the
+    unguided one. Any order is valid, as u is independent of the candidates."""
     count = log_odds.shape[-1]
     place = (u * count).long()[..., None]
     listing = (torch.arange(count, device=u.device) - place) % count  # (B, n, R)

@@ -1,10 +1,9 @@
-"""Parts shared by heads: the AdaLN-conditioned MLP (paper, section 3.2, appendix A) and drawing from weights."""
+"""Parts shared by heads and the DiT: AdaLN, the MLP that it conditions (paper, appendix A), drawing from weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +14,42 @@ from mar_bench.models.heads.base import guided
 FREQUENCIES = 256  # size of the sinusoidal timestep embedding
 
 
+def angles(positions: Tensor, count: int) -> Tensor:
+    """Positions (N,) -> (N, count), at frequencies that decrease geometrically from 1 towards 1/10000."""
+    steps = torch.arange(count, device=positions.device, dtype=positions.dtype)
+    return positions[:, None] * torch.exp(-math.log(10_000) / count * steps)
+
+
 def timestep_embedding(t: Tensor) -> Tensor:
     """Timesteps (N,), up to about 1000 -> sinusoids (N, 256), cosines first."""
-    half = FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = t[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    waves = angles(t.float(), FREQUENCIES // 2)
+    return torch.cat([waves.cos(), waves.sin()], dim=-1)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """AdaLN of normalised x (..., E) by shift and scale, which broadcast to it."""
+    return x * (1 + scale) + shift
+
+
+def initialise(module: nn.Module, zero_start: bool) -> None:
+    """Xavier-uniform, normal for the embeddings of time and class (DiT's code). With ``zero_start`` every block starts
+    as the identity and the output at zero (AdaLN-Zero, DiT section 3.2), else modulations are normal."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        modulation = name.endswith("modulation.weight")
+        if zero_start and (modulation or name == "output.weight"):
+            nn.init.zeros_(parameter)
+        elif modulation or name in ("time_mlp.0.weight", "time_mlp.2.weight", "label_embedding.weight"):
+            nn.init.normal_(parameter, std=0.02)
 
 
 def invert(weights: Tensor, u: Tensor) -> Tensor:
     """Indices (...) drawn from weights (..., N) by inverting their cumulative sum at u (...) in [0, 1)."""
     cumulative = weights.cumsum(-1)
-    threshold = u[..., None] * cumulative[..., -1:]
-    return (cumulative <= threshold).sum(-1).clamp(max=weights.shape[-1] - 1)
+    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1).clamp(max=weights.shape[-1] - 1)
 
 
 class ResidualBlock(nn.Module):
@@ -41,26 +63,19 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        return x + gate * self.mlp(modulated(self.norm(x), shift, scale))
 
 
 class AdaLNMLP(nn.Module):
-    """Input (N, I), timestep (N,), condition (N, E) -> output (N, O); the timestep is None unless ``timed``.
+    """Input (N, I), timestep (N,), condition (N, E) -> output (N, O).
 
-    With ``zero_start`` every block starts as the identity and the output at zero (AdaLN-Zero, DiT section 3.2)."""
+    Unless it ``denoises``, the timestep is None, and blocks do not start as the identity."""
 
     def __init__(
-        self,
-        input_dim: int,
-        output_dim: int,
-        condition_dim: int,
-        width: int,
-        depth: int,
-        timed: bool = True,
-        zero_start: bool = True,
+        self, input_dim: int, output_dim: int, condition_dim: int, width: int, depth: int, denoises: bool = True
     ):
         super().__init__()
-        if timed:
+        if denoises:
             self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition_dim, width)
         self.input = nn.Linear(input_dim, width)
@@ -68,18 +83,7 @@ class AdaLNMLP(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, output_dim)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
-        start = nn.init.zeros_ if zero_start else partial(nn.init.normal_, std=0.02)
-        for name, parameter in self.named_parameters():
-            if name in ("time_mlp.0.weight", "time_mlp.2.weight"):
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("modulation.weight"):
-                start(parameter)
-        if zero_start:
-            nn.init.zeros_(self.output.weight)
+        initialise(self, zero_start=denoises)
 
     def forward(self, x: Tensor, t: Tensor | None, z: Tensor) -> Tensor:
         return self.conditioned(x, t, self.condition(z))
@@ -93,7 +97,7 @@ class AdaLNMLP(nn.Module):
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.final_modulation(c).chunk(2, dim=-1)
-        return self.output(self.final_norm(x) * (1 + scale) + shift)
+        return self.output(modulated(self.final_norm(x), shift, scale))
 
 
 def guided_network(

@@ -1,8 +1,7 @@
-"""The tokenizer contract and the small convolutional autoencoder that KL and VQ share."""
+"""The contract of a tokenizer."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mar_bench.config.spec import TokenSpace
@@ -10,23 +9,19 @@ from mar_bench.utils.noise import NoiseSource
 
 
 class Tokenizer(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] <-> tokens in ``space``; owns the shift and scale of the tokens.
-
-    ``stored(images)`` is what the latent cache keeps, a dict of tensors with B rows; ``tokens_of`` turns it into
-    training tokens, so that a stochastic encoder is sampled anew in each step."""
+    """Images (B, C, H, W) in [-1, 1] <-> tokens in ``space``; owns the shift and scale of the tokens."""
 
     space: TokenSpace
     stochastic = False  # whether tokens_of takes noise
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
-        """What the latent cache keeps of images: tensors (B, L[, D])."""
+        """Tensors (B, L[, D]) of images for the latent cache."""
         raise NotImplementedError
 
     @staticmethod
     def tokens_of(stored: dict[str, Tensor], noise: Tensor | None) -> Tensor:
-        """Tokens (B, L[, D]) of ``codes``, ``pixels``, ``latents``, or ``mean`` and ``std`` with ``noise`` (B, L, D).
-
-        Without noise the token is the mean."""
+        """Tokens (B, L[, D]) of ``codes``, ``pixels``, ``latents``, or ``mean`` and ``std`` with ``noise`` (B, L, D),
+        by which a stochastic encoder is sampled anew in each step. Without noise the token is the mean."""
         if "codes" in stored:
             return stored["codes"].long()
         if "pixels" in stored:
@@ -69,40 +64,3 @@ def grid_to_tokens(x: Tensor) -> Tensor:
 def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h w, D) -> (B, D, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, grid)
-
-
-class ResidualConv(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(hidden)))
-
-
-def encoder(channels: int, width: int, stride: int, out: int) -> nn.Sequential:
-    """(B, channels, H, W) -> (B, out, H / stride, W / stride), with a stride-2 convolution per halving."""
-    layers: list[nn.Module] = []
-    now = channels
-    for level in range(stride.bit_length() - 1):
-        wide = width * min(4, 2 ** (level + 1))
-        layers += [nn.Conv2d(now, wide, 4, stride=2, padding=1), nn.SiLU()]
-        now = wide
-    if not layers:
-        layers, now = [nn.Conv2d(channels, 2 * width, 3, padding=1)], 2 * width
-    return nn.Sequential(*layers, ResidualConv(now), nn.GroupNorm(8, now), nn.SiLU(), nn.Conv2d(now, out, 1))
-
-
-def decoder(channels: int, width: int, stride: int, dim: int) -> nn.Sequential:
-    """(B, dim, h, w) -> (B, channels, h stride, w stride), the mirror image of ``encoder``."""
-    levels = stride.bit_length() - 1
-    now = width * min(4, 2 ** max(1, levels))
-    layers: list[nn.Module] = [nn.Conv2d(dim, now, 3, padding=1), ResidualConv(now), nn.SiLU()]
-    for level in reversed(range(levels)):
-        wide = width * min(4, 2**level)
-        layers += [nn.ConvTranspose2d(now, wide, 4, stride=2, padding=1), nn.SiLU()]
-        now = wide
-    return nn.Sequential(*layers, nn.Conv2d(now, channels, 3, padding=1))

@@ -1,26 +1,39 @@
-"""Neighbouring latents joined into one token: 2 x 2 for KL-8 (paper, section 4.2), 4 x 4 pixels (appendix D.1)."""
+"""Tokenizers without weights of their own: raw pixels, and neighbouring latents joined into one token."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from mar_bench.config.spec import Continuous
-from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.config.spec import Continuous, DataSpec, PixelTokenizer, latent_space
+from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.noise import NoiseSource
 
 
-class Grouped(Tokenizer):
-    """Wraps a tokenizer of continuous latents; a token joins ``group`` x ``group`` of them.
+class Pixels(Tokenizer):
+    """Tokens are pixels in [-1, 1] (paper, appendix D.1); the latent cache keeps them as uint8."""
 
-    Within a token channels come first, then rows, then columns, as in the official code."""
+    def __init__(self, spec: PixelTokenizer, data: DataSpec):
+        super().__init__()
+        self.space = latent_space(spec, data)
+
+    def stored(self, images: Tensor) -> dict[str, Tensor]:
+        return {"pixels": grid_to_tokens(((images + 1) * 127.5).round().to(torch.uint8))}
+
+    def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
+        return tokens_to_grid(tokens, self.space.grid).clamp(-1, 1)
+
+
+class Grouped(Tokenizer):
+    """Joins ``group`` x ``group`` continuous latents of ``inner`` into one token: 2 x 2 for KL-8 (paper, section 4.2),
+    4 x 4 pixels (appendix D.1). Within a token channels come first, then rows, then columns (official code)."""
 
     space: Continuous
 
     def __init__(self, inner: Tokenizer, group: int):
         super().__init__()
         assert isinstance(inner.space, Continuous), "codes are not grouped"
-        self.inner, self.group, self.latent_dim = inner, group, inner.space.dim
-        self.stochastic = inner.stochastic
+        self.inner, self.group, self.latent_dim, self.stochastic = inner, group, inner.space.dim, inner.stochastic
         height, width = inner.space.grid
         self.space = Continuous(inner.space.dim * group**2, (height // group, width // group))
 

@@ -13,22 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mar_bench.config.spec import (
-    ConsistencyTokenizer,
-    DataSpec,
-    LDMKLTokenizer,
-    LDMVQTokenizer,
-    SDKLTokenizer,
-    latent_space,
-)
+from mar_bench.config import spec as specs
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 
-STAGES = (128, 128, 256, 256, 512)  # channels at each resolution of the f16 models
-LAST = len(STAGES) - 1
+WIDTHS: dict[str, tuple[int, ...]] = {"sd_kl": (128, 256, 512, 512)}  # channels at each resolution
+WIDTHS |= dict.fromkeys(("ldm_kl", "ldm_vq"), (128, 128, 256, 256, 512))
 CHUNK = 16  # images encoded together while the scale is measured
-PublishedSpec = LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer
+PublishedSpec = specs.LDMKLTokenizer | specs.LDMVQTokenizer | specs.SDKLTokenizer | specs.ConsistencyTokenizer
 
 
 def _diffusers():
@@ -42,68 +35,54 @@ def _diffusers():
 def net_of(spec: PublishedSpec) -> nn.Module:
     """The diffusers network of a published tokenizer, before its weights are loaded."""
     library = _diffusers()
-    f16 = {
-        "block_out_channels": STAGES,
-        "layers_per_block": 2,
-        "down_block_types": ["DownEncoderBlock2D"] * LAST + ["AttnDownEncoderBlock2D"],
-    }
-    if spec.kind == "ldm_kl":  # attention in the last encoder stage, none in the decoder (official code)
-        up = ["UpDecoderBlock2D"] * len(STAGES)
-        return library.AutoencoderKL(**f16, latent_channels=spec.latent_dim, up_block_types=up)
-    if spec.kind == "ldm_vq":
-        return library.VQModel(
-            **f16,
-            latent_channels=spec.code_dim,
-            num_vq_embeddings=spec.vocab_size,
-            vq_embed_dim=spec.code_dim,
-            up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * LAST,
-        )
-    if spec.kind == "sd_kl":
-        return library.AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=spec.latent_dim,
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-        )
-    return library.ConsistencyDecoderVAE()
-
-
-def load_weights(module: nn.Module, spec: PublishedSpec) -> nn.Module:
-    """Load the spec's weights, strictly; a module on the meta device is left as it is.
-
-    Raises UserError if the file is missing or does not fit."""
-    if next(module.parameters()).is_meta:
-        return module
-    if spec.weights is None or not Path(spec.weights).is_file():
-        raise UserError(
-            f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
-            f"written by mar-bench convert (found {spec.weights or 'none'})"
-        )
-    try:
-        module.load_state_dict(load_file(spec.weights), strict=True)
-    except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{spec.weights}: not the weights of {spec.name}: {reason}; see mar-bench convert") from None
-    return module.eval().requires_grad_(False)
+    if spec.kind == "consistency":
+        return library.ConsistencyDecoderVAE()
+    widths = WIDTHS[spec.kind]
+    down, up = ["DownEncoderBlock2D"] * len(widths), ["UpDecoderBlock2D"] * len(widths)
+    blocks = {"block_out_channels": widths, "layers_per_block": 2, "down_block_types": down, "up_block_types": up}
+    if spec.kind != "sd_kl":
+        down[-1] = "AttnDownEncoderBlock2D"  # KL-16 has none in the decoder (official code)
+    if spec.kind != "ldm_vq":
+        return library.AutoencoderKL(**blocks, latent_channels=spec.latent_dim)
+    up[0] = "AttnUpDecoderBlock2D"
+    dim = spec.code_dim
+    return library.VQModel(**blocks, latent_channels=dim, vq_embed_dim=dim, num_vq_embeddings=spec.vocab_size)
 
 
 class Published(Tokenizer):
-    """A diffusers network, one scale for all channels and no shift (official code)."""
+    """A diffusers network with the spec's weights (shapes only on the meta device), one scale for all channels and no
+    shift (official code). Raises UserError if the file is missing or does not fit."""
 
     scale: Tensor  # ()
     net: Any  # a diffusers model
 
-    def __init__(self, spec: PublishedSpec, data: DataSpec):
+    def __init__(self, spec: PublishedSpec, data: specs.DataSpec):
         super().__init__()
-        self.space = latent_space(spec, data)
-        self.net = load_weights(net_of(spec), spec)
+        self.space = specs.latent_space(spec, data)
+        self.net = net_of(spec)
         scale = getattr(spec, "scale", None)
         self.register_buffer("scale", torch.tensor(float("nan") if scale is None else scale))
+        if next(self.net.parameters()).is_meta:
+            return
+        if spec.weights is None or not Path(spec.weights).is_file():
+            raise UserError(
+                f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
+                f"written by mar-bench convert (found {spec.weights or 'none'})"
+            )
+        try:
+            self.net.load_state_dict(load_file(spec.weights), strict=True)
+        except (RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{spec.weights}: not the weights of {spec.name}: {reason}; see mar-bench convert"
+            ) from None
+        self.net.eval().requires_grad_(False)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw mean and std of the latent, each (B, L, D)."""
-        raise NotImplementedError
+        """Raw mean and std of the latent, each (B, L, D); a VQ-VAE's latent has no spread."""
+        found = self.net.encode(images)
+        mean = grid_to_tokens(found.latent_dist.mean if self.stochastic else found.latents)
+        return mean, grid_to_tokens(found.latent_dist.std) if self.stochastic else torch.zeros_like(mean)
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         mean, std = self._moments(images)
@@ -121,18 +100,13 @@ class Published(Tokenizer):
     def fit_scale(self, images: Tensor) -> None:
         """1 / std of the sampled latents of the training images, over all channels."""
         means, variances = zip(*((m, s.square()) for m, s in map(self._moments, images.split(CHUNK))))
-        mean = torch.cat(means)
-        self.scale.copy_((mean.var() + torch.cat(variances).mean()).rsqrt())
+        self.scale.copy_((torch.cat(means).var() + torch.cat(variances).mean()).rsqrt())
 
 
 class KLAutoencoder16(Published):
     """KL-16 of latent diffusion (16 channels, stride 16), or KL-8 of Stable Diffusion (4 channels, stride 8)."""
 
     stochastic = True
-
-    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        latent = self.net.encode(images).latent_dist
-        return grid_to_tokens(latent.mean), grid_to_tokens(latent.std)
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
@@ -141,14 +115,13 @@ class KLAutoencoder16(Published):
 class ConsistencyDecoder(KLAutoencoder16):
     """Stable Diffusion's latents, decoded in two denoising steps with noise that depends on the image index."""
 
-    def __init__(self, spec: ConsistencyTokenizer, data: DataSpec):
+    def __init__(self, spec: specs.ConsistencyTokenizer, data: specs.DataSpec):
         super().__init__(spec, data)
         self.seed = spec.decode_seed
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        indices = range(len(tokens)) if noise is None else noise.indices
-        draws = NoiseSource(self.seed, indices).integers("decode", 0, 2**63 - 1, ())
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in draws]
+        own = NoiseSource(self.seed, range(len(tokens)) if noise is None else noise.indices)
+        generators = [torch.Generator().manual_seed(int(s)) for s in own.integers("decode", 0, 2**63 - 1, ())]
         # diffusers applies the published scale itself
         latents = tokens_to_grid(tokens / self.scale, self.space.grid)
         return self.net.decode(latents, generator=generators).sample.clamp(-1, 1)
@@ -157,23 +130,15 @@ class ConsistencyDecoder(KLAutoencoder16):
 class VQAutoencoder16(Published):
     """VQ-16 of latent diffusion: 16,384 codes of 8 dimensions, or the latents before quantisation."""
 
-    def __init__(self, spec: LDMVQTokenizer, data: DataSpec):
-        super().__init__(spec, data)
-        self.codes = spec.output == "codes"
-
-    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        latents = grid_to_tokens(self.net.encode(images).latents)
-        return latents, torch.zeros_like(latents)
-
     def stored(self, images: Tensor) -> dict[str, Tensor]:
-        latents = self.net.encode(images).latents
-        if not self.codes:
-            return {"latents": grid_to_tokens(latents) * self.scale}
-        codes = self.net.quantize(latents)[2][2]
+        if not isinstance(self.space, specs.Discrete):
+            return {"latents": self._moments(images)[0] * self.scale}
+        codes = self.net.quantize(self.net.encode(images).latents)[2][2]
         return {"codes": codes.view(images.shape[0], -1).int()}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Latents are quantised first, as in the decoder's training."""
-        values = self.net.quantize.embedding(tokens) if self.codes else tokens / self.scale
+        codes = isinstance(self.space, specs.Discrete)
+        values = self.net.quantize.embedding(tokens) if codes else tokens / self.scale
         latents = tokens_to_grid(values, self.space.grid)
-        return self.net.decode(latents, force_not_quantize=self.codes).sample.clamp(-1, 1)
+        return self.net.decode(latents, force_not_quantize=codes).sample.clamp(-1, 1)

@@ -1,0 +1,109 @@
+"""Heads that denoise a token in several steps of a small MLP: diffusion and flow matching."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mar_bench.config.spec import Continuous, DiffusionHead, FlowHead, SamplingSpec
+from mar_bench.models.diffusion import sample, tables_on, training_loss
+from mar_bench.models.heads.base import Head
+from mar_bench.models.heads.layers import AdaLNMLP, guided_network
+from mar_bench.utils.noise import NoiseSource
+
+# The flow's times in [0, 1] are scaled to the range of diffusion timesteps before they are embedded: the fastest
+# sinusoid has a period of 2 pi, so over [0, 1] alone none would complete a sixth of a turn.
+TIME_SCALE = 1000.0
+
+
+class Diffusion(Head):
+    """Diffusion loss (paper, section 3.2, appendix A); guidance acts on the predicted noise.
+
+    Temperature multiplies the noise added in each step."""
+
+    def __init__(self, spec: DiffusionHead, space: Continuous, dim: int):
+        super().__init__()
+        self.spec, self.token_dim = spec, space.dim
+        # the output holds the noise and the raw variance, D values each
+        self.net = AdaLNMLP(space.dim, 2 * space.dim, dim, spec.width, spec.depth)
+
+    def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
+        """M = draws_per_token timesteps per token, (B, L, M), and their noise (B, L, M, D)."""
+        shape = (length, self.spec.draws_per_token)
+        t = noise.integers("timestep", step, self.spec.num_train_timesteps, shape)
+        return {"t": t, "eps": noise.normal("diffusion", step, (*shape, self.token_dim))}
+
+    def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """z (B, n, E), tokens (B, n, D), t (B, n, M), eps (B, n, M, D) -> hybrid loss (B, n), mean over M."""
+        t, eps = drawn["t"], drawn["eps"]
+        condition = self.net.condition(z)[:, :, None].expand(*t.shape, -1).flatten(0, 2)
+        loss = training_loss(
+            tables_on(z.device, self.spec.num_train_timesteps),
+            lambda xt, timestep: self.net.conditioned(xt, timestep, condition).float(),
+            target[:, :, None].expand_as(eps).flatten(0, 2),
+            t.flatten(),
+            eps.flatten(0, 2),
+        )
+        return loss.view(t.shape).mean(-1)
+
+    def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
+        """One block per image, (B, T + 1, n, D): row 0 is the start, row i the noise of denoising step i."""
+        assert sampling.num_diffusion_steps is not None
+        return noise.normal("sample", step, (sampling.num_diffusion_steps + 1, n, self.token_dim))
+
+    def sample(
+        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
+    ) -> Tensor:
+        """z (B, n, E) -> tokens (B, n, D) in T = num_diffusion_steps denoising steps."""
+        network = guided_network(self.net, z, z_uncond, scale, self.token_dim)
+        tokens = sample(
+            tables_on(z.device, self.spec.num_train_timesteps, sampling.num_diffusion_steps),
+            lambda xt, timestep: network(xt, timestep[:1]),  # all tokens are at the same timestep
+            drawn.permute(1, 0, 2, 3).flatten(1, 2),  # (T + 1, B n, D), image by image
+            sampling.temperature,
+            sampling.clamp_x0,
+        )
+        return tokens.view(*z.shape[:2], -1)
+
+
+class Flow(Head):
+    """Flow-matching loss (2210.02747); guidance acts on the velocity. Temperature multiplies the initial noise.
+
+    The path is that of rectified flow (2209.03003), a straight line: x_t = (1 - t) eps + t x with velocity x - eps, so
+    t = 0 is noise and t = 1 the token."""
+
+    def __init__(self, spec: FlowHead, space: Continuous, dim: int):
+        super().__init__()
+        self.spec, self.token_dim = spec, space.dim
+        self.net = AdaLNMLP(space.dim, space.dim, dim, spec.width, spec.depth)
+
+    def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
+        """M = draws_per_token uniform times per token, (B, L, M), and their noise (B, L, M, D)."""
+        shape = (length, self.spec.draws_per_token)
+        return {"t": noise.uniform("time", step, shape), "eps": noise.normal("flow", step, (*shape, self.token_dim))}
+
+    def loss(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """z (B, n, E), tokens (B, n, D), t (B, n, M), eps (B, n, M, D) -> squared error of the velocity (B, n), mean
+        over D and M."""
+        t, eps = drawn["t"], drawn["eps"]
+        x = target[:, :, None]  # (B, n, 1, D)
+        xt = (1 - t[..., None]) * eps + t[..., None] * x
+        condition = self.net.condition(z)[:, :, None].expand(*t.shape, -1)
+        velocity = self.net.conditioned(xt.flatten(0, 2), TIME_SCALE * t.flatten(), condition.flatten(0, 2)).float()
+        return (velocity.view_as(eps) - (x - eps)).square().mean((-1, -2))
+
+    def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
+        """The initial noise of each token, (B, n, D); the path from it is deterministic."""
+        return noise.normal("sample", step, (n, self.token_dim))
+
+    def sample(
+        self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
+    ) -> Tensor:
+        """z (B, n, E) -> tokens (B, n, D) in T = num_diffusion_steps equal Euler steps from t = 0 to 1, each with the
+        velocity at its start."""
+        steps = sampling.num_diffusion_steps
+        assert steps is not None
+        velocity = guided_network(self.net, z, z_uncond, scale)
+        x = sampling.temperature * drawn.flatten(0, 1)  # (B n, D)
+        for i in range(steps):
+            x = x + velocity(x, x.new_full((1,), TIME_SCALE * i / steps)) / steps
+        return x.view_as(drawn)
