@@ -121,16 +121,12 @@ def test_an_import_is_the_encoding_itself(group, world):
     assert torch.allclose(*drawn, rtol=1e-3, atol=1e-3 * drawn[0].std().item())
 
 
-def test_a_cache_that_lacks_images_is_refused(world):
-    (world.cache / "bee" / "b.png.npz").unlink()
-    with pytest.raises(UserError, match=r"cache/bee: 1 images of .*train/bee are not in it, the first is b\.png"):
-        world.made("found", world.spec())
-    assert len(world.made("less", world.spec(skip_bad=True)).labels) == 9
+def test_a_cache_is_imported_without_images(world):
     alone = world.made("alone", world.spec(root=False))
-    assert len(alone.labels) == 9 and alone.split(True, 500)[0] == {} and len(alone.heldout_labels) == 0
+    assert len(alone.labels) == 10 and alone.split(True, 500)[0] == {} and len(alone.heldout_labels) == 0
     about = json.loads((world.folder / "alone/manifest.json").read_text())
-    assert about["imported_from"] == "cache" and about["classes"] == ["ape", "bee"]
-    assert about["images"] == {"train": 9, "heldout": 0} and about["views"] == [[0, 0, False], [0, 0, True]]
+    assert about["imported_from"] == "cache"
+    assert about["images"] == {"train": 10, "heldout": 0} and about["views"] == [[0, 0, False], [0, 0, True]]
     assert about["tokenizer"]["scale"] == pytest.approx(0.2325)
 
 
@@ -149,7 +145,7 @@ SPOILT = {
     "pickle": ({"moments": np.array([{"a": 1}], dtype=object), "moments_flip": GOOD}, "allow_pickle"),
     "wrong shape": ({"moments": GOOD, "moments_flip": GOOD[..., :3]}, r"moments_flip is float32 \(6, 4, 3\)"),
     "wrong dtype": ({"moments": GOOD.astype(float), "moments_flip": GOOD}, "moments is float64"),
-    "not finite": ({"moments": GOOD, "moments_flip": GOOD * np.float32("nan")}, "not finite"),
+    "not finite": ({"moments": GOOD, "moments_flip": GOOD * np.float32("nan")}, "moments_flip .* finite"),
     "truncated": (None, "not a valid file"),
 }
 
@@ -166,9 +162,7 @@ def test_a_bad_file_is_named(kind, world):
 
 
 def test_a_tree_that_is_not_the_data_sets_is_an_error(world):
-    with pytest.raises(
-        UserError, match=r"cache: found 2 class folders but data\.num_classes is 3; expected <tokenizer\."
-    ):
+    with pytest.raises(UserError, match=r"cache: found 2 class folders but data\.num_classes is 3; expected .*\.npz"):
         world.made("a", world.spec(num_classes=3))
     with pytest.raises(UserError, match=r"official cache holds no shifted images; set data\.shift=0"):
         world.made("b", world.spec(shift=1))
@@ -180,5 +174,5 @@ def test_a_tree_that_is_not_the_data_sets_is_an_error(world):
         world.made("d", world.spec())
     for path in (world.cache / "wasp").iterdir():
         path.rename(path.with_suffix(".npy"))
-    with pytest.raises(UserError, match=r"wasp: no \.npz file in it"):
+    with pytest.raises(UserError, match=r"wasp: no image in it \(\.npz\)"):
         world.made("e", world.spec())
