@@ -212,7 +212,7 @@ class QuartersAndLogits(Quarters):
 
 
 def plugged(monkeypatch, what, name: str) -> PluginExtractor:
-    point = SimpleNamespace(load=lambda: what, value="package:attribute")
+    point = SimpleNamespace(load=lambda: what)
     monkeypatch.setattr(module, "plugins", lambda: {name: point})
     return PluginExtractor(name=name)
 
@@ -268,9 +268,9 @@ def fails(*_):
 @pytest.mark.parametrize(
     ("maker", "words"),
     [
-        (fails, ("'broken' (package:attribute)", "RuntimeError: no such device")),
-        (lambda weights: "text", ("'broken'", "not a torch module")),
-        (network_with(fails), ("Made", "uint8 images", "RuntimeError: no such device")),
+        (fails, ("RuntimeError: no such device",)),
+        (lambda weights: "text", ("not a torch module",)),
+        (network_with(fails), ("RuntimeError: no such device",)),
         (network_with(lambda _, x: x), ("features (B, F)",)),
         (network_with(lambda _, x: (x.flatten(1),) * 3), ("features (B, F)",)),
         (network_with(lambda _, x: (x.flatten(1), None)), ("features (B, F)",)),
@@ -278,7 +278,7 @@ def fails(*_):
 )
 def test_a_plugin_that_breaks_the_contract_is_refused(maker, words, monkeypatch):
     spec = plugged(monkeypatch, maker, "broken")
-    assert says(refusal(FeatureSpace, spec, None, None, CPU), *words)
+    assert says(refusal(FeatureSpace, spec, None, None, CPU), "'broken'", *words)
 
 
 def test_an_unknown_plugin_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from mar_bench.config.spec import MetricsSpec
+from mar_bench.metrics import functions
 from mar_bench.metrics import score as module
 from mar_bench.metrics.functions import copied, frechet_distance, precision_recall, standard_error, statistics
 from mar_bench.metrics.references import Reference, build_reference
@@ -180,7 +181,7 @@ def test_every_metric_has_an_uncertainty_from_leaving_each_group_out_once(labels
         expected = {"kid_averages": {"sd_subsets"}}.get(name, {"standard_error", "method"})
         assert set(entry) == expected | ({"sd_splits"} if name == "is_averages" else set())
         assert np.isfinite(numbers({0: entry})).all()
-    groups = module.jackknife_groups(120, 6, labels)
+    groups = functions.jackknife_groups(120, 6, labels)
     rest = [found.features[groups != g] for g in range(6)]
     expected = standard_error([frechet_distance(statistics(r), statistics(real.features)) for r in rest])
     recalls = [precision_recall(generated=r, reference=real.features, neighbours=3)[1] for r in rest]
@@ -190,8 +191,8 @@ def test_every_metric_has_an_uncertainty_from_leaving_each_group_out_once(labels
 
 def test_many_images_have_no_standard_error_of_recall(monkeypatch):
     monkeypatch.setattr(module, "RECALL_IMAGES", 119)
-    calls, original = [], module.precision_recall
-    monkeypatch.setattr(module, "precision_recall", lambda **k: calls.append(k) or original(**k))
+    calls, original = [], functions.precision_recall
+    monkeypatch.setattr(functions, "precision_recall", lambda **k: calls.append(k) or original(**k))
     scores = Measure(SETTINGS, reference())(samples())
     assert "recall_averages" not in scores.uncertainty and scores.metrics["recall_averages"] > 0 and len(calls) == 1
     assert "fd_averages" in scores.uncertainty
@@ -267,8 +268,8 @@ def test_the_protocol_records_the_balance_of_classes(labels, mode, balance):
 def test_images_that_do_not_match_the_reference_are_refused():
     measure, real = Measure(SETTINGS, reference()), reference()
     message = refusal(measure, samples(noise(120, channels=3, height=8, width=10)))
-    assert says(message, "8x10x3", "'training:test'", "8x8x3")
-    assert says(refusal(measure, samples(noise(120, height=8, width=8))), "8x8x1", "'training:test'", "8x8x3")
+    assert says(message, "(8, 10, 3)", "'training:test'", "(8, 8, 3)")
+    assert says(refusal(measure, samples(noise(120, height=8, width=8))), "(8, 8, 1)", "'training:test'", "(8, 8, 3)")
     assert says(refusal(measure, samples(REAL.flip(0), None)), "'training:test'", "nothing to compare")
     other = Averages(name="other")
     assert says(refusal(Measure(SETTINGS, reference(space=other)), samples()), "'other'", "'averages'")
