@@ -268,9 +268,15 @@ class Digest:
         return self._pixels.hexdigest()
 
     @property
-    def set_sha256(self) -> str:
-        """The same for the same images in any order, with or without duplicates."""
-        return hashlib.sha256(b"".join(sorted(self._seen))).hexdigest()
+    def about(self) -> dict[str, Any]:
+        """The images in records; ``set_sha256`` is the same in any order, with or without duplicates."""
+        return {
+            "sha256": self.sha256,
+            "set_sha256": hashlib.sha256(b"".join(sorted(self._seen))).hexdigest(),
+            "num_images": self.count,
+            "size": list(self.shape[1:]),
+            "channels": self.shape[0],
+        }
 
 
 def class_balance(labels: np.ndarray | torch.Tensor) -> dict[str, int]:

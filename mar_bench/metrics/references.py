@@ -61,16 +61,7 @@ def build_reference(
         kept.append(features[chosen[digest.count : digest.count + len(features)]])
         digest.update(images)
     assert moments is not None and digest.count == count
-    about = {
-        "kind": kind,
-        "name": name,
-        "sha256": digest.sha256,
-        "set_sha256": digest.set_sha256,
-        "num_images": count,
-        "num_features": min(count, most),
-        "size": list(digest.shape[1:]),
-        "channels": digest.shape[0],
-    }
+    about = {"kind": kind, "name": name, **digest.about, "num_features": min(count, most)}
     return Reference(moments.statistics(), torch.cat(kept), about, space.about)
 
 

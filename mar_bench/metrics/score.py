@@ -29,17 +29,14 @@ SETTINGS = ("is_splits", "kid_subsets", "kid_subset_size", "neighbours", "jackkn
 
 @dataclass
 class FeatureSet:
-    """One set of images as an extractor sees it.
-
-    ``labels`` (N,) are the classes of the images, if known; ``about`` describes the images in records; ``preview``
-    holds the first PREVIEW_IMAGES of them."""
+    """The features of one set of images."""
 
     features: torch.Tensor  # (N, F)
     logits: torch.Tensor | None  # (N, classes)
-    labels: torch.Tensor | None
-    about: dict[str, Any]
+    labels: torch.Tensor | None  # classes (N,) of the images, if known
+    about: dict[str, Any]  # the images in records
     extractor: dict[str, Any]  # FeatureSpace.about
-    preview: torch.Tensor
+    preview: torch.Tensor  # the first PREVIEW_IMAGES images
 
     def save(self, path: Path) -> None:
         """Write everything except the preview."""
@@ -74,12 +71,8 @@ def extract_features(
         digest.update(batch)
     features, logits = zip(*found)
     about = {
-        "sha256": digest.sha256,
-        "set_sha256": digest.set_sha256,
+        **digest.about,
         "first_batch": {"images": first.count, "sha256": first.sha256},
-        "num_images": digest.count,
-        "size": list(digest.shape[1:]),
-        "channels": digest.shape[0],
         "duplicates": digest.duplicates,
         **about,
     }
@@ -146,7 +139,7 @@ class Measure:
             self.progress("inception score")
             order = functions.shuffled(len(groups))  # once: a shuffle per group would add variance of its own
             orders = [order, *(order[some[order]] for some in rest)]
-            found = [functions.inception_style_score(logits[o], settings.is_splits, shuffle=False) for o in orders]
+            found = [functions.inception_style_score(logits[o], settings.is_splits) for o in orders]
             add("is", found[0][0], [mean for mean, _ in found[1:]], sd_splits=found[0][1])
             if images.extractor["kind"] == "classifier" and labels is not None:  # its classes are the data set's
                 share("accuracy", logits.argmax(-1) == labels)
@@ -184,8 +177,8 @@ class Measure:
         if real is not None and min(len(heldout), len(real)) > k:
             size = min(settings.kid_subset_size, len(heldout), len(real))
             out["kid"], _ = functions.kernel_distance(heldout, real, settings.kid_subsets, size)
-            pair = functions.precision_recall(generated=heldout, reference=real, neighbours=k)
-            out["precision"], out["recall"] = pair
+            both = functions.precision_recall(generated=heldout, reference=real, neighbours=k)
+            out |= dict(zip(("precision", "recall"), both))
         if real is not None and self.reference.complete:
             out["copied"] = functions.copied(heldout, real).double().mean().item()
         return {metric_name(f"{metric}:real", self.reference.extractor): value for metric, value in out.items()}
@@ -247,9 +240,5 @@ def largest_settings(settings: MetricsSpec, count: int, others: int) -> dict[str
         raise UserError(
             f"{count} images are too few: without one of {groups} jackknife groups {left} would be left; give more"
         )
-    return {
-        "jackknife_groups": count,
-        "is_splits": left,
-        "kid_subset_size": min(count, others),
-        "neighbours": min(left, others) - 1,
-    }
+    subsets = {"kid_subset_size": min(count, others), "neighbours": min(left, others) - 1}
+    return {"jackknife_groups": count, "is_splits": left, **subsets}

@@ -33,7 +33,7 @@ def load(path: Path, space: Averages = SPACE, most: int = 100) -> Reference:
 def digest(images: torch.Tensor, kind: str = "sha256") -> str:
     found = Digest()
     found.update(images)
-    return getattr(found, kind)
+    return found.about[kind]
 
 
 def same_statistics(found: Reference, features: torch.Tensor = FEATURES) -> bool:
