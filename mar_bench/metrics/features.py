@@ -176,9 +176,7 @@ def _plugin(spec: PluginExtractor) -> tuple[nn.Module, tuple[str, ...]]:
     Raises UserError if it is not installed, fails, or breaks the contract of an extractor."""
     points = plugins()
     if spec.name not in points:
-        raise UserError(
-            f"no extractor '{spec.name}' among the entry points {ENTRY_POINTS}: {', '.join(points) or 'none'}"
-        )
+        raise UserError(f"no extractor '{spec.name}' in {ENTRY_POINTS}: {', '.join(points) or 'none'}")
     with _naming(spec.name):
         net = points[spec.name].load()(None if spec.weights is None else Path(spec.weights))
         if not isinstance(net, nn.Module):
