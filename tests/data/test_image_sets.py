@@ -72,13 +72,9 @@ def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeyp
 
 def test_the_order_of_the_directory_listing_makes_no_difference(tmp_path, monkeypatch):
     pixels, listdir = tiles(9), os.listdir
-    save(tmp_path / "flat", [f"{i + 1:03}.png" for i in range(9)], pixels)
-    save(tmp_path / "classes", [f"{c}/{i}.png" for c in "abc" for i in range(3)], pixels)
-    save(tmp_path / "words", [f"{c}.png" for c in "abcdefghi"], pixels)
+    save(tmp_path, [f"{c}/{i}.png" for c in "abc" for i in range(3)], pixels)
     monkeypatch.setattr(os, "listdir", lambda p: sorted(listdir(p), key=lambda n: zlib.crc32(n.encode())))
-    for name in ("flat", "classes", "words"):
-        for indexed in (True, False):
-            assert np.array_equal(everything(open_folder(tmp_path / name, indexed)), pixels)
+    assert all(np.array_equal(everything(open_folder(tmp_path, indexed)), pixels) for indexed in (True, False))
 
 
 @pytest.mark.parametrize(
@@ -122,28 +118,22 @@ def test_other_files_are_ignored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "options", "word"),
+    ("name", "mode", "kind", "options", "word"),
     [
-        ("2.jpg", "JPEG", {}, "JPEG, not PNG"),
-        ("2.tif", "TIFF", {}, "TIFF, not PNG"),
-        ("2.png", "WEBP", {"lossless": True}, "WEBP, not PNG"),
-        ("2.png", "PNG", {"transparency": (1, 2, 3)}, "transparent"),
-        ("2.png", "PNG", {"save_all": True, "append_images": [Image.new("RGB", (24, 20))]}, "animated"),
+        ("2.jpg", "RGB", "JPEG", {}, "JPEG, not PNG"),
+        ("2.tif", "RGB", "TIFF", {}, "TIFF, not PNG"),
+        ("2.png", "RGB", "WEBP", {"lossless": True}, "WEBP, not PNG"),
+        ("2.png", "RGB", "PNG", {"transparency": (1, 2, 3)}, "transparent"),
+        ("2.png", "RGB", "PNG", {"save_all": True, "append_images": [Image.new("RGB", (24, 20))]}, "animated"),
+        ("2.png", "RGBA", "PNG", {}, "mode RGBA;"),
+        ("2.png", "P", "PNG", {}, "mode P;"),
+        ("2.png", "I;16", "PNG", {}, "16-bit, mode I;16;"),
     ],
 )
-def test_anything_but_png_is_refused_by_suffix_and_by_content(name, kind, options, word, tmp_path):
+def test_images_that_would_have_to_be_converted_are_refused(name, mode, kind, options, word, tmp_path):
     save(tmp_path, ["0.png", "1.png"])
-    Image.fromarray(tiles(1)[0]).save(tmp_path / name, kind, **options)
+    Image.new(mode, (24, 20)).save(tmp_path / name, kind, **options)
     assert says(refusal(open_folder, tmp_path), tmp_path / name, word)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])
-def test_other_modes_are_refused(tmp_path, mode):
-    save(tmp_path, ["0.png", "1.png"])
-    image = Image.fromarray(tiles(1)[0])
-    image = Image.fromarray(np.full((20, 24), 300, np.uint16)) if "16" in mode else image.convert(mode)
-    image.save(tmp_path / "2.png")
-    assert says(refusal(open_folder, tmp_path), tmp_path / "2.png", f"mode {mode};")
 
 
 def test_16_bit_rgb_is_refused_and_4_bit_grey_is_exact(tmp_path):
@@ -189,10 +179,9 @@ def test_missing_empty_and_nested_folders_are_refused(tmp_path):
     save(tmp_path, ["only.png"])
     assert says(refusal(open_folder, tmp_path), tmp_path, "1 images", "at least two")
     assert says(refusal(open_folder, tmp_path / "only.png"), "a file, not a folder")
-    save(tmp_path, ["a/0.png", "a/1.png"])
-    assert says(refusal(open_folder, tmp_path), "only.png", "a/1.png", "move")
-    (tmp_path / "only.png").unlink()
     save(tmp_path, ["a/b/0.png"])
+    assert says(refusal(open_folder, tmp_path), "only.png", "a/b/0.png", "move")
+    (tmp_path / "only.png").unlink()
     assert says(refusal(open_folder, tmp_path), "a/b/0.png", "move")
 
 
@@ -341,8 +330,8 @@ def test_a_digest_depends_on_pixels_order_and_shape_only(tmp_path):
     assert (whole.count, whole.duplicates) == (7, 0)
     others = [images.flip(0), images.transpose(2, 3), images.reshape(7, 3, 24, 20), images[:6], images + 1]
     assert len({digest(other).sha256 for other in [*others, images]}) == 6
-    same_set, whole_set, other_set = (digest(x).about["set_sha256"] for x in (images.flip(0), images, images[:6]))
-    assert same_set == whole_set != other_set
+    one, same, other = (digest(x).about["set_sha256"] for x in (images, images.flip(0), images[:6]))
+    assert one == same != other
     assert digest(images[[0, 1, 0, 2, 3, 1, 0]]).duplicates == 3
     pinned = digest(torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2))
     assert pinned.sha256.startswith("d39aff58de34")

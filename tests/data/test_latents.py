@@ -23,7 +23,7 @@ from mar_bench.config.spec import (
     VQTokenizer,
     measures_scale,
 )
-from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, to_unit, views
+from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, silent, to_unit, views
 from mar_bench.data.encode import Source, build_latents, encoded, finish_latents, manifest_of, write_shards
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS, build_tokenizer
@@ -45,10 +45,6 @@ CPU = torch.device("cpu")
 def run_spec(kind: str, **kept) -> RunSpec:
     tokenizer = SPECS.get(kind) or PixelTokenizer(group=4)
     return RunSpec(data=DATA, tokenizer=tokenizer, latents=LatentsSpec(**{"shard_images": SHARD, **kept}))
-
-
-def go_on(done: int, total: int) -> None:
-    pass
 
 
 def tokenizer_of(kind: str) -> Tokenizer:
@@ -135,7 +131,7 @@ def in_memory(tokenizer: Tokenizer) -> Latents:
 def test_tokens_have_the_same_bits_in_any_shards(kind, size, tmp_path):
     spec = run_spec(kind, shard_images=size)
     tokenizer = tokenizer_of(kind) if kind in SPECS else build_tokenizer(spec)
-    build_latents(spec, pictures(), tokenizer, tmp_path, CPU, go_on)
+    build_latents(spec, pictures(), tokenizer, tmp_path, CPU, silent)
     found, expected = load_latents(tmp_path, TOKENIZERS[kind]), in_memory(tokenizer)
     for name, values in expected.train.items():
         assert all(torch.equal(found.train[name][view][:], values[view]) for view in range(18))
@@ -155,7 +151,7 @@ def test_half_precision_is_half_the_size_and_read_as_single(tmp_path):
     sizes = {}
     for dtype in ("fp16", "fp32"):
         (tmp_path / dtype).mkdir()
-        build_latents(run_spec("kl", dtype=dtype), pictures(), tokenizer, tmp_path / dtype, CPU, go_on)
+        build_latents(run_spec("kl", dtype=dtype), pictures(), tokenizer, tmp_path / dtype, CPU, silent)
         sizes[dtype] = (tmp_path / dtype / "shard-00000.safetensors").stat().st_size
     assert 0.5 < sizes["fp16"] / sizes["fp32"] < 0.52
     found = load_latents(tmp_path / "fp16", type(tokenizer))
@@ -177,6 +173,13 @@ def made_of(values: torch.Tensor, batch: int = 4, asked: list | None = None) -> 
     return {"train": Source(torch.arange(len(values)), stored, batch)}
 
 
+def write(sources: dict[str, Source], folder: Path, **kept) -> None:
+    about = manifest(sources, **kept)
+    folder.mkdir(exist_ok=True)
+    write_shards(sources, about, folder, silent)
+    finish_latents(about, folder)
+
+
 def manifest(sources: dict[str, Source], **kept) -> dict:
     spec = run_spec("vq", **kept)
     return manifest_of(replace(spec, data=replace(DATA, shift=0, flip=False)), sources, tokenizer_of("vq"), None)
@@ -195,7 +198,7 @@ def test_latents_that_cannot_be_stored_are_refused(value, dtype, message, tmp_pa
     values[5, 1, 2] = value
     sources = made_of(values)
     with pytest.raises(UserError, match=message):
-        write_shards(sources, manifest(sources, dtype=dtype), tmp_path, go_on)
+        write_shards(sources, manifest(sources, dtype=dtype), tmp_path, silent)
     assert not list(tmp_path.iterdir())
 
 
@@ -212,17 +215,6 @@ def test_an_encoding_never_depends_on_the_shards(tmp_path):
         assert stored == {} and labels.shape == (0,) and labels.dtype == torch.int64, "nothing is held out"
 
 
-def write(sources: dict[str, Source], folder: Path, **kept) -> None:
-    about = manifest(sources, **kept)
-    folder.mkdir(exist_ok=True)
-    write_shards(sources, about, folder, go_on)
-    finish_latents(about, folder)
-
-
-class Stop(BaseException):
-    pass
-
-
 def test_a_stopped_encoding_goes_on(tmp_path):
     values, asked = torch.rand(20, 2, 3), []
     sources = made_of(values, asked=asked)
@@ -231,33 +223,31 @@ def test_a_stopped_encoding_goes_on(tmp_path):
     def progress(done: int, total: int) -> None:
         assert total == 20
         if done >= 12:
-            raise Stop
+            raise KeyboardInterrupt
 
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         write_shards(sources, about, tmp_path, progress)
     assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.safetensors"]
-    asked.clear()
-    write_shards(sources, about, tmp_path, go_on)
-    assert asked == [range(8, 12), range(12, 16), range(16, 20)]
-    asked.clear()
-    write_shards(sources, about, tmp_path, go_on)
-    assert not asked
+    for expected in ([range(8, 12), range(12, 16), range(16, 20)], []):
+        asked.clear()
+        write_shards(sources, about, tmp_path, silent)
+        assert asked == expected
 
 
 def test_shards_that_are_not_whole_or_not_of_the_same_are_made_again(tmp_path):
     asked: list[range] = []
     sources = made_of(torch.rand(20, 2, 3), asked=asked)
     about = manifest(sources, shard_images=4)
-    write_shards(sources, about, tmp_path, go_on)
+    write_shards(sources, about, tmp_path, silent)
     path = tmp_path / "shard-00002.safetensors"
     for content in (b"", path.read_bytes()[:-1]):
         path.write_bytes(content)
         asked.clear()
-        write_shards(sources, about, tmp_path, go_on)
+        write_shards(sources, about, tmp_path, silent)
         assert asked == [range(8, 12)]
     for other in (manifest(sources, shard_images=4, dtype="fp16"), {**about, "files_sha256": "other"}):
         asked.clear()
-        write_shards(sources, other, tmp_path, go_on)
+        write_shards(sources, other, tmp_path, silent)
         assert len(asked) == 5
 
 
@@ -268,13 +258,13 @@ def test_several_processes_share_the_shards(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
-    write_shards(sources, about, alone, go_on)
+    write_shards(sources, about, alone, silent)
     for name in ("latents.safetensors", "heldout-00007.safetensors", ".shard-00000.safetensors.x"):
         (together / name).write_bytes(b"stale")
     made = []
     for rank in (2, 0, 1):
         before = set(together.iterdir())
-        write_shards(sources, about, together, go_on, rank, 3)
+        write_shards(sources, about, together, silent, rank, 3)
         made.append(len(set(together.iterdir()) - before))
     assert made == [3, 3, 3]  # 7 of training images, 2 of held-out ones
     for folder in (alone, together):
@@ -282,30 +272,20 @@ def test_several_processes_share_the_shards(tmp_path):
     assert {p.name: p.read_bytes() for p in alone.iterdir()} == {p.name: p.read_bytes() for p in together.iterdir()}
 
 
-def test_reading_maps_the_files(made):
-    """Nothing is in memory before it is asked for: tensors and splits are views of mapped files."""
+def test_files_are_mapped_and_the_kernel_is_told_which_bytes_will_be_read(made):
     _, latents = made
-    for values in (*latents.train.values(), *latents.split(False)[0].values(), *latents.heldout.values()):
-        for file in values.files:
-            mapped = np.frombuffer(file.memory, np.uint8)
-            assert np.shares_memory(file.array, mapped)
-
-
-def test_what_is_expected_are_the_bytes_that_are_read(made):
-    """The kernel is told of every page of every row before the first is read."""
-    _, latents = made
-    for values in (*latents.train.values(), *latents.heldout.values()):
-        for file in values.files:
-            told: list[tuple[int, int]] = []
-            memory = SimpleNamespace(madvise=lambda advice, begin, length, told=told: told.append((begin, length)))
-            views_, rows = (np.arange(11) * 7 % size for size in file.array.shape[:2])
-            replace(file, memory=memory).expect(views_, rows)
-            assert len(told) == 11
-            for (begin, length), view, index in zip(told, views_, rows):
-                row = file.array[view, index]
-                at = row.__array_interface__["data"][0] - np.frombuffer(file.memory, np.uint8).ctypes.data
-                assert begin % mmap.PAGESIZE == 0 and begin <= at < begin + mmap.PAGESIZE
-                assert begin + length == at + row.nbytes
+    for file in (f for values in (*latents.train.values(), *latents.heldout.values()) for f in values.files):
+        mapped, told = np.frombuffer(file.memory, np.uint8), []
+        assert np.shares_memory(file.array, mapped)
+        memory = SimpleNamespace(madvise=lambda advice, begin, length, told=told: told.append((begin, length)))
+        views_, rows = (np.arange(11) * 7 % size for size in file.array.shape[:2])
+        replace(file, memory=memory).expect(views_, rows)
+        assert len(told) == 11
+        for (begin, length), view, index in zip(told, views_, rows):
+            row = file.array[view, index]
+            at = row.__array_interface__["data"][0] - mapped.ctypes.data
+            assert begin % mmap.PAGESIZE == 0 and begin <= at < begin + mmap.PAGESIZE
+            assert begin + length == at + row.nbytes
 
 
 @pytest.mark.parametrize(
@@ -358,7 +338,7 @@ def test_images_of_a_folder_become_latents(tmp_path):
     run, places, folder = generation_run("row", spec), Places(tmp_path / "runs", tmp_path), tmp_path / "latents"
     assert not measures_scale(spec.tokenizer)
     folder.mkdir()
-    STAGES["latents"](run, places, folder, go_on)
+    STAGES["latents"](run, places, folder, silent)
     mark_done(folder, 1.0)
     assert is_sound(folder)
     latents = load_latents(folder, TOKENIZERS["pixel"])

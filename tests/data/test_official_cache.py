@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from torch import nn
 from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import ImageFolderData, LatentsSpec, LDMKLTokenizer, RunSpec
 from mar_bench.data.datasets import load_data, to_unit
+from mar_bench.data.encode import imported
 from mar_bench.data.images import read_image
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS
@@ -162,17 +162,16 @@ def test_a_bad_file_is_named(kind, world):
 
 
 def test_a_tree_that_is_not_the_data_sets_is_an_error(world):
-    with pytest.raises(UserError, match=r"cache: found 2 class folders but data\.num_classes is 3; expected .*\.npz"):
-        world.made("a", world.spec(num_classes=3))
-    with pytest.raises(UserError, match=r"official cache holds no shifted images; set data\.shift=0"):
-        world.made("b", world.spec(shift=1))
-    nowhere = replace(world.spec().tokenizer, official_cache="/nowhere")
-    with pytest.raises(UserError, match="/nowhere: found 0 class folders"):
-        world.made("c", replace(world.spec(), tokenizer=nowhere))
+    def refused(message: str, **changes) -> None:
+        spec = world.spec(**changes)
+        with pytest.raises(UserError, match=message):
+            imported(spec, None, torch.device("cpu"))
+
+    refused(r"cache: found 2 class folders but data\.num_classes is 3; expected .*\.npz", num_classes=3)
+    refused(r"official cache holds no shifted images; set data\.shift=0", shift=1)
     (world.cache / "bee").rename(world.cache / "wasp")
     with pytest.raises(UserError, match="not the classes of .*val: 'bee' is in only one of them"):
-        world.made("d", world.spec())
+        world.made("found", world.spec())
     for path in (world.cache / "wasp").iterdir():
         path.rename(path.with_suffix(".npy"))
-    with pytest.raises(UserError, match=r"wasp: no image in it \(\.npz\)"):
-        world.made("e", world.spec())
+    refused(r"wasp: no image in it \(\.npz\)")
