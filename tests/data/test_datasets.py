@@ -31,9 +31,6 @@ def pictures(part: ArrayImages) -> Counter:
     return Counter(p.tobytes() for p in part.pixels)
 
 
-# --- built-in data sets ---------------------------------------------------------------------------------
-
-
 def test_held_out_images_are_balanced_and_disjoint_from_training(built_in):
     spec, count, data = built_in
     assert (len(data.train), len(data.heldout)) == (count - spec.heldout, spec.heldout)
@@ -64,9 +61,6 @@ def test_images_grow_by_whole_pixels():
     assert np.array_equal(large.pixels, small.pixels.repeat(3, axis=2).repeat(3, axis=3))
     with pytest.raises(UserError, match="data.image_size 20 must be a multiple of 8"):
         load_data(DigitsData(image_size=20))
-
-
-# --- pixels and views -----------------------------------------------------------------------------------
 
 
 def test_every_grey_level_comes_back_and_others_are_clipped_and_rounded():
@@ -108,9 +102,6 @@ def test_views_against_a_slow_loop():
 def test_batches_are_consecutive_and_cover_all():
     assert [list(b) for b in batches(5, 2)] == [[0, 1], [2, 3], [4]]
     assert batches(0) == [] and [len(b) for b in batches(501)] == [250, 250, 1]
-
-
-# --- folders --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(65, 64), (1000, 70), (127, 300), (63, 65), (1, 1), (3, 99)])
@@ -179,9 +170,6 @@ def test_a_folder_that_is_not_one_of_images(move, changes, hints, tmp_path):
     assert says(refusal(load_data, folder_spec(tmp_path, **changes)), *hints)
 
 
-# --- kinds of image files -------------------------------------------------------------------------------
-
-
 def upper_half(mode: str, colour, other, **options) -> tuple[Image.Image, dict]:
     image = Image.new(mode, (4, 4), colour)
     image.paste(other, (0, 0, 4, 2))
@@ -241,9 +229,6 @@ def test_an_orientation_is_not_applied(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
     assert (read_image(tmp_path / "x.png", 8, 3)[:, :4] == 255).all()
-
-
-# --- files that are no images ---------------------------------------------------------------------------
 
 
 def cut(path: Path) -> None:

@@ -53,9 +53,6 @@ def everything(images: ImageSet) -> np.ndarray:
     return torch.cat(list(images.batches(silent))).permute(0, 2, 3, 1).numpy()
 
 
-# --- folders --------------------------------------------------------------------------------------------
-
-
 def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_BYTES", 5 * 20 * 24 * 3 + 1)
     pixels, calls = tiles(12), []
@@ -185,9 +182,6 @@ def test_missing_empty_and_nested_folders_are_refused(tmp_path):
     assert says(refusal(open_folder, tmp_path), "a/b/0.png", "move")
 
 
-# --- photographs ----------------------------------------------------------------------------------------
-
-
 def test_photographs_are_cropped_as_adm_does(tmp_path):
     names = ["a/flower.jpg", "a/temple.png", "b/small.webp"]
     for name, pixels in zip(names, (PHOTOS[1], PHOTOS[0], PHOTOS[0][:40, :50])):
@@ -200,9 +194,6 @@ def test_photographs_are_cropped_as_adm_does(tmp_path):
     assert images.name == f"{tmp_path} cropped to 64x64"
     (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes()[:-1000])
     assert says(refusal(everything, images), tmp_path / names[0])
-
-
-# --- npz files ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -311,9 +302,6 @@ def test_a_name_is_a_folder_or_an_npz(tmp_path, monkeypatch):
     assert open_images("reference.npz").reference
     for nothing in ("samples/0.png", "", "no/such/thing"):
         assert says(refusal(open_images, nothing), f"'{nothing}'", "folder of PNG files")
-
-
-# --- identity of a set ----------------------------------------------------------------------------------
 
 
 def digest(images: torch.Tensor, size: int = 3) -> Digest:

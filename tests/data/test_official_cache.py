@@ -51,9 +51,8 @@ class World:
     """Images of two classes, weights, and the official cache of the training images."""
 
     def __init__(self, folder: Path):
-        self.folder, self.root, self.cache, self.weights = (
-            folder, folder / "root", folder / "cache", folder / "kl.safetensors",
-        )  # fmt: skip
+        self.folder, self.root, self.cache = folder, folder / "root", folder / "cache"
+        self.weights = folder / "kl.safetensors"
         rng = philox(0, "test-cache", 0, 0)
         for part, names in NAMES.items():
             for name in ("ape", "bee"):
@@ -102,10 +101,7 @@ def world(tmp_path, monkeypatch) -> World:
 
 @pytest.mark.parametrize("group", [1, 2])
 def test_an_import_is_the_encoding_itself(group, world):
-    direct, found = (
-        world.made("direct", world.spec(cache=False, group=group)),
-        world.made("found", world.spec(group=group)),
-    )
+    direct, found = (world.made(str(cache), world.spec(cache=cache, group=group)) for cache in (False, True))
     assert found.train["mean"].shape == (2, 10, 16 // group**2, DIM * group**2)
     assert torch.equal(found.labels, direct.labels) and torch.equal(found.heldout_labels, direct.heldout_labels)
     for name in ("mean", "std"):
