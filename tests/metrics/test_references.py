@@ -42,9 +42,6 @@ def same_statistics(found: Reference, features: torch.Tensor = FEATURES) -> bool
     return np.allclose(mu, values.mean(0)) and np.allclose(sigma, np.cov(values, rowvar=False)) and count == len(values)
 
 
-# --- building and saving --------------------------------------------------------------------------------
-
-
 def test_a_reference_identifies_its_images():
     found = built()
     assert same_statistics(found) and torch.equal(found.features, FEATURES) and found.complete
@@ -81,9 +78,6 @@ def test_a_saved_reference_is_read_unchanged(most, tmp_path):
     assert load(path).about == {**reference.about, "name": "mine", "file_sha256": sha256_of(path)}
     other = Averages(name="other")
     assert says(refusal(load, path, other), path, "'averages'", SPACE.sha256[:8], "'other'", other.sha256[:8])
-
-
-# --- damaged files --------------------------------------------------------------------------------------
 
 
 def arrays_of(reference: Reference) -> dict[str, np.ndarray]:
@@ -167,9 +161,6 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
             assert says(refusal(read, path), path, "not a valid npz")
     np.savez(path, arr_0=bomb, mu=np.zeros(4), sigma=np.eye(4))
     assert says(refusal(load, path, INCEPTION), path, "object")
-
-
-# --- ADM's files ----------------------------------------------------------------------------------------
 
 
 def adm(path: Path, *keys: str) -> Path:

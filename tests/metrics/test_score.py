@@ -59,20 +59,8 @@ def numbers(uncertainty: dict) -> list[float]:
     return [v for entry in uncertainty.values() for v in entry.values() if not isinstance(v, str)]
 
 
-# --- parity with torch-fidelity -------------------------------------------------------------------------
-
-
-class Images(Dataset):
-    """uint8 images in torch-fidelity's format: one bare CHW tensor per item."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
+class Images(list, Dataset):
+    """Images in torch-fidelity's format: one bare uint8 tensor (C, H, W) per item."""
 
 
 def registered(net: torch.nn.Module, name: str) -> str:
@@ -133,9 +121,6 @@ def test_all_numbers_equal_torch_fidelitys(tmp_path):
     assert metrics["precision_test"] > metrics["recall_test"] + 0.1 > 0.2, "would fail if swapped"
 
 
-# --- one pass -------------------------------------------------------------------------------------------
-
-
 def test_images_are_extracted_once_and_batch_by_batch():
     done: list[int] = []
 
@@ -154,9 +139,6 @@ def test_images_are_extracted_once_and_batch_by_batch():
     assert about == {"num_images": 120, "size": [8, 8], "channels": 3, "duplicates": 0, "kind": "run"}
     assert found.about["first_batch"] == {"images": 50, "sha256": samples(DRAWN[:50], None).about["sha256"]}
     assert samples(torch.cat([DRAWN[:50], DRAWN[:5], DRAWN[:1]]), None).about["duplicates"] == 6
-
-
-# --- metrics and their uncertainty ----------------------------------------------------------------------
 
 
 def test_metrics_are_computed_from_the_features():
@@ -229,9 +211,6 @@ def test_heldout_images_are_scored_as_samples_would_be():
     assert set(Measure(SETTINGS, reference(most=100), heldout).real()) == set(found) - {"copied_averages_real"}
 
 
-# --- protocol -------------------------------------------------------------------------------------------
-
-
 def test_the_protocol_records_how_the_metrics_were_measured():
     heldout, found, real = reference(pictures(60, seed=3), kind="heldout"), samples(), reference(most=100)
     protocol = Measure(SETTINGS, real, heldout)(found).protocol
@@ -260,9 +239,6 @@ def test_the_protocol_records_the_balance_of_classes(labels, mode, balance):
     protocol = Measure(SETTINGS, reference())(samples(labels=labels)).protocol
     assert protocol["label_mode"] == mode
     assert protocol.get("class_balance") == (balance and dict(zip(("classes", "least", "most"), balance)))
-
-
-# --- what is refused ------------------------------------------------------------------------------------
 
 
 def test_images_that_do_not_match_the_reference_are_refused():
@@ -305,9 +281,6 @@ def test_too_few_images_for_a_jackknife_are_refused(count, groups):
     settings = MetricsSpec(is_splits=1, kid_subsets=1, kid_subset_size=2, neighbours=1, jackknife_groups=groups)
     message = refusal(Measure(settings, reference()), samples(DRAWN[:count], None))
     assert says(message, f"{count} images are too few")
-
-
-# --- kept features --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("labels", "scores"), [(None, True), (LABELS, False)])
