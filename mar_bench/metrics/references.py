@@ -20,7 +20,6 @@ from mar_bench.utils.files import reading, replacing, sha256_of
 from mar_bench.utils.noise import SHARED, philox
 
 ABOUT = {"kind", "name", "sha256", "num_images", "num_features", "size", "channels"}
-ABOUT_EXTRACTOR = {"kind", "name", "sha256"}
 HINT = "build it again (if it is a run's, delete its folder and run again)"
 
 
@@ -86,7 +85,7 @@ def read_reference(path: Path) -> Reference:
     with reading(path, "reference", HINT):
         meta, features = json.loads(str(stored["meta"])), stored.get("features")
         about, extractor = dict(meta["about"]), dict(meta["extractor"])
-        if missing := ABOUT - about.keys() | ABOUT_EXTRACTOR - extractor.keys():
+        if missing := ABOUT - about.keys() | {"kind", "name", "sha256"} - extractor.keys():
             raise ValueError(f"meta has no {', '.join(sorted(missing))}")
         if stored["count"].ndim or stored["count"].dtype.kind not in "iu":
             raise ValueError("count is not an integer")
@@ -107,11 +106,11 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     stored, file_sha256 = read_arrays(path, HINT), sha256_of(path)
     if "meta" in stored:
         found = read_reference(path)
-        ours, theirs = space.about, found.extractor
+        theirs = found.extractor
         if theirs["sha256"] != space.sha256:
             raise UserError(
                 f"{path}: made with extractor '{theirs['name']}' (sha256 {theirs['sha256'][:8]}), not with "
-                f"'{ours['name']}' ({space.sha256[:8]}); use that extractor or build the reference again"
+                f"'{space.about['name']}' ({space.sha256[:8]}); use that extractor or build the reference again"
             )
         features, about = found.features, {**found.about, "name": name, "file_sha256": file_sha256}
         if features is not None and len(features) > most:
