@@ -192,10 +192,10 @@ class Measure:
                 f"{name} was made with extractor '{theirs['name']}' ({theirs['sha256'][:8]}, {dims[1]} features), the "
                 f"samples with '{ours['name']}' ({ours['sha256'][:8]}, {dims[0]}); use the same for both"
             )
-        drawn, real = ((*(a["size"] or ()), a["channels"]) for a in (images.about, about))
+        drawn, real = ("x".join(map(str, [*(a["size"] or ()), a["channels"]])) for a in (images.about, about))
         if about["size"] and drawn != real:
             raise UserError(
-                f"the samples are images of {drawn} (height, width, channels), {name} of {real}: nothing is resized; "
+                f"the samples are images of {drawn} (height x width x channels), {name} of {real}: nothing is resized; "
                 "compare images of one size, or build the reference at this size"
             )
         if images.about.get("set_sha256") is not None and images.about["set_sha256"] == about.get("set_sha256"):

@@ -223,8 +223,8 @@ def test_the_protocol_records_the_balance_of_classes():
 def test_images_that_do_not_match_the_reference_are_refused():
     measure, real = Measure(SETTINGS, reference()), reference()
     message = refusal(measure, samples(noise(120, channels=3, height=8, width=10)))
-    assert says(message, "(8, 10, 3)", "'training:test'", "(8, 8, 3)")
-    assert says(refusal(measure, samples(noise(120, height=8, width=8))), "(8, 8, 1)", "'training:test'", "(8, 8, 3)")
+    assert says(message, "8x10x3", "'training:test'", "8x8x3")
+    assert says(refusal(measure, samples(noise(120, height=8, width=8))), "8x8x1", "'training:test'", "8x8x3")
     assert says(refusal(measure, samples(REAL.flip(0), None)), "'training:test'", "nothing to compare")
     other = Averages(name="other")
     assert says(refusal(Measure(SETTINGS, reference(space=other)), samples()), "'other'", "'averages'")
