@@ -45,8 +45,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="SAMPLES",
-            help="A folder of PNG files, an npz (arr_0), a data set (digits, mnist5k:heldout), kept features, or a "
-            "sampled row, as in table1/mar/diff/guided.",
+            help="A folder of PNG files, an npz (arr_0), kept features or a sampled row, as in table1/mar/diff/guided.",
         ),
     ],
     overrides: Overrides = None,
@@ -143,9 +142,7 @@ app.add_typer(reference_app, name="reference")
 
 @reference_app.command("build")
 def build(
-    images: Annotated[
-        str, typer.Argument(metavar="IMAGES", help="A folder, an npz (arr_0) or a data set (digits, mnist5k:heldout).")
-    ],
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder or an npz (arr_0).")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.")],
     size: Annotated[
         int | None,
@@ -174,8 +171,6 @@ def build(
     reference = eval_images.reference_of_set(source, space, most, _progress("reference"))
     reference.save(Path(target))
     about = reference.about
-    for note in about.get("notes", []):
-        print(f"note: {note}")
     print(f"wrote {target}: {about['num_images']} images, {about['num_features']} features of {extractor}; "
           f"sha256 {sha256_of(Path(target))}")  # fmt: skip
 

@@ -48,7 +48,6 @@ class ImageFolderData:
     num_classes: Count = 1000
     flip: bool = True  # every image is seen as it is and mirrored
     shift: int = 0  # views moved by up to this many pixels each way
-    skip_bad: bool = False  # leave out files that cannot be read, instead of stopping at the first
 
 
 @dataclass(frozen=True)

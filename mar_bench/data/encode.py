@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mar_bench.config.spec import Discrete, ImageFolderData, LDMKLTokenizer, RunSpec
-from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, folder_images, silent, to_unit, views
-from mar_bench.data.images import IMAGE_ENDINGS, FolderImages, Progress, class_folders, in_threads, visible
+from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, folder_images, to_unit, views
+from mar_bench.data.images import FolderImages, Progress, class_files, in_threads
 from mar_bench.data.latents import FILES, FORMAT, MANIFEST, mapped, shards_of
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
 from mar_bench.models.tokenizers.grouped import Grouped
@@ -25,7 +25,6 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
 
 ENCODED_PIXELS = 2**22  # encoded together at most: 64 images of 256 x 256
-UPRIGHT, MIRRORED = "moments", "moments_flip"  # arrays of the official code's cache
 
 
 @dataclass(frozen=True)
@@ -38,38 +37,17 @@ class Source:
     labels: Tensor
     stored: Callable[[range], dict[str, Tensor]]
     batch: int = BATCH
-    classes: list[str] | None = None
     files: list[str] | None = None
-    left_out: int = 0
 
 
 def encoded(spec: RunSpec, data: DataSet, tokenizer: Tokenizer, device: torch.device) -> dict[str, Source]:
     """Training images under every view and held-out images without views, encoded when asked for."""
-    every_view = views(spec.data)
-    return {
-        "train": _encoded(spec, data.train, tokenizer, every_view, device),
-        "heldout": _encoded(spec, data.heldout, tokenizer, every_view[:1], device),
-    }
-
-
-def imported(
-    spec: RunSpec, tokenizer: Tokenizer, device: torch.device, memo: Path | None = None, progress: Progress = silent
-) -> dict[str, Source]:
-    """The official code's cache for training, and held-out images to encode if data.root is set."""
-    data, given = spec.data, spec.tokenizer
-    assert isinstance(data, ImageFolderData) and isinstance(given, LDMKLTokenizer)
-    root = Path(given.official_cache or "")
-    train = _imported(data, given, root, tokenizer)
-    if data.root is None:
-        return {"train": train}
-    (images,) = folder_images(data, ("val",), memo, progress)
-    if differing := set(images.classes) ^ set(train.classes or ()):
-        raise UserError(f"{root}: not the classes of {images.folder}: '{min(differing)}' is in only one of them")
-    return {"train": train, "heldout": _encoded(spec, images, tokenizer, views(data)[:1], device)}
+    parts = {"train": (data.train, views(spec.data)), "heldout": (data.heldout, views(spec.data)[:1])}
+    return {part: _encoded(images, every, tokenizer, device) for part, (images, every) in parts.items()}
 
 
 def _encoded(
-    spec: RunSpec, images: ArrayImages | FolderImages, tokenizer: Tokenizer, every_view: list, device: torch.device
+    images: ArrayImages | FolderImages, every_view: list, tokenizer: Tokenizer, device: torch.device
 ) -> Source:
     @torch.inference_mode()
     def stored(rows: range) -> dict[str, Tensor]:
@@ -77,50 +55,44 @@ def _encoded(
         seen = [tokenizer.stored(to_unit(apply_view(batch, view)).to(device)) for view in every_view]
         return {name: torch.stack([s[name].cpu() for s in seen]) for name in seen[0]}
 
-    batch = max(1, min(BATCH, ENCODED_PIXELS // spec.data.image_size**2))
-    return Source(images.labels, stored, batch, images.classes, images.names, images.left_out)
+    batch = max(1, min(BATCH, ENCODED_PIXELS // images.image_size**2))
+    return Source(images.labels, stored, batch, images.names)
 
 
-def _imported(data: ImageFolderData, spec: LDMKLTokenizer, root: Path, tokenizer: Tokenizer) -> Source:
-    """The official code's cache: <root>/<class>/<image file>.npz with the moments of the image and its mirror image."""
+def imported(spec: RunSpec, tokenizer: Tokenizer, device: torch.device) -> dict[str, Source]:
+    """The official code's cache for training, and held-out images to encode if data.root is set.
+
+    The cache is ``<root>/<class>/<image file>.npz`` with the moments of the image and of its mirror image."""
+    data, given = spec.data, spec.tokenizer
+    assert isinstance(data, ImageFolderData) and isinstance(given, LDMKLTokenizer)
+    root = Path(given.official_cache or "")
     if data.shift:
         raise UserError(f"{root}: the official cache holds no shifted images; set data.shift=0")
-    keys = [MIRRORED if flip else UPRIGHT for _, _, flip in views(data)]
-    side, dim = data.image_size // spec.stride, spec.latent_dim
-    classes = class_folders(root, data.num_classes, "expected <tokenizer.official_cache>/<class>/<image>.npz")
-    names, labels = [], []
-    for label, name in enumerate(classes):
-        # sorted like the images, whose names lack the ending .npz
-        files = sorted(f.removesuffix(".npz") for f in visible(root / name) if f.endswith(".npz"))
-        if not files:
-            raise UserError(f"{root / name}: no .npz file in it")
-        _check_complete(data, root / name, files)
-        names += [f"{name}/{file}" for file in files]
-        labels += [label] * len(files)
+    keys = ["moments_flip" if flip else "moments" for _, _, flip in views(data)]
+    side = data.image_size // given.stride
+    classes, files, labels = class_files(root, data.num_classes, {".npz"})
     inner: Any = tokenizer.inner if isinstance(tokenizer, Grouped) else tokenizer
     scale = inner.scale.cpu()
-    joined = tokenizer.joined if isinstance(tokenizer, Grouped) else lambda latents: latents
+
+    def tokens(grid: Tensor) -> Tensor:
+        """(V, n, L, D) of moments (n V, D, side, side)."""
+        found = grid_to_tokens(grid) * scale
+        found = tokenizer.joined(found) if isinstance(tokenizer, Grouped) else found
+        return found.unflatten(0, (-1, len(keys))).transpose(0, 1)
 
     def stored(rows: range) -> dict[str, Tensor]:
-        read = in_threads(lambda i: _moments(root / f"{names[i]}.npz", keys, (2 * dim, side, side)), rows)
-        mean, log_variance = torch.from_numpy(np.concatenate(read)).chunk(2, dim=1)  # (n V, D, side, side)
-        std = (0.5 * log_variance.clamp(-30, 20)).exp()
-        tokens = {"mean": joined(grid_to_tokens(mean) * scale), "std": joined(grid_to_tokens(std) * scale)}
-        return {name: values.unflatten(0, (-1, len(keys))).transpose(0, 1) for name, values in tokens.items()}
+        read = in_threads(lambda i: _moments(root / files[i], keys, (2 * given.latent_dim, side, side)), rows)
+        mean, log_variance = torch.from_numpy(np.concatenate(read)).chunk(2, dim=1)
+        return {"mean": tokens(mean), "std": tokens((0.5 * log_variance.clamp(-30, 20)).exp())}
 
-    return Source(torch.tensor(labels), stored, classes=classes, files=names)
-
-
-def _check_complete(data: ImageFolderData, cached: Path, files: list[str]) -> None:
-    """Raises UserError if the cache lacks an image of data.root, unless data.skip_bad allows for that."""
-    if data.root is None or data.skip_bad or not (folder := Path(data.root) / "train" / cached.name).is_dir():
-        return
-    images = {file for file in visible(folder) if Path(file).suffix.lower() in IMAGE_ENDINGS}
-    if missing := sorted(images - set(files)):
-        raise UserError(
-            f"{cached}: {len(missing)} images of {folder} are not in it, the first is {missing[0]}; finish the cache, "
-            "or leave such images out with data.skip_bad=true"
-        )
+    names = [file.removesuffix(".npz") for file in files]
+    sources = {"train": Source(labels, stored, files=names)}
+    if data.root is not None:
+        (images,) = folder_images(data, ("val",))
+        if differing := set(images.classes) ^ set(classes):
+            raise UserError(f"{root}: not the classes of {images.folder}: '{min(differing)}' is in only one of them")
+        sources["heldout"] = _encoded(images, views(data)[:1], tokenizer, device)
+    return sources
 
 
 def _moments(path: Path, keys: list[str], shape: tuple[int, ...]) -> np.ndarray:
@@ -129,22 +101,16 @@ def _moments(path: Path, keys: list[str], shape: tuple[int, ...]) -> np.ndarray:
         with np.load(path, allow_pickle=False) as arrays:
             found = [arrays[key] for key in keys]
         for key, array in zip(keys, found):
-            if array.shape != shape or array.dtype != np.float32:
-                raise ValueError(f"{key} is {array.dtype} {array.shape}, not float32 {shape}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{key} has values that are not finite")
+            if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"{key} is {array.dtype} {array.shape}, expected finite float32 {shape}")
     return np.stack(found)
-
-
-# --- writing --------------------------------------------------------------------------------------------
 
 
 def manifest_of(
     spec: RunSpec, sources: dict[str, Source], tokenizer: Tokenizer, weights: str | Path | None
 ) -> dict[str, Any]:
     """The manifest: what the latents are and what they are computed from; ``weights`` is the tokenizer's file."""
-    train, space = sources["train"], spec.space
-    cache = getattr(spec.tokenizer, "official_cache", None)
+    space, cache = spec.space, getattr(spec.tokenizer, "official_cache", None)
     scale = getattr(getattr(tokenizer, "inner", tokenizer), "scale", None)
     files = [f"{part}/{name}" for part, source in sources.items() for name in source.files or ()]
     return {
@@ -152,7 +118,6 @@ def manifest_of(
         "dtype": spec.latents.dtype,
         "shard_images": spec.latents.shard_images,
         "images": {part: len(sources[part].labels) if part in sources else 0 for part in FILES},
-        "left_out": {part: source.left_out for part, source in sources.items()},
         "views": [list(view) for view in views(spec.data)],  # dx, dy, mirrored
         "grid": list(space.grid),
         **({"vocab_size": space.vocab_size} if isinstance(space, Discrete) else {"dim": space.dim}),
@@ -162,8 +127,6 @@ def manifest_of(
             "sha256": None if weights is None else sha256_of(Path(weights)),
             "scale": None if scale is None else scale.tolist(),
         },
-        "crop": {"method": "ADM centre crop", "size": spec.data.image_size} if train.classes else None,
-        "classes": train.classes,
         "files_sha256": hashlib.sha256(os.fsencode("\n".join(files))).hexdigest() if files else None,
         "imported_from": None if cache is None else Path(cache).name,
     }
@@ -180,14 +143,13 @@ def write_shards(
     """Write the missing shards; each of ``world`` processes writes those of its ``rank``.
 
     Complete shards with the same manifest are kept. Raises UserError for latents that are not finite."""
-    every = [(part, file, rows) for part in sources for file, rows in shards_of(manifest, part)]
-    mine = every[rank::world]
+    made_from = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    mine = [(part, file, rows) for part in sources for file, rows in shards_of(manifest, part)][rank::world]
     done, total = 0, sum(len(rows) for _, _, rows in mine)
     for part, file, rows in mine:
         source = sources[part]
-        labels = source.labels[rows.start : rows.stop].clone()
-        if not _is_whole(folder / file, manifest, labels):
-            tensors = {"labels": labels}
+        tensors = {"labels": source.labels[rows.start : rows.stop].clone()}
+        if not _is_whole(folder / file, made_from, tensors["labels"]):
             for begin in range(rows.start // source.batch * source.batch, rows.stop, source.batch):
                 batch = range(begin, min(begin + source.batch, len(source.labels)))
                 progress(done + max(0, batch.start - rows.start), total)
@@ -199,18 +161,28 @@ def write_shards(
                         tensors[name] = values.new_empty(len(values), len(rows), *values.shape[2:])
                     tensors[name][:, inside.start - rows.start : inside.stop - rows.start] = values
             with replacing(folder / file) as temporary:
-                save_file(tensors, temporary, {"made_from": _digest(manifest)})
+                save_file(tensors, temporary, {"made_from": made_from})
         done += len(rows)
 
 
-def build_latents(
-    spec: RunSpec, data: DataSet, tokenizer: Tokenizer, folder: Path, device: torch.device, progress: Progress
-) -> None:
-    """Write the latents of ``data`` to ``folder`` in one process."""
-    sources = encoded(spec, data, tokenizer, device)
-    manifest = manifest_of(spec, sources, tokenizer, None)
-    write_shards(sources, manifest, folder, progress)
-    finish_latents(manifest, folder)
+def _is_whole(path: Path, made_from: str, labels: Tensor) -> bool:
+    try:
+        arrays, metadata = mapped(path)
+        return metadata["made_from"] == made_from and np.array_equal(arrays["labels"].array, labels.numpy())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _storable(values: Tensor, dtype: str, which: str) -> Tensor:
+    """Floating-point values as float32 or float16; codes and pixels unchanged."""
+    if not values.is_floating_point():
+        return values
+    stored = values.float() if dtype == "fp32" else values.half()
+    if not stored.isfinite().all():
+        most = f"reach {values.abs().max():.3g}, too large for fp16; set latents.dtype=fp32"
+        broken = "are not finite; is the tokenizer trained, are its weights sound?"
+        raise UserError(f"latents of {which} {most if values.isfinite().all() else broken}")
+    return stored
 
 
 def finish_latents(manifest: dict[str, Any], folder: Path) -> None:
@@ -222,27 +194,11 @@ def finish_latents(manifest: dict[str, Any], folder: Path) -> None:
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def _storable(values: Tensor, dtype: str, what: str) -> Tensor:
-    """Floating-point values as float32 or float16; codes and pixels unchanged."""
-    if not values.is_floating_point():
-        return values
-    if not values.isfinite().all():
-        raise UserError(f"latents of {what} are not finite; is the tokenizer trained, are its weights sound?")
-    if dtype == "fp32":
-        return values.float()
-    half = values.half()
-    if not half.isfinite().all():
-        raise UserError(f"latents of {what} reach {values.abs().max():.3g}, too large for fp16; set latents.dtype=fp32")
-    return half
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _is_whole(path: Path, manifest: dict[str, Any], labels: Tensor) -> bool:
-    try:
-        arrays, metadata = mapped(path)
-        return metadata["made_from"] == _digest(manifest) and np.array_equal(arrays["labels"].array, labels.numpy())
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+def build_latents(
+    spec: RunSpec, data: DataSet, tokenizer: Tokenizer, folder: Path, device: torch.device, progress: Progress
+) -> None:
+    """Write the latents of ``data`` to ``folder`` in one process."""
+    sources = encoded(spec, data, tokenizer, device)
+    manifest = manifest_of(spec, sources, tokenizer, None)
+    write_shards(sources, manifest, folder, progress)
+    finish_latents(manifest, folder)

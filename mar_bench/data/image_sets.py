@@ -1,4 +1,4 @@
-"""Sets of images to score: a folder of PNG files, an npz in ADM's format, or a built-in data set.
+"""Sets of images to score: a folder of PNG files, or an npz in ADM's format.
 
 Whatever would silently distort a distance is an error: lossy files, images that would have to be resized or converted,
 gaps and duplicates in the indices, values that are not uint8. Images are read on demand."""
@@ -8,108 +8,119 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mar_bench.config.spec import DigitsData, MnistData
-from mar_bench.data.datasets import BATCH, Progress, batches, load_data
-from mar_bench.data.images import FORMATS, IMAGE_ENDINGS, in_threads, read_image, visible
-from mar_bench.data.npz import NpzImages
+from mar_bench.data.datasets import BATCH, Progress, batches
+from mar_bench.data.images import FORMATS, HINT, IMAGE_ENDINGS, in_threads, read_image, visible
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 
 OTHER_ENDINGS = {".jpe", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".gif", ".tif", ".tiff"}
-ENDINGS = IMAGE_ENDINGS | OTHER_ENDINGS  # PNG or refused; other files are ignored
-PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
-BUILT_IN = {"digits": DigitsData, "mnist5k": MnistData}
-PARTS = ("", "train", "heldout")
 NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # where the order comes from
-HINT = "make or copy it again, or remove it"
-NOT_PNG = (
-    "not a PNG file; lossy formats change every distance, so save samples as PNG when they are drawn (of photographs "
-    "make a reference, with mar-bench reference build --size)"
-)
-Look = tuple[str, int, int]  # mode, width, height
+NPZ_HINT = "make or copy it again"
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size in the order of their global index, read on demand.
-
-    ``batches(progress)`` may be called repeatedly. It yields uint8 (B, C, H, W) with B <= data.BATCH, calls
-    ``progress(done, total)`` before each batch and raises UserError naming a file that turns out to be damaged."""
+    """Images of one size in the order of their global index, read on demand."""
 
     name: str  # as the user gave it
-    kind: str  # folder | npz | data
+    kind: str  # folder | npz
     count: int
     size: tuple[int, int]  # height, width
     channels: int  # 1 or 3
     labels: np.ndarray | None  # int64 (N,), if known
     index: str  # NUMBERS | NAMES | POSITION
-    batches: Callable[[Progress], Iterator[torch.Tensor]]
+    read: Callable[[list[range]], Iterable[torch.Tensor]]  # consecutive blocks of images, uint8 (n, C, H, W)
     reference: bool = False  # an npz that also holds the statistics of a reference
-    notes: tuple[str, ...] = ()  # shown beside the results
+
+    def batches(self, progress: Progress) -> Iterator[torch.Tensor]:
+        """uint8 (B, C, H, W) with B <= data.BATCH, each after a call of ``progress(done, total)``.
+
+        Raises UserError naming a file that turns out to be damaged."""
+        blocks = batches(self.count, max(1, min(BATCH, BATCH_BYTES // (self.channels * math.prod(self.size)))))
+        images = iter(self.read(blocks))
+        for rows in blocks:
+            progress(rows.start, self.count)
+            yield next(images)
 
 
 def open_images(text: str, indexed: bool = True) -> ImageSet:
-    """An existing folder, else an npz by its suffix, else a data set by name. Raises UserError."""
+    """An existing folder, else an npz by its suffix. Raises UserError."""
     path = Path(text)
     if text and path.is_dir():
         return open_folder(path, indexed)
     if path.suffix.lower() == ".npz":
         return open_npz(path)
-    if text and path.exists():
-        raise UserError(f"{text}: neither a folder of PNG files nor an npz file")
-    name, _, part = text.partition(":")
-    if name not in BUILT_IN or part not in PARTS:
-        raise UserError(f"'{text}': no such folder, npz file or data set ({', '.join(BUILT_IN)}, also with :heldout)")
-    part = part or "train"
-    images = getattr(load_data(BUILT_IN[name]()), part)
-    shape, read = images.pixels.shape[1:], _in_batches(len(images), images.pixels.shape[1:], images.get)
-    return ImageSet(f"{name}:{part}", "data", len(images), shape[1:], shape[0], images.labels.numpy(), POSITION, read)
+    raise UserError(f"'{text}': {'neither a' if path.is_file() else 'no such'} folder of PNG files nor an npz file")
+
+
+def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:
+    """The arrays of an npz file by name, with None for the images ``arr_0``, which may not fit into memory.
+
+    Raises UserError if the file is damaged or an array holds Python objects: nothing is ever unpickled."""
+    with reading(path, "npz file", hint):
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("a single array")
+        with stored:
+            arrays = {key: None if key == "arr_0" else stored[key] for key in stored.files}
+        if others := [key for key, value in arrays.items() if key != "arr_0" and not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{others[0]} is not an array")
+    return arrays
 
 
 def open_npz(path: Path) -> ImageSet:
-    """ADM's format, see ``NpzImages``. Raises UserError."""
-    npz = NpzImages(path)
-    count, height, width, channels = npz.shape
+    """ADM's format: ``arr_0``, uint8 (N, H, W, C) with C 1 or 3, and ``arr_1``, optional integer labels (N,).
 
-    def read(progress: Progress) -> Iterator[torch.Tensor]:
-        blocks = _batches(count, (channels, height, width))
-        stream = npz.read(blocks)
-        for rows in blocks:
-            progress(rows.start, count)
-            yield torch.from_numpy(next(stream).transpose(0, 3, 1, 2).copy())
+    Images are read in blocks. Raises UserError naming the array that is not as above."""
+    arrays = read_arrays(path)
+    has_statistics, labels = {"mu", "sigma"} <= arrays.keys(), arrays.get("arr_1")
+    if "arr_0" not in arrays:
+        hint = "a reference; are the arguments swapped?" if has_statistics else "name the images arr_0"
+        raise UserError(f"{path}: no arr_0 (keys: {', '.join(sorted(arrays)) or 'none'}); {hint}")
+    with reading(path, "npz file", NPZ_HINT), ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        header = shape, fortran, dtype = _header(file)
+    if len(shape) != 4 or 0 in shape or shape[0] < 2 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran:
+        raise UserError(
+            f"{path}: arr_0 is {dtype} {shape}{' in Fortran order' * fortran}; save two or more images as uint8 "
+            "(N, H, W, C) with C 1 or 3, in C order"
+        )
+    count, height, width, channels = shape
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape != (count,):
+            raise UserError(f"{path}: arr_1 is {labels.dtype} {labels.shape}, expected integer labels ({count},)")
+        labels = labels.astype(np.int64)
 
-    return ImageSet(str(path), "npz", count, (height, width), channels, npz.labels, POSITION, read, npz.has_statistics)
+    def read(blocks: list[range]) -> Iterator[torch.Tensor]:
+        with reading(path, "npz file", NPZ_HINT), ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            if _header(file) != header:
+                raise ValueError("changed since it was opened")
+            for block in blocks:
+                content = file.read(len(block) * math.prod(shape[1:]))
+                if block.stop == count and file.read(1):  # zipfile compares the checksum at the end of the data
+                    raise ValueError("arr_0 has more bytes than its shape says")
+                images = np.frombuffer(content, np.uint8).reshape(len(block), *shape[1:])
+                yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+    return ImageSet(str(path), "npz", count, (height, width), channels, labels, POSITION, read, has_statistics)
 
 
-def _batches(count: int, shape: tuple[int, int, int]) -> list[range]:
-    return batches(count, max(1, min(BATCH, BATCH_BYTES // math.prod(shape))))
-
-
-def _in_batches(
-    count: int, shape: tuple[int, int, int], get: Callable[[range], torch.Tensor]
-) -> Callable[[Progress], Iterator[torch.Tensor]]:
-    """``ImageSet.batches`` of images (C, H, W), of which ``get`` reads consecutive ones."""
-
-    def read(progress: Progress) -> Iterator[torch.Tensor]:
-        for rows in _batches(count, shape):
-            progress(rows.start, count)
-            yield get(rows)
-
-    return read
-
-
-# --- folders --------------------------------------------------------------------------------------------
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an npy file; leaves it at the start of the data."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not of npy version 1")
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def open_folder(path: Path, indexed: bool = True) -> ImageSet:
@@ -118,128 +129,84 @@ def open_folder(path: Path, indexed: bool = True) -> ImageSet:
     With ``indexed``, the last number in a file name is the image's index, from 0 or 1 without gaps; subfolders that
     repeat each other's numbers are classes, labelled by their place in the sorted names. Without it, or if no name
     has a number, images are ordered by name. Raises UserError for any other folder."""
-    names = _names(path, ENDINGS)
+    names = _names(path, IMAGE_ENDINGS | OTHER_ENDINGS)
     looks = dict(zip(names, in_threads(lambda name: _look(path / name), names)))
     first = looks[names[0]]
-    for name in names:
-        if looks[name] != first:
-            one, other = ("{1}x{2} {0}".format(*looks[n]) for n in (names[0], name))
-            raise UserError(
-                f"{path}: {names[0]} is {one}, {name} is {other}; all images must have the same size and mode, and "
-                "nothing is resized: convert or remove some"
-            )
+    if other := next((name for name in names if looks[name] != first), None):
+        shown = " and ".join("{0} is {2}x{3} {1}".format(name, *looks[name]) for name in (names[0], other))
+        raise UserError(f"{path}: {shown}; images must have one size and mode, and nothing is resized: convert some")
     names, labels, index = _by_number(path, names) if indexed else (names, None, NAMES)
     mode, width, height = first
-    shape = (3 if mode == "RGB" else 1, height, width)
-    read = _in_batches(len(names), shape, lambda rows: _stacked(lambda i: _pixels(path / names[i], first), rows))
-    return ImageSet(str(path), "folder", len(names), shape[1:], shape[0], labels, index, read)
+
+    def pixels(name: str) -> np.ndarray:
+        with reading(path / name, "image", HINT):
+            with Image.open(path / name, formats=("PNG",)) as image:
+                image.verify()  # checksums and the end of the file, which decoding does not reach
+            with Image.open(path / name, formats=("PNG",)) as image:
+                if (image.mode, image.width, image.height) != first:
+                    raise ValueError("changed since it was opened")
+                found = np.asarray(image)
+        return np.ascontiguousarray(found[None] if found.ndim == 2 else found.transpose(2, 0, 1))
+
+    channels, read = 3 if mode == "RGB" else 1, _reader(names, pixels)
+    return ImageSet(str(path), "folder", len(names), (height, width), channels, labels, index, read)
 
 
 def cropped_folder(path: Path, size: int) -> ImageSet:
-    """Photographs in any readable format, as RGB cropped to ``size`` as ADM does, ordered by name; for references.
-
-    A note counts images smaller than ``size``. Raises UserError naming a file that cannot be read: immediately if its
-    header is damaged, otherwise when it is decoded."""
+    """Photographs in any readable format, as RGB cropped to ``size`` as ADM does, ordered by name; for references."""
     names = _names(path, IMAGE_ENDINGS)
-    small = sum(in_threads(lambda name: min(_header(path / name)[0].size) < size, names))
-    notes = (f"{small} of {len(names)} images are smaller than {size} and were enlarged",) if small else ()
-
-    def pixels(i: int) -> np.ndarray:
-        with reading(path / names[i], "image", HINT):
-            return read_image(path / names[i], size, 3)
-
-    read, name = (
-        _in_batches(len(names), (3, size, size), lambda rows: _stacked(pixels, rows)),
-        f"{path} cropped to {size}x{size}",
-    )
-    return ImageSet(name, "folder", len(names), (size, size), 3, None, NAMES, read, notes=notes)
+    name, read = f"{path} cropped to {size}x{size}", _reader(names, lambda name: read_image(path / name, size, 3))
+    return ImageSet(name, "folder", len(names), (size, size), 3, None, NAMES, read)
 
 
-def _stacked(pixels: Callable[[int], np.ndarray], rows: range) -> torch.Tensor:
-    return torch.from_numpy(np.stack(in_threads(pixels, rows)))
+def _reader(names: list[str], pixels: Callable[[str], np.ndarray]) -> Callable[[list[range]], Iterable[torch.Tensor]]:
+    """``ImageSet.read`` of files, each with these ``pixels`` (C, H, W)."""
+    return lambda blocks: (torch.from_numpy(np.stack(in_threads(pixels, names[b.start : b.stop]))) for b in blocks)
 
 
 def _names(path: Path, endings: set[str]) -> list[str]:
     """Images in the folder or in its subfolders, as ``name`` or ``folder/name``, sorted; other files are ignored.
 
-    Raises UserError for fewer than two images, for images both in the folder and in subfolders, or further down."""
+    Raises UserError for fewer than two images, and for images at several depths or further down."""
     if not path.is_dir():
         raise UserError(f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'} of images")
-    beside, inside = [], []
-    for entry in visible(path):
-        folder = path / entry
-        if not folder.is_dir():
-            beside += [entry] if _is_image(folder, endings) else []
-            continue
-        for name in visible(folder):
-            file = folder / name
-            if file.is_dir() and any(_is_image(file / n, ENDINGS) for n in visible(file)):
-                raise UserError(f"{file}: images two folders down; move them up, or give {folder}")
-            if not file.is_dir() and _is_image(file, endings):
-                inside.append(f"{entry}/{name}")
-    if beside and inside:
-        raise UserError(f"{path}: images both in it ({beside[0]}) and in subfolders ({inside[0]}); move some away")
-    names = beside or inside
+    names = _images_in(path, endings, levels=2)
+    depths = {name.count("/"): name for name in names}
+    if len(depths) > 1 or 2 in depths:
+        found = " and ".join(depths.values())
+        raise UserError(f"{path}: move images all into the folder or all into its subfolders; found {found}")
     if len(names) < 2:
-        found = f"only one image, {names[0]}; a distribution needs at least two" if names else "no image in it"
-        raise UserError(f"{path}: {found}; images must be in the folder or in its subfolders")
+        raise UserError(f"{path}: {len(names)} images in it or its subfolders; a distribution needs at least two")
     return names
 
 
-def _is_image(path: Path, endings: set[str]) -> bool:
-    """By its suffix; a PNG file under any name, by its first bytes."""
-    if _ending(path.name) in endings:
-        return True
-    with suppress(OSError):
-        if path.is_file():  # reading a pipe would block forever
-            with path.open("rb") as file:
-                return file.read(len(PNG)) == PNG
-    return False
+def _images_in(folder: Path, endings: set[str], levels: int) -> list[str]:
+    """Files with these endings, down to ``levels`` of subfolders."""
+    found = []
+    for name in visible(folder):
+        if (folder / name).is_dir():
+            found += [f"{name}/{inner}" for inner in _images_in(folder / name, endings, levels - 1)] if levels else []
+        elif PurePosixPath(name).suffix.lower() in endings:
+            found.append(name)
+    return found
 
 
-def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
-def _look(path: Path) -> Look:
+def _look(path: Path) -> tuple[str, int, int]:
     """Mode, width and height of a PNG file. Raises UserError for an image that would have to be converted."""
-    if _ending(path.name) in ENDINGS - {".png"}:
-        raise UserError(f"{path}: {NOT_PNG}")
-    image, frames, depth = _header(path)
-    mode = image.mode
-    if image.format != "PNG":
-        raise UserError(f"{path}: {image.format}, {NOT_PNG}")
-    found = {"16-bit": depth > 8, "animated": frames > 1, "transparent": "transparency" in image.info}
-    faults = [fault for fault, applies in found.items() if applies]
-    if faults or mode not in ("L", "RGB"):
-        raise UserError(
-            f"{path}: mode {' '.join([*faults, mode])} is not supported; save 8-bit RGB or grey (L) images without "
-            "transparency, one per file"
-        )
-    return mode, image.width, image.height
-
-
-def _header(path: Path) -> tuple[Image.Image, int, int]:
-    """A closed image with the properties in its header, its number of frames, and its bit depth if it is a PNG."""
     with reading(path, "image", HINT):
         if not path.is_file():  # reading a pipe would block forever
             raise ValueError("not a file")
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            frames = getattr(image, "n_frames", 1)
+            faults = {f"{image.format}, not PNG": image.format != "PNG", "animated": getattr(image, "n_frames", 1) > 1}
             file.seek(DEPTH)
-            return image, frames, file.read(1)[0]
-
-
-def _pixels(path: Path, look: Look) -> np.ndarray:
-    """uint8 (C, H, W) of a PNG file with this mode, width and height."""
-    with reading(path, "image", HINT):
-        with Image.open(path, formats=("PNG",)) as image:
-            image.verify()  # checksums and the end of the file, which decoding does not reach
-        with Image.open(path, formats=("PNG",)) as image:
-            if (image.mode, image.width, image.height) != look:
-                raise ValueError("changed since it was opened")
-            pixels = np.asarray(image)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+            faults["16-bit"] = file.read(1)[0] > 8
+    faults |= {"transparent": "transparency" in image.info, f"mode {image.mode}": image.mode not in ("L", "RGB")}
+    if found := [fault for fault, applies in faults.items() if applies]:
+        raise UserError(
+            f"{path}: {', '.join(found)}; save samples as opaque 8-bit RGB or grey PNG files when they are drawn, as "
+            "lossy formats and conversions change distances (of photographs make a reference: reference build --size)"
+        )
+    return image.mode, image.width, image.height
 
 
 def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | None, str]:
@@ -249,11 +216,10 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
     hint = "fix the names or, if the numbers are not indices, use --unindexed"
     if not number:
         return names, None, NAMES
-    if len(number) < len(names):
-        without = next(name for name in names if name not in number)
-        raise UserError(f"{path}: {next(iter(number))} has a number in its name, {without} has none; {hint}")
-    if len(set(number.values())) == len(names):
-        indices = set(number.values())
+    if without := [name for name in names if name not in number]:
+        raise UserError(f"{path}: {next(iter(number))} has a number in its name, {without[0]} has none; {hint}")
+    indices = set(number.values())
+    if len(indices) == len(names):
         first, last = (1 if min(indices) == 1 else 0), max(indices)
         if (missing := last - first + 1 - len(indices)) > 0:
             some = next(i for i in range(first, last + 1) if i not in indices)
@@ -267,15 +233,11 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
     return [places[place] for place in sorted(places)], labels.astype(np.int64), NUMBERS
 
 
-# --- identity of a set ----------------------------------------------------------------------------------
-
-
 class Digest:
     """Identifies a stream of images by the SHA-256 of its pixels in index order, and counts duplicates."""
 
     def __init__(self):
-        self.count = 0
-        self.duplicates = 0  # images whose pixels equal an earlier one's
+        self.count = self.duplicates = 0  # duplicates are images whose pixels equal an earlier one's
         self.shape: tuple[int, ...] = ()  # (C, H, W)
         self._pixels, self._seen = hashlib.sha256(), set()
 
@@ -297,9 +259,15 @@ class Digest:
         return self._pixels.hexdigest()
 
     @property
-    def set_sha256(self) -> str:
-        """The same for the same images in any order, with or without duplicates."""
-        return hashlib.sha256(b"".join(sorted(self._seen))).hexdigest()
+    def about(self) -> dict[str, Any]:
+        """The images in records; ``set_sha256`` is the same in any order, with or without duplicates."""
+        return {
+            "sha256": self.sha256,
+            "set_sha256": hashlib.sha256(b"".join(sorted(self._seen))).hexdigest(),
+            "num_images": self.count,
+            "size": list(self.shape[1:]),
+            "channels": self.shape[0],
+        }
 
 
 def class_balance(labels: np.ndarray | torch.Tensor) -> dict[str, int]:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mar_bench.data.datasets import batches
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.utils.files import reading
 from mar_bench.utils.noise import NoiseSource
@@ -38,47 +39,44 @@ class Mapped:
     memory: mmap.mmap
     begin: int
 
-    def expect(self, index: tuple[np.ndarray, ...]) -> None:
-        """Ask the kernel to read the rows of an index ahead and in parallel, before they are read one by one."""
-        size = self.array[(0,) * len(index)].nbytes
-        for row in np.ravel_multi_index(index, self.array.shape[: len(index)]).tolist():
-            begin = self.begin + size * row
+    def expect(self, views: np.ndarray, rows: np.ndarray) -> None:
+        """Ask the kernel to read ``array[views, rows]`` ahead and in parallel, before it is read row by row."""
+        size = self.array[0, 0].nbytes
+        for begin in (self.begin + size * (views * self.array.shape[1] + rows)).tolist():
             page = begin - begin % mmap.PAGESIZE
             with contextlib.suppress(OSError):  # only advice
                 self.memory.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
 
 
 class Shards:
-    """One tensor in several files, split along ``axis``; indexed like a tensor but never loaded as a whole.
+    """A tensor (V, N, ...) in several files split along N, indexed like a tensor but never loaded as a whole.
 
-    With axis 1, (V, N, ...): ``values[0]`` is the first view, again Shards, and ``values[views, rows]`` reads.
-    With axis 0, (N, ...): ``values[rows]`` reads. float16 is converted to float32."""
+    ``values[0]`` is the first view (N, ...), again Shards; ``values[views, rows]``, and ``values[rows]`` of one view,
+    read. float16 is converted to float32."""
 
-    def __init__(self, files: list[Mapped], axis: int):
-        self.files, self.axis = files, axis
-        self.begins = np.cumsum([0] + [file.array.shape[axis] for file in files])
-        first = files[0].array.shape
-        self.shape = torch.Size((*first[:axis], int(self.begins[-1]), *first[axis + 1 :]))
+    def __init__(self, files: list[Mapped], view: int | None = None):
+        self.files, self.view = files, view
+        self.begins = np.cumsum([0] + [file.array.shape[1] for file in files])
+        views, _, *rest = files[0].array.shape
+        self.shape = torch.Size([*([views] if view is None else []), int(self.begins[-1]), *rest])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key) -> torch.Tensor | Shards:
-        if self.axis == 1 and isinstance(key, int):
-            return Shards(
-                [replace(f, array=f.array[key], begin=f.begin + key * f.array[0].nbytes) for f in self.files], 0
-            )
+        if self.view is None and isinstance(key, int):
+            return Shards(self.files, key)
         if isinstance(key, slice):
             key = np.arange(*key.indices(len(self)))
-        *before, rows = (np.asarray(k) for k in (key if self.axis == 1 else (key,)))
+        views, rows = map(np.asarray, key if self.view is None else (np.full(len(key), self.view), key))
         shards = np.searchsorted(self.begins, rows, side="right") - 1
         places = []
         for shard in np.unique(shards):
             members = np.flatnonzero(shards == shard)
-            index = (*(b[members] for b in before), rows[members] - self.begins[shard])
-            self.files[shard].expect(index)
+            index = views[members], rows[members] - self.begins[shard]
+            self.files[shard].expect(*index)
             places.append((self.files[shard].array, members, index))
-        out = np.empty((len(rows), *self.shape[self.axis + 1 :]), self.files[0].array.dtype)
+        out = np.empty((len(rows), *self.files[0].array.shape[2:]), self.files[0].array.dtype)
         for array, members, index in places:
             out[members] = array[index]
         values = torch.from_numpy(out)
@@ -90,7 +88,7 @@ Stored = dict[str, Any]  # tensors or Shards by name
 
 @dataclass(frozen=True)
 class Latents:
-    """What a tokenizer stored: ``train`` tensors (V, N, L[, D]), one entry per view; ``heldout`` (N', L[, D])."""
+    """The output of a tokenizer: ``train`` tensors (V, N, L[, D]), one entry per view; ``heldout`` (N', L[, D])."""
 
     train: Stored
     heldout: Stored  # empty without held-out images
@@ -108,38 +106,31 @@ class Latents:
         return self.tokens_of(stored, noise.normal("latent", step, first.shape[2:]) if self.stochastic else None)
 
     def split(self, heldout: bool, limit: int | None = None) -> tuple[Stored, torch.Tensor]:
-        """What is stored (N, L[, D]) and the labels of a split, without views.
-
-        Nothing is read before it is sliced; with ``limit`` the first so many images are read."""
+        """Tensors (N, L[, D]) and labels of a split without views: of the first ``limit`` images, else not read yet."""
         stored = self.heldout if heldout else {name: values[0] for name, values in self.train.items()}
         labels = self.heldout_labels if heldout else self.labels
-        if limit is not None:
-            stored, labels = {name: values[:limit] for name, values in stored.items()}, labels[:limit]
-        return stored, labels
+        if limit is None:
+            return stored, labels
+        return {name: values[:limit] for name, values in stored.items()}, labels[:limit]
 
 
 def load_latents(folder: Path, tokenizer: type[Tokenizer] | Tokenizer) -> Latents:
     """Latents mapped into memory. Raises UserError if the folder is damaged or from another version."""
+    stored, labels = {}, {}
     with reading(folder, "latent cache of this version of mar_bench", "delete the folder and run again"):
-        if not (folder / MANIFEST).is_file():
-            raise ValueError(f"no {MANIFEST}")
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if missing := [f for part in FILES for f, _ in shards_of(manifest, part) if not (folder / f).is_file()]:
-            raise ValueError(f"no {missing[0]}")
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, not {FORMAT}")
-        parts = {part: [mapped(folder / f)[0] for f, _ in shards_of(manifest, part)] for part in FILES}
-        for part, shards in parts.items():
-            if [len(s["labels"].array) for s in shards] != [len(rows) for _, rows in shards_of(manifest, part)]:
+        manifest = json.loads((folder / MANIFEST).read_bytes()) if (folder / MANIFEST).is_file() else {}
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{MANIFEST} is missing or not of format {FORMAT}")
+        for part in FILES:
+            files = shards_of(manifest, part)
+            shards = [mapped(folder / file)[0] for file, _ in files]
+            found = [torch.tensor(shard.pop("labels").array) for shard in shards]
+            if any(len(each) != len(rows) for each, (_, rows) in zip(found, files)):
                 raise ValueError("the number of images in a shard differs from the manifest")
-    stored: dict[str, Stored] = {
-        part: {name: Shards([s[name] for s in shards], 1) for name in shards[0] if name != "labels"} if shards else {}
-        for part, shards in parts.items()
-    }
-    none = torch.empty(0, dtype=torch.int64)
-    labels = {part: [none, *(torch.tensor(s["labels"].array) for s in shards)] for part, shards in parts.items()}
+            stored[part] = {name: Shards([shard[name] for shard in shards]) for name in shards[0]} if shards else {}
+            labels[part] = torch.cat([torch.empty(0, dtype=torch.int64), *found])
     heldout = {name: values[0] for name, values in stored["heldout"].items()}
-    every = torch.cat(labels["train"]), torch.cat(labels["heldout"])
+    every = labels["train"], labels["heldout"]
     return Latents(stored["train"], heldout, *every, tokenizer.tokens_of, tokenizer.stochastic)
 
 
@@ -150,18 +141,15 @@ def mapped(path: Path) -> tuple[dict[str, Mapped], dict[str, str]]:
     memory.madvise(mmap.MADV_RANDOM)  # or the kernel reads far more than a row around each row
     start = 8 + int.from_bytes(memory[:8], "little")
     header = json.loads(memory[8:start])
-    metadata = header.pop("__metadata__", {})
-    arrays = {}
+    metadata, arrays = header.pop("__metadata__", {}), {}
     for name, entry in header.items():
-        shape = entry["shape"]
         begin = start + entry["data_offsets"][0]
-        flat = np.frombuffer(memory, DTYPES[entry["dtype"]], int(np.prod(shape)), begin)
-        arrays[name] = Mapped(flat.reshape(shape), memory, begin)
+        flat = np.frombuffer(memory, DTYPES[entry["dtype"]], int(np.prod(entry["shape"])), begin)
+        arrays[name] = Mapped(flat.reshape(entry["shape"]), memory, begin)
     return arrays, metadata
 
 
-def shards_of(manifest: dict[str, Any], part: str) -> Iterator[tuple[str, range]]:
+def shards_of(manifest: dict[str, Any], part: str) -> list[tuple[str, range]]:
     """File name and images of each shard."""
-    count, size = manifest["images"][part], manifest["shard_images"]
-    for i, begin in enumerate(range(0, count, size)):
-        yield f"{FILES[part]}-{i:05d}.safetensors", range(begin, min(begin + size, count))
+    every = batches(manifest["images"][part], manifest["shard_images"])
+    return [(f"{FILES[part]}-{i:05d}.safetensors", rows) for i, rows in enumerate(every)]

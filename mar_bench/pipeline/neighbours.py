@@ -13,7 +13,7 @@ from mar_bench.metrics.functions import nearest, spacing
 from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import load_features
 from mar_bench.pipeline.eval_images import finished, own_extractor, source_of_run
-from mar_bench.pipeline.stages import HELDOUT, IMAGES, REFERENCE, SEEN
+from mar_bench.pipeline.stages import HELDOUT, REFERENCE, SEEN
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 
@@ -62,7 +62,7 @@ def neighbours(run: Run, places: Places, count: int, k: int) -> Neighbours:
     order = generated.argsort(stable=True)[:count].tolist()
     shown = order + [i for i in range(len(generated)) if i not in order][:count]
     distances, indices = nearest(images.features[shown], training, k)
-    found = load_data(run.spec.data, places.runs / IMAGES).train.get(indices.flatten().tolist())
+    found = load_data(run.spec.data).train.get(indices.flatten().tolist())
     samples: dict[int, torch.Tensor] = {}
     begin = 0
     for batch in source.batches(silent):

@@ -290,10 +290,7 @@ def pictures(folder: Path | None, count: int, size: int, channels: int) -> np.nd
     Raises UserError for an image that cannot be read."""
     found = picture_files(folder)
     step = max(1, len(found) // count)  # spread over the classes
-    try:
-        images = [read_image(path, size, channels) for path in found[::step][:count]]
-    except ValueError as error:
-        raise UserError(f"an image cannot be read ({error})") from None
+    images = [read_image(path, size, channels) for path in found[::step][:count]]
     return np.stack([images[i % len(images)][..., :: -1 if (i // len(images)) % 2 else 1] for i in range(count)])
 
 

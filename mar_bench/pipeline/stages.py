@@ -36,7 +36,6 @@ from mar_bench.pipeline.load import (
     EXTRACTOR,
     FITTED,
     HELDOUT,
-    IMAGES,
     REFERENCE,
     SEEN,
     STATISTICS,
@@ -118,7 +117,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
     if not (spec.trained or measures_scale(spec)):
         return
     tokenizer = build_tokenizer(replace(run.spec, tokenizer=replace(spec, group=1))).to(device)
-    data = load_data(run.spec.data, places.runs / IMAGES, progress)
+    data = load_data(run.spec.data)
     if spec.trained:
         length, dim = num_tokens(tokenizer.space), spec.latent_dim if tokenizer.stochastic else 1
 
@@ -134,7 +133,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     """Train the extractor if it is our own, and extract the features of the real images."""
     device, metrics = pick_device(run.spec.compute.device), run.spec.metrics
-    data = load_data(run.spec.data, places.runs / IMAGES, progress)
+    data = load_data(run.spec.data)
     if metrics.extractor.trained:
         _train_extractor(run, data, folder, device, progress)
     space, most = load_extractor(run, places, device), metrics.reference_images
@@ -197,9 +196,9 @@ def make_latents(run: Run, places: Places, folder: Path, progress: Progress, wor
     spec, device = run.spec, pick_device(run.spec.compute.device)
     tokenizer = load_tokenizer(run, places, device)
     if getattr(spec.tokenizer, "official_cache", None) is not None:
-        sources = imported(spec, tokenizer, device, places.runs / IMAGES, progress)
+        sources = imported(spec, tokenizer, device)
     else:
-        sources = encoded(spec, load_data(spec.data, places.runs / IMAGES, progress), tokenizer, device)
+        sources = encoded(spec, load_data(spec.data), tokenizer, device)
     manifest = manifest_of(spec, sources, tokenizer, tokenizer_file(run, places))
     write_shards(sources, manifest, folder, progress, world.rank, world.size)
     world.wait()
@@ -246,7 +245,7 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     """Score the tokenizer alone on the held-out images, and those images themselves ("real")."""
     begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    heldout = load_data(run.spec.data, places.runs / IMAGES, progress).heldout
+    heldout = load_data(run.spec.data).heldout
     ratios: list[torch.Tensor] = []
 
     @torch.inference_mode()

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mar_bench.config.spec import DigitsData, MnistData
 from mar_bench.data import image_sets as module
-from mar_bench.data.datasets import BATCH, load_data, silent
+from mar_bench.data.datasets import BATCH, silent
 from mar_bench.data.image_sets import (
     Digest,
     ImageSet,
@@ -54,9 +53,6 @@ def everything(images: ImageSet) -> np.ndarray:
     return torch.cat(list(images.batches(silent))).permute(0, 2, 3, 1).numpy()
 
 
-# --- folders --------------------------------------------------------------------------------------------
-
-
 def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_BYTES", 5 * 20 * 24 * 3 + 1)
     pixels, calls = tiles(12), []
@@ -67,19 +63,15 @@ def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeyp
     assert np.array_equal(torch.cat(found).permute(0, 2, 3, 1), pixels)
     assert (images.kind, images.count, images.size, images.channels) == ("folder", 12, (20, 24), 3)
     assert (images.name, images.index, images.labels) == (str(tmp_path), "numbers in file names", None)
-    assert not images.reference and not images.notes
+    assert not images.reference
     assert np.array_equal(everything(images), pixels), "a second reading gives the same"
 
 
 def test_the_order_of_the_directory_listing_makes_no_difference(tmp_path, monkeypatch):
     pixels, listdir = tiles(9), os.listdir
-    save(tmp_path / "flat", [f"{i + 1:03}.png" for i in range(9)], pixels)
-    save(tmp_path / "classes", [f"{c}/{i}.png" for c in "abc" for i in range(3)], pixels)
-    save(tmp_path / "words", [f"{c}.png" for c in "abcdefghi"], pixels)
+    save(tmp_path, [f"{c}/{i}.png" for c in "abc" for i in range(3)], pixels)
     monkeypatch.setattr(os, "listdir", lambda p: sorted(listdir(p), key=lambda n: zlib.crc32(n.encode())))
-    for name in ("flat", "classes", "words"):
-        for indexed in (True, False):
-            assert np.array_equal(everything(open_folder(tmp_path / name, indexed)), pixels)
+    assert all(np.array_equal(everything(open_folder(tmp_path, indexed)), pixels) for indexed in (True, False))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +105,6 @@ def test_duplicates_and_gaps_in_the_numbers_are_refused(names, words, tmp_path):
     assert says(refusal(open_folder, tmp_path), tmp_path, *words, "--unindexed")
 
 
-def test_a_png_file_counts_under_any_name(tmp_path):
-    pixels = tiles(3)
-    folder = save(tmp_path, ["0", "1.image", "2.png"], pixels)
-    assert np.array_equal(everything(open_folder(folder)), pixels)
-    assert cropped_folder(folder, 8).count == 3
-
-
 def test_other_files_are_ignored(tmp_path):
     save(tmp_path, ["0.png", "1.PNG"])
     for name in ("stats.json", "notes.txt", "7", "logs/log.txt", ".2.png", "._1.png", ".cache/9.png", "8.npz"):
@@ -130,29 +115,22 @@ def test_other_files_are_ignored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "options", "word"),
+    ("name", "mode", "kind", "options", "word"),
     [
-        ("2.jpg", "JPEG", {}, "lossy"),
-        ("2.jpeg", "PNG", {}, "lossy"),
-        ("2.tif", "TIFF", {}, "not a PNG"),
-        ("2.png", "WEBP", {"lossless": True}, "WEBP"),
-        ("2.png", "PNG", {"transparency": (1, 2, 3)}, "transparent RGB"),
-        ("2.png", "PNG", {"save_all": True, "append_images": [Image.new("RGB", (24, 20))]}, "animated RGB"),
+        ("2.jpg", "RGB", "JPEG", {}, "JPEG, not PNG"),
+        ("2.tif", "RGB", "TIFF", {}, "TIFF, not PNG"),
+        ("2.png", "RGB", "WEBP", {"lossless": True}, "WEBP, not PNG"),
+        ("2.png", "RGB", "PNG", {"transparency": (1, 2, 3)}, "transparent"),
+        ("2.png", "RGB", "PNG", {"save_all": True, "append_images": [Image.new("RGB", (24, 20))]}, "animated"),
+        ("2.png", "RGBA", "PNG", {}, "mode RGBA;"),
+        ("2.png", "P", "PNG", {}, "mode P;"),
+        ("2.png", "I;16", "PNG", {}, "16-bit, mode I;16;"),
     ],
 )
-def test_anything_but_png_is_refused_by_suffix_and_by_content(name, kind, options, word, tmp_path):
+def test_images_that_would_have_to_be_converted_are_refused(name, mode, kind, options, word, tmp_path):
     save(tmp_path, ["0.png", "1.png"])
-    Image.fromarray(tiles(1)[0]).save(tmp_path / name, kind, **options)
+    Image.new(mode, (24, 20)).save(tmp_path / name, kind, **options)
     assert says(refusal(open_folder, tmp_path), tmp_path / name, word)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "16-bit I;16"])
-def test_other_modes_are_refused(tmp_path, mode):
-    save(tmp_path, ["0.png", "1.png"])
-    image = Image.fromarray(tiles(1)[0])
-    image = Image.fromarray(np.full((20, 24), 300, np.uint16)) if "16" in mode else image.convert(mode)
-    image.save(tmp_path / "2.png")
-    assert says(refusal(open_folder, tmp_path), tmp_path / "2.png", f"mode {mode} ")
 
 
 def test_16_bit_rgb_is_refused_and_4_bit_grey_is_exact(tmp_path):
@@ -160,7 +138,7 @@ def test_16_bit_rgb_is_refused_and_4_bit_grey_is_exact(tmp_path):
     assert Image.open(io.BytesIO(content)).mode == "RGB", "Pillow does not tell"
     save(tmp_path / "deep", ["0.png", "1.png"])
     (tmp_path / "deep/2.png").write_bytes(content)
-    assert says(refusal(open_folder, tmp_path / "deep"), "2.png", "16-bit RGB")
+    assert says(refusal(open_folder, tmp_path / "deep"), "2.png", "16-bit;")
     (tmp_path / "grey").mkdir()
     for i in range(2):
         (tmp_path / f"grey/{i}.png").write_bytes(png(4, 2, 4, 0, b"\0\x0f\x12" * 2))
@@ -182,7 +160,7 @@ def test_damaged_files_are_named_at_once_or_when_they_are_read(tmp_path):
     path.write_bytes(whole)
     images = open_folder(tmp_path)
     Image.fromarray(tiles(1, 9, 9)[0]).save(path)
-    assert says(refusal(open_folder, tmp_path), "0.png is 24x20 RGB", "1.png is 9x9 RGB")
+    assert says(refusal(open_folder, tmp_path), "0.png is 24x20 RGB and 1.png is 9x9 RGB")
     assert says(refusal(everything, images), path, "changed")
     path.unlink()
     assert says(refusal(everything, images), path, "no such file")
@@ -194,18 +172,14 @@ def test_damaged_files_are_named_at_once_or_when_they_are_read(tmp_path):
 
 def test_missing_empty_and_nested_folders_are_refused(tmp_path):
     assert says(refusal(open_folder, tmp_path / "no"), tmp_path / "no", "no such folder")
-    assert says(refusal(open_folder, tmp_path), tmp_path, "no image")
+    assert says(refusal(open_folder, tmp_path), tmp_path, "0 images")
     save(tmp_path, ["only.png"])
-    assert says(refusal(open_folder, tmp_path), tmp_path, "only one image, only.png")
+    assert says(refusal(open_folder, tmp_path), tmp_path, "1 images", "at least two")
     assert says(refusal(open_folder, tmp_path / "only.png"), "a file, not a folder")
-    save(tmp_path, ["a/0.png", "a/1.png"])
-    assert says(refusal(open_folder, tmp_path), "only.png", "a/0.png", "move")
-    (tmp_path / "only.png").unlink()
     save(tmp_path, ["a/b/0.png"])
-    assert says(refusal(open_folder, tmp_path), tmp_path / "a" / "b", "two folders down")
-
-
-# --- photographs ----------------------------------------------------------------------------------------
+    assert says(refusal(open_folder, tmp_path), "only.png", "a/b/0.png", "move")
+    (tmp_path / "only.png").unlink()
+    assert says(refusal(open_folder, tmp_path), "a/b/0.png", "move")
 
 
 def test_photographs_are_cropped_as_adm_does(tmp_path):
@@ -218,14 +192,8 @@ def test_photographs_are_cropped_as_adm_does(tmp_path):
     assert np.array_equal(torch.cat(list(images.batches(silent))).numpy(), expected)
     assert (images.kind, images.size, images.channels, images.index) == ("folder", (64, 64), 3, "file names")
     assert images.name == f"{tmp_path} cropped to 64x64"
-    assert images.notes == ("1 of 3 images are smaller than 64 and were enlarged",)
     (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes()[:-1000])
-    assert says(refusal(everything, cropped_folder(tmp_path, 64)), tmp_path / names[0])
-    (tmp_path / names[0]).write_bytes(b"")
-    assert says(refusal(cropped_folder, tmp_path, 64), tmp_path / names[0])
-
-
-# --- npz files ------------------------------------------------------------------------------------------
+    assert says(refusal(everything, images), tmp_path / names[0])
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -244,28 +212,28 @@ def test_an_npz_is_read_in_blocks(tmp_path, write, channels, monkeypatch):
 
 
 def test_an_npz_is_never_loaded_as_a_whole(tmp_path):
-    np.savez_compressed(tmp_path / "x.npz", np.zeros((5000, 64, 64, 3), np.uint8))  # 61 MB
+    np.savez(tmp_path / "x.npz", np.zeros((3000, 64, 64, 3), np.uint8))  # 37 MB
     tracemalloc.start()
     try:
         count = sum(len(batch) for batch in open_npz(tmp_path / "x.npz").batches(silent))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert count == 5000 and peak < 6 * BATCH * 64 * 64 * 3 < 20e6
+    assert count == 3000 and peak < 6 * BATCH * 64 * 64 * 3 < 20e6
 
 
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
         ({"images": tiles(2), "x": np.zeros(2)}, ("no arr_0", "images, x")),
-        ({"mu": np.zeros(2), "sigma": np.eye(2)}, ("statistics only", "swapped?")),
+        ({"mu": np.zeros(2), "sigma": np.eye(2)}, ("mu, sigma", "swapped?")),
         ({"arr_0": tiles(2) / np.float32(255)}, ("float32", "uint8")),
         ({"arr_0": tiles(2).transpose(0, 3, 1, 2)}, ("(2, 3, 20, 24)", "(N, H, W, C)")),
         ({"arr_0": np.zeros((2, 0, 4, 3), np.uint8)}, ("(N, H, W, C)",)),
         ({"arr_0": np.zeros((), np.uint8)}, ("(N, H, W, C)",)),
-        ({"arr_0": tiles(1)}, ("at least two",)),
-        ({"arr_0": np.asfortranarray(tiles(2))}, ("Fortran", "ascontiguousarray")),
-        ({"arr_0": np.array([None, "x"], dtype=object)}, ("arr_0", "never loaded")),
+        ({"arr_0": tiles(1)}, ("two or more",)),
+        ({"arr_0": np.asfortranarray(tiles(2))}, ("Fortran", "C order")),
+        ({"arr_0": np.array([None, "x"], dtype=object)}, ("arr_0 is object",)),
         ({"arr_0": tiles(2), "arr_1": np.array([1, None])}, ("Object arrays",)),
         ({"arr_0": tiles(2), "arr_1": np.zeros(3, int)}, ("arr_1", "int64 (3,)", "labels (2,)")),
         ({"arr_0": tiles(2), "arr_1": np.zeros(2)}, ("arr_1", "float64 (2,)", "integer")),
@@ -285,15 +253,15 @@ def member(shape: tuple[int, ...], content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (member((4, 20, 24, 3), tiles(3).tobytes()), "fewer bytes"),
-        (member((4, 20, 24, 3), tiles(5).tobytes()), "more or fewer"),
+        (member((4, 20, 24, 3), tiles(3).tobytes()), "reshape"),
+        (member((4, 20, 24, 3), tiles(5).tobytes()), "more bytes"),
         (b"no numpy header", "magic"),
     ],
 )
 def test_malformed_arrays_are_refused(content, word, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("arr_0.npy", content)
-    assert says(refusal(open_npz, tmp_path / "x.npz"), "x.npz", word)
+    assert says(refusal(lambda: everything(open_npz(tmp_path / "x.npz"))), "x.npz", word)
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -322,21 +290,7 @@ def test_damaged_npz_files_are_refused(tmp_path, write, monkeypatch):
     assert says(refusal(everything, images), path, "changed")
 
 
-# --- built-in data and names ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "spec", "part"), [("digits", DigitsData(), "train"), ("mnist5k:heldout", MnistData(), "heldout")]
-)
-def test_built_in_data(name, spec, part):
-    images, expected = open_images(name), getattr(load_data(spec), part)
-    assert (images.name, images.kind, images.index) == (f"{spec.kind}:{part}", "data", "position")
-    assert (images.count, images.size, images.channels) == (len(expected), (spec.image_size,) * 2, 1)
-    assert images.labels.dtype == np.int64 and np.array_equal(images.labels, expected.labels)
-    assert np.array_equal(torch.cat(list(images.batches(silent))).numpy(), expected.pixels)
-
-
-def test_a_name_is_a_folder_an_npz_or_a_data_set(tmp_path, monkeypatch):
+def test_a_name_is_a_folder_or_an_npz(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "samples", ["0.png", "x.png"])
     np.savez(tmp_path / "drawn.npz", tiles(2))
@@ -346,12 +300,8 @@ def test_a_name_is_a_folder_an_npz_or_a_data_set(tmp_path, monkeypatch):
     assert open_images("samples", indexed=False).name == "samples"
     assert open_images("drawn.npz").kind == "npz" and open_images("folder.npz", indexed=False).kind == "folder"
     assert open_images("reference.npz").reference
-    assert says(refusal(open_images, "samples/0.png"), "samples/0.png", "neither a folder")
-    for nothing in ("", "no/such/thing", "minst5k:heldout", "digits:helt"):
-        assert says(refusal(open_images, nothing), f"'{nothing}'", "digits, mnist5k")
-
-
-# --- identity of a set ----------------------------------------------------------------------------------
+    for nothing in ("samples/0.png", "", "no/such/thing"):
+        assert says(refusal(open_images, nothing), f"'{nothing}'", "folder of PNG files")
 
 
 def digest(images: torch.Tensor, size: int = 3) -> Digest:
@@ -368,7 +318,8 @@ def test_a_digest_depends_on_pixels_order_and_shape_only(tmp_path):
     assert (whole.count, whole.duplicates) == (7, 0)
     others = [images.flip(0), images.transpose(2, 3), images.reshape(7, 3, 24, 20), images[:6], images + 1]
     assert len({digest(other).sha256 for other in [*others, images]}) == 6
-    assert digest(images.flip(0)).set_sha256 == whole.set_sha256 != digest(images[:6]).set_sha256
+    one, same, other = (digest(x).about["set_sha256"] for x in (images, images.flip(0), images[:6]))
+    assert one == same != other
     assert digest(images[[0, 1, 0, 2, 3, 1, 0]]).duplicates == 3
     pinned = digest(torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2))
     assert pinned.sha256.startswith("d39aff58de34")

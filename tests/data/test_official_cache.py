@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from torch import nn
 from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import ImageFolderData, LatentsSpec, LDMKLTokenizer, RunSpec
 from mar_bench.data.datasets import load_data, to_unit
+from mar_bench.data.encode import imported
 from mar_bench.data.images import read_image
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS
@@ -51,9 +51,8 @@ class World:
     """Images of two classes, weights, and the official cache of the training images."""
 
     def __init__(self, folder: Path):
-        self.folder, self.root, self.cache, self.weights = (
-            folder, folder / "root", folder / "cache", folder / "kl.safetensors",
-        )  # fmt: skip
+        self.folder, self.root, self.cache = folder, folder / "root", folder / "cache"
+        self.weights = folder / "kl.safetensors"
         rng = philox(0, "test-cache", 0, 0)
         for part, names in NAMES.items():
             for name in ("ape", "bee"):
@@ -102,10 +101,7 @@ def world(tmp_path, monkeypatch) -> World:
 
 @pytest.mark.parametrize("group", [1, 2])
 def test_an_import_is_the_encoding_itself(group, world):
-    direct, found = (
-        world.made("direct", world.spec(cache=False, group=group)),
-        world.made("found", world.spec(group=group)),
-    )
+    direct, found = (world.made(str(cache), world.spec(cache=cache, group=group)) for cache in (False, True))
     assert found.train["mean"].shape == (2, 10, 16 // group**2, DIM * group**2)
     assert torch.equal(found.labels, direct.labels) and torch.equal(found.heldout_labels, direct.heldout_labels)
     for name in ("mean", "std"):
@@ -121,16 +117,12 @@ def test_an_import_is_the_encoding_itself(group, world):
     assert torch.allclose(*drawn, rtol=1e-3, atol=1e-3 * drawn[0].std().item())
 
 
-def test_a_cache_that_lacks_images_is_refused(world):
-    (world.cache / "bee" / "b.png.npz").unlink()
-    with pytest.raises(UserError, match=r"cache/bee: 1 images of .*train/bee are not in it, the first is b\.png"):
-        world.made("found", world.spec())
-    assert len(world.made("less", world.spec(skip_bad=True)).labels) == 9
+def test_a_cache_is_imported_without_images(world):
     alone = world.made("alone", world.spec(root=False))
-    assert len(alone.labels) == 9 and alone.split(True, 500)[0] == {} and len(alone.heldout_labels) == 0
+    assert len(alone.labels) == 10 and alone.split(True, 500)[0] == {} and len(alone.heldout_labels) == 0
     about = json.loads((world.folder / "alone/manifest.json").read_text())
-    assert about["imported_from"] == "cache" and about["classes"] == ["ape", "bee"]
-    assert about["images"] == {"train": 9, "heldout": 0} and about["views"] == [[0, 0, False], [0, 0, True]]
+    assert about["imported_from"] == "cache"
+    assert about["images"] == {"train": 10, "heldout": 0} and about["views"] == [[0, 0, False], [0, 0, True]]
     assert about["tokenizer"]["scale"] == pytest.approx(0.2325)
 
 
@@ -149,7 +141,7 @@ SPOILT = {
     "pickle": ({"moments": np.array([{"a": 1}], dtype=object), "moments_flip": GOOD}, "allow_pickle"),
     "wrong shape": ({"moments": GOOD, "moments_flip": GOOD[..., :3]}, r"moments_flip is float32 \(6, 4, 3\)"),
     "wrong dtype": ({"moments": GOOD.astype(float), "moments_flip": GOOD}, "moments is float64"),
-    "not finite": ({"moments": GOOD, "moments_flip": GOOD * np.float32("nan")}, "not finite"),
+    "not finite": ({"moments": GOOD, "moments_flip": GOOD * np.float32("nan")}, "moments_flip .* finite"),
     "truncated": (None, "not a valid file"),
 }
 
@@ -166,19 +158,16 @@ def test_a_bad_file_is_named(kind, world):
 
 
 def test_a_tree_that_is_not_the_data_sets_is_an_error(world):
-    with pytest.raises(
-        UserError, match=r"cache: found 2 class folders but data\.num_classes is 3; expected <tokenizer\."
-    ):
-        world.made("a", world.spec(num_classes=3))
-    with pytest.raises(UserError, match=r"official cache holds no shifted images; set data\.shift=0"):
-        world.made("b", world.spec(shift=1))
-    nowhere = replace(world.spec().tokenizer, official_cache="/nowhere")
-    with pytest.raises(UserError, match="/nowhere: found 0 class folders"):
-        world.made("c", replace(world.spec(), tokenizer=nowhere))
+    def refused(message: str, **changes) -> None:
+        spec = world.spec(**changes)
+        with pytest.raises(UserError, match=message):
+            imported(spec, None, torch.device("cpu"))
+
+    refused(r"cache: found 2 class folders but data\.num_classes is 3; expected .*\.npz", num_classes=3)
+    refused(r"official cache holds no shifted images; set data\.shift=0", shift=1)
     (world.cache / "bee").rename(world.cache / "wasp")
     with pytest.raises(UserError, match="not the classes of .*val: 'bee' is in only one of them"):
-        world.made("d", world.spec())
+        world.made("found", world.spec())
     for path in (world.cache / "wasp").iterdir():
         path.rename(path.with_suffix(".npy"))
-    with pytest.raises(UserError, match=r"wasp: no \.npz file in it"):
-        world.made("e", world.spec())
+    refused(r"wasp: no image in it \(\.npz\)")

