@@ -55,9 +55,7 @@ def test_a_classifier_is_called_directly_and_identified_by_its_file(tmp_path):
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 15, 16)])
 def test_a_classifier_refuses_images_of_another_shape(shape, tmp_path):
     """15 pixels would fit its layers as well as 16."""
-    channels, height, width = shape
-    space = space_of(classifier(), tmp_path)
-    message = refusal(space.extract, noise(2, channels=channels, height=height, width=width))
+    message = refusal(space_of(classifier(), tmp_path).extract, noise(2, 0, *shape))
     assert says(message, "'test'", "(1, 16, 16)", shape)
 
 
