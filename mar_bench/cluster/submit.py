@@ -19,8 +19,7 @@ from mar_bench.cluster.send import batch_scripts, one_at_a_time, send_all, witho
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.cluster.work import StagesFailed
 from mar_bench.pipeline.cost import gpu_hours
-from mar_bench.pipeline.preflight import preflight, writable
-from mar_bench.pipeline.request import load, named, names_and_overrides, no_seeds, not_chosen, once, plan_of
+from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, default_places, is_sound, publish, record_failure
 from mar_bench.records.provenance import git_state
@@ -39,18 +38,15 @@ def submit(
     ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
     request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
     places = default_places(request.runs, request.records)
-    names, overrides = names_and_overrides(list(request.words))
-    names, overrides = named(names, request.every), no_seeds(overrides)
-    records = read_records(places.records)
+    records, words = read_records(places.records), list(request.words)
+    chosen = request.seeds, request.sampling_seeds, request.only
+    selection = select(words, request.every, request.scale, records, *chosen, profile.device)
+    experiments, planned, runs = selection.experiments, selection.planned, selection.runs
+    waiting = sum(selection.waiting.values())
     if not dry_run:
-        writable(places)
+        places.check_writable()
     slurm = isinstance(profile, SlurmProfile)
     with contextlib.nullcontext() if dry_run else one_at_a_time(places):
-        experiments = [load(name, request.scale, overrides, records) for name in names]
-        seeds = request.seeds, request.sampling_seeds
-        planned = plan_of(experiments, *seeds, request.only, request.every, profile.device)
-        waiting = not_chosen(experiments, *seeds, request.only, request.every)
-        runs = once(planned)
         ledger = read_ledger(places.runs)
         if not dry_run:
             publish(runs, places)
@@ -130,10 +126,8 @@ def conclude(submission: Submission) -> None:
 
 
 def _write_tables(request: Request, places: Places) -> None:
-    names, overrides = names_and_overrides(list(request.words))
     records = read_records(places.records)
-    for name in named(names, request.every):
-        experiment = load(name, request.scale, overrides, records)
+    for experiment in load_all(list(request.words), request.every, request.scale, records):
         result = build(experiment, records)
         if not any(tasks["generation"] for tasks in result.selection.values()):
             print(f"no table: no records of {experiment.id} in {places.records}", file=sys.stderr, flush=True)

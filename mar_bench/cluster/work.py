@@ -124,7 +124,7 @@ def _check_needs(stage: Job, planned: dict[str, Job], submission: Submission) ->
 def _run_stage(
     stage: Job, submission: Submission, job: ClusterJob, world: World, signals: Signals, notes: Notes
 ) -> None:
-    from mar_bench.pipeline.stages import execute
+    from mar_bench.pipeline.execute import execute
 
     block = STAGES[stage.kind].trains
     images_per_step = getattr(attrgetter(block)(stage.run.spec), "batch_size", 1) if block else 1

@@ -20,9 +20,9 @@ from mar_bench.models.diffusion import DiffusionTables, linear_betas, noised, re
 from mar_bench.models.dit import DiT, grid_positions
 from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.flops import META, count_flops, meta_tokens, on_meta
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses
 from mar_bench.utils.noise import NoiseSource
