@@ -26,12 +26,7 @@ from mar_bench.utils.noise import NoiseSource
 
 
 def draw_samples(
-    spec: RunSpec,
-    model: Generator,
-    folder: Path,
-    device: torch.device,
-    progress: Progress,
-    missing: list[range],
+    spec: RunSpec, model: Generator, folder: Path, device: torch.device, progress: Progress, missing: list[range]
 ) -> None:
     """Write the tokens of the ``missing`` batches into ``folder``, one file per batch; image i has class i mod C.
 
