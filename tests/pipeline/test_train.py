@@ -20,12 +20,10 @@ from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.models.schedules import learning_rate
-from mar_bench.pipeline import fit as fitting
 from mar_bench.pipeline import train
-from mar_bench.pipeline.fit import checkpoints, fit
 from mar_bench.pipeline.stages import train_tokenizer
 from mar_bench.pipeline.store import Places, is_sound, mark_done
-from mar_bench.pipeline.train import decay_groups, split_loss, train_generator
+from mar_bench.pipeline.train import checkpoints, decay_groups, fit, split_loss, train_generator
 from mar_bench.utils.errors import UserError
 from tests.tiny import tokens_in
 
@@ -320,7 +318,7 @@ def test_finished_training_survives_a_failure_to_write_its_weights(tmp_path, mon
     spec, whole, full, steps = spec_of(ROWS[1]), tmp_path / "whole", tmp_path / "full", []
     trained(spec, whole)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(fitting, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(train, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
         trained(spec, full)
     trained(spec, full, lambda step, total: steps.append(step))
     assert steps == []

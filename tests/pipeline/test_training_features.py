@@ -17,13 +17,12 @@ from mar_bench.config.spec import TrainSpec
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import build_generator
 from mar_bench.pipeline.distributed import ALONE
-from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.preflight import preflight
 from mar_bench.pipeline.sample import draw_samples, not_drawn
 from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
-from mar_bench.pipeline.train import change_blocks, ema_update, generator_losses
+from mar_bench.pipeline.train import change_blocks, ema_update, fit, generator_losses
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 from tests.pipeline.test_train import ROWS, Stop, go_on, latents_of, spec_of, stop_at
@@ -222,7 +221,7 @@ def test_published_weights_must_have_the_number_of_heads_they_were_trained_with(
         take(weights, tmp_path)
     for manifest, message in (
         ('{"architecture": {"num_heads": 8}}', "8 attention heads, and .*num_heads is 4"),
-        ("{", "mine.json: no manifest"), ("[]", "mine.json: no manifest"),
+        ("{", "mine.json: not a valid manifest"), ("[]", "mine.json: not a valid manifest"),
     ):  # fmt: skip
         weights.with_suffix(".json").write_text(manifest)
         with pytest.raises(UserError, match=message):
