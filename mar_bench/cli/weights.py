@@ -48,10 +48,6 @@ def convert(
     manifest = convert(kind, Path(source), Path(target), raw)
     counts = f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters of {manifest['weights']}"
     print(f"wrote {target}: {counts}, {len(manifest['left_out'])} left out; sha256 {manifest['target']['sha256']}")
-    if kind == "mar":
-        print(f"next: mar-bench run with train.published=NAME train.weights={target}; ids contain NAME")
-    else:
-        print(f"next: tokenizer.weights={target}, or parts.tokenizer.continuous.weights={target} and the like")
 
 
 @app.command()
@@ -68,9 +64,7 @@ def rehearse(
     reports: Reports = "reports",
     runs: Runs = None,
 ) -> None:
-    """Try every training of an experiment at its true size.
-
-    A few real steps each on the CPU, with checkpoint, resume and one guided sample; memory, FLOPs, GPU hours."""
+    """Try every training of an experiment at its true size: a few steps on the CPU; memory, FLOPs and GPU hours."""
     from mar_bench.config.experiment import load_experiment
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.cost import GPUS

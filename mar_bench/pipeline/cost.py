@@ -33,17 +33,13 @@ def seconds(stage: str, spec: RunSpec) -> float:
         return 1.0 + CONVOLUTION_SECONDS[stage] * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
     if stage == "train" and spec.train.published is None:
         return spec.train.steps * (STEP_SECONDS + spec.train.batch_size * training_flops(spec) / CPU_RATE)
-    if stage == "sample":
-        return spec.sampling.num_images * sampling_flops(spec) / CPU_RATE
-    if stage == "speed":
-        return spec.speed.repeats * (spec.speed.batch_size + LATENCY_IMAGES) * sampling_flops(spec) / CPU_RATE
-    return 1.0
+    timed = spec.speed.repeats * (spec.speed.batch_size + LATENCY_IMAGES)
+    images = {"sample": spec.sampling.num_images, "speed": timed}.get(stage)
+    return images * sampling_flops(spec) / CPU_RATE if images else 1.0
 
 
 def gpu_hours(stage: str, spec: RunSpec, gpu: str = "H100", extra_flops: float = 0.0) -> float:
-    """Estimated hours on one GPU of training or sampling; 0 for published weights and for the other, smaller stages.
-
-    ``extra_flops``: added to each sampled image, for decoding it."""
+    """Estimated hours on one GPU of training or sampling, with ``extra_flops`` to decode each image; 0 for the rest."""
     if stage == "train" and spec.train.published is None:
         flops, share = spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE
     elif stage == "sample":

@@ -36,7 +36,7 @@ class Report:
     """Tracks and shows the jobs of a run; ``bars`` is a context manager around the work. ``quiet``: shows nothing."""
 
     def __init__(self, jobs: list[Job], places: Places, num_workers: int, quiet: bool = False):
-        self.jobs, self.places, self.num_workers, self.quiet = jobs, places, num_workers, quiet
+        self.jobs, self.places, self.num_workers = jobs, places, num_workers
         self.outcome = Outcome()
         self.pending = {job.id: job for job in jobs}
         self.running: dict[str, tuple[Job, Task]] = {}  # the bar holds the share that is done, and a note
@@ -45,24 +45,23 @@ class Report:
         self.next_line = self.begin + LOG_SECONDS
         console = Console(quiet=quiet)
         self.on_terminal = console.is_terminal and not quiet
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}")
-        off = not self.on_terminal
-        self.bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=off, get_time=time.monotonic)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        self.bars = Progress(*columns, console=console, disable=not self.on_terminal, get_time=time.monotonic)
         self.whole = self.bars.add_task(f"{len(jobs)} jobs", total=len(jobs), note="")
 
     def say(self, text: str) -> None:
-        if self.on_terminal:
-            self.bars.console.print(text, highlight=False, markup=False)
-        elif not self.quiet:
-            minutes, seconds = divmod(int(self.elapsed()), 60)
-            print(f"[{minutes:3d}:{seconds:02d}] {text}", flush=True)
+        minutes, seconds = divmod(int(self.elapsed()), 60)
+        self.bars.console.print(f"[{minutes:3d}:{seconds:02d}] {text}", highlight=False, markup=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
         del self.pending[job.id]
         self.bars.add_task(f"  {job.title}", total=1.0, note="starting")
         self.running[job.id] = job, self.bars.tasks[-1]
-        if job.cost > LOG_SECONDS and not self.on_terminal:
-            self.say(f"start  {job.title}")
 
     def progress(self, job: Job, step: int, total: int) -> None:
         self.waiting(job, f"{step}/{total}")

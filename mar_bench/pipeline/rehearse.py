@@ -1,8 +1,8 @@
 """Rehearsal: every distinct training of an experiment at its true size, for three real steps on the CPU.
 
 It finds in minutes what a cluster would find after hours in the queue: whether model, head and tokenizer build, losses
-are finite, a checkpoint resumes bit for bit, and a guided sample can be drawn and decoded. Each training runs in a
-process of its own, so that the peak memory reported is its own."""
+are finite, a checkpoint resumes bit for bit, and a guided sample can be drawn and decoded. Each training has its own
+process, whose peak memory is reported."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from mar_bench.models.build import build_generator, build_tokenizer, count_param
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.models.tokenizers.pretrained import net_of
 from mar_bench.pipeline.cost import gpu_hours, sampling_flops, training_flops
-from mar_bench.pipeline.run_local import cause, ignoring_interrupts
+from mar_bench.pipeline.run_local import cause, end, ignoring_interrupts
 from mar_bench.pipeline.speed import peak_memory
 from mar_bench.pipeline.train import checkpoints, train_generator
 from mar_bench.records.provenance import provenance
@@ -54,18 +55,15 @@ MEMORY = Path("/proc/meminfo")  # elsewhere than on Linux memory is not checked
 SPARE = 2 * 10**9  # bytes for libraries, the tokenizer and activations of two images
 
 
-def trainings(rows: dict[str, RunSpec]) -> list[list[str]]:
-    """The rows of each distinct training; published weights are not trained."""
-    found: dict[str, list[str]] = {}
+def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
+    """Parameters, FLOPs and GPU hours of each training and the ``rows`` that share it, without running any.
+
+    Published weights are not trained."""
+    trainings: dict[str, list[str]] = {}
     for row, spec in rows.items():
         if spec.train.published is None:
-            found.setdefault(stage_ids(spec)["train_id"], []).append(row)
-    return list(found.values())
-
-
-def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
-    """Parameters, FLOPs and GPU hours of each training and the ``rows`` that share it, without running any."""
-    for members in trainings(rows):
+            trainings.setdefault(stage_ids(spec)["train_id"], []).append(row)
+    for members in trainings.values():
         spec = rows[members[0]]
         with torch.device("meta"):
             model, tokenizer = build_generator(spec), build_tokenizer(spec)
@@ -124,8 +122,7 @@ def in_child(spec: RunSpec, folder: Path, threads: int) -> dict[str, Any]:
     try:
         process.join()
     finally:
-        process.kill()
-        process.join()
+        end(process, 0)
     died = {"error": f"the process died ({cause(process.exitcode)})"}
     return json.loads(answer.read_text()) if (answer := folder / "answer.json").is_file() else died
 
@@ -169,10 +166,8 @@ def try_training(spec: RunSpec, folder: Path) -> dict[str, Any]:
     model = build_generator(spec).eval()
     model.load_state_dict(load_file(folder / "ema.safetensors"))
     noise, label = NoiseSource(0, [0]), torch.zeros(1, dtype=torch.int64)
-    if isinstance(model, ARGenerator):
-        tokens = sampler.generate(model, label, spec.sampling, noise, limit=MOST_AR_STEPS)
-    else:
-        tokens = generate(model, label, spec.sampling, noise)
+    draw: Any = partial(sampler.generate, limit=MOST_AR_STEPS) if isinstance(model, ARGenerator) else generate
+    tokens = draw(model, label, spec.sampling, noise)
     if not tokens.isfinite().all():
         raise UserError("the sampled tokens are not finite")
     with torch.inference_mode():

@@ -75,7 +75,7 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
                         event, *content = pipe.recv()
                     except (EOFError, OSError):
                         process = workers.pop(pipe)
-                        _end(process, 5)
+                        end(process, 5)
                         event, content = "failed", [f"the worker process died ({cause(process.exitcode)})"]
                     if pipe in busy:
                         getattr(report, event)(busy[pipe], *content)
@@ -89,12 +89,10 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
             for pipe in workers:
                 pipe.close()
             deadline = time.monotonic() + STOP_SECONDS
-            while alive := [process.sentinel for process in workers.values() if process.is_alive()]:
-                if interrupts.count > 1 or time.monotonic() > deadline:
-                    break
-                wait(alive, timeout=0.5)
+            while interrupts.count < 2 and time.monotonic() < deadline and any(p.is_alive() for p in workers.values()):
+                time.sleep(0.05)
             for process in workers.values():
-                _end(process, 0)
+                end(process, 0)
     return report.outcome
 
 
@@ -103,9 +101,7 @@ def _ready(pending: dict[str, Job], running: Collection[Job], urgency: dict[str,
     unfinished = pending.keys() | {job.id for job in running}
     ready = [job for job in pending.values() if not unfinished & set(job.needs)]
     others = [job for job in ready if job.kind != "speed"]
-    if others or running:
-        return sorted(others, key=lambda job: -urgency[job.id])
-    return ready[:1]
+    return sorted(others, key=lambda job: -urgency[job.id]) if others or running else ready[:1]
 
 
 def _urgency(jobs: list[Job]) -> dict[str, float]:
@@ -130,7 +126,8 @@ def _spawn(places: Places, workers: dict[Any, Any]) -> Any:
     return mine
 
 
-def _end(process: Any, seconds: float) -> None:
+def end(process: Any, seconds: float) -> None:
+    """Wait for a process, then kill it."""
     process.join(seconds)
     process.kill()
     process.join()
@@ -138,18 +135,15 @@ def _end(process: Any, seconds: float) -> None:
 
 def cause(exitcode: int | None) -> str:
     """How a process died, in words."""
-    if exitcode is None or exitcode >= 0:
-        return f"exit code {exitcode}"
-    name = signal.Signals(-exitcode).name
+    name = signal.Signals(-exitcode).name if exitcode and exitcode < 0 else f"exit code {exitcode}"
     return f"{name}: out of memory?" if name == "SIGKILL" else name
 
 
 def run_together(jobs: list[Job], places: Places, world: World, report: Report) -> Outcome:
     """Execute jobs that the ranks have agreed on, one after another, dependencies first, speed last.
 
-    Training splits each batch, encoding and sampling split their files; rank 0 does everything else while the others
-    wait. Ranks agree before every training step whether to stop, so none waits for another. A failure ends the run:
-    ranks waiting for this one are ended by their launcher."""
+    Rank 0 alone does what cannot be split. Ranks agree before every training step whether to stop, so none waits for
+    another. A failure ends the run: ranks waiting for this one are ended by their launcher."""
     from mar_bench.pipeline.stages import execute
 
     with Interrupts() as interrupts, report.bars:

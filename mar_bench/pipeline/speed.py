@@ -57,12 +57,12 @@ def measure_speed(
             if index:
                 found.append(seconds)
     totals = np.array([lap["total"] for lap in laps[size]])
-    median, low, high = np.quantile(totals / size, [0.5, 0.25, 0.75])
-    parts = ("backbone", "head", "decode")
+    names, parts = (
+        ("seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"),
+        ("backbone", "head", "decode"),
+    )
     return {
-        "seconds_per_image": float(median),
-        "seconds_per_image_q25": float(low),
-        "seconds_per_image_q75": float(high),
+        **dict(zip(names, np.quantile(totals / size, [0.5, 0.25, 0.75]).tolist())),
         "latency_batch1": float(np.median([lap["total"] for lap in laps[1]])),
         **{f"share_{p}": float(sum(lap.get(p, 0.0) for lap in laps[size]) / totals.sum()) for p in parts},
         "peak_memory_mb": peak_memory(device) / 1e6,

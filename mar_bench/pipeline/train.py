@@ -64,12 +64,11 @@ def fit(
     """Train with AdamW for ``steps`` steps; returns how many were skipped because a gradient was not finite.
 
     ``losses_at(step)`` yields scalars that depend only on the step and the weights; the step's loss is their sum, and
-    each is differentiated before the next is drawn. Writes metrics.jsonl and checkpoints into ``folder``, the last one
-    after the last step, and resumes from the newest intact checkpoint there. ``about`` is stored in checkpoints; its
-    "id" identifies the training they belong to.
+    each is differentiated before the next is drawn. Writes metrics.jsonl and checkpoints into ``folder`` and resumes
+    from the newest intact one of the same ``about["id"]``. Every rank calls this; rank 0 writes.
 
     Raises UserError after more than ``max_skipped`` skipped steps in a row. Any exception from ``progress`` is
-    re-raised after saving. Every rank calls this; rank 0 writes."""
+    re-raised after saving."""
     groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
     optimiser = torch.optim.AdamW(groups, lr=lr_at(0), betas=betas, weight_decay=0.0, fused=True)
     device = next(module.parameters()).device
@@ -222,7 +221,7 @@ def train_generator(
     for name, loss in summary.items():
         if not math.isfinite(loss):
             raise UserError(
-                f"{name} of the trained weights is {loss} ({skipped} steps skipped); lower the learning rate"
+                f"{name} of the trained weights is {loss}, {skipped} steps skipped; lower the learning rate"
             )
     last_line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     summary |= {"steps": train.steps, "seconds": last_line["seconds"], "parameters": count_parameters(model)}
@@ -232,8 +231,7 @@ def train_generator(
 
 def take_published(spec: RunSpec, folder: Path) -> None:
     """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
-    assert spec.train.weights is not None, "checked by preflight"
-    weights = Path(spec.train.weights)
+    weights = Path(spec.train.weights or "")  # preflight has checked that there are some
     if (manifest := weights.with_suffix(".json")).is_file():
         with reading(manifest, "manifest of mar-bench convert", "move it elsewhere"):
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
@@ -270,19 +268,16 @@ def generator_losses(
     if world.size > 1:
         forward = DistributedDataParallel(model, device_ids=[world.local_rank] if device.type == "cuda" else None)
 
-    def loss_of(part: range, step: int) -> torch.Tensor:
-        noise = NoiseSource(train.seed, part)
-        indices = epoch_indices(train.seed, step, part, train.batch_size, len(latents.labels))
-        tokens = latents.draw(indices, noise, step).to(device)
-        labels = latents.labels[indices].to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return forward(tokens, labels, noise, step).mean() * (len(part) / len(slots))
-
     def losses_at(step: int) -> Iterator[torch.Tensor]:
         for part in parts:
+            noise = NoiseSource(train.seed, part)
+            indices = epoch_indices(train.seed, step, part, train.batch_size, len(latents.labels))
+            tokens, labels = latents.draw(indices, noise, step).to(device), latents.labels[indices].to(device)
             # gradients are synchronised with the last part; the context stays open while ``fit`` differentiates
             with contextlib.nullcontext() if part == parts[-1] or world.size == 1 else forward.no_sync():
-                yield loss_of(part, step)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = forward(tokens, labels, noise, step).mean() * (len(part) / len(slots))
+                yield loss
 
     return losses_at
 
@@ -300,12 +295,10 @@ def decay_groups(model: Generator, weight_decay: float) -> list[dict]:
 
 def ema_update(train: TrainSpec) -> Callable:
     """AveragedModel's update theta' = d theta' + (1 - d) theta, with a warm-up of d if ``ema_warmup``."""
-    if not train.ema_warmup:
-        return get_ema_multi_avg_fn(train.ema_decay)
 
     def update(averaged: list, current: list, count: torch.Tensor | int) -> None:
-        decay = min(train.ema_decay, (1 + int(count)) / (10 + int(count)))
-        get_ema_multi_avg_fn(decay)(averaged, current, count)
+        most = (1 + int(count)) / (10 + int(count)) if train.ema_warmup else 1.0
+        get_ema_multi_avg_fn(min(train.ema_decay, most))(averaged, current, count)
 
     return update
 
@@ -314,8 +307,7 @@ def change_blocks(model: nn.Module, compute: ComputeSpec) -> None:
     """Apply gradient checkpointing and compilation to a model's repeated blocks, in place.
 
     Parameter names stay the same. Copies (EMA) must be made before."""
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
-    for block in blocks:
+    for block in [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]:
         if compute.gradient_checkpointing:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         if compute.compile:

@@ -59,11 +59,10 @@ def _cost(item: dict[str, Any], gpu: str) -> dict[str, str]:
 
 
 def _trial(item: dict[str, Any]) -> dict[str, str]:
-    title = title_of(item["rows"])
     if item["error"] is not None:
-        return {"training": title, "resumed": f"FAILED: {item['error'].splitlines()[0]}"}
+        return {"training": title_of(item["rows"]), "resumed": f"FAILED: {item['error'].splitlines()[0]}"}
     return {
-        "training": title,
+        "training": title_of(item["rows"]),
         "losses": ", ".join(f"{loss:.3f}" for loss in item["losses"]),
         "s per step": f"{item['seconds_a_step']:.1f}",
         "peak memory (GB)": f"{item['peak_bytes'] / 1e9:.1f}",

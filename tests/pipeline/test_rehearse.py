@@ -17,7 +17,7 @@ import torch
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.pipeline import rehearse, train
-from mar_bench.pipeline.rehearse import check_room, count, trainings
+from mar_bench.pipeline.rehearse import check_room, count
 from mar_bench.report.rehearsal import markdown, title_of
 from mar_bench.utils.errors import UserError
 
@@ -65,7 +65,7 @@ def test_a_stop_leaves_nothing_behind(tmp_path):
 
 
 def test_table_1_is_six_trainings_of_mar_l():
-    found = trainings(PAPER)
+    found = [item["rows"] for item in count(PAPER, "H100")]
     assert len(found) == 6 and sorted(map(len, found)) == [2, 2, 2, 2, 4, 4]
     (item,) = count({"mar/diff/guided": PAPER["mar/diff/guided"]}, "H100")
     assert item["parameters"] == {"total": 426_357_792, "backbone": 406_095_872, "head": 20_261_920}
@@ -76,7 +76,7 @@ def test_table_1_is_six_trainings_of_mar_l():
 def test_published_weights_are_not_rehearsed():
     spec = PAPER["mar/diff/guided"]
     taken = replace(spec, train=replace(spec.train, published="mar_large"))
-    assert trainings({"a": spec, "b": taken}) == [["a"]]
+    assert [item["rows"] for item in count({"a": spec, "b": taken}, "H100")] == [["a"]]
 
 
 def test_the_committed_rehearsal_covers_all_trainings_and_succeeded():
