@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from mar_bench.cli import app, experiments
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run
-from mar_bench.pipeline.distributed import ALONE, World, world_of
+from mar_bench.pipeline.distributed import World, world_of
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.stages import execute
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
-from tests.pipeline.test_train import go_on
-from tests.two_processes import CASES, step_of
+from tests.pipeline.test_train import go_on, spec_of, step_of
+from tests.two_processes import CASES, OFF
 
 ROOT = Path(__file__).parents[2]
 ROW = "mar/diff/unguided"
@@ -60,31 +60,16 @@ def ended(processes: list[subprocess.Popen], seconds: int = 240) -> list[tuple[i
 # --- rank discovery -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, World()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, World(3, 8, 1)),
-        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}, World(2, 4, 0)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World()),  # a batch script, not a step
-        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "SLURM_STEP_NUM_TASKS": "4"}, World(1, 2, 1)),
-    ],
-)
-def test_the_environment_says_who_this_is(environ, expected):
-    assert world_of(environ) == expected
-
-
-@pytest.mark.parametrize(
-    ("environ", "message"),
-    [
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "RANK=0 WORLD_SIZE=2 LOCAL_RANK=:"),
-        ({"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=two"),
-        ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK=2 WORLD_SIZE=2"),
-    ],
-)
-def test_half_an_environment_is_an_error(environ, message):
-    with pytest.raises(UserError, match=f"{message}.*use torchrun or srun"):
-        world_of(environ)
+def test_the_environment_says_who_this_is():
+    assert world_of({}) == World()
+    ranks = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert world_of(ranks) == world_of({**ranks, "SLURM_STEP_NUM_TASKS": "4"}) == World(3, 8, 1)
+    tasks = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
+    assert world_of({**tasks, "SLURM_STEP_NUM_TASKS": "4"}) == World(2, 4, 0)
+    assert world_of({**tasks, "SLURM_NTASKS": "4"}) == World(), "a batch script, not a step"
+    for wrong in ({"LOCAL_RANK": ""}, {"WORLD_SIZE": "two"}, {"RANK": "8"}):
+        with pytest.raises(UserError, match="RANK=. WORLD_SIZE=.* LOCAL_RANK=.?: .*use torchrun or srun"):
+            world_of(ranks | wrong)
 
 
 def test_slots_are_split_evenly_or_not_at_all(tmp_path, monkeypatch):
@@ -133,8 +118,8 @@ def alone(tmp_path_factory) -> Places:
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
     results = ended(start_two(str(ROOT / "tests/two_processes.py"), str(tmp_path)))
     assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
-    for name, (row, _) in CASES.items():
-        expected, found = step_of(row, (), ALONE), load_file(tmp_path / name)
+    for name, (row, *_) in CASES.items():
+        expected, found = step_of(spec_of(row, *OFF)), load_file(tmp_path / name)
         assert found.keys() == expected.keys() and len(found) > 10
         for key, values in expected.items():
             assert (found[key] - values).abs().max() <= 1e-5 * max(1e-3, values.abs().max()), (name, key)

@@ -26,17 +26,12 @@ def test_the_longest_chain_goes_first():
     assert [j.id for j in _ready({j.id: j for j in jobs}, [], urgency)] == ["long", "short"]
 
 
-def test_a_job_waits_for_what_runs():
-    before, behind = job("before"), job("behind", "before")
-    assert _ready({"behind": behind}, [before], {"behind": 1}) == []
-    assert _ready({"behind": behind}, [], {"behind": 1}) == [behind]
-
-
-def test_speed_is_measured_alone_and_last():
-    speed, other, next_speed = job("s", kind="speed"), job("o"), job("t", kind="speed")
-    urgency = {"s": 1, "o": 1, "t": 1}
-    assert _ready({"s": speed, "o": other}, [], urgency) == [other]
-    assert _ready({"s": speed}, [other], urgency) == []
+def test_jobs_wait_for_what_they_need_and_speed_is_measured_alone_and_last():
+    before, behind, speed, next_speed = job("b"), job("a", "b"), job("s", kind="speed"), job("t", kind="speed")
+    urgency = dict.fromkeys("abst", 1.0)
+    assert _ready({"a": behind}, [before], urgency) == []
+    assert _ready({"a": behind, "s": speed}, [], urgency) == [behind]
+    assert _ready({"s": speed}, [behind], urgency) == []
     assert _ready({"s": speed, "t": next_speed}, [], urgency) == [speed]
     assert _ready({"t": next_speed}, [speed], urgency) == []
 
