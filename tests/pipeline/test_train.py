@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run
-from mar_bench.config.spec import Discrete, RunSpec
+from mar_bench.config.spec import Discrete, RunSpec, TrainSpec
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
@@ -96,6 +96,12 @@ def step_of(spec: RunSpec, world: World = ALONE) -> dict[str, torch.Tensor]:
         loss += part.item()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": torch.tensor(world.mean(loss)), **gradients}
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert (found[name] - values).abs().max() <= share * max(1e-3, values.abs().max()), name
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -234,19 +240,21 @@ def test_step_is_as_long_as_the_learning_rate(tmp_path):
     assert torch.allclose(steps, torch.tensor(rates)[:, None, None].expand_as(steps), rtol=1e-4)
 
 
-def test_ema_starts_from_the_first_weights(tmp_path):
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_the_average_starts_from_the_first_weights(warm_up, tmp_path):
     module, seen = nn.Linear(3, 1), []
-    ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    update = train.ema_update(TrainSpec(ema_decay=0.5, ema_warmup=warm_up))
+    ema = AveragedModel(module, multi_avg_fn=update)
 
     def loss_at(step: int) -> torch.Tensor:
         seen.append(module.weight.detach().clone())
         return (module.weight * torch.tensor([1.0, -2.0, 3.0])).sum() * math.cos(step)
 
     run(tmp_path, module, loss_at, ema=ema)
-    after = [*seen[1:], module.weight.detach()]
-    average = after[0]
-    for weights in after[1:]:
-        average = 0.8 * average + 0.2 * weights
+    average, *after = [*seen[1:], module.weight.detach()]
+    for n, weights in enumerate(after, start=1):
+        decay = min(0.5, (1 + n) / (10 + n)) if warm_up else 0.5
+        average = decay * average + (1 - decay) * weights
     assert torch.allclose(ema.module.weight, average, atol=1e-6)
     assert not torch.allclose(ema.module.weight, module.weight)
 

@@ -26,22 +26,14 @@ from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import ema_update
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
-from tests.pipeline.test_train import ROWS, Stop, go_on, lines_of, run, spec_of, step_of, stop_at
+from tests.pipeline.test_train import ROWS, Stop, assert_close, go_on, lines_of, run, spec_of, step_of, stop_at
 
 CPU = torch.device("cpu")
 FEW = ("sampling.num_images=4", "metrics.kid_subset_size=4", "metrics.neighbours=1", "metrics.jackknife_groups=4")
 
 
 def gradients(row: str, *overrides: str) -> dict[str, torch.Tensor]:
-    found = step_of(spec_of(row, *overrides))
-    del found["loss"]  # of autocast
-    return found
-
-
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert (found[name] - values).abs().max() <= share * max(1e-3, values.abs().max()), name
+    return step_of(spec_of(row, *overrides))
 
 
 # --- accumulation, recomputation, compilation -----------------------------------------------------------
@@ -124,21 +116,6 @@ def test_loss_scaling_skips_until_the_scale_fits(tmp_path):
     assert 1 <= skipped <= 5
     none, expected = trained("fewer", 40 - skipped)
     assert none == 0 and torch.allclose(weight, expected, rtol=1e-4)
-
-
-# --- the average ----------------------------------------------------------------------------------------
-
-
-def test_the_average_can_warm_up():
-    train = TrainSpec(ema_decay=0.9, ema_warmup=True)
-    module = nn.Linear(1, 1, bias=False)
-    ema, expected = AveragedModel(module, multi_avg_fn=ema_update(train)), None
-    for step in range(100):
-        module.weight.data.fill_(math.sin(step))
-        ema.update_parameters(module)
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = math.sin(0) if step == 0 else decay * expected + (1 - decay) * math.sin(step)
-    assert ema.module.weight.item() == pytest.approx(expected, abs=1e-5)
 
 
 # --- published weights instead of training ---------------------------------------------------------------
