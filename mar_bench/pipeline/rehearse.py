@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from mar_bench.config.ids import stage_ids
-from mar_bench.config.spec import ARModel, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
+from mar_bench.config.spec import ARModel, Discrete, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
 from mar_bench.data.datasets import to_unit
 from mar_bench.data.images import read_image
 from mar_bench.data.latents import Latents
@@ -50,15 +51,13 @@ from mar_bench.utils.noise import NoiseSource, seeded
 STEPS, RESUME_AT = 3, 2
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # of scikit-learn
 AR_STEPS, DENOISING_STEPS, MOST_AR_STEPS = 4, 4, 8  # of the sample; with a kv-cache the rest is not drawn
-ROOM = {"memory": 20, "disk": 40}  # bytes per parameter; weights, gradient, two moments, average; two checkpoints
+ROOM = {"memory": 20, "disk": 40}  # bytes per parameter: five tensors of float32; two checkpoints and the weights
 MEMORY = Path("/proc/meminfo")  # elsewhere than on Linux memory is not checked
 SPARE = 2 * 10**9  # bytes for libraries, the tokenizer and activations of two images
 
 
 def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
-    """Parameters, FLOPs and GPU hours of each training and the ``rows`` that share it, without running any.
-
-    Published weights are not trained."""
+    """Parameters, FLOPs and GPU hours of each training, published weights aside, and the ``rows`` that share it."""
     trainings: dict[str, list[str]] = {}
     for row, spec in rows.items():
         if spec.train.published is None:
@@ -67,11 +66,13 @@ def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
         spec = rows[members[0]]
         with torch.device("meta"):
             model, tokenizer = build_generator(spec), build_tokenizer(spec)
-            tokens = tokenizer.encode(torch.zeros(1, spec.data.channels, spec.data.image_size, spec.data.image_size))
-        with FlopCounterMode(display=False) as counter:
+            blank = torch.zeros(1, num_tokens(spec.space), 1)
+        tokens = blank[..., 0].long() if isinstance(spec.space, Discrete) else blank.expand(-1, -1, spec.space.dim)
+        decode = None
+        with suppress(RuntimeError), FlopCounterMode(display=False) as counter:  # a decoder that looks at values raises
             tokenizer.decode(tokens)
-        decode = float(counter.get_total_flops())
-        sampling = sum(gpu_hours("sample", rows[row], gpu, decode) for row in members)
+            decode = float(counter.get_total_flops())
+        sampling = sum(gpu_hours("sample", rows[row], gpu, decode or 0.0) for row in members)
         yield {
             "rows": members,
             "parameters": count_parameters(model),

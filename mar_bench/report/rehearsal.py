@@ -52,7 +52,7 @@ def _cost(item: dict[str, Any], gpu: str) -> dict[str, str]:
         "tokenizer": f"{item['tokenizer_parameters']:,}",
         "PFLOP per training step": f"{flops['step'] / 1e15:.3g}",
         "TFLOP per sampled image": ", ".join(dict.fromkeys(f"{count / 1e12:.3g}" for count in images)),
-        "TFLOP to decode it": f"{flops['decode'] / 1e12:.3g}",
+        "TFLOP to decode it": "not counted" if flops["decode"] is None else f"{flops['decode'] / 1e12:.3g}",
         f"{gpu} hours, training": f"{hours['training']:,.0f}",
         f"{gpu} hours, sampling": f"{hours['sampling']:,.1f}",
     }

@@ -28,7 +28,6 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 from tests.pipeline.test_train import ROWS, Stop, assert_close, go_on, lines_of, run, spec_of, step_of, stop_at
 
-CPU = torch.device("cpu")
 FEW = ("sampling.num_images=4", "metrics.kid_subset_size=4", "metrics.neighbours=1", "metrics.jackknife_groups=4")
 
 
@@ -181,5 +180,5 @@ def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
-        draw_samples(spec, model, tmp_path, CPU, go_on, not_drawn(spec, tmp_path))
+        draw_samples(spec, model, tmp_path, torch.device("cpu"), go_on, not_drawn(spec, tmp_path))
     assert not list(tmp_path.glob("tokens-*"))
