@@ -178,6 +178,7 @@ def run(
 
 def _run_planned(planned: list, places, jobs: int | None, world):
     """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped."""
+    from mar_bench.pipeline import run_local
     from mar_bench.pipeline.graph import jobs_for
     from mar_bench.pipeline.progress import Report, duration
     from mar_bench.pipeline.store import publish
@@ -194,19 +195,15 @@ def _run_planned(planned: list, places, jobs: int | None, world):
     preflight([job.run for job in todo])
     places.check_writable()
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
-    report = Report(todo, 1 if world else workers, quiet=world is not None and not world.first)
+    report = Report(todo, places, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
     if world:
-        from mar_bench.pipeline.run_ddp import run_together
-
-        outcome = run_together(todo, places, world, report)
+        outcome = run_local.run_together(todo, places, world, report)
     else:
-        from mar_bench.pipeline.run_local import run_jobs
-
-        outcome = run_jobs(todo, places, workers, report)
+        outcome = run_local.run_jobs(todo, places, workers, report)
     taken = duration(report.elapsed())
     if outcome.stopped:
         print(f"stopped after {taken}; the same command resumes from here", file=sys.stderr)

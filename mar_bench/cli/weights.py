@@ -47,10 +47,6 @@ def convert(
     manifest = convert(kind, Path(source), Path(target))
     counts = f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters of {manifest['weights']}"
     print(f"wrote {target}: {counts}, {len(manifest['left_out'])} left out; sha256 {manifest['target']['sha256']}")
-    if kind == "mar":
-        print(f"next: mar-bench run with train.published=NAME train.weights={target}; ids contain NAME")
-    else:
-        print(f"next: tokenizer.weights={target}, or parts.tokenizer.continuous.weights={target} and the like")
 
 
 @app.command()
@@ -59,22 +55,15 @@ def rehearse(
     overrides: Overrides = None,
     scale: Scale = "paper",
     only: Only = None,
-    images: Annotated[
-        str, typer.Option(metavar="DIR", help="Any folder of pictures. Default: scikit-learn's two photographs.")
-    ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Images per training step.", min=1)] = 2,
     gpu: Annotated[str, typer.Option(metavar="NAME", help="The GPU whose hours are estimated.")] = "H100",
     count_only: Annotated[
-        bool, typer.Option("--count-only", help="Only count parameters, FLOPs and GPU hours.")
+        bool, typer.Option("--count-only", help="Count parameters and FLOPs; train nothing.")
     ] = False,
     save: Annotated[bool, typer.Option("--save", help="Also write the report into the reports folder.")] = False,
     reports: Reports = "reports",
     runs: Runs = None,
 ) -> None:
-    """Try every training of an experiment at its true size.
-
-    A few real steps each, one after another, on the CPU: checkpoint, resume, one guided sample, memory and
-    FLOPs, and the GPU hours of the whole experiment, before any are spent."""
+    """Try every training of an experiment at its true size: a few steps on the CPU; memory, FLOPs and GPU hours."""
     from mar_bench.config.experiment import load_experiment
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.cost import GPUS
@@ -83,8 +72,6 @@ def rehearse(
     gpu = gpu.upper().replace(" ", "")
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu}: {did_you_mean(gpu, GPUS)}")
-    if images is not None and not Path(images).is_dir():
-        raise UserError(f"--images {images}: no such folder")
     experiment = load_experiment(name, scale, overrides or ())
     rows = chosen_rows(experiment, only)
     places = default_places(runs, None)
@@ -95,7 +82,7 @@ def rehearse(
     from mar_bench.utils.files import atomic_write
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
-    content = rehearse_all(rows, gpu, None if count_only else places.runs, images, batch, cores())
+    content = rehearse_all(rows, gpu, None if count_only else places.runs, cores())
     if not content["found"]:
         raise UserError(f"{experiment.file}: these rows train nothing")
     text = markdown(f"{experiment.id}: rehearsal at {scale} scale", content)

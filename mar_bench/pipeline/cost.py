@@ -6,25 +6,9 @@ counts every query with every key, causal or not, as torch's FLOP counter does. 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from mar_bench.config.spec import (
-    CausalBackbone,
-    ClassifierExtractor,
-    CrossEntropyHead,
-    DiffusionHead,
-    Discrete,
-    DiTModel,
-    EnergyHead,
-    FlowHead,
-    GaussianMixtureHead,
-    HeadSpec,
-    KLTokenizer,
-    MaskedBackbone,
-    RunSpec,
-    TokenSpace,
-    VQTokenizer,
-    num_tokens,
-)
+from mar_bench.config.spec import CausalBackbone, DiTModel, MaskedBackbone, RunSpec, TokenSpace, num_tokens
 from mar_bench.models.schedules import mask_ratio, tokens_per_step
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the masking ratio, over which a training step is averaged
@@ -39,69 +23,60 @@ CONVOLUTION_SECONDS = {"tokenizer": 7e-4, "extractor": 3e-4}  # per training ima
 LATENCY_IMAGES = 10  # one image alone takes about as long as so many in a batch
 
 
-# --- time -----------------------------------------------------------------------------------------------
-
-
 def seconds(stage: str, spec: RunSpec) -> float:
     """Estimated seconds of a stage on one CPU core: weights for the order of jobs and the time left, not a promise."""
     if stage in CONVOLUTION_SECONDS:
-        part = spec.tokenizer if stage == "tokenizer" else spec.metrics.extractor
-        if not isinstance(part, (KLTokenizer, VQTokenizer, ClassifierExtractor)):
+        part: Any = spec.tokenizer if stage == "tokenizer" else spec.metrics.extractor
+        if not part.trained:
             return 1.0
         pixels = spec.data.image_size**2 * spec.data.channels / 1024
         return 1.0 + CONVOLUTION_SECONDS[stage] * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
     if stage == "train" and spec.train.published is None:
         return spec.train.steps * (STEP_SECONDS + spec.train.batch_size * training_flops(spec) / CPU_RATE)
-    if stage == "sample":
-        return spec.sampling.num_images * sampling_flops(spec) / CPU_RATE
-    if stage == "speed":
-        return spec.speed.repeats * (spec.speed.batch_size + LATENCY_IMAGES) * sampling_flops(spec) / CPU_RATE
-    return 1.0
+    timed = spec.speed.repeats * (spec.speed.batch_size + LATENCY_IMAGES)
+    images = {"sample": spec.sampling.num_images, "speed": timed}.get(stage)
+    return images * sampling_flops(spec) / CPU_RATE if images else 1.0
 
 
 def gpu_hours(stage: str, spec: RunSpec, gpu: str = "H100", extra_flops: float = 0.0) -> float:
-    """Estimated hours on one GPU of training or sampling; 0 for published weights and for the other, smaller stages.
-
-    ``extra_flops``: added to each sampled image, for decoding it."""
-    flops, share = 0.0, 1.0
+    """Estimated hours on one GPU of training or sampling, with ``extra_flops`` to decode each image; 0 for the rest."""
     if stage == "train" and spec.train.published is None:
         flops, share = spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE
     elif stage == "sample":
         flops, share = spec.sampling.num_images * (sampling_flops(spec) + extra_flops), SAMPLING_SHARE
+    else:
+        return 0.0
     return flops / (GPUS[gpu] * 1e12 * share * 3600)
-
-
-# --- operations -----------------------------------------------------------------------------------------
 
 
 def training_flops(spec: RunSpec) -> float:
     """Forward and backward pass of one image, averaged over the masking ratio. A backward pass costs two forward."""
     model, space, length = spec.model, spec.space, num_tokens(spec.space)
-    if isinstance(model, DiTModel):
+    if model.kind == "dit":
         return 3 * _dit_pass(model, space)
-    backbone, head = model.backbone, _head_training(model.head, model.backbone.dim, space)
-    if isinstance(backbone, CausalBackbone):  # teacher forcing: every token is a target
-        return 3 * (_causal_passes(backbone, space, [length - 1]) + length * head)
+    backbone, (once, _, draws) = model.backbone, _head(model.head, model.backbone.dim, space)
+    if backbone.kind == "causal":  # teacher forcing: every token is a target
+        return 3 * (_causal_passes(backbone, space, [length - 1]) + length * (once + draws))
     hidden = [max(1, math.ceil(length * mask_ratio(backbone.masking, u))) for u in QUANTILES]
-    passes = [_masked_pass(backbone, space, length - n) + n * head for n in hidden]
+    passes = [_masked_pass(backbone, space, length - n) + n * (once + draws) for n in hidden]
     return 3 * sum(passes) / len(passes)
 
 
 def sampling_flops(spec: RunSpec) -> float:
     """All AR steps of one image (for DiT: all denoising steps), guidance included, decoding excluded."""
     model, sampling, length = spec.model, spec.sampling, num_tokens(spec.space)
-    guided = 1 if sampling.guidance_scale == 1 else 2
-    if isinstance(model, DiTModel):
-        return guided * (sampling.num_diffusion_steps or 1) * _dit_pass(model, spec.space)
+    guided, denoising = 1 if sampling.guidance_scale == 1 else 2, sampling.num_diffusion_steps or 1
+    if model.kind == "dit":
+        return guided * denoising * _dit_pass(model, spec.space)
     counts = tokens_per_step(length, sampling.num_ar_steps or length)
     known = [sum(counts[:step]) for step in range(len(counts))]
-    if isinstance(model.backbone, CausalBackbone):  # with the kv-cache each step has one new input
+    if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
         backbone = _causal_passes(model.backbone, spec.space, known)
     else:
         backbone = sum(_masked_pass(model.backbone, spec.space, k) for k in known)
     drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
-    once, each = _head(model.head, model.backbone.dim, spec.space)
-    return guided * (backbone + drawn * (once + (sampling.num_diffusion_steps or 1) * each))
+    once, each, _ = _head(model.head, model.backbone.dim, spec.space)
+    return guided * (backbone + drawn * (once + denoising * each))
 
 
 def _block(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
@@ -109,17 +84,12 @@ def _block(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
     return 2 * queries * dim * (4 * dim + 2 * int(dim * mlp_ratio)) + 4 * queries * keys * dim
 
 
-def _embedding(space: TokenSpace, dim: int) -> float:
-    """One token to its embedding: a look-up for codes, a linear layer for vectors."""
-    return 0 if isinstance(space, Discrete) else 2 * space.dim * dim
-
-
 def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int) -> float:
-    """The masked backbone with ``known`` known tokens."""
+    """The masked backbone with ``known`` known tokens; vectors are embedded by a linear layer, codes by a look-up."""
     seen, every = part.num_class_tokens + known, part.num_class_tokens + num_tokens(space)
     encoder = part.encoder_depth * _block(part.dim, part.mlp_ratio, seen, seen)
     decoder = part.decoder_depth * _block(part.dim, part.mlp_ratio, every, every)
-    return encoder + decoder + 2 * seen * part.dim**2 + known * _embedding(space, part.dim)
+    return encoder + decoder + 2 * seen * part.dim**2 + known * 2 * getattr(space, "dim", 0) * part.dim
 
 
 def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) -> float:
@@ -128,38 +98,30 @@ def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) ->
     for k in known:
         keys = part.num_class_tokens + k
         total += part.depth * _block(part.dim, part.mlp_ratio, keys - cached, keys)
-        total += k * _embedding(space, part.dim)  # tokens are embedded anew in each pass
+        total += k * 2 * getattr(space, "dim", 0) * part.dim  # tokens are embedded anew in each pass
         cached = keys
     return total
 
 
-def _head(head: HeadSpec, dim: int, space: TokenSpace) -> tuple[float, float]:
-    """Operations for one token under a condition of size ``dim``: once, and in each pass of the head's MLP."""
-    if isinstance(space, Discrete) or isinstance(head, CrossEntropyHead):
-        return 2 * dim * getattr(space, "vocab_size", 0), 0
-    if isinstance(head, GaussianMixtureHead):  # weights, means and log stds
-        return 2 * dim * head.num_components * (1 + 2 * space.dim), 0
-    if not isinstance(head, (DiffusionHead, FlowHead, EnergyHead)):
-        return 2 * dim * space.dim, 0  # squared error: one linear layer
+def _head(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, float]:
+    """One token under a condition of size ``dim``: operations done once, in each pass of the head's MLP when sampling,
+    and in all passes of a training step."""
+    size = getattr(space, "vocab_size", 0) or getattr(space, "dim", 0)
+    if head.kind in ("cross_entropy", "mse", "gmm"):  # a linear layer; of gmm: weights, means and log stds
+        outputs = head.num_components * (1 + 2 * size) if head.kind == "gmm" else size
+        return 2 * dim * outputs, 0, 0
     inner = head.depth * 5 * head.width + 2 * head.width  # AdaLN blocks, without the condition's embedding
-    if isinstance(head, EnergyHead):  # z is the input, noise the condition
-        return 0, 2 * head.width * (dim + inner + space.dim + head.noise_dim)
-    outputs = 2 * space.dim if isinstance(head, DiffusionHead) else space.dim
-    return 2 * dim * head.width, 2 * head.width * (space.dim + inner + outputs)
-
-
-def _head_training(head: HeadSpec, dim: int, space: TokenSpace) -> float:
-    once, each = _head(head, dim, space)
-    if isinstance(head, (DiffusionHead, FlowHead)):  # every draw has its own timestep
-        each += 2 * head.width * (TIME_FEATURES + head.width)
-    draws = getattr(head, "draws_per_token", getattr(head, "samples_per_token", 1))
-    return once + draws * each
+    if head.kind == "energy":  # z is the input, noise the condition
+        each = 2 * head.width * (dim + inner + size + head.noise_dim)
+        return 0, each, head.samples_per_token * each
+    outputs = 2 * size if head.kind == "diffusion" else size
+    each, timestep = 2 * head.width * (size + inner + outputs), 2 * head.width * (TIME_FEATURES + head.width)
+    return 2 * dim * head.width, each, head.draws_per_token * (each + timestep)
 
 
 def _dit_pass(model: DiTModel, space: TokenSpace) -> float:
     """One image through the diffusion transformer; modulations are computed once an image."""
-    assert not isinstance(space, Discrete)
     patches, dim = num_tokens(space) // model.patch_size**2, model.dim
-    values = model.patch_size**2 * space.dim
+    values = model.patch_size**2 * getattr(space, "dim", 0)
     condition = 2 * dim * (TIME_FEATURES + dim) + 2 * dim**2 * (6 * model.depth + 2)
     return model.depth * _block(dim, model.mlp_ratio, patches, patches) + 6 * patches * dim * values + condition

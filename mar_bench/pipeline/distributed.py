@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +16,8 @@ import torch.distributed as dist
 from mar_bench.utils.errors import UserError
 
 PATIENCE = timedelta(days=2)  # ranks wait while rank 0 measures; the launcher ends the job if a rank dies
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")  # SLURM_NTASKS is also set in batch scripts
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,20 @@ class World:
 
     def agreed(self, value: Any) -> Any:
         """Rank 0's value on every rank, whatever the others pass; a barrier."""
-        if self.size == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        if self.size == 1:
-            return flag
-        total = torch.tensor(int(flag))
-        dist.all_reduce(total)
-        return bool(total)
+        return self.mean(flag) > 0
 
     def mean(self, value: float) -> float:
         """The mean over ranks."""
-        if self.size == 1:
-            return value
         total = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(total)
+        if self.size > 1:
+            dist.all_reduce(total)
         return total.item() / self.size
 
     def wait(self) -> None:
@@ -70,36 +65,27 @@ ALONE = World()
 
 
 def world_of(environ: Mapping[str, str] = os.environ) -> World:
-    """From the environment of torchrun (RANK, ...) or of an srun step with several tasks; otherwise a single process.
+    """From the environment of torchrun or of an srun step with several tasks; otherwise a single process.
 
     Raises UserError if the variables are incomplete or inconsistent."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "WORLD_SIZE" not in environ:  # SLURM_NTASKS is also set in batch scripts, which are one process
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        if "SLURM_STEP_NUM_TASKS" not in environ:
-            return ALONE
-    try:
-        rank, size, local = (int(environ[name]) for name in names)
-    except (KeyError, ValueError):
-        found = ", ".join(f"{name}={environ.get(name, '')}" for name in names)
-        raise UserError(
-            f"started as one of several processes, but not in full: {found}; use torchrun or srun"
-        ) from None
-    if not 0 <= rank < size:
-        raise UserError(f"{names[0]}={rank} is not below {names[1]}={size}")
-    return World(rank, size, local)
+    names = TORCHRUN if "WORLD_SIZE" in environ else SLURM
+    if names[1] not in environ:
+        return ALONE
+    found = {name: environ.get(name, "") for name in names}
+    if not all(value.isdecimal() for value in found.values()) or int(found[names[0]]) >= int(found[names[1]]):
+        words = " ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(f"{words}: not the environment of one of several processes; use torchrun or srun")
+    return World(*map(int, found.values()))
 
 
 def join(world: World) -> None:
     """Initialise the process group, with one GPU per rank if there are any."""
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _meeting_point(os.environ)
-    if world.first:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
-        print(f"waiting at {place} for all {world.size} processes", file=sys.stderr, flush=True)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
 

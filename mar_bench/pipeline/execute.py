@@ -34,12 +34,11 @@ from mar_bench.models.schedules import learning_rate
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.fit import fit, save_tensors
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.sample import decoded_samples, draw_samples, evaluate_generation, not_drawn, reference_of_part
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, is_sound, mark_done, new_record
-from mar_bench.pipeline.train import take_published, train_generator
+from mar_bench.pipeline.train import fit, save_tensors, take_published, train_generator
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import PREVIEW, to_json, write_record
 from mar_bench.utils import locks

@@ -1,15 +1,15 @@
-"""Progress of running jobs: bars on a terminal, timed log lines elsewhere, the time left on both."""
+"""The jobs of a run: which wait, run, are done or have failed; bars on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 
-from mar_bench.pipeline.graph import Job
+from mar_bench.pipeline.graph import Job, give_up
+from mar_bench.pipeline.store import Places
 
 LOG_SECONDS = 15  # between two log lines about the state of the work
 PRIOR = 20.0  # seconds of measured work before measurements outweigh the planned costs
@@ -17,114 +17,97 @@ PRIOR = 20.0  # seconds of measured work before measurements outweigh the planne
 
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s" if minutes < 10 else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 @dataclass
-class Running:
-    """A job under way: the share of it that is done, and its step or what it waits for."""
+class Outcome:
+    """The result of a run: ``failed`` maps ids of failed jobs to errors; their dependents were not run."""
 
-    job: Job
-    task: TaskID
-    share: float = 0.0
-    note: str = "starting"
-    begin: float = field(default_factory=lambda: time.monotonic())
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
 
 
 class Report:
-    """Tracks and shows the jobs of a run; a context manager around the work. ``quiet``: shows nothing."""
+    """Tracks and shows the jobs of a run; ``bars`` is a context manager around the work. ``quiet``: shows nothing."""
 
-    def __init__(self, jobs: list[Job], num_workers: int, quiet: bool = False):
-        self.total, self.num_workers, self.quiet = len(jobs), num_workers, quiet
-        self.running: dict[str, Running] = {}
-        self.pending: list[Job] = jobs
-        self.ended = 0
+    def __init__(self, jobs: list[Job], places: Places, num_workers: int, quiet: bool = False):
+        self.jobs, self.places, self.num_workers = jobs, places, num_workers
+        self.outcome = Outcome()
+        self.pending = {job.id: job for job in jobs}
+        self.running: dict[str, tuple[Job, Task]] = {}  # the bar holds the share that is done, and a note
         self.done_cost = self.done_seconds = 0.0
-        self.started_at = time.monotonic()
-        self.next_line = self.started_at + LOG_SECONDS
+        self.begin = time.monotonic()
+        self.next_line = self.begin + LOG_SECONDS
         console = Console(quiet=quiet)
         self.on_terminal = console.is_terminal and not quiet
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}")
-        self.bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not self.on_terminal)
-        self.whole = self.bars.add_task(f"{self.total} jobs", total=1.0, note="")
-
-    def __enter__(self) -> Report:
-        self.bars.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bars.stop()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        self.bars = Progress(*columns, console=console, disable=not self.on_terminal, get_time=time.monotonic)
+        self.whole = self.bars.add_task(f"{len(jobs)} jobs", total=len(jobs), note="")
 
     def say(self, text: str) -> None:
-        if self.on_terminal:
-            self.bars.console.print(text, highlight=False, markup=False)
-        elif not self.quiet:
-            minutes, seconds = divmod(int(self.elapsed()), 60)
-            print(f"[{minutes:3d}:{seconds:02d}] {text}", flush=True)
-
-    # --- events -----------------------------------------------------------------------------------------
+        minutes, seconds = divmod(int(self.elapsed()), 60)
+        self.bars.console.print(f"[{minutes:3d}:{seconds:02d}] {text}", highlight=False, markup=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
-        self.running[job.id] = Running(job, self.bars.add_task(f"  {job.title}", total=1.0, note="starting"))
-        if job.cost > LOG_SECONDS and not self.on_terminal:
-            self.say(f"start  {job.title}")
+        del self.pending[job.id]
+        self.bars.add_task(f"  {job.title}", total=1.0, note="starting")
+        self.running[job.id] = job, self.bars.tasks[-1]
 
     def progress(self, job: Job, step: int, total: int) -> None:
-        self.running[job.id].share, self.running[job.id].note = step / max(1, total), f"{step}/{total}"
+        self.waiting(job, f"{step}/{total}")
+        self.running[job.id][1].completed = step / max(1, total)
 
     def waiting(self, job: Job, why: str) -> None:
-        self.running[job.id].note = why
+        self.running[job.id][1].fields["note"] = why
 
-    def finished(self, job: Job, seconds: float) -> None:
-        self.done_cost += job.cost
-        self.done_seconds += seconds
-        self._end(job)
-        self.say(f"done   {job.title}, {duration(seconds)} ({self.ended}/{self.total})")
+    def done(self, job: Job) -> None:
+        seconds = self._ended(job)
+        self.outcome.done += 1
+        self.done_cost, self.done_seconds = self.done_cost + job.cost, self.done_seconds + seconds
+        self.say(f"done   {job.title}, {duration(seconds)} ({self.outcome.done}/{len(self.jobs)})")
 
     def failed(self, job: Job, error: str) -> None:
-        self._end(job)
+        """Publish failed records for the job and its dependents, which are no longer pending."""
+        self.outcome.failed[job.id] = error
+        for lost in give_up(job, self.jobs, error, self._ended(job), self.places):
+            self.pending.pop(lost, None)
         self.say(f"FAILED {job.title}: {error.splitlines()[0]}")
 
-    def _end(self, job: Job) -> None:
-        self.ended += 1
-        self.bars.remove_task(self.running.pop(job.id).task)
+    def _ended(self, job: Job) -> float:
+        """Remove the job's bar; returns how long it ran, in seconds."""
+        task = self.running.pop(job.id)[1]
+        self.bars.remove_task(task.id)
+        return task.elapsed or 0.0
 
-    def tick(self, pending: list[Job]) -> None:
-        """Called at least twice a second, with the jobs that have not started."""
-        self.pending = pending
-        for item in self.running.values():
-            self.bars.update(item.task, completed=item.share, note=item.note)
-        left = f"about {duration(self.seconds_left())} left"
-        self.bars.update(self.whole, completed=self.share_done(), note=f"{self.ended}/{self.total}, {left}")
+    def tick(self) -> None:
+        """Show the state; to be called at least twice a second."""
+        state = f"{self.outcome.done}/{len(self.jobs)}, about {duration(self.seconds_left())} left"
+        self.bars.update(self.whole, completed=self.outcome.done, note=state)
         if self.running and not self.on_terminal and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LOG_SECONDS
-            busy = "; ".join(f"{item.job.title} {item.note}" for item in self.running.values())
-            self.say(f"{100 * self.share_done():.0f} %, {left}: {busy}")
-
-    # --- estimates --------------------------------------------------------------------------------------
+            self.say("; ".join([state, *(f"{job.title} {task.fields['note']}" for job, task in self.running.values())]))
 
     def seconds_left(self) -> float:
         """From the planned costs, scaled by how they compared with the clock so far."""
-        now, running = time.monotonic(), self.running.values()
-        spent = PRIOR + self.done_seconds + sum(now - item.begin for item in running)
-        pace = spent / (PRIOR + self.done_cost + sum(item.job.cost * item.share for item in running))
-        left = [(item.job, item.job.cost * (1 - item.share)) for item in running]
-        left += [(job, job.cost) for job in self.pending if job.id not in self.running]
-        alone = sum(cost for job, cost in left if job.kind == "speed")
-        others = [cost for job, cost in left if job.kind != "speed"]
-        return pace * (alone + max(sum(others) / self.num_workers, max(others, default=0.0)))
-
-    def share_done(self) -> float:
         running = self.running.values()
-        done = self.done_cost + sum(item.job.cost * item.share for item in running)
-        left = sum(item.job.cost * (1 - item.share) for item in running)
-        return done / max(1e-9, done + left + sum(job.cost for job in self.pending))
+        spent = self.done_seconds + sum(task.elapsed or 0.0 for _, task in running)
+        done = self.done_cost + sum(job.cost * task.completed for job, task in running)
+        left = [(job.kind, job.cost * (1 - task.completed)) for job, task in running]
+        left += [(job.kind, job.cost) for job in self.pending.values()]
+        alone = sum(cost for kind, cost in left if kind == "speed")
+        others = [cost for kind, cost in left if kind != "speed"]
+        together = max(sum(others) / self.num_workers, max(others, default=0.0))
+        return (alone + together) * (PRIOR + spent) / (PRIOR + done)
 
     def elapsed(self) -> float:
-        return time.monotonic() - self.started_at
+        return time.monotonic() - self.begin

@@ -9,8 +9,8 @@ import contextlib
 import resource
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,23 +23,18 @@ from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.utils.noise import NoiseSource
 
 
-class Stopwatch:
-    """Seconds spent in named parts; synchronises the GPU before reading the clock."""
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], device: torch.device, part: str) -> Iterator[None]:
+    """Add the time of the block to ``seconds[part]``."""
+    begin = _now(device)
+    yield
+    seconds[part] = seconds.get(part, 0.0) + _now(device) - begin
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
 
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        begin = self._now()
-        yield
-        self.seconds[part] += self._now() - begin
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # or its work is not done yet
+    return time.perf_counter()
 
 
 @torch.inference_mode()
@@ -52,26 +47,30 @@ def measure_speed(
     for batch_size, found in laps.items():
         for index in range(repeats + 1):  # the first warms up
             progress(len(laps[1]) + len(laps[size]), 2 * repeats)
-            clock, indices = Stopwatch(device), range(index * batch_size, (index + 1) * batch_size)
+            seconds: dict[str, float] = {}
+            clock, indices = partial(_timed, seconds, device), range(index * batch_size, (index + 1) * batch_size)
             labels = torch.tensor([i % spec.data.num_classes for i in indices], device=device)
             with clock("total"):
                 tokens = generate(model, labels, spec.sampling, NoiseSource(spec.sampling.seed, indices), clock)
                 with clock("decode"):
                     tokenizer.decode(tokens)
             if index:
-                found.append(dict(clock.seconds))
+                found.append(seconds)
     totals = np.array([lap["total"] for lap in laps[size]])
-    median, low, high = np.quantile(totals / size, [0.5, 0.25, 0.75])
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    parts = ("backbone", "head", "decode")
+    names, parts = (
+        ("seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"),
+        ("backbone", "head", "decode"),
+    )
     return {
-        "seconds_per_image": float(median),
-        "seconds_per_image_q25": float(low),
-        "seconds_per_image_q75": float(high),
+        **dict(zip(names, np.quantile(totals / size, [0.5, 0.25, 0.75]).tolist())),
         "latency_batch1": float(np.median([lap["total"] for lap in laps[1]])),
         **{f"share_{p}": float(sum(lap.get(p, 0.0) for lap in laps[size]) / totals.sum()) for p in parts},
-        "peak_memory_mb": memory / 1e6,
+        "peak_memory_mb": peak_memory(device) / 1e6,
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes allocated on a GPU, or used by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,5 @@
-"""Train the generator of a run on stored latents."""
+"""The training loop of tokenizers, extractors and generators (``fit``), checkpointed and resumed bit for bit; and the
+training of a run's generator on stored latents."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import contextlib
 import functools
 import json
 import math
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,14 +30,154 @@ from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, count_parameters, pick_device
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.fit import fit, save_tensors
 from mar_bench.pipeline.store import SUMMARY
-from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, sha256_of
-from mar_bench.utils.noise import NoiseSource, epoch_indices
+from mar_bench.utils.errors import Superseded, UserError
+from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
+from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
 
+KEPT = 2  # checkpoints: a full disk or a dying machine may truncate the newest
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_IMAGES, LOSS_BATCH = 500, 50  # images and batch of the final losses on both splits
+
+
+def fit(
+    module: nn.Module,
+    losses_at: Callable[[int], Iterator[torch.Tensor]],
+    *,
+    steps: int,
+    lr_at: Callable[[int], float],
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    checkpoint_every: int,
+    parameter_groups: list[dict] | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    grad_clip: float | None = None,
+    ema: AveragedModel | None = None,
+    loss_scaling: bool = False,
+    max_skipped: int = 20,
+    log_every: int = 50,
+    pause: float = 0.0,
+    about: dict[str, Any] | None = None,
+    world: World = ALONE,
+) -> int:
+    """Train with AdamW for ``steps`` steps; returns how many were skipped because a gradient was not finite.
+
+    ``losses_at(step)`` yields scalars that depend only on the step and the weights; the step's loss is their sum, and
+    each is differentiated before the next is drawn. Writes metrics.jsonl and checkpoints into ``folder`` and resumes
+    from the newest intact one of the same ``about["id"]``. Every rank calls this; rank 0 writes.
+
+    Raises UserError after more than ``max_skipped`` skipped steps in a row. Any exception from ``progress`` is
+    re-raised after saving."""
+    groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
+    optimiser = torch.optim.AdamW(groups, lr=lr_at(0), betas=betas, weight_decay=0.0, fused=True)
+    device = next(module.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=loss_scaling)
+    log = folder / "metrics.jsonl"
+    parts: dict[str, Any] = {"model": module, "optimiser": optimiser, "scaler": scaler}
+    parts |= {"ema": ema} if ema is not None else {}
+    start, skipped, in_a_row, spent = 0, 0, 0, 0.0
+    if state := _resume(folder, about, world):
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        start, skipped, in_a_row, spent = (state[k] for k in ("step", "skipped", "in_a_row", "seconds"))
+        for values in optimiser.state.values():  # copied, as these may share the checkpoint's memory-mapped file
+            values.update({k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)})
+        del state
+    logged = log.read_text().splitlines() if start and log.is_file() else []
+    lines = [line for line in logged if json.loads(line)["step"] < start]
+    began = time.perf_counter() - spent
+
+    def save(step: int) -> None:
+        if not world.first:
+            return
+        atomic_write(log, "".join(f"{line}\n" for line in lines))
+        counts = {"step": step, "skipped": skipped, "in_a_row": in_a_row, "seconds": time.perf_counter() - began}
+        # all randomness is a function of seed and step, so no generator state needs saving
+        content = {**{name: part.state_dict() for name, part in parts.items()}, **counts, "seed": seed, "about": about}
+        with replacing(folder / f"checkpoint-{step:09d}.pt") as temporary:
+            torch.save(content, temporary)
+        for old in checkpoints(folder)[KEPT:]:
+            old.unlink()
+
+    module.train()
+    purpose = "torch" if world.first else f"torch-{world.rank}"  # each rank has its own dropout
+    for step in range(start, steps):
+        try:
+            if progress(step, steps) and step > start:
+                save(step)
+        except Superseded:
+            raise
+        except BaseException:
+            save(step)
+            raise
+        time.sleep(pause)
+        for group in optimiser.param_groups:
+            group["lr"] = lr_at(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=device)
+        with seeded(seed, f"{purpose}-{step}", device):
+            for part in losses_at(step):
+                scaler.scale(part).backward()
+                loss += part.detach()
+        scaler.unscale_(optimiser)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip or math.inf)
+        if norm.isfinite():
+            in_a_row = 0
+            scaler.step(optimiser)
+            if ema is not None:
+                ema.update_parameters(module)
+        else:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            if in_a_row > max_skipped:
+                raise UserError(
+                    f"{in_a_row} steps in a row up to step {step} had gradients that are not finite (loss "
+                    f"{loss.item():.4g}); lower the learning rate, or use bf16 or fp32 instead of fp16"
+                )
+        scaler.update()
+        if step % log_every == 0 or step == steps - 1:
+            seconds = round(time.perf_counter() - began, 2)
+            numbers = {"step": step, "loss": world.mean(loss.item()), "lr": lr_at(step), "grad_norm": norm.item()}
+            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+            lines.append(json.dumps({**finite, "skipped": skipped, "seconds": seconds}))
+        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            save(step + 1)
+    if start < steps:
+        save(steps)  # kept until the stage is marked done (store.mark_done)
+    module.eval()
+    return skipped
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a training, newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def _resume(folder: Path, about: dict[str, Any] | None, world: World) -> dict | None:
+    """The newest intact checkpoint, memory-mapped; None if there is none. Damaged ones are renamed.
+
+    Raises UserError if it belongs to another training."""
+    newest = None
+    for path in checkpoints(folder) if world.first else ():
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            newest = path
+            break
+        except Exception as error:  # truncated or altered files fail in many ways
+            path.replace(aside := path.with_name(f".damaged-{path.name}"))
+            warnings.warn(f"{path} is damaged ({type(error).__name__}), renamed to {aside.name}", stacklevel=2)
+    if (newest := world.agreed(newest)) is None:
+        return None
+    state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
+    if "step" not in state or (state.get("about") or {}).get("id") != (about or {}).get("id"):
+        raise UserError(f"{newest}: a checkpoint of another training; move it elsewhere")
+    return state
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file atomically."""
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def train_generator(
@@ -72,37 +215,32 @@ def train_generator(
         return None
     save_tensors(model.state_dict(), folder / "raw.safetensors")
     save_tensors(ema.module.state_dict(), folder / "ema.safetensors")
-    losses = {"loss_train": split_loss(ema.module, latents, False, train.seed)}
+    summary: dict[str, Any] = {"loss_train": split_loss(ema.module, latents, False, train.seed)}
     if len(latents.heldout_labels):
-        losses["loss_heldout"] = split_loss(ema.module, latents, True, train.seed)
-    for name, loss in losses.items():
+        summary["loss_heldout"] = split_loss(ema.module, latents, True, train.seed)
+    for name, loss in summary.items():
         if not math.isfinite(loss):
-            hint = f"({skipped} steps skipped); lower the learning rate"
-            raise UserError(f"{name} of the trained weights is {loss} {hint}")
-    last_line = (folder / "metrics.jsonl").read_text().splitlines()[-1]
-    return {
-        **losses,
-        "steps": train.steps,
-        "seconds": json.loads(last_line)["seconds"],
-        "parameters": count_parameters(model),
-        **({"skipped_steps": skipped} if skipped else {}),
-        **({"processes": world.size} if world.size > 1 else {}),
-    }
+            raise UserError(
+                f"{name} of the trained weights is {loss}, {skipped} steps skipped; lower the learning rate"
+            )
+    last_line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    summary |= {"steps": train.steps, "seconds": last_line["seconds"], "parameters": count_parameters(model)}
+    summary |= {"skipped_steps": skipped} if skipped else {}
+    return summary | ({"processes": world.size} if world.size > 1 else {})
 
 
 def take_published(spec: RunSpec, folder: Path) -> None:
     """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
-    assert spec.train.weights is not None, "checked by preflight"
-    weights = Path(spec.train.weights)
+    weights = Path(spec.train.weights or "")  # preflight has checked that there are some
     if (manifest := weights.with_suffix(".json")).is_file():
-        try:
+        with reading(manifest, "manifest of mar-bench convert", "move it elsewhere"):
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
-        except (ValueError, AttributeError):
-            raise UserError(f"{manifest}: no manifest of mar-bench convert; move it elsewhere") from None
-        of_ar = isinstance(spec.model, ARModel)
-        key, own = ("model.backbone", spec.model.backbone.num_heads) if of_ar else ("model", spec.model.num_heads)
-        if heads not in (None, own):  # shapes do not show this
-            raise UserError(f"{manifest}: these weights have {heads} attention heads, and {key}.num_heads is {own}")
+        key, part = (
+            ("model.backbone", spec.model.backbone) if isinstance(spec.model, ARModel) else ("model", spec.model)
+        )
+        if heads not in (None, part.num_heads):  # shapes do not show this
+            own = f"{key}.num_heads is {part.num_heads}"
+            raise UserError(f"{manifest}: these weights have {heads} attention heads, and {own}")
     with torch.device("meta"):
         model = build_generator(spec)
     try:
@@ -126,25 +264,20 @@ def generator_losses(
     size = spec.compute.micro_batch or len(slots)
     parts = [slots[i : i + size] for i in range(0, len(slots), size)]
     dtype = AUTOCAST[train.precision]
-    forward: nn.Module = model
-    no_sync: Callable = contextlib.nullcontext
+    forward: Any = model
     if world.size > 1:
         forward = DistributedDataParallel(model, device_ids=[world.local_rank] if device.type == "cuda" else None)
-        no_sync = forward.no_sync
-
-    def loss_of(part: range, step: int) -> torch.Tensor:
-        noise = NoiseSource(train.seed, part)
-        indices = epoch_indices(train.seed, step, part, train.batch_size, len(latents.labels))
-        tokens = latents.draw(indices, noise, step).to(device)
-        labels = latents.labels[indices].to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return forward(tokens, labels, noise, step).mean() * (len(part) / len(slots))
 
     def losses_at(step: int) -> Iterator[torch.Tensor]:
         for part in parts:
+            noise = NoiseSource(train.seed, part)
+            indices = epoch_indices(train.seed, step, part, train.batch_size, len(latents.labels))
+            tokens, labels = latents.draw(indices, noise, step).to(device), latents.labels[indices].to(device)
             # gradients are synchronised with the last part; the context stays open while ``fit`` differentiates
-            with contextlib.nullcontext() if part == parts[-1] else no_sync():
-                yield loss_of(part, step)
+            with contextlib.nullcontext() if part == parts[-1] or world.size == 1 else forward.no_sync():
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = forward(tokens, labels, noise, step).mean() * (len(part) / len(slots))
+                yield loss
 
     return losses_at
 
@@ -162,12 +295,10 @@ def decay_groups(model: Generator, weight_decay: float) -> list[dict]:
 
 def ema_update(train: TrainSpec) -> Callable:
     """AveragedModel's update theta' = d theta' + (1 - d) theta, with a warm-up of d if ``ema_warmup``."""
-    if not train.ema_warmup:
-        return get_ema_multi_avg_fn(train.ema_decay)
 
     def update(averaged: list, current: list, count: torch.Tensor | int) -> None:
-        n = int(count)
-        get_ema_multi_avg_fn(min(train.ema_decay, (1 + n) / (10 + n)))(averaged, current, count)
+        most = (1 + int(count)) / (10 + int(count)) if train.ema_warmup else 1.0
+        get_ema_multi_avg_fn(min(train.ema_decay, most))(averaged, current, count)
 
     return update
 
@@ -176,8 +307,7 @@ def change_blocks(model: nn.Module, compute: ComputeSpec) -> None:
     """Apply gradient checkpointing and compilation to a model's repeated blocks, in place.
 
     Parameter names stay the same. Copies (EMA) must be made before."""
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
-    for block in blocks:
+    for block in [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]:
         if compute.gradient_checkpointing:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         if compute.compile:

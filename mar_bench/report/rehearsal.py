@@ -24,9 +24,7 @@ def title_of(rows: list[str]) -> str:
 
 
 def markdown(title: str, content: dict[str, Any]) -> str:
-    """Costs of all trainings, and the outcome of each that was tried.
-
-    ``content``: "found" (a Rehearsal each, as a dict), "gpu", "images" and "provenance"."""
+    """Costs of all trainings, and the outcome of each that was tried; ``content`` is that of ``rehearse_all``."""
     found, gpu, origin = content["found"], content["gpu"], content["provenance"]
     training, sampling = (sum(item["gpu_hours"][part] for item in found) for part in ("training", "sampling"))
     parts = [
@@ -46,18 +44,17 @@ def markdown(title: str, content: dict[str, Any]) -> str:
 
 
 def _cost(item: dict[str, Any], gpu: str) -> dict[str, str]:
-    flops = item["flops"]
-    images = sorted({f"{count / 1e12:.3g}" for count in item["image_flops"].values()}, key=float)
+    flops, hours, images = item["flops"], item["gpu_hours"], sorted(set(item["image_flops"].values()))
     return {
         "training": title_of(item["rows"]),
         "parameters": f"{item['parameters']['total']:,}",
         "in the head": f"{item['parameters']['head']:,}",
         "tokenizer": f"{item['tokenizer_parameters']:,}",
         "PFLOP per training step": f"{flops['step'] / 1e15:.3g}",
-        "TFLOP per sampled image": ", ".join(images),
-        "TFLOP to decode it": f"{flops['decode'] / 1e12:.3g}",
-        f"{gpu} hours, training": f"{item['gpu_hours']['training']:,.0f}",
-        f"{gpu} hours, sampling": f"{item['gpu_hours']['sampling']:,.1f}",
+        "TFLOP per sampled image": ", ".join(dict.fromkeys(f"{count / 1e12:.3g}" for count in images)),
+        "TFLOP to decode it": "not counted" if flops["decode"] is None else f"{flops['decode'] / 1e12:.3g}",
+        f"{gpu} hours, training": f"{hours['training']:,.0f}",
+        f"{gpu} hours, sampling": f"{hours['sampling']:,.1f}",
     }
 
 

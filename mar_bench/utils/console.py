@@ -15,10 +15,4 @@ def to_yaml(tree: dict[str, Any]) -> str:
     """Plain containers as YAML, keys in the order given, tuples as lists."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(tree))).rstrip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return OmegaConf.to_yaml(OmegaConf.create(tree)).rstrip()

@@ -57,8 +57,7 @@ class Claim:
 
     def fence(self) -> None:
         """Take over the stage from earlier starts of this job. Raises Superseded if a newer start has."""
-        self._raise_if_superseded()
-        if (found := self._read()) is not None and found[0] == self.mine[0]:
+        if self._is_ours():
             self.take()
 
     def take(self) -> None:
@@ -69,16 +68,15 @@ class Claim:
         if time.monotonic() < self._next_read:
             return
         self._next_read = time.monotonic() + CLAIM_SECONDS
-        self._raise_if_superseded()
+        self._is_ours()
 
-    def _raise_if_superseded(self) -> None:
-        found = self._read()
-        if found is not None and found[0] == self.mine[0] and found[1] > self.mine[1]:
-            raise Superseded
-
-    def _read(self) -> tuple[str, int] | None:
+    def _is_ours(self) -> bool:
+        """Whether a start of this job has made the claim. Raises Superseded if it is newer than this start."""
         try:
             job, restart = json.loads(self.path.read_text())
-            return str(job), int(restart)
+            job, restart = str(job), int(restart)
         except (OSError, ValueError, TypeError):
-            return None
+            return False
+        if job == self.mine[0] and restart > self.mine[1]:
+            raise Superseded
+        return job == self.mine[0]

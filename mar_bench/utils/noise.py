@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,11 +20,8 @@ SHARED = 2**63  # the index of draws shared by all images of a step
 def philox(seed: int, purpose: str, index: int, step: int) -> np.random.Generator:
     """An independent generator for each (seed, purpose, index, step)."""
     # the low counter words advance within a stream; index and step are in the high ones, so streams never overlap
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, _salt(purpose)], counter=[0, 0, step, index]))
-
-
-def _salt(purpose: str) -> int:
-    return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, salt], counter=[0, 0, step, index]))
 
 
 class NoiseSource:
@@ -37,25 +34,22 @@ class NoiseSource:
 
     def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Standard normal (B, *shape) float32."""
-        return self._stack(
-            philox(self.seed, purpose, i, step).standard_normal(shape, dtype=np.float32) for i in self.indices
-        )
+        return self._each(purpose, step, lambda generator: generator.standard_normal(shape, dtype=np.float32))
 
     def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Uniform on [0, 1) (B, *shape) float32."""
-        return self._stack(philox(self.seed, purpose, i, step).random(shape, dtype=np.float32) for i in self.indices)
+        return self._each(purpose, step, lambda generator: generator.random(shape, dtype=np.float32))
 
     def integers(self, purpose: str, step: int, high: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Integers in [0, high) (B, *shape) int64."""
-        return self._stack(philox(self.seed, purpose, i, step).integers(high, size=shape) for i in self.indices)
+        return self._each(purpose, step, lambda generator: generator.integers(high, size=shape))
 
     def shared(self, purpose: str, step: int) -> float:
         """One number, uniform on [0, 1), for the whole global batch."""
         return float(philox(self.seed, purpose, SHARED, step).random())
 
-    @staticmethod
-    def _stack(arrays) -> torch.Tensor:
-        return torch.from_numpy(np.stack(list(arrays)))
+    def _each(self, purpose: str, step: int, draw: Callable) -> torch.Tensor:
+        return torch.from_numpy(np.stack([draw(philox(self.seed, purpose, i, step)) for i in self.indices]))
 
 
 def epoch_indices(seed: int, step: int, slots: Sequence[int], batch_size: int, size: int) -> np.ndarray:

@@ -21,11 +21,11 @@ from mar_bench.models.dit import DiT, grid_positions
 from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.distributed import ALONE
 from mar_bench.pipeline.execute import STAGES
-from mar_bench.pipeline.flops import META, count_flops, meta_tokens, on_meta
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses
 from mar_bench.utils.noise import NoiseSource
+from tests.pipeline.test_cost import META, count_flops, on_meta
 from tests.pipeline.test_train import latents_of
 from tests.tiny import assert_same_tokens, normal, scrambled, shrunk, tokens_in
 
@@ -342,7 +342,7 @@ def test_flops_are_those_of_all_steps(sampler, scale, row):
     assert parts == ["backbone"] * 4
     shared = 4 * sum(2 * layer.weight.numel() for layer in (model.time_mlp[0], model.time_mlp[2])) * (scale != 1)
     assert sampling_flops(spec) == counted + shared
-    forward = count_flops(lambda: model(meta_tokens(spec.space), labels, NoiseSource(0, [0]), 0))
+    forward = count_flops(lambda: model(tokens_in(spec.space, 1).to(META), labels, NoiseSource(0, [0]), 0))
     assert training_flops(spec) == 3 * forward
 
 

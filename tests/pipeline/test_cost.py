@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.spec import Continuous, RunSpec
-from mar_bench.models.build import build_tokenizer, generate
+from mar_bench.models.ar import Generator
+from mar_bench.models.build import build_generator, generate
 from mar_bench.pipeline.cost import QUANTILES, gpu_hours, sampling_flops, seconds, training_flops
-from mar_bench.pipeline.flops import META, count_flops, decoding_flops, meta_tokens, on_meta
+from mar_bench.pipeline.rehearse import count
 from mar_bench.utils.noise import NoiseSource
-from tests.tiny import HEAD_SPECS, shrunk
+from tests.tiny import HEAD_SPECS, shrunk, tokens_in
 
+META = torch.device("meta")  # no weights, no memory
 TINY = load_experiment("table1", "tiny").rows
 BATCH = 64  # what all images of a batch share, such as the timestep's embedding, is divided by it
 KNOWN_SHARE = 0.05  # gradients that the first layers do not need, and modulations computed once an image
@@ -31,9 +35,21 @@ class GivenShare(NoiseSource):
         return self.u
 
 
+def on_meta(spec: RunSpec) -> Generator:
+    with META:
+        return build_generator(spec)
+
+
+def count_flops(work: Callable[[], object]) -> float:
+    """A multiply-add counts as two. Attention is counted on the meta device only, elementwise operations never."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
 def counted_training(spec: RunSpec) -> float:
     model, labels = on_meta(spec).train(), torch.zeros(BATCH, dtype=torch.int64, device=META)
-    tokens = meta_tokens(spec.space, BATCH)
+    tokens = tokens_in(spec.space, BATCH).to(META)
     counts = [count_flops(lambda u=u: model(tokens, labels, GivenShare(u), 0).mean().backward()) for u in QUANTILES]
     return sum(counts) / len(counts) / BATCH
 
@@ -74,9 +90,8 @@ def test_the_authors_times_for_mar_l():
     spec = RunSpec()
     assert gpu_hours("train", spec) == pytest.approx(16 * 35, rel=0.01)
     guided = replace(spec, sampling=replace(spec.sampling, guidance_scale=2.0, num_images=1))
-    with META:
-        decoding = decoding_flops(build_tokenizer(spec))
-    assert 3600 * gpu_hours("sample", guided, "A100", decoding) == pytest.approx(0.288, rel=0.06)
+    (counted,) = count({"guided": guided}, "A100")
+    assert 3600 * counted["gpu_hours"]["sampling"] == pytest.approx(0.288, rel=0.06)
     assert gpu_hours("train", replace(spec, train=replace(spec.train, published="mar_large"))) == 0
 
 

@@ -10,7 +10,8 @@ import pytest
 from mar_bench.pipeline import progress
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.progress import Report, duration
-from mar_bench.pipeline.run_local import Worker, _cause, _ready, _urgency
+from mar_bench.pipeline.run_local import _ready, _urgency, cause
+from mar_bench.pipeline.store import Places
 
 
 def job(name: str, *needs: str, kind: str = "train", cost: float = 1.0) -> Job:
@@ -22,28 +23,21 @@ def test_the_longest_chain_goes_first():
     jobs = [job("short", cost=3), job("long", cost=2), job("behind", "long", cost=9)]
     urgency = _urgency(jobs)
     assert urgency == {"short": 3, "long": 11, "behind": 9}
-    pending = {j.id: j for j in jobs}
-    assert [j.id for j in _ready(pending, [], urgency)] == ["long", "short"]
+    assert [j.id for j in _ready({j.id: j for j in jobs}, [], urgency)] == ["long", "short"]
 
 
-def test_a_job_waits_for_what_runs():
-    before, behind = job("before"), job("behind", "before")
-    busy = [Worker(None, None, before)]
-    assert _ready({"behind": behind}, busy, {"behind": 1}) == []
-    assert _ready({"behind": behind}, [Worker(None, None)], {"behind": 1}) == [behind]
-
-
-def test_speed_is_measured_alone_and_last():
-    speed, other, next_speed = job("s", kind="speed"), job("o"), job("t", kind="speed")
-    urgency = {"s": 1, "o": 1, "t": 1}
-    assert _ready({"s": speed, "o": other}, [], urgency) == [other]
-    assert _ready({"s": speed}, [Worker(None, None, other)], urgency) == []
+def test_jobs_wait_for_what_they_need_and_speed_is_measured_alone_and_last():
+    before, behind, speed, next_speed = job("b"), job("a", "b"), job("s", kind="speed"), job("t", kind="speed")
+    urgency = dict.fromkeys("abst", 1.0)
+    assert _ready({"a": behind}, [before], urgency) == []
+    assert _ready({"a": behind, "s": speed}, [], urgency) == [behind]
+    assert _ready({"s": speed}, [behind], urgency) == []
     assert _ready({"s": speed, "t": next_speed}, [], urgency) == [speed]
-    assert _ready({"t": next_speed}, [Worker(None, None, speed)], urgency) == []
+    assert _ready({"t": next_speed}, [speed], urgency) == []
 
 
 def test_the_cause_of_death_has_a_name():
-    assert _cause(-9).startswith("SIGKILL") and _cause(-11) == "SIGSEGV" and _cause(1) == "exit code 1"
+    assert cause(-9) == "SIGKILL: out of memory?" and cause(-11) == "SIGSEGV" and cause(1) == "exit code 1"
 
 
 @pytest.mark.parametrize(
@@ -53,37 +47,39 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_time_left_follows_the_clock(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the time."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    jobs = [job("a", cost=100), job("b", cost=100), job("c", cost=50, kind="speed")]
-    report = Report(jobs, num_workers=2)
+    return lambda seconds: now.__setitem__(0, seconds)
+
+
+def test_time_left_follows_the_clock(clock, tmp_path):
+    a, b, c = jobs = [job("a", cost=100), job("b", cost=100), job("c", cost=50, kind="speed")]
+    report = Report(jobs, Places(tmp_path, tmp_path), num_workers=2)
     assert report.seconds_left() == pytest.approx(150)  # two side by side, then the speed alone
-    report.started(jobs[0])
-    report.started(jobs[1])
-    report.tick([jobs[2]])
-    now[0] = 2000  # ten times slower than planned
-    report.finished(jobs[0], 1000)
-    report.progress(jobs[1], 99, 100)
+    report.started(a)
+    report.started(b)
+    clock(1000)  # ten times slower than planned
+    report.done(a)
+    report.progress(b, 99, 100)
     assert 300 < report.seconds_left() < 900
-    report.finished(jobs[1], 2000)
-    assert report.share_done() == pytest.approx(200 / 250)
 
 
-def test_the_log_says_what_runs_how_far_and_how_long(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    jobs = [job("a", cost=100), job("b")]
-    report = Report(jobs, num_workers=1)
-    report.started(jobs[0])
-    report.progress(jobs[0], 25, 100)
-    for now[0] in (5.0, 16.0, 17.0):
-        report.tick([jobs[1]])
-    report.finished(jobs[0], 17)
-    report.started(jobs[1])
-    report.failed(jobs[1], "ValueError: broken\nTraceback ...")
+def test_the_log_says_what_runs_how_far_and_how_long(clock, capsys, tmp_path):
+    a, b, c = jobs = [job("a", cost=100), job("b"), job("c", "b")]
+    report = Report(jobs, Places(tmp_path, tmp_path), num_workers=1)
+    report.started(a)
+    report.progress(a, 25, 100)
+    for seconds in (5, 16, 17):
+        clock(seconds)
+        report.tick()
+    report.done(a)
+    report.started(b)
+    report.failed(b, "ValueError: broken\nTraceback ...")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "[  0:00] start  train a seed 0"
-    assert re.fullmatch(r"\[  0:16\] \d+ %, about .* left: train a seed 0 25/100", lines[1])
-    assert lines[2] == "[  0:17] done   train a seed 0, 17 s (1/2)"
-    assert lines[3] == "[  0:17] FAILED train b seed 0: ValueError: broken"
+    assert re.fullmatch(r"\[  0:16\] 0/3, about .* left; train a seed 0 25/100", lines[-3])
+    assert lines[-2] == "[  0:17] done   train a seed 0, 17 s (1/3)"
+    assert lines[-1] == "[  0:17] FAILED train b seed 0: ValueError: broken"
+    assert not report.pending and report.outcome.done == 1 and report.outcome.failed.keys() == {"b"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,78 +17,39 @@ from mar_bench.config.ids import generation_run, with_seeds
 from mar_bench.config.spec import TrainSpec
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import build_generator
-from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline import train
 from mar_bench.pipeline.execute import STAGES
-from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import preflight
 from mar_bench.pipeline.sample import draw_samples, not_drawn
 from mar_bench.pipeline.store import Places
-from mar_bench.pipeline.train import change_blocks, ema_update, generator_losses
+from mar_bench.pipeline.train import ema_update
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
-from tests.pipeline.test_train import ROWS, Stop, go_on, latents_of, spec_of, stop_at
+from tests.pipeline.test_train import ROWS, Stop, assert_close, go_on, lines_of, run, spec_of, step_of, stop_at
 
-CPU = torch.device("cpu")
 FEW = ("sampling.num_images=4", "metrics.kid_subset_size=4", "metrics.neighbours=1", "metrics.jackknife_groups=4")
 
 
 def gradients(row: str, *overrides: str) -> dict[str, torch.Tensor]:
-    """Of one step, with every weight away from zero."""
-    spec = spec_of(row, *overrides)
-    model = build_generator(spec)
-    for parameter in model.parameters():
-        if not parameter.any():
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    change_blocks(model, spec.compute)
-    model.train()
-    torch.manual_seed(0)
-    for loss in generator_losses(spec, model, latents_of(spec), CPU, ALONE)(2):
-        loss.backward()
-    return {name: p.grad for name, p in model.named_parameters()}
-
-
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert (found[name] - values).abs().max() <= share * max(1e-3, values.abs().max()), name
+    return step_of(spec_of(row, *overrides))
 
 
 # --- accumulation, recomputation, compilation -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("size", [3, 100])
-def test_micro_batches_add_up_to_the_batch(row, size):
-    off = "model.backbone.dropout=0"
-    assert_close(gradients(row, off, f"compute.micro_batch={size}"), gradients(row, off), 1e-5)
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_gradient_checkpointing_keeps_the_gradients_and_dropout(row):
-    kept, recomputed = gradients(row), gradients(row, "compute.gradient_checkpointing=true")
-    assert_close(recomputed, kept, 1e-6)
-    other = gradients(row, "model.backbone.dropout=0")
-    assert any(not torch.allclose(kept[name], other[name]) for name in kept), "dropout is on"
-
-
-def test_gradient_checkpointing_keeps_fewer_activations():
-    held = []
-    for flag in ("false", "true"):
-        spec = spec_of(ROWS[1], f"compute.gradient_checkpointing={flag}")
-        model, total = build_generator(spec), 0
-        change_blocks(model, spec.compute)
-        model.train()
-
-        def count(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal total
-            total += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            next(generator_losses(spec, model, latents_of(spec), CPU, ALONE)(0))
-        held.append(total)
-    assert held[1] < 0.6 * held[0]
+def test_micro_batches_and_recomputed_blocks_keep_the_gradients(row, monkeypatch):
+    """Recomputed blocks drop the same units again; micro-batches draw others."""
+    off, kept = "model.backbone.dropout=0", gradients(row)
+    whole = gradients(row, off)
+    assert any(not torch.allclose(kept[name], whole[name]) for name in kept), "dropout is on"
+    for size in (3, 100):
+        assert_close(gradients(row, off, f"compute.micro_batch={size}"), whole, 1e-5)
+    recomputed = Mock(side_effect=train.checkpoint)
+    monkeypatch.setattr(train, "checkpoint", recomputed)
+    assert_close(gradients(row, "compute.gradient_checkpointing=true"), kept, 1e-6)
+    assert recomputed.call_count >= 2
 
 
 def test_compilation_keeps_the_gradients():
@@ -115,68 +77,44 @@ class Sick(nn.Linear):
         super().__init__(2, 1)
         self.sick, self.seen = sick, []
 
-    def losses_at(self, step: int):
+    def __call__(self, step: int) -> torch.Tensor:
         self.seen.append(self.weight.detach().clone())
-        yield self.weight.sum() * (math.nan if step in self.sick else 1.0)
-
-
-def run(module: nn.Module, folder: Path, **changes) -> int:
-    settings = {"steps": 12, "lr_at": lambda step: 0.1, "seed": 0, "checkpoint_every": 5, "progress": go_on, **changes}
-    folder.mkdir(exist_ok=True)
-    return fit(module, module.losses_at, folder=folder, **settings)
+        return self.weight.sum() * (math.nan if step in self.sick else 1.0)
 
 
 def test_step_with_non_finite_gradient_is_skipped_and_counted(tmp_path):
     module = Sick(0, 3, 4, 11)
     ema = AveragedModel(module, multi_avg_fn=ema_update(TrainSpec(ema_decay=0.5)))
-    assert run(module, tmp_path, ema=ema) == 4
+    assert run(tmp_path, module, module, ema=ema) == 4
     moved = [not torch.equal(a, b) for a, b in zip(module.seen, [*module.seen[1:], module.weight])]
     assert moved == [step not in (0, 3, 4, 11) for step in range(12)]
     assert int(ema.n_averaged) == 8 and module.weight.isfinite().all() and ema.module.weight.isfinite().all()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(tmp_path)
     assert [line["skipped"] for line in lines] == [1, 4] and lines[0]["loss"] is None
 
 
 def test_too_many_skipped_steps_in_a_row_fail_also_across_a_stop(tmp_path):
-    assert run(Sick(2, 3, 5, 6, 8, 9), tmp_path / "few", max_skipped=2) == 6
+    few, many, again = Sick(2, 3, 5, 6, 8, 9), Sick(1, 4, 5, 6), Sick(1, 4, 5, 6)
+    assert run(tmp_path / "few", few, few, max_skipped=2) == 6
     with pytest.raises(Stop):
-        run(Sick(1, 4, 5, 6), tmp_path, progress=stop_at(5), checkpoint_every=50, max_skipped=2)
+        run(tmp_path, many, many, progress=stop_at(5), checkpoint_every=50, max_skipped=2)
     with pytest.raises(UserError, match="3 steps in a row up to step 6"):
-        run(Sick(1, 4, 5, 6), tmp_path, max_skipped=2)
+        run(tmp_path, again, again, max_skipped=2)
 
 
 def test_loss_scaling_skips_until_the_scale_fits(tmp_path):
     """A loss that overflows at the first scales is skipped until the scale fits; then steps are as without."""
 
-    class Large(nn.Linear):
-        def losses_at(self, step: int):
-            yield (self.weight.half() * torch.tensor(7.0, dtype=torch.float16)).sum().float()
-
-    found = {}
-    for scaling in (False, True):
+    def trained(name: str, steps: int, **changes) -> tuple[int, torch.Tensor]:
         torch.manual_seed(0)
-        module = Large(2, 1)
-        found[scaling] = (run(module, tmp_path / str(scaling), loss_scaling=scaling, steps=40), module.weight.detach())
-    assert found[False][0] == 0 and 1 <= found[True][0] <= 5
-    torch.manual_seed(0)
-    fewer = Large(2, 1)
-    run(fewer, tmp_path / "fewer", steps=40 - found[True][0])
-    assert torch.allclose(found[True][1], fewer.weight, rtol=1e-4)
+        module, seven = nn.Linear(2, 1), torch.tensor(7.0, dtype=torch.float16)
+        loss_at = lambda step: (module.weight.half() * seven).sum().float()  # noqa: E731
+        return run(tmp_path / name, module, loss_at, steps=steps, **changes), module.weight.detach()
 
-
-# --- the average ----------------------------------------------------------------------------------------
-
-
-def test_the_average_can_warm_up():
-    train = TrainSpec(ema_decay=0.9, ema_warmup=True)
-    module = nn.Linear(1, 1, bias=False)
-    ema, expected = AveragedModel(module, multi_avg_fn=ema_update(train)), None
-    for step in range(100):
-        module.weight.data.fill_(math.sin(step))
-        ema.update_parameters(module)
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = math.sin(0) if step == 0 else decay * expected + (1 - decay) * math.sin(step)
-    assert ema.module.weight.item() == pytest.approx(expected, abs=1e-5)
+    skipped, weight = trained("scaled", 40, loss_scaling=True)
+    assert 1 <= skipped <= 5
+    none, expected = trained("fewer", 40 - skipped)
+    assert none == 0 and torch.allclose(weight, expected, rtol=1e-4)
 
 
 # --- published weights instead of training ---------------------------------------------------------------
@@ -199,9 +137,10 @@ def take(weights: Path, folder: Path) -> None:
 
 
 def test_published_weights_replace_a_training(weights, tmp_path):
-    run_ = published_run(weights)
-    assert run_.ids == published_run().ids, "the name stands for the weights"
-    assert run_.ids["train_id"] != generation_run("row", spec_of("mar/diff/guided")).ids["train_id"]
+    run_, trained = published_run(weights), generation_run("row", spec_of("mar/diff/guided"))
+    assert run_.ids == published_run().ids == published_run(None, "train.lr=0.5").ids, "the name stands for the weights"
+    assert run_.ids == generation_run("r", with_seeds(run_.spec, 7, 0)).ids, "which are not trained: no seed"
+    assert run_.ids["train_id"] != trained.ids["train_id"]
     kinds = [job.kind for job in jobs_for([run_], Places(tmp_path / "runs", tmp_path / "records"))]
     assert "train" in kinds and "latents" not in kinds
     take(weights, tmp_path)
@@ -210,19 +149,13 @@ def test_published_weights_replace_a_training(weights, tmp_path):
     assert summary["published"] == "mine" and summary["sha256"] == sha256_of(weights)
 
 
-def test_id_of_published_weights_ignores_seeds_and_training(tmp_path):
-    spec = published_run().spec
-    assert generation_run("r", with_seeds(spec, 7, 0)).ids == published_run().ids
-    assert published_run(None, "train.lr=0.5").ids == published_run().ids
-
-
 def test_published_weights_must_have_the_number_of_heads_they_were_trained_with(weights, tmp_path):
     for heads in (4, None):
         weights.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
         take(weights, tmp_path)
     for manifest, message in (
         ('{"architecture": {"num_heads": 8}}', "8 attention heads, and .*num_heads is 4"),
-        ("{", "mine.json: no manifest"), ("[]", "mine.json: no manifest"),
+        ("{", "mine.json: not a valid manifest"), ("[]", "mine.json: not a valid manifest"),
     ):  # fmt: skip
         weights.with_suffix(".json").write_text(manifest)
         with pytest.raises(UserError, match=message):
@@ -247,5 +180,5 @@ def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
-        draw_samples(spec, model, tmp_path, CPU, go_on, not_drawn(spec, tmp_path))
+        draw_samples(spec, model, tmp_path, torch.device("cpu"), go_on, not_drawn(spec, tmp_path))
     assert not list(tmp_path.glob("tokens-*"))

@@ -10,18 +10,9 @@ import torch
 
 from mar_bench.utils.noise import NoiseSource, epoch_indices, philox, seeded
 
-PINNED = {
-    "uniform": [0.2889213562011719, 0.2664295434951782],
-    "normal": [0.5074164271354675, -0.5136961340904236],
-    "integers": [442, 484],
-    "shared": 0.5891243613412963,
-    "epoch": [5, 7, 9, 1],
-    "torch": 0.06742072105407715,
-}
-
 
 def philox_words(key: list[int], counter: list[int]) -> list[int]:
-    """Four words of Philox4x64-10 (Salmon et al. 2011) at one counter, written out."""
+    """Four words of Philox4x64-10 (Salmon et al. 2011) at one counter."""
     full = 2**64 - 1
     (k0, k1), (c0, c1, c2, c3) = key, counter
     for _ in range(10):
@@ -40,17 +31,6 @@ def test_index_and_step_are_the_high_words_of_the_counter():
     assert key[0] == 7
 
 
-def test_streams_never_overlap():
-    """Neither in their first words nor after any number of draws: the high counter words stay constant."""
-    names = [(s, p, i, t) for s in range(3) for p in ("sample", "order") for i in range(9) for t in range(9)]
-    words = [w for name in names for w in philox(*name).bit_generator.random_raw(40).tolist()]
-    assert len(set(words)) == len(words)
-    far = philox(0, "sample", 2, 4)
-    far.bit_generator.advance(2**100)
-    far.random(100)
-    assert far.bit_generator.state["state"]["counter"][2:].tolist() == [4, 2]
-
-
 @pytest.mark.parametrize("changed", ["seed", "purpose", "index", "step"])
 def test_every_part_of_the_name_matters(changed):
     name = {"seed": 1, "purpose": "sample", "index": 2, "step": 3}
@@ -61,13 +41,13 @@ def test_every_part_of_the_name_matters(changed):
 
 def test_one_value_of_each_kind_is_pinned():
     noise = NoiseSource(1, [2, 30_000])
-    assert noise.uniform("order", 3, ()).tolist() == pytest.approx(PINNED["uniform"], abs=1e-7)
-    assert noise.normal("sample", 3, ()).tolist() == pytest.approx(PINNED["normal"], abs=1e-6)
-    assert noise.integers("timestep", 3, 1000, ()).tolist() == PINNED["integers"]
-    assert noise.shared("mask", 3) == pytest.approx(PINNED["shared"], abs=1e-12)
-    assert epoch_indices(1, 3, range(4), 4, 10).tolist() == PINNED["epoch"]
+    assert noise.uniform("order", 3, ()).tolist() == pytest.approx([0.2889213562011719, 0.2664295434951782], abs=1e-7)
+    assert noise.normal("sample", 3, ()).tolist() == pytest.approx([0.5074164271354675, -0.5136961340904236], abs=1e-6)
+    assert noise.integers("timestep", 3, 1000, ()).tolist() == [442, 484]
+    assert noise.shared("mask", 3) == pytest.approx(0.5891243613412963, abs=1e-12)
+    assert epoch_indices(1, 3, range(4), 4, 10).tolist() == [5, 7, 9, 1]
     with seeded(1, "init"):
-        assert torch.rand(1).item() == pytest.approx(PINNED["torch"], abs=1e-6)
+        assert torch.rand(1).item() == pytest.approx(0.06742072105407715, abs=1e-6)
 
 
 def draws(indices, seed=0, step=0) -> list[torch.Tensor]:
@@ -84,12 +64,9 @@ def test_an_images_noise_does_not_depend_on_its_batch():
     for rows in ([3], [7, 0, 2], [4, 5, 6, 7]):
         for alone, every in zip(draws(rows), together):
             assert torch.equal(alone, every[rows])
-
-
-def test_noise_changes_with_seed_and_step():
-    for one, seed, step in zip(draws(range(3)), draws(range(3), seed=1), draws(range(3), step=1)):
-        assert not torch.equal(one, seed)
-        assert not torch.equal(one, step)
+    for every, seed, step in zip(together, draws(range(8), seed=1), draws(range(8), step=1)):
+        assert not torch.equal(every, seed) and not torch.equal(every, step)
+    assert NoiseSource(0, [1]).shared("mask", 4) == NoiseSource(0, [8, 9]).shared("mask", 4)
 
 
 def test_shapes_types_and_ranges():
@@ -101,15 +78,9 @@ def test_shapes_types_and_ranges():
     assert (integers.shape, integers.dtype) == ((500, 20), torch.int64)
     assert noise.uniform("a", 0, ()).shape == (500,)
     assert (normal.mean().item(), normal.std().item()) == pytest.approx((0, 1), abs=0.02)
-    assert uniform.min() >= 0
-    assert uniform.max() < 1
+    assert uniform.min() >= 0 and uniform.max() < 1
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.01)
     assert integers.unique().tolist() == list(range(7))
-
-
-def test_shared_draws_are_the_same_for_every_part_of_a_batch():
-    assert NoiseSource(0, [1]).shared("mask", 4) == NoiseSource(0, [8, 9]).shared("mask", 4)
-    assert len({NoiseSource(0, [1]).shared("mask", step) for step in range(50)}) == 50
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(4, 12), (5, 12), (12, 12), (32, 7)])
