@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mar_bench.records.provenance import git_state
 from tests.slurm.conftest import Cluster
 from tests.slurm.lab import TABLE1, Lab, measured
 
@@ -53,7 +54,7 @@ def test_a_record_names_its_job_and_code_and_the_last_job_writes_the_table(table
     provenance = next(iter(table1.records().values()))["provenance"]
     assert provenance["command"].startswith("mar-bench submit table1")
     assert provenance["slurm"]["job"] and provenance["slurm"]["restarts"] == 0
-    assert provenance["git"] == submission(table1)["git"]
+    assert provenance["git"] == git_state()
     text = (table1.folder / "reports/smoke/table1.md").read_text()
     assert "DiffLoss" in text and "FAILED" not in text
 
@@ -77,17 +78,23 @@ def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_
     lines = lab.lines()
     assert lines["good"]["state"] == "done"
     assert lines["wild"]["state"] == "FAILED" and "not finite" in lines["wild"]["error"] and lines["wild"]["advice"]
-    assert lines["killed"]["state"].startswith(("FAILED", "NODE_FAIL")) and "Killed" in lines["killed"]["error"]
+    assert lines["killed"]["state"].startswith(("FAILED", "NODE_FAIL")) and "Killed" in lab("logs", job)
     errors = [r["error"] for r in lab.records().values() if r["status"] == "failed" and r["task"] == "generation"]
     assert len(errors) == 2 and any("not finite" in e for e in errors) and any(job in e for e in errors)
     assert "FAILED" in (lab.folder / "reports/smoke/bad.md").read_text()
     assert "--retry failed" in lab.submit(*words)
+    said = lab.submit(
+        *words, "--retry", "failed", "--only", "wild", cluster=lab.profile(job={"sbatch": {"hold": True}})
+    )
+    assert "sent" in said and lab.lines()["wild"]["live"]
+    lab("cancel", "bad")
 
 
-def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(lab: Lab):
-    said = lab.submit(*TABLE1, cluster=lab.profile(job={"memory_gb": 9000}), code=2)
+@pytest.mark.parametrize(("job", "why"), [({"memory_gb": 9000}, "config"), ({"partition": "none"}, "partition")])
+def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(job, why, lab: Lab):
+    said = lab.submit(*TABLE1, cluster=lab.profile(job=job), code=2)
     last = said.strip().splitlines()[-1]
-    assert last.startswith("error: sbatch refuses") and "config" in last and "Traceback" not in said
+    assert last.startswith("error: sbatch refuses") and why in last and "Traceback" not in said
     assert not list((lab.folder / "runs").glob("submissions/*"))
 
 
@@ -98,8 +105,8 @@ def test_a_queued_training_is_shared(slurm: Cluster, lab: Lab):
     assert "in jobs that were sent before" in lab.submit(*ROWS, cluster=held)
     lines = lab.lines()
     assert lines["mar/diff/guided"]["job"].split("_")[0] == lines["mar/diff/unguided"]["job"].split("_")[0]
-    kept = lab("cancel", "table1/mar/diff/guided")
-    assert "other rows need them" in kept and lab.lines()["mar/diff/unguided"]["live"]
+    lab("cancel", "table1/mar/diff/guided")
+    assert lab.lines()["mar/diff/unguided"]["live"]
     lab("cancel", "table1")
     assert len(slurm.squeue()) < before and not lab.lines()["mar/diff/unguided"]["live"]
 
