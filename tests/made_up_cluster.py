@@ -52,11 +52,9 @@ class Lab:
         self.squeue = squeue
         self.ledger: list[Submission] = []
 
-    def plan(
-        self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, follows: bool = False
-    ) -> Plan:
+    def plan(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, last: bool = False) -> Plan:
         records = read_records(self.places.records)
-        return make_plan(runs, self.places, records, profile, Queue(self.ledger), retry, follows)
+        return make_plan(runs, self.places, records, profile, Queue(self.ledger), retry, last)
 
     def rows(self, *runs: Run) -> list[Row]:
         ids = {run.id for run in runs}

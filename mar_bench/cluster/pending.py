@@ -89,17 +89,11 @@ class Plan:
 
 
 def make_plan(
-    runs: list[Run],
-    places: Places,
-    records: dict[str, Record],
-    profile: Profile,
-    queue: Queue,
-    retry: bool,
-    follows: bool,
+    runs: list[Run], places: Places, records: dict[str, Record], profile: Profile, queue: Queue, retry: bool, last: bool
 ) -> Plan:
     """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 
-    ``retry``: include stages that failed before. ``follows``: the last job of a submission asks, not the user, so
+    ``retry``: include stages that failed before. ``last``: the last job of a submission asks, not the user, so
     leave out cancelled stages."""
     needed = {stage.id: stage for stage in jobs_for(runs, places)}  # each is listed after what it needs
     elsewhere: dict[str, str] = {}
@@ -107,13 +101,13 @@ def make_plan(
     for stage_id in needed:
         holder = queue.holders.get(stage_id)
         if holder is None:
-            if follows and stage_id in queue.cancelled:
+            if last and stage_id in queue.cancelled:
                 failed[stage_id] = "cancelled"
         elif (state := queue.state(*holder)).live:
             elsewhere[stage_id] = str(holder[1].slurm_id)
         elif not retry and (why := queue.failure(*holder, stage_id)):
             failed[stage_id] = why
-        elif follows and state.state in GIVEN_UP:
+        elif last and state.state in GIVEN_UP:
             failed[stage_id] = state.state
     for run in runs:
         record = records.get(run.id)

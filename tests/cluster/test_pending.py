@@ -142,7 +142,7 @@ def test_cancelling_a_row_keeps_what_another_needs(lab: Lab, gone):
     for slurm_id in ids:
         lab.squeue.jobs[slurm_id][2] = "CANCELLED"
     assert kinds(lab.plan([RUN])) == {"sample", "generation"}, "it is sent again on request"
-    assert not lab.plan([RUN], follows=True).new, "but not by the last job of a submission"
+    assert not lab.plan([RUN], last=True).new, "but not by the last job of a submission"
     cancel(lab.ledger, lab.rows(other))
     assert set(gone) == set(lab.squeue.jobs), "nothing needs the training and the table now"
     assert not lab.plan(runs_of("mar/diff/*", "generation")).failed

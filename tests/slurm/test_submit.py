@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -28,7 +29,15 @@ def table1(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A row at smoke scale, submitted as one job per stage and shard, and done."""
     lab = Lab(slurm, tmp_path_factory.mktemp("table1"))
     lab.submit(*ROW, cluster=lab.profile(pack=False, sample_shards=3))
+    Lab(slurm, lab.folder / "alone")("run", *ROW)  # beside the jobs
     lab.wait(400)
+    return lab
+
+
+def started(lab: Lab, table1: Lab) -> Lab:
+    """A user whose stages before the training are done."""
+    for kind in ("tokenizer", "latents", "extractor", "reconstruction", "speed"):
+        shutil.copytree(table1.folder / "runs" / kind, lab.folder / "runs" / kind)
     return lab
 
 
@@ -39,9 +48,7 @@ def submission(lab: Lab) -> dict:
 def test_a_row_on_four_nodes_equals_the_same_on_one_machine(table1: Lab):
     ours = table1.records()
     assert {r["status"] for r in ours.values()} == {"done"}
-    alone = Lab(table1.cluster, table1.folder / "alone")
-    alone("run", *ROW)
-    theirs = alone.records()
+    theirs = Lab(table1.cluster, table1.folder / "alone").records()
     assert ours.keys() == theirs.keys() and measured(ours) == measured(theirs)  # to the last digit
     drawn = Counter(e["stage"] for e in table1.history() if e["event"] == "done")
     samples = {r["ids"]["sample_id"] for r in ours.values() if r["task"] == "generation"}
@@ -67,7 +74,8 @@ def test_finished_work_is_not_sent_again(table1: Lab):
 # --- failures -------------------------------------------------------------------------------------------
 
 
-def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_finish(lab: Lab):
+def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_finish(lab: Lab, table1: Lab):
+    started(lab, table1)
     changes = {"good": {"train": {"lr": 2e-3}}, "wild": {"train": {"lr": 1e30}}}
     changes["killed"] = {"train": {"lr": 1e-3}, "compute": {"step_pause": 1.0}}
     words = [str(lab.experiment("bad", changes)), "--scale", "smoke", "train.max_skipped_steps=2"]
@@ -83,10 +91,9 @@ def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_
     assert len(errors) == 2 and any("not finite" in e for e in errors) and any(job in e for e in errors)
     assert "FAILED" in (lab.folder / "reports/smoke/bad.md").read_text()
     assert "--retry failed" in lab.submit(*words)
-    said = lab.submit(
-        *words, "--retry", "failed", "--only", "wild", cluster=lab.profile(job={"sbatch": {"hold": True}})
-    )
-    assert "sent" in said and lab.lines()["wild"]["live"]
+    held = lab.profile(job={"sbatch": {"hold": True}})
+    assert "sent" in lab.submit(*words, "--retry", "failed", "--only", "wild", cluster=held)
+    assert lab.lines()["wild"]["live"]
     lab("cancel", "bad")
 
 
@@ -114,13 +121,14 @@ def test_a_queued_training_is_shared(slurm: Cluster, lab: Lab):
 # --- several processes ----------------------------------------------------------------------------------
 
 
-def test_two_nodes_with_two_processes_each_train_as_one_process_does(slurm: Cluster, lab: Lab):
+def test_two_nodes_with_two_processes_each_train_as_one_process_does(slurm: Cluster, lab: Lab, table1: Lab):
+    alone = started(Lab(slurm, lab.folder / "alone"), table1)
+    started(lab, table1)
     words = [*ROW, "train.steps=20", "compute.log_every=1", "train.label_dropout=0.1"]
     train = {"nodes": 2, "tasks_per_node": 2, "gpus_per_node": 2}
     lab.submit(*words, cluster=lab.profile(stages={"train": train}))
+    alone("run", *words)  # beside the jobs
     lab.wait(300)
-    alone = Lab(slurm, lab.folder / "alone")
-    alone("run", *words)
     ours, theirs = (_losses(each.folder / "runs") for each in (lab, alone))
     assert len(ours) == 20 and ours == pytest.approx(theirs, rel=1e-5)
     record = next(r for r in lab.records().values() if r["task"] == "generation")
