@@ -84,26 +84,21 @@ def status(
 
 @app.command()
 def logs(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or any id that status shows.")
-    ],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or an id.")],
     follow: Annotated[bool, typer.Option("--follow", help="Print new lines until its jobs have ended.")] = False,
-    lines: Annotated[int, typer.Option(metavar="N", help="How many of the last lines of each log.", min=1)] = 40,
     cluster: RunsOf = None,
     runs: options.Runs = None,
 ) -> None:
-    """Print the logs of the jobs of a row."""
+    """Print the last lines of the logs of a row's jobs."""
     from mar_bench.cluster.status import print_logs
 
-    if not print_logs(_places(runs, cluster), run, lines, follow) and not follow:
+    if not print_logs(_places(runs, cluster), run, follow) and not follow:
         raise UserError(f"no job of '{run}' has a log yet; mar-bench status shows what they wait for")
 
 
 @app.command()
 def cancel(
-    name: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT|RUN", help="A whole experiment, one of its rows, or a record's id.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT|RUN", help="An experiment, one of its rows, or an id.")],
     cluster: RunsOf = None,
     runs: options.Runs = None,
 ) -> None:

@@ -41,11 +41,9 @@ class ClusterJob:
 
     @property
     def title(self) -> str:
-        if not self.stages:
-            return TABLE
-        if self.shard:
-            return f"{self.stages[0].title} {self.shard[0] + 1}/{self.shard[1]}"
-        return self.stages[0].title + (f" +{len(self.stages) - 1}" if len(self.stages) > 1 else "")
+        more = f" +{len(self.stages) - 1}" if len(self.stages) > 1 else ""
+        more = f" {self.shard[0] + 1}/{self.shard[1]}" if self.shard else more
+        return self.stages[0].title + more if self.stages else TABLE
 
 
 def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str, str]) -> list[ClusterJob]:

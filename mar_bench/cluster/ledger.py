@@ -154,9 +154,7 @@ def read_ledger(runs: Path) -> list[Submission]:
 
 
 def find_rows(ledger: list[Submission], name: str) -> list[Row]:
-    """The rows meant by ``name``: an experiment, one of its rows, or the id of a record, a stage or a job.
-
-    Raises UserError if there is none."""
+    """The rows meant by an experiment, one of its rows, or the id of a record, a stage or a job. Raises UserError."""
     rows = {row.name: row for submission in ledger for row in submission.rows}.values()
     of_job = {stage.id for s in ledger for job in s.jobs.values() if job.slurm_id == name for stage in job.stages}
     names = {row.name: {row.experiment, f"{row.experiment}/{row.row}", *row.stages} for row in rows}

@@ -29,13 +29,8 @@ class Queue:
         self.states = {(s.id, job.key): found[slurm_id] for slurm_id, (s, job) in sent.items()}
         self.states |= {(s.id, job.key): _state_here(s, s.status(job)) for s, job in jobs if s.kind != "slurm"}
         # stage -> the newest job that is to finish it
-        self.holders = {
-            stage.id: (s, job)
-            for s, job in jobs
-            if job.shard is None
-            for stage in job.stages
-            if stage.id not in s.cancelled
-        }
+        whole = [(s, job) for s, job in jobs if job.shard is None]
+        self.holders = {ref.id: (s, job) for s, job in whole for ref in job.stages if ref.id not in s.cancelled}
         self.cancelled = {i for s in ledger for i in s.cancelled} - self.holders.keys()
 
     def state(self, submission: Submission, job: ClusterJob) -> JobState:
@@ -78,14 +73,10 @@ class Plan:
 
     graph: list[ClusterJob]
     stages: list[Job]  # all that are not done, also those that other submissions run
+    new: list[Job]  # those that this submission runs
     elsewhere: dict[str, str]  # stage -> Slurm's id of another submission's job
     failed: dict[str, str]  # stage or record -> why it is not sent again
     done: int  # records that exist
-
-    @property
-    def new(self) -> list[Job]:
-        """The stages that this submission runs."""
-        return [stage for stage in self.stages if stage.id not in self.elsewhere]
 
 
 def make_plan(
@@ -121,7 +112,7 @@ def make_plan(
     elsewhere = {stage.id: elsewhere[stage.id] for stage in stages if stage.id in elsewhere}
     new = [stage for stage in stages if stage.id not in elsewhere]
     graph = build_graph(new, profile.pack, profile.sample_shards, elsewhere)
-    return Plan(graph, stages, elsewhere, failed, sum(run.id not in needed for run in runs))
+    return Plan(graph, stages, new, elsewhere, failed, sum(run.id not in needed for run in runs))
 
 
 def rows_of(planned: dict[str, list[Run]], stages: list[Job]) -> tuple[Row, ...]:

@@ -92,12 +92,10 @@ def profiles_dir() -> Path:
 
 def load_profile(name: str) -> Profile:
     """A profile by its name or file. Raises UserError naming the file and the key."""
-    file = Path(name)
-    if file.suffix not in (".yaml", ".yml"):
-        file = profiles_dir() / f"{name}.yaml"
-        if not file.is_file():
-            known = [path.stem for path in profiles_dir().glob("*.yaml")]
-            raise UserError(f"--cluster {name}: no such profile in {profiles_dir()}, {did_you_mean(name, known)}")
+    file = Path(name) if name.endswith((".yaml", ".yml")) else profiles_dir() / f"{name}.yaml"
+    if file.suffix not in name and not file.is_file():
+        known = [path.stem for path in profiles_dir().glob("*.yaml")]
+        raise UserError(f"--cluster {name}: no such profile in {profiles_dir()}, {did_you_mean(name, known)}")
     try:
         profile = parse(Profile, load_yaml(file))
         _check(profile)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -21,20 +20,15 @@ from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 
 Last = Callable[[Submission], None]  # what the last job does after its stages
+SUBMIT_LOCK = "locks/submit.lock"  # in the run root: two submissions at a time would send the same work twice
 MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
-
-
-def one_at_a_time(places: Places) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock on a run root's submissions: two concurrent ones would send the same work twice."""
-    return locks.held(places.runs / "locks" / "submit.lock")
 
 
 def _calls(submission: Submission, profile: SlurmProfile) -> Iterator[tuple[list[ClusterJob], Any]]:
     """The jobs and the executor of each call of sbatch. Note the jobs' ids before the next one: it may need them."""
     groups = arrays(list(submission.jobs.values()), MAX_ARRAY)
     for group in groups:
-        after = dependency(group[0], submission.jobs, groups)
-        yield group, executor_for(profile, group[0].kind, submission, after)
+        yield group, executor_for(profile, submission, group[0].kind, dependency(group[0], submission.jobs, groups))
 
 
 def dependency(job: ClusterJob, jobs: dict[str, ClusterJob], groups: list[list[ClusterJob]]) -> str:
@@ -57,8 +51,7 @@ def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> None:
     try:
         for group, executor in _calls(submission, profile):
             work = [Work(str(submission.folder), job.key, last, profile.signal_seconds) for job in group]
-            ids = send(executor, work)
-            submission.sent(zip([job.key for job in group], ids))
+            submission.sent(zip([job.key for job in group], send(executor, work)))
     except BaseException as error:
         unsent = not any(job.slurm_id for job in submission.jobs.values())
         withdraw(submission, none_sent=isinstance(error, UserError) and unsent)
@@ -69,8 +62,7 @@ def batch_scripts(submission: Submission, profile: SlurmProfile) -> Iterator[tup
     """For a dry run: the jobs of each sbatch call and its script, with ``<key>`` in place of Slurm's ids."""
     for group, executor in _calls(submission, profile):
         for i, job in enumerate(group):
-            slurm_id = f"<{group[0].key}>" + (f"_{i}" if len(group) > 1 else "")
-            submission.jobs[job.key] = replace(job, slurm_id=slurm_id)
+            submission.jobs[job.key] = replace(job, slurm_id=f"<{group[0].key}>" + (f"_{i}" if len(group) > 1 else ""))
         executor.parameters |= {"map_count": len(group)} if len(group) > 1 else {}
         yield group, executor._make_submission_file_text(executor._submitit_command_str, "")
 
@@ -88,7 +80,7 @@ def withdraw(submission: Submission, none_sent: bool = False) -> None:
 
 
 def without_incomplete(ledger: list[Submission]) -> list[Submission]:
-    """Undo submissions that a kill has cut short, and return the others. Call it under ``one_at_a_time``."""
+    """Undo submissions that a kill has cut short, and return the others. Call it under the submit lock."""
     cut = [s for s in ledger if s.kind == "slurm" and not all(job.slurm_id for job in s.jobs.values())]
     for submission in cut:
         print(f"undoing submission {submission.id}, which was cut short", file=sys.stderr)
@@ -98,7 +90,7 @@ def without_incomplete(ledger: list[Submission]) -> list[Submission]:
 
 def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
     """Cancel the rows that ``name`` means: how many, and the ids of their jobs. Raises UserError if there is none."""
-    with one_at_a_time(places):
+    with locks.held(places.runs / SUBMIT_LOCK):
         ledger = [s for s in without_incomplete(read_ledger(places.runs)) if s.kind == "slurm"]
         rows = find_rows(ledger, name)
         names = {row.name for row in rows}.union(*(s.cancelled for s in ledger))
@@ -109,9 +101,7 @@ def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
 
 
 def cancel(ledger: list[Submission], unwanted: list[Row]) -> list[str]:
-    """Cancel the jobs that no other record needs; a record that two experiments share counts for each.
-
-    Returns the ids of the cancelled jobs."""
+    """Cancel the jobs that no other record, or the same one of another experiment, needs; returns their ids."""
     queue = Queue(ledger)
     live = [(s, job) for s in ledger for job in s.jobs.values() if queue.state(s, job).live]
     gone = {row.name for row in unwanted}

@@ -81,9 +81,7 @@ def _elements(job: str) -> list[str]:
 
 
 def ask(words: list[str]) -> str:
-    """A command's output. A busy controller drops a request now and then, so it is tried twice.
-
-    Raises UserError with the line of its error message that says why."""
+    """A command's output, at the second try if the controller is busy. Raises UserError with the reason."""
     for again in (True, False):
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -104,7 +102,7 @@ def _complaint(text: str) -> str:
     return next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "")
 
 
-def executor_for(profile: SlurmProfile, stage: str, submission: Submission, dependency: str) -> Any:
+def executor_for(profile: SlurmProfile, submission: Submission, stage: str, dependency: str) -> Any:
     """submitit's executor for the jobs of a stage. It works without Slurm too, to print scripts."""
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -112,9 +110,8 @@ def executor_for(profile: SlurmProfile, stage: str, submission: Submission, depe
     wants, code = profile.resources(stage), shlex.quote(str(submission.folder / "code"))
     tasks = wants.tasks_per_node or 1
     own = {option.lstrip("-"): value for option, value in wants.sbatch.items() if value not in (None, False)}
-    same = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")
     parameters: dict[str, Any] = {
-        **{key: getattr(wants, key) for key in same},
+        **{key: getattr(wants, key) for key in ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")},
         "job_name": submission.name,
         "ntasks_per_node": tasks,
         "time": minutes(wants.time or ""),
@@ -131,10 +128,8 @@ def executor_for(profile: SlurmProfile, stage: str, submission: Submission, depe
         ],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **own},
     }
-    if wants.gpus_per_node and wants.gpu_type:
-        parameters["gres"] = f"gpu:{wants.gpu_type}:{wants.gpus_per_node}"
-    elif wants.gpus_per_node:
-        parameters["gpus_per_node"] = wants.gpus_per_node
+    if gpus := wants.gpus_per_node:
+        parameters |= {"gres": f"gpu:{wants.gpu_type}:{gpus}"} if wants.gpu_type else {"gpus_per_node": gpus}
     parameters = {key: value for key, value in parameters.items() if value is not None}
     python = f"{profile.python or shlex.quote(sys.executable)} -u {code}/{START}"
     executor = Sender(submission.folder / "logs", profile.max_timeouts, python=python)

@@ -152,11 +152,8 @@ def logs_of(places: Places, name: str) -> Iterator[tuple[str, Path]]:
                 yield f"job {number}: {job.title}", path
 
 
-def print_logs(places: Places, name: str, lines: int, follow: bool = False) -> bool:
-    """Print the last ``lines`` of each log of a row; returns whether there are any.
-
-    With ``follow``, go on with what is appended, also by jobs that start later, until no row called ``name`` is
-    live."""
+def print_logs(places: Places, name: str, follow: bool = False, lines: int = 40) -> bool:
+    """Print the last lines of each log of a row, with ``follow`` until none is live; returns whether there are any."""
     ends: dict[Path, int] = {}  # how many bytes of each log are printed
     while True:
         live = follow and any(line.live and line.task != TABLE for line in look(places, [name]))

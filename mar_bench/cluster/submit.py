@@ -14,16 +14,16 @@ from mar_bench.cluster.ledger import Request, Submission, new_submission, read_l
 from mar_bench.cluster.local import run_here
 from mar_bench.cluster.pending import Plan, Queue, make_plan, rows_of
 from mar_bench.cluster.profile import Profile, SlurmProfile
-from mar_bench.cluster.send import batch_scripts, one_at_a_time, send_all, without_incomplete
+from mar_bench.cluster.send import SUBMIT_LOCK, batch_scripts, send_all, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.cluster.work import StagesFailed
-from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.preflight import preflight, writable
 from mar_bench.pipeline.request import load, load_all, named, names_and_overrides, no_seeds, not_chosen, once, plan_of
 from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
 from mar_bench.records.record import read_records
 from mar_bench.report.table.build import build, save_formats
+from mar_bench.utils import locks
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import Stopped, UserError
 
@@ -40,7 +40,7 @@ def submit(
     names, overrides = named(names, request.every), no_seeds(overrides)
     if not dry_run:
         writable(places)
-    with contextlib.nullcontext() if dry_run else one_at_a_time(places):
+    with contextlib.nullcontext() if dry_run else locks.held(places.runs / SUBMIT_LOCK):
         records = read_records(places.records)
         experiments = [load(name, request.scale, overrides, records) for name in names]
         asked = request.seeds, request.sampling_seeds, request.only, request.every
@@ -51,9 +51,8 @@ def submit(
             ledger = without_incomplete(ledger)
         queue = Queue([s for s in ledger if s.kind == profile.kind == "slurm"])
         plan = make_plan(runs, places, records, profile, queue, retry, follows)
-        print(f"{len(runs)} records: {plan.done} done; {len(plan.new)} stages to send")
-        if plan.elsewhere:
-            print(f"{len(plan.elsewhere)} stages are queued or running in jobs that were sent before")
+        shared = f"{len(plan.elsewhere)} more are in jobs that were sent before"
+        print(f"{len(runs)} records: {plan.done} done; {len(plan.new)} stages to send, {shared}")
         if plan.failed and not retry:
             why = next(iter(plan.failed.values()))
             print(f"what has failed before is left out, unless --retry failed is given; the first failure: {why}")
@@ -103,8 +102,6 @@ def _print_dry_run(plan: Plan, submission: Submission, profile: Profile) -> None
     print(console_table(["jobs", "first of them"], [[str(len(jobs)), jobs[0].title] for jobs, _ in calls]))
     for kind, script in {jobs[0].kind: script for jobs, script in reversed(calls) if script}.items():
         print(f"\n# ---- {kind}\n{script}")
-    if (hours := sum(gpu_hours(stage.kind, stage.run.spec) for stage in plan.new)) > 1:
-        print(f"about {hours:,.0f} GPU hours of training and sampling (estimated for an H100)")
 
 
 def conclude(submission: Submission) -> None:
@@ -131,9 +128,7 @@ def conclude(submission: Submission) -> None:
 
 
 def settle(submission: Submission) -> list[str]:
-    """Write a failed record for every cell that no job of the submission can finish; returns the cells' titles.
-
-    A killed job could not write its own."""
+    """Write a failed record, which a killed job could not, for every cell that no job can finish; returns titles."""
     places, queue = submission.places, Queue(read_ledger(submission.places.runs))
     jobs = {stage.id: job for job in submission.jobs.values() if job.shard is None for stage in job.stages}
     lost: dict[str, str] = {}
@@ -148,9 +143,7 @@ def settle(submission: Submission) -> list[str]:
         if why is None:
             continue
         lost[stage.id] = why
-        if job is not None and stage.id == stage.run.id:
-            path = places.records / f"{stage.id}.json"
-            if not path.is_file():
-                record_failure(stage.run, places, why, 0.0)
-                titles.append(stage.title)
+        if job is not None and stage.id == stage.run.id and not (places.records / f"{stage.id}.json").is_file():
+            record_failure(stage.run, places, why, 0.0)
+            titles.append(stage.title)
     return titles

@@ -1,7 +1,7 @@
 """Inside a cluster job: run its stages in order, continuing from the files on disk.
 
 A job may be restarted at any time. Finished stages are skipped, trainings resume from their newest checkpoint, drawn
-images are kept. submitit's pickle only identifies the job. Its signals: ``signals``."""
+images are kept. Its signals: ``signals``."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def test_rows_by_experiment_row_and_id(lab: Lab):
 
 def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
     name = f"table1/{GUIDED}"
-    assert not print_logs(sampling.places, name, 1)
+    assert not print_logs(sampling.places, name, lines=1)
     train, shard = sampling.job("train"), sampling.job("sample", 1)
     sampling.log(train, "b\n")
     sampling.log(train, "a\n", "out")
@@ -245,7 +245,7 @@ def test_logs_of_a_row_are_those_of_all_jobs_on_its_way(sampling: Lab, capsys):
         *[(f"job {train.slurm_id}: train mar/diff seed 0", t) for t in ("b\n", "a\n", "of the second process\n")],
         (f"job {shard.slurm_id}: sample {GUIDED} seed 0 2/3", "c\nd\n"),
     ]
-    assert print_logs(sampling.places, name, 1)
+    assert print_logs(sampling.places, name, lines=1)
     shown = capsys.readouterr().out
     assert shown.endswith("_log.err\nd\n") and "\nc\n" not in shown
 
@@ -262,5 +262,5 @@ def test_logs_are_followed_until_the_row_has_ended(training: Lab, monkeypatch, c
             training.say("train", "FAILED")
 
     monkeypatch.setattr(status.time, "sleep", sleep)
-    print_logs(training.places, RUN.id, 9, follow=True)
+    print_logs(training.places, RUN.id, follow=True)
     assert capsys.readouterr().out.endswith("\nbefore\none\ntwo\n")

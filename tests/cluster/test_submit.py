@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mar_bench.cluster import ledger, send
+from mar_bench.cluster import send
 from mar_bench.cluster import submit as submitting
 from mar_bench.cluster.ledger import FOLDER, read_ledger, read_submission
 from mar_bench.pipeline.run_local import Outcome
@@ -25,14 +25,6 @@ def test_a_submission_is_read_as_it_was_written(lab: Lab):
     written.cancel(["a stage"])
     assert read_ledger(lab.places.runs) == [written] and written.last.slurm_id
     assert written.plan() == (SHARDS, stages)
-
-
-def test_submissions_are_sorted_by_time(lab: Lab, monkeypatch):
-    for word in ("ffffff", "000000"):
-        monkeypatch.setattr(ledger.secrets, "token_hex", lambda n, word=word: word)
-        lab.submit(runs_of(), retry=True)
-        lab.say_all("FAILED")
-    assert [submission.name for submission in read_ledger(lab.places.runs)] == ["table1.ffffff", "table1.000000"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"jobs": [{"key": "0"}], "rows": []}'])

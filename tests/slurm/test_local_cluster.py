@@ -132,23 +132,6 @@ def hosts() -> str:
     return "".join(line for line in Path("/etc/hosts").read_text().splitlines(True) if "mar_bench-slurm" not in line)
 
 
-def test_two_clusters_stand_side_by_side_and_leave_no_trace(slurm, tmp_path):
-    before = hosts()
-    other = Cluster(slurm.dir.with_name(f"{slurm.dir.name}-b"))
-    other.environment["NODES"] = "2"
-    try:
-        other.start()
-        assert other.run("sinfo", "--noheader", "-o", "%P %D").split("\n") == ["main* 2", "prio 2"]
-        assert len(traces(other.dir)) > 5
-        _, pid = sleeper(other, "n1", tmp_path)
-    finally:
-        other.stop()
-    assert not alive(pid)
-    assert traces(other.dir) == [] and hosts() == before
-    assert states(slurm) == {"IDLE"}
-    assert other.script("stop", str(other.dir)).returncode == 0
-
-
 def test_stop_cleans_up_after_a_start_that_was_killed(slurm):
     before = hosts()
     other = Cluster(slurm.dir.with_name(f"{slurm.dir.name}-c"))
