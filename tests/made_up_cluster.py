@@ -118,8 +118,6 @@ class Lab:
         return path
 
 
-# --- programs -------------------------------------------------------------------------------------------
-
 SBATCH = """
 n=$(( $(cat calls) + 1 )); echo $n > calls
 if [ "$n" = "$(cat refused)" ]; then

@@ -96,9 +96,6 @@ def test_stages_of_another_submission_are_waited_for_by_its_ids(pack):
     assert {f"@{i}" for i in theirs.values()} <= set(graph[-1].follows)
 
 
-# --- arrays and dependencies ----------------------------------------------------------------------------
-
-
 @WAYS
 @pytest.mark.parametrize("most", [2, 1000])
 def test_arrays_hold_every_job_once_after_its_dependencies(pack, shards, most):
@@ -112,12 +109,6 @@ def test_arrays_hold_every_job_once_after_its_dependencies(pack, shards, most):
         sent |= {job.key for job in group}
     assert groups[-1] == [graph[-1]]
     assert len(groups) == 5 or not pack or most < 1000, "sixteen rows take few calls of sbatch"
-
-
-def test_equal_jobs_form_arrays():
-    jobs = [ClusterJob(str(i), "sample") for i in range(5)]
-    more = [*jobs, ClusterJob("5", "train"), ClusterJob("6", "sample", needs=("5",)), ClusterJob("7", "sample")]
-    assert [[job.key for job in group] for group in arrays(more, 10)] == [["0", "1", "2", "3", "4", "7"], ["5"], ["6"]]
 
 
 def test_a_dependency_names_a_whole_array_by_its_one_id():

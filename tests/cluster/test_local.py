@@ -81,9 +81,6 @@ def test_every_shard_and_every_stage_was_a_process(here):
         done = [event["stage"] for event in notes[key]["history"] if event["event"] == "done"]
         assert done == [stage.id for stage in job.stages] and notes[key]["event"] == "end"
     assert [job.shard for job in submission.jobs.values() if job.shard] == [(0, 2), (1, 2)]
-
-
-def test_afterwards_nothing_is_left_to_do(here):
     assert "nothing to send" in call(here, "submit", *ROW, "--cluster", str(here / "mine.yaml"))
     assert len(read_ledger(here / "runs")) == 1
     assert "1 records; 1 done" in call(here, "status")

@@ -23,9 +23,6 @@ def kinds(plan: Plan) -> set[str]:
     return {stage.kind for job in plan.graph for stage in job.stages}
 
 
-# --- plans ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("profile", [PROFILE, SHARDS, PACKED])
 def test_a_second_plan_sends_nothing(profile, lab: Lab):
     first = lab.plan(ROW, profile)
@@ -75,14 +72,6 @@ def test_a_failed_stage_and_all_behind_it_need_retry(state, lab: Lab):
     assert not lab.plan(ROW).failed and not lab.plan(ROW).new and submission.id < lab.ledger[-1].id
 
 
-def test_a_row_beside_a_failed_one_is_sent(lab: Lab):
-    lab.submit(ROW)
-    lab.finish("tokenizer", "latents", "extractor", "train")
-    lab.say("sample", "FAILED")
-    lab.say("generation", "CANCELLED")
-    assert {stage.run.row for stage in lab.plan(runs_of("mar/diff/*", "generation")).new} == {UNGUIDED}
-
-
 @pytest.mark.parametrize("state", ["CANCELLED", "PREEMPTED"])
 def test_cancelled_stages_are_sent_again(state, lab: Lab):
     lab.submit(ROW)
@@ -119,9 +108,6 @@ def test_a_failed_record_needs_retry(lab: Lab):
     assert "generation" in kinds(lab.plan(ROW, retry=True))
     lab.submit(ROW, retry=True)
     assert not lab.plan(ROW).failed, "it is live again"
-
-
-# --- cancelling -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,9 +149,6 @@ def test_an_experiment_is_cancelled_for_itself_alone(lab: Lab, gone):
     assert ids == [second.last.slurm_id]
     ids = cancel(lab.ledger, [row for row in lab.rows(RUN) if row.experiment == "table1"])
     assert set(ids) >= {job.slurm_id for job in first.jobs.values()}
-
-
-# --- the end of a submission ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED"])

@@ -10,16 +10,7 @@ import yaml
 
 from mar_bench.cluster.jobs import build_graph
 from mar_bench.cluster.ledger import Request, Submission, new_submission
-from mar_bench.cluster.profile import (
-    BLOCKS,
-    MULTIPROCESS,
-    ProcessesProfile,
-    Resources,
-    SlurmProfile,
-    load_profile,
-    minutes,
-    profiles_dir,
-)
+from mar_bench.cluster.profile import BLOCKS, MULTIPROCESS, ProcessesProfile, Resources, SlurmProfile, load_profile
 from mar_bench.cluster.send import batch_scripts
 from mar_bench.cluster.slurm import executor_for
 from mar_bench.pipeline.graph import jobs_for
@@ -27,7 +18,7 @@ from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import runs_of
 
-NAMES = sorted(path.stem for path in profiles_dir().glob("*.yaml"))
+CLUSTERS = Path(__file__).parents[2] / "slurm/clusters"
 REQUEST = Request("me", ("table1",), False, "smoke", None, None, None, "/runs", "/records", "/reports")
 CODE = "/runs/submissions/abc/code"
 STAGES = jobs_for(runs_of(), Places(Path("/nowhere"), Path("/nowhere")))
@@ -54,13 +45,11 @@ def script_of(profile: SlurmProfile, stage: str = "train", elements: int = 1, de
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-# --- reading --------------------------------------------------------------------------------------------
-
-
-def test_profiles_load_by_name_and_by_file():
-    profiles = {name: load_profile(name) for name in NAMES}
-    assert {type(profile) for profile in profiles.values()} == {SlurmProfile, ProcessesProfile}
-    assert all(load_profile(str(profiles_dir() / f"{name}.yaml")) == profiles[name] for name in NAMES)
+@pytest.mark.parametrize("name", ["gpu", "local", "processes"])
+def test_profiles_load_by_name_and_by_file(name):
+    profile = load_profile(name)
+    assert type(profile) is (ProcessesProfile if name == "processes" else SlurmProfile)
+    assert load_profile(str(CLUSTERS / f"{name}.yaml")) == profile
 
 
 def test_setup_keeps_shell_variables(tmp_path):
@@ -77,23 +66,6 @@ def test_runs_may_name_home_and_variables(tmp_path, monkeypatch):
     assert "not set" in mistake(written(tmp_path, runs="$NO_SUCH_VARIABLE/runs"))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("30", 30), ("1:30:01", 91), ("2-00:00:00", 2880)],
-)
-def test_minutes(text, expected):
-    assert minutes(text) == expected
-
-
-def test_a_stage_requests_what_the_job_does_unless_it_says_otherwise():
-    job = Resources(partition="a", gpus_per_node=2, exclusive=True, memory_gb=8, sbatch={"nice": 1, "comment": "x"})
-    table = Resources(partition="b", gpus_per_node=0, exclusive=False, sbatch={"nice": 2})
-    profile = SlurmProfile(job=job, stages={"table": table})
-    merged = replace(table, memory_gb=8, sbatch={"nice": 2, "comment": "x"}, nodes=1, tasks_per_node=1, time="60")
-    assert profile.resources("table") == merged
-    assert profile.resources("measure") == replace(job, nodes=1, tasks_per_node=1, time="60")
-
-
 def test_stages_that_ranks_share_have_a_process_per_gpu():
     assert {"latents", "train", "sample"} == MULTIPROCESS and set(BLOCKS) > MULTIPROCESS
     for stage in BLOCKS:
@@ -101,8 +73,6 @@ def test_stages_that_ranks_share_have_a_process_per_gpu():
         assert tasks == (4 if stage in MULTIPROCESS else 1)
     assert {job.kind for job in build_graph(STAGES, False, 1, {})} == set(BLOCKS)
 
-
-# --- mistakes -------------------------------------------------------------------------------------------
 
 MISTAKES = [
     ({"sample_shard": 2}, "sample_shard", "did you mean 'sample_shards'?"),
@@ -134,8 +104,6 @@ def test_a_file_that_is_not_a_profile(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     assert str(tmp_path / "mine.yaml") in mistake(str(tmp_path / "mine.yaml"))
 
-
-# --- no dead keys ---------------------------------------------------------------------------------------
 
 # each of these values changes what is sent
 OF_RESOURCES = {
@@ -170,22 +138,16 @@ def test_a_resource_changes_the_script(name):
     assert script_of(SlurmProfile(job=other)) != plain != script_of(SlurmProfile(stages={"train": other}))
 
 
-@pytest.mark.parametrize(
-    ("wants", "line"),
-    [
-        ({"constraint": "a100|h100"}, "--constraint='a100|h100'"),
-        ({"gpus_per_node": 2}, "--gpus-per-node=2"),
-        ({"gpus_per_node": 2, "gpu_type": "a100"}, "--gres=gpu:a100:2"),
-        ({"memory_gb": 4, "tasks_per_node": 3}, "--mem=12288M"),
-        ({"time": "7:00:00"}, "--time=420"),
-        ({"sbatch": {"--hold": True}}, "--hold"),
-        ({}, "--requeue"),
-        ({}, "--kill-on-invalid-dep=yes"),
-        ({}, "--signal=USR2@120"),
-        ({}, "--dependency=afterok:7"),
-        ({}, "--array=0-2%3"),
-    ],
-)
+WANTS = [
+    ({"constraint": "a100|h100"}, "--constraint='a100|h100'"), ({"gpus_per_node": 2}, "--gpus-per-node=2"),
+    ({"gpus_per_node": 2, "gpu_type": "a100"}, "--gres=gpu:a100:2"), ({"time": "7:00:00"}, "--time=420"),
+    ({"memory_gb": 4, "tasks_per_node": 3}, "--mem=12288M"), ({"sbatch": {"--hold": True}}, "--hold"),
+    ({"time": "1-00:30:01"}, "--time=1471"), ({}, "--requeue"), ({}, "--kill-on-invalid-dep=yes"),
+    ({}, "--signal=USR2@120"), ({}, "--dependency=afterok:7"), ({}, "--array=0-2%3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wants", "line"), WANTS)
 def test_resources_become_sbatch_options(wants, line):
     text = script_of(SlurmProfile(job=Resources(**wants)), elements=3, dependency="afterok:7")
     assert f"#SBATCH {line}" in text.splitlines()

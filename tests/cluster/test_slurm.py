@@ -70,17 +70,6 @@ def test_the_state_of_a_job(job, state, answers):
     assert state.live == (state.state in ("RUNNING", "PENDING"))
 
 
-def test_slurm_is_asked_as_little_as_possible(answers):
-    assert states() == {} and answers.asked == []
-    states("7", "8_0")
-    (words,) = answers.asked
-    assert {"-r", "-h"} <= set(words) and words[words.index("-t") + 1] == "all"
-    assert words[words.index("-u") + 1] == str(os.getuid())
-    states("12_1", "12_2", "12_3", "13", "7")
-    words = answers.asked[-1]
-    assert words[0] == "sacct" and words[words.index("-j") + 1] == "12,13" and {"-X", "-n", "-P"} <= set(words)
-
-
 def test_a_forgotten_job_is_lost_and_an_unanswered_question_unknown(answers):
     answers["sacct"] = None  # as on a site without accounting
     assert {i: s.state for i, s in states("7", "13").items()} == {"7": "RUNNING", "13": LOST}
@@ -89,9 +78,6 @@ def test_a_forgotten_job_is_lost_and_an_unanswered_question_unknown(answers):
     assert JobState(SILENT).live
     answers["sacct"] = None
     assert {s.state for s in states("7", "11", "13").values()} == {SILENT}
-
-
-# --- programs -------------------------------------------------------------------------------------------
 
 
 def program(folder: Path, name: str, text: str) -> None:

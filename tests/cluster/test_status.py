@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from mar_bench.cluster.ledger import find_rows
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.cluster.status import Line, logs_of, look, print_logs, text
 from mar_bench.utils.errors import UserError
-from tests.made_up_cluster import GUIDED, SHARDS, UNGUIDED, Lab, runs_of
+from tests.made_up_cluster import GUIDED, SHARDS, Lab, runs_of
 
 (RUN,) = runs_of(task="generation")
 TRAIN = RUN.ids["train_id"]
@@ -40,9 +39,6 @@ def sampling(lab: Lab) -> Lab:
     lab.finish("tokenizer", "latents", "extractor", "train")
     lab.say("generation", "PENDING", reason="Dependency")
     return lab
-
-
-# --- a line for each state ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -111,35 +107,6 @@ def test_a_running_job(notes, expected, training: Lab):
     assert line.node == "n1" and line.live == (line.state != "FAILED") and bool(line.advice) == (not line.live)
 
 
-def test_a_cancelled_row_beside_one_that_goes_on(lab: Lab):
-    submission = lab.submit(runs_of("mar/diff/*", "generation"))
-    lab.finish("tokenizer", "latents", "extractor")
-    lab.say("train", "RUNNING")
-    submission.cancel([RUN.ids["sample_id"], RUN.id])
-    assert line_of(lab, UNGUIDED).state == "RUNNING"
-    assert (line_of(lab).state, line_of(lab).live) == ("cancelled", False)
-
-
-def test_a_failed_record_without_a_job(training: Lab):
-    """It failed in run, or another submission has done the stages before it."""
-    training.finish("train", "sample")
-    training.fail(RUN, "ValueError: broken\nTraceback")
-    path = training.ledger[-1].folder / "submission.json"
-    content = json.loads(path.read_text())
-    for job in content["jobs"].values():
-        job["stages"] = []
-    path.write_text(json.dumps(content))
-    line = line_of(training)
-    assert (line.state, line.error, line.live) == ("FAILED", "ValueError: broken", False) and line.advice
-
-
-def test_the_newest_submission_of_a_row_is_shown(training: Lab):
-    training.say("train", "FAILED")
-    training.submit([RUN], retry=True)
-    line = line_of(training)
-    assert line.state == "PENDING (Priority)" and line.job == training.job("train").slurm_id
-
-
 def test_shards(sampling: Lab):
     sampling.say("sample", "COMPLETED", shard=0)
     running = sampling.say("sample", "RUNNING", shard=2)
@@ -177,9 +144,6 @@ def test_a_job_on_this_machine(alive, notes, state, lab: Lab):
     assert line.state == state and line.live == (state in ("PENDING", "RUNNING")) and not lab.squeue.calls
 
 
-# --- views ----------------------------------------------------------------------------------------------
-
-
 def test_the_view_as_text(lab: Lab):
     lab.submit(runs_of("mar/*"), SlurmProfile(pack=True))
     lab.note(lab.say("train", "RUNNING"), stage="0", step=1)
@@ -189,12 +153,6 @@ def test_the_view_as_text(lab: Lab):
     assert lines[0].split() == ["row", "stage", "job", "state", "node", "step", "images/s", "left"]
     assert f"table1/{GUIDED}" in shown and "table1/table" in [line.split()[0] for line in lines]
     assert shown.count("raise memory_gb") == 1 and lines[-1].startswith("10 records; ")
-
-
-def test_a_finished_row_is_only_counted(training: Lab):
-    training.finish("train", "sample", "generation")
-    training.say_all("COMPLETED")
-    assert text(look(training.places, [])) == "1 records; 1 done"
 
 
 def test_a_table_whose_job_died_is_shown(training: Lab):
@@ -211,9 +169,6 @@ def test_what_was_never_submitted_is_an_error(lab: Lab):
     lab.submit([RUN])
     with pytest.raises(UserError, match="did you mean 'table1'?"):
         look(lab.places, ["tabel1"])
-
-
-# --- rows by name, and their logs -----------------------------------------------------------------------
 
 
 def test_rows_by_experiment_row_and_id(lab: Lab):

@@ -13,10 +13,7 @@ from mar_bench.cluster import send
 from mar_bench.cluster import submit as submitting
 from mar_bench.cluster.ledger import FOLDER, read_ledger, read_submission
 from mar_bench.pipeline.run_local import Outcome
-from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import GUIDED, PROFILE, SHARDS, UNGUIDED, FakeSlurm, Lab, runs_of
-
-# --- the ledger -----------------------------------------------------------------------------------------
 
 
 def test_a_submission_is_read_as_it_was_written(lab: Lab):
@@ -26,17 +23,6 @@ def test_a_submission_is_read_as_it_was_written(lab: Lab):
     assert read_ledger(lab.places.runs) == [written] and written.last.slurm_id
     assert written.plan() == (SHARDS, stages)
 
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"jobs": [{"key": "0"}], "rows": []}'])
-def test_a_folder_that_is_no_submission_is_named(text, lab: Lab):
-    folder = lab.submit(runs_of()).folder
-    (folder / "submission.json").write_text(text)
-    with pytest.raises(UserError, match="not a submission") as caught:
-        read_submission(folder)
-    assert str(folder) in str(caught.value)
-
-
-# --- the commands ---------------------------------------------------------------------------------------
 
 ROW = ("table1", "--scale", "smoke", "--only", GUIDED)
 
@@ -142,23 +128,15 @@ def test_the_next_submit_takes_back_an_incomplete_submission(call, fake_slurm: F
     assert not cut.exists() and {job[1] for job in fake_slurm.queue} == {submission.name}
 
 
-def test_failures_are_sent_again_with_retry(call, fake_slurm: FakeSlurm, profile):
+def test_failures_and_cancelled_rows_are_sent_again(call, fake_slurm: FakeSlurm, profile):
     call("submit", *ROW, "--cluster", profile)
     fake_slurm.say_all("FAILED")
     code, said, _ = call("submit", *ROW, "--cluster", profile)
     assert code == 0 and "nothing to send" in said and "--retry failed" in said and "job 10" in said
-    code, said, _ = call("submit", *ROW, "--cluster", profile, "--retry", "failed")
-    assert code == 0 and "sent 11 jobs" in said
-    code, _, error = call("submit", *ROW, "--cluster", profile, "--retry", "faild")
-    assert code == 2 and "'failed'" in error
-
-
-def test_a_cancelled_row_is_sent_again(call, fake_slurm: FakeSlurm, profile):
-    call("submit", *ROW, "--cluster", profile)
+    assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile, "--retry", "failed")[1]
     code, said, _ = call("cancel", f"table1/{GUIDED}")
     assert code == 0 and "; 11 jobs" in said
-    fake_slurm.say_all("CANCELLED")
-    assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile)[1]
+    assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile, "--retry", "failed")[1]
     code, _, error = call("cancel", "table1/mar/diff/guide")
     assert code == 2 and f"did you mean 'table1/{GUIDED}'?" in error
 

@@ -71,9 +71,6 @@ def test_finished_work_is_not_sent_again(table1: Lab):
     assert " done" in table1("status") and "done tokenizer" in table1("logs", "table1/mar/diff/guided")
 
 
-# --- failures -------------------------------------------------------------------------------------------
-
-
 def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_finish(lab: Lab, table1: Lab):
     started(lab, table1)
     changes = {"good": {"train": {"lr": 2e-3}}, "wild": {"train": {"lr": 1e30}}}
@@ -116,9 +113,6 @@ def test_a_queued_training_is_shared(slurm: Cluster, lab: Lab):
     assert lab.lines()["mar/diff/unguided"]["live"]
     lab("cancel", "table1")
     assert len(slurm.squeue()) < before and not lab.lines()["mar/diff/unguided"]["live"]
-
-
-# --- several processes ----------------------------------------------------------------------------------
 
 
 def test_two_nodes_with_two_processes_each_train_as_one_process_does(slurm: Cluster, lab: Lab, table1: Lab):
