@@ -132,8 +132,8 @@ def new_submission(
 ) -> Submission:
     """A submission that is not on disk yet."""
     folder = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"  # sorted by time
-    by_key = {job.key: job for job in jobs}
-    return Submission(folder, f"{label}.{folder[-6:]}", request, by_key, rows, kind, waiting, os.getpid())
+    name, by_key = f"{label}.{folder[-6:]}", {job.key: job for job in jobs}
+    return Submission(folder, name, request, by_key, rows, kind, waiting, os.getpid())
 
 
 def read_submission(folder: Path) -> Submission:

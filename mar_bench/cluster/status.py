@@ -123,8 +123,7 @@ def _fill(line: Line, owner: Submission, job: ClusterJob, stage_id: str | None, 
 
 def text(lines: list[Line]) -> str:
     """A line per unfinished row, what to do about problems, and a count per state."""
-    cells: list[list[str]] = []
-    problems: dict[str, list[str]] = {}
+    cells, problems = [], dict[str, list[str]]()
     for line in lines:
         step = "" if line.step is None else f"{line.step}/{line.total}"
         rate = "" if line.images_per_second is None else f"{line.images_per_second:.3g}"
