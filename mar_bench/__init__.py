@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_experiment": "mar_bench.config.experiment",
     "plan_runs": "mar_bench.config.ids",
-    "execute": "mar_bench.pipeline.stages",
+    "execute": "mar_bench.pipeline.execute",
     "read_records": "mar_bench.records.record",
     "frame": "mar_bench.report.frames",
     "table": "mar_bench.report.table.build",

@@ -1,4 +1,4 @@
-"""The command line: one function a command, no logic. ``options`` holds what commands share.
+"""The command line: one function a command. ``options`` holds what commands share, ``pipeline`` does the work.
 
 Hyperparameters have no flags: everything in a spec is overridden as key=value. torch and pandas are imported inside
 the commands that need them, never when this package is imported."""
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from mar_bench.cli import cluster, experiments, metrics, records, views, weights  # noqa: F401, each adds its commands
+from mar_bench.cli import cluster, experiments, metrics, views, weights  # noqa: F401, each adds its commands
 from mar_bench.cli.options import app
 from mar_bench.utils.errors import UserError
 

@@ -10,48 +10,27 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import (
-    All,
-    ExperimentNames,
-    Only,
-    Overrides,
-    Records,
-    Runs,
-    SamplingSeeds,
-    Scale,
-    Seeds,
-    app,
-    cores,
-    find_record,
-    is_record,
-    load,
-    load_all,
-    names_and_overrides,
-    not_chosen,
-    once,
-    plan_of,
-    results,
-    split_row,
-)
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.cli import options
+from mar_bench.cli.options import app
+from mar_bench.pipeline.request import load_row, names_and_overrides, preflight, select
+from mar_bench.utils.errors import UserError
 
 
 @app.command("list")
 def list_experiments() -> None:
     """List experiments and scales."""
-    from mar_bench.config.layers import experiment_files, experiment_summary, experiments_dir, scales
+    from mar_bench.config.layers import experiment_files, experiments_dir, load_yaml, scales
     from mar_bench.utils.console import console_table
 
     if not (files := experiment_files()):
         raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
     lines, broken = [], []
-    for file in files.values():
+    for name, file in files.items():
         try:
-            summary = experiment_summary(file)
-            lines.append([summary["id"], summary["title"], str(summary["rows"])])
+            lines.append([name, str(load_yaml(file).get("title", ""))])
         except UserError as error:
             broken.append(str(error))
-    print(console_table(["experiment", "title", "evaluations"], lines))
+    print(console_table(["experiment", "title"], lines))
     print(f"scales: {', '.join(scales())}")
     if broken:
         raise UserError("; ".join(broken))
@@ -65,10 +44,10 @@ def show(
             metavar="EXPERIMENT[/ROW]|RECORD", help="table1, table1/mar/diff/guided, a record's id or file."
         ),
     ],
-    overrides: Overrides = None,
-    scale: Scale = "tiny",
-    runs: Runs = None,
-    records: Records = None,
+    overrides: options.Overrides = None,
+    scale: options.Scale = "tiny",
+    runs: options.Runs = None,
+    records: options.Records = None,
 ) -> None:
     """Show an experiment's rows, one row's resolved spec, or a record.
 
@@ -78,53 +57,56 @@ def show(
     from mar_bench.config.parse import as_tree
     from mar_bench.pipeline.store import status
     from mar_bench.records.provenance import device_name
+    from mar_bench.report.format import paper_name, paper_number
     from mar_bench.report.record import record_text
     from mar_bench.utils.console import console_table, to_yaml
 
-    if is_record(name):
-        print(record_text(find_record(name, runs, records)[1]))
+    def paper(row: str) -> str:
+        cell = experiment.paper.get(row, {})
+        return ", ".join(f"{paper_name(metric)} {paper_number(metric, v)}" for metric, v in cell.items())
+
+    if options.is_record(name):
+        print(record_text(options.find_record(name, records)))
         return
-    experiment_name, row = split_row(name)
-    places, found = results(runs, records)
-    experiment = load(experiment_name, scale, overrides, found)
-    if row is None:
+    places, found = options.results(runs, records)
+    experiment, chosen = load_row(name, scale, overrides, found)
+    if chosen is None:
         print(f"{experiment.id}: {experiment.title}, {scale} scale\n{experiment.source}\n")
         lines = []
         for row, spec in experiment.rows.items():
             run = generation_run(row, spec)
             state = "not chosen yet" if experiment.is_open(row) else status(run, places, found)
-            lines.append([row, run.ids["train_id"], run.id, state, _paper_cell(experiment, row)])
-        lines += [[row, "", "", why, _paper_cell(experiment, row)] for row, why in experiment.absent.items()]
+            lines.append([row, run.ids["train_id"], run.id, state, paper(row)])
+        lines += [[row, "", "", why, paper(row)] for row, why in experiment.absent.items()]
         print(console_table(["row", "train_id", "eval_id", "status", "paper"], lines))
         return
-    if row not in experiment.rows:
-        raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
-    if experiment.is_open(row):
-        points = next((s.points for s in experiment.searches if row in s.rows), None) or experiment.sweeps[row].points
+    spec = experiment.rows[chosen]
+    if experiment.is_open(chosen):
+        search = next((s for s in experiment.searches if chosen in s.rows), None)
+        points = (search or experiment.sweeps[chosen]).points
         state = f"not chosen yet, one of {len(points)} points; run measures them"
         shown = {"points": [values for values, _ in points], "spec of the first": as_tree(points[0][1])}
     else:
-        spec = experiment.rows[row]
-        run = generation_run(row, spec)
-        others = reconstruction_run(row, spec), speed_run(row, spec, device_name(spec.compute.device))
+        run, device = generation_run(chosen, spec), device_name(spec.compute.device)
+        others = reconstruction_run(chosen, spec), speed_run(chosen, spec, device)
         state = status(run, places, found)
         shown = {"ids": {**run.ids, **{f"{r.task}_id": r.id for r in others}}, "spec": as_tree(spec)}
-    print(f"# {experiment.id}/{row}, {scale} scale: {state}")
-    print(f"# paper: {_paper_cell(experiment, row) or 'no such cell'}")
+    print(f"# {experiment.id}/{chosen}, {scale} scale: {state}")
+    print(f"# paper: {paper(chosen) or 'no such cell'}")
     print(to_yaml(shown))
 
 
 @app.command()
 def plan(
-    words: ExperimentNames = None,
-    every: All = False,
-    scale: Scale = "tiny",
-    seeds: Seeds = None,
-    sampling_seeds: SamplingSeeds = None,
-    only: Only = None,
+    words: options.ExperimentNames = None,
+    every: options.All = False,
+    scale: options.Scale = "tiny",
+    seeds: options.Seeds = None,
+    sampling_seeds: options.SamplingSeeds = None,
+    only: options.Only = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    runs: Runs = None,
-    records: Records = None,
+    runs: options.Runs = None,
+    records: options.Records = None,
 ) -> None:
     """Show what a run would do.
 
@@ -132,59 +114,54 @@ def plan(
     also what they share with each other."""
     from mar_bench.pipeline.plan import make_plan, plan_text
 
-    places, found = results(runs, records)
-    experiments = load_all(words, every, scale, found)
-    planned = plan_of(experiments, seeds, sampling_seeds, only, every)
-    waiting = not_chosen(experiments, seeds, sampling_seeds, only, every)
-    content = make_plan(experiments, planned, once(planned), waiting, scale, places, found)
+    places, found = options.results(runs, records)
+    selection = select(words, every, scale, found, seeds, sampling_seeds, only)
+    content = make_plan(selection, scale, places, found)
     print(json.dumps(content, indent=1) if as_json else plan_text(content))
 
 
 @app.command()
 def run(
-    words: ExperimentNames = None,
-    every: All = False,
-    scale: Scale = "tiny",
+    words: options.ExperimentNames = None,
+    every: options.All = False,
+    scale: options.Scale = "tiny",
     jobs: Annotated[
         int,
         typer.Option(metavar="N", help="Parallel processes. Default: cores / threads per process; 1 on a GPU.", min=1),
     ] = None,
-    only: Only = None,
-    seeds: Seeds = None,
-    sampling_seeds: SamplingSeeds = None,
+    only: options.Only = None,
+    seeds: options.Seeds = None,
+    sampling_seeds: options.SamplingSeeds = None,
     reuse_records: Annotated[
         bool,
         typer.Option("--reuse-records", help="Skip runs that have a record, even without output here."),
     ] = False,
-    runs: Runs = None,
-    records: Records = None,
+    runs: options.Runs = None,
+    records: options.Records = None,
 ) -> None:
     """Train, sample and measure what is not done yet.
 
     After a stop, the same command resumes. Cells chosen by a sweep follow once its points are measured."""
-    from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.store import publish
 
     world, outcomes, tried = _world(), [], set()
     for _ in range(2):  # the second pass runs the cells whose sweep points the first has measured
-        places, found = results(runs, records)
-        experiments = load_all(words, every, scale, found)
-        each = plan_of(experiments, seeds, sampling_seeds, only, every)
-        planned = every_run = once(each)
+        places, found = options.results(runs, records)
+        selection = select(words, every, scale, found, seeds, sampling_seeds, only)
+        planned = [r for r in selection.runs if r.id not in tried]
         if reuse_records:
-            planned = [r for r in planned if not (r.id in found and found[r.id].status == "done")]
-        planned = [r for r in planned if r.id not in tried]
+            planned = [r for r in planned if r.id not in found or found[r.id].status != "done"]
         tried |= {r.id for r in planned}
         outcomes.append(_run_planned(planned, places, jobs, world))
-        publish([*planned, *(r for of_one in each.values() for r in of_one if r.choice)], places)
-        if not any(e.is_open(row) for e in experiments for row in e.rows):
+        publish([*planned, *(r for of_one in selection.planned.values() for r in of_one if r.choice)], places)
+        if not selection.waiting:
             break
     if any(outcome and outcome.failed for outcome in outcomes):
         print("see the failed records for details; run the same command to retry", file=sys.stderr)
         raise typer.Exit(1)
     if world is not None and not world.first:
         return
-    if waiting := [f"{e.id}/{row}" for e in experiments for row in chosen_rows(e, only, every) if e.is_open(row)]:
+    if waiting := list(selection.waiting):
         print(
             f"{len(waiting)} rows cannot be chosen, {waiting[0]} the first: a sweep point lacks the deciding metric; "
             "see the records of its points (mar-bench show)",
@@ -192,17 +169,16 @@ def run(
         )
         raise typer.Exit(1)
     if not any(outcomes):
-        print(f"nothing to do: all {len(every_run)} runs are done; records are in {places.records}")
+        print(f"nothing to do: all {len(selection.runs)} runs are done; records are in {places.records}")
         return
     names, overrides = names_and_overrides(words)
-    words = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
-    print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(words)}")
+    more = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
+    print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(more)}")
 
 
 def _run_planned(planned: list, places, jobs: int | None, world):
     """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped."""
     from mar_bench.pipeline.graph import jobs_for
-    from mar_bench.pipeline.preflight import preflight, writable
     from mar_bench.pipeline.progress import Report, duration
     from mar_bench.pipeline.store import publish
 
@@ -216,7 +192,7 @@ def _run_planned(planned: list, places, jobs: int | None, world):
     if not todo:
         return None
     preflight([job.run for job in todo])
-    writable(places)
+    places.check_writable()
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
     report = Report(todo, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
@@ -237,23 +213,14 @@ def _run_planned(planned: list, places, jobs: int | None, world):
         raise typer.Exit(130)
     if outcome.failed:
         skipped = len(todo) - outcome.done - len(outcome.failed)
-        counts = (
-            f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {skipped} dependent ones were not run"
-        )
-        errors = [
-            f"  {job.title}: {outcome.failed[job.id].splitlines()[0]}" for job in todo if job.id in outcome.failed
-        ]
-        print("\n".join([f"{counts}:", *errors]), file=sys.stderr)
+        print(f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {skipped} dependent ones were not run:",
+              file=sys.stderr)  # fmt: skip
+        for job in todo:
+            if job.id in outcome.failed:
+                print(f"  {job.title}: {outcome.failed[job.id].splitlines()[0]}", file=sys.stderr)
     elif world is None or world.first:
         print(f"{outcome.done} jobs done in {taken}")
     return outcome
-
-
-def _paper_cell(experiment, row: str) -> str:
-    from mar_bench.report.format import paper_name, paper_number
-
-    cell = experiment.paper.get(row, {})
-    return ", ".join(f"{paper_name(metric)} {paper_number(metric, v)}" for metric, v in cell.items())
 
 
 def _world():
@@ -275,4 +242,4 @@ def _default_jobs(jobs) -> int:
 
     compute = jobs[0].run.spec.compute
     on_cpu = device_name(compute.device) == cpu_name()
-    return max(1, cores() // compute.threads) if on_cpu else 1
+    return max(1, options.cores() // compute.threads) if on_cpu else 1

@@ -1,4 +1,4 @@
-"""What commands share: the application, options, arguments, and how they become experiments and runs."""
+"""The application, and the options, arguments and look-ups that commands share."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.pipeline.request import (  # noqa: F401, the commands import them from here
-    load,
-    load_all,
-    names_and_overrides,
-    no_seeds,
-    not_chosen,
-    once,
-    parse_seeds,
-    plan_of,
-)
+from mar_bench.pipeline.request import parse_seeds
+from mar_bench.pipeline.store import default_places
+from mar_bench.records import record
 from mar_bench.utils.errors import UserError
 
 app = typer.Typer(
@@ -64,15 +57,12 @@ Overrides = Annotated[
 
 
 def results(runs: str | None, records: str | None):
-    """The two places and all records. Raises UserError for a broken record."""
-    from mar_bench.pipeline.store import default_places
-    from mar_bench.records.record import CONFLICTS, conflicting_ids, read_records
-
+    """Run and record folders, and all records. Raises UserError for a broken record."""
     places = default_places(runs, records)
-    if names := conflicting_ids(places.records):
-        where = places.records / CONFLICTS
+    if names := record.conflicting_ids(places.records):
+        where = places.records / record.CONFLICTS
         print(f"note: records that disagree are left out, in {where}: {', '.join(names)}", file=sys.stderr)
-    return places, read_records(places.records)
+    return places, record.read_records(places.records)
 
 
 def is_record(name: str) -> bool:
@@ -80,18 +70,15 @@ def is_record(name: str) -> bool:
     return name.endswith(".json") or re.fullmatch("[0-9a-f]{12}", name) is not None
 
 
-def find_record(name: str, runs: str | None, records: str | None):
-    """The two places, and a record by id or file. Raises UserError if there is none."""
-    from mar_bench.pipeline.store import default_places
-    from mar_bench.records.record import conflicting_files, read_record
-
-    places = default_places(runs, records)
-    if files := conflicting_files(places.records, name):
+def find_record(name: str, records: str | None):
+    """A record by id or file. Raises UserError if there is none."""
+    folder = default_places(None, records).records
+    if files := record.conflicting_files(folder, name):
         raise UserError(f"record {name} is set aside, its files disagree: name one of {', '.join(map(str, files))}")
-    path = Path(name) if name.endswith(".json") else places.records / f"{name}.json"
+    path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
         raise UserError(f"no record {path}; name a record's id or its file")
-    return places, read_record(path)
+    return record.read_record(path)
 
 
 def one_seed(option: str, text: str) -> int:
@@ -100,15 +87,6 @@ def one_seed(option: str, text: str) -> int:
     if len(found) != 1:
         raise UserError(f"{option} {text}: give a single seed")
     return found[0]
-
-
-def split_row(name: str) -> tuple[str, str | None]:
-    """``table1/mar/diff/guided`` -> experiment and row; a YAML file's path may hold slashes of its own."""
-    if ".yaml" in name:
-        file, _, row = name.partition(".yaml")
-        return f"{file}.yaml", row.strip("/") or None
-    experiment, _, row = name.partition("/")
-    return experiment, row or None
 
 
 def cores() -> int:

@@ -16,10 +16,10 @@ from mar_bench.cli.options import (
     Runs,
     Scale,
     app,
-    load_all,
     one_seed,
     results,
 )
+from mar_bench.pipeline.request import load_all
 from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")

@@ -79,7 +79,6 @@ def rehearse(
     from mar_bench.config.experiment import load_experiment
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.cost import GPUS
-    from mar_bench.pipeline.preflight import writable
     from mar_bench.pipeline.store import default_places
 
     gpu = gpu.upper().replace(" ", "")
@@ -91,7 +90,7 @@ def rehearse(
     rows = chosen_rows(experiment, only)
     places = default_places(runs, None)
     if not count_only:
-        writable(places)
+        places.check_writable()
     from mar_bench.pipeline.rehearse import rehearse_all
     from mar_bench.report.rehearsal import markdown
     from mar_bench.utils.files import atomic_write

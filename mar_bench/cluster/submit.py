@@ -17,8 +17,7 @@ from mar_bench.cluster.profile import Profile, SlurmProfile
 from mar_bench.cluster.send import SUBMIT_LOCK, batch_scripts, send_all, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.cluster.work import StagesFailed
-from mar_bench.pipeline.preflight import preflight, writable
-from mar_bench.pipeline.request import load, load_all, named, names_and_overrides, no_seeds, not_chosen, once, plan_of
+from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
 from mar_bench.records.record import read_records
@@ -36,16 +35,14 @@ def submit(
     ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
     request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
     places = Places(Path(request.runs), Path(request.records))
-    names, overrides = names_and_overrides(list(request.words))
-    names, overrides = named(names, request.every), no_seeds(overrides)
     if not dry_run:
-        writable(places)
+        places.check_writable()
     with contextlib.nullcontext() if dry_run else locks.held(places.runs / SUBMIT_LOCK):
         records = read_records(places.records)
-        experiments = [load(name, request.scale, overrides, records) for name in names]
-        asked = request.seeds, request.sampling_seeds, request.only, request.every
-        planned, waiting = plan_of(experiments, *asked, profile.device), not_chosen(experiments, *asked)
-        runs, ledger = once(planned), read_ledger(places.runs)
+        asked = request.seeds, request.sampling_seeds, request.only
+        selection = select(list(request.words), request.every, request.scale, records, *asked, profile.device)
+        experiments, planned, runs = selection.experiments, selection.planned, selection.runs
+        waiting, ledger = sum(selection.waiting.values()), read_ledger(places.runs)
         if not dry_run:
             publish(runs, places)
             ledger = without_incomplete(ledger)

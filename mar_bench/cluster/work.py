@@ -158,7 +158,7 @@ def _run_job(submission: Submission, key: str, last: Callable[[Submission], None
 def _run_stage(
     stage: Job, submission: Submission, job: ClusterJob, world: World, signals: Signals, status: StatusFile
 ) -> None:
-    from mar_bench.pipeline.stages import execute
+    from mar_bench.pipeline.execute import execute
 
     block = STAGES[stage.kind].trains
     images_per_step = getattr(attrgetter(block)(stage.run.spec), "batch_size", 1) if block else 1

@@ -5,7 +5,6 @@ of a row and ``key=value`` from the command line come on top (experiment.py)."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,15 +38,6 @@ def scales() -> list[str]:
     """The available scale overlays: the standard ones first, from small to large."""
     found = {path.stem for path in (experiments_dir() / "scale").glob("*.yaml")}
     return sorted(found, key=lambda s: (SCALES.index(s) if s in SCALES else len(SCALES), s))
-
-
-def experiment_summary(file: Path) -> dict[str, Any]:
-    """An experiment's id, title and number of rows, without resolving it."""
-    tree = load_yaml(file)
-    axes = tree.get("axes")
-    bundles: list[Any] = list(axes.values()) if isinstance(axes, dict) else [None]
-    rows = math.prod(map(len, bundles)) if all(isinstance(b, dict) for b in bundles) else 0
-    return {"id": file.stem, "title": str(tree.get("title", "")), "rows": rows}
 
 
 def find_experiment(name: str) -> Path:

@@ -1,6 +1,6 @@
 """The stages of the pipeline, one row each; ids, the job graph, plans, cluster profiles and status all read this table.
 
-To add a stage, add a row here, its id in ``config.ids`` and its function in ``pipeline.stages``."""
+To add a stage, add a row here, its id in ``config.ids`` and its function in ``pipeline.execute``."""
 
 from __future__ import annotations
 

@@ -149,20 +149,6 @@ class FeatureSpace:
         return [output.float().cpu() for output in _as_tuple(outputs)]
 
 
-class KeptSpace(FeatureSpace):
-    """The extractor of kept features: its identity is known but the network is not loaded."""
-
-    def __init__(self, about: dict[str, Any]):
-        self.about, self.sha256 = about, about["sha256"]
-
-    def extract(self, images: torch.Tensor, batch_size: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Always raises UserError."""
-        raise UserError(
-            f"features kept from extractor '{self.about['name']}' can only be compared with a reference made by "
-            "mar-bench reference build with the same extractor"
-        )
-
-
 def _layers_of(net: nn.Module) -> tuple[str, ...]:
     """The layers a plugin's network returns. Raises UserError if it breaks the contract of an extractor."""
     takes = f"{type(net).__name__}: an extractor must accept uint8 images (B, 3, H, W) and return features (B, F)"

@@ -1,18 +1,112 @@
-"""What a command asks for: words, seeds and row patterns, resolved to experiments and their runs."""
+"""Resolve the words and options of a command to experiments and runs, and check that those can start here."""
 
 from __future__ import annotations
 
 import fnmatch
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from itertools import chain
+from pathlib import Path
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, chosen_rows, plan_runs
 from mar_bench.config.layers import experiment_files
 from mar_bench.config.spec import CHOICE_SEED, RUN_KEYS
+from mar_bench.models.pretrained.fetch import located
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import Record
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Experiments, and the runs of each by its id.
+
+    ``waiting`` gives the number of evaluations of each row (``table1/mar/diff/guided``) whose sweep is not measured."""
+
+    experiments: list[Experiment]
+    planned: dict[str, list[Run]]
+    waiting: dict[str, int]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, each id once; a cell takes precedence over a sweep point with its id."""
+        found: dict[str, Run] = {}
+        for run in chain(*self.planned.values()):
+            if run.id not in found or (run.choice and not found[run.id].choice):
+                found[run.id] = run
+        return list(found.values())
+
+
+def select(
+    words: list[str] | None,
+    every: bool,
+    scale: str,
+    records: dict[str, Record],
+    seeds: str | None = None,
+    sampling_seeds: str | None = None,
+    only: str | None = None,
+    device: str | None = None,
+) -> Selection:
+    """The runs that a command asks for. ``device`` is the name of the one whose speed is measured; default: this one.
+
+    Raises UserError for an unknown name, seed, override or pattern."""
+    found = Selection(load_all(words, every, scale, records), {}, {})
+    files: dict[str, object] = {}
+    for experiment in found.experiments:
+        if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
+            raise UserError(f"{experiment.file}: its id '{experiment.id}' is also that of {file}; give it another")
+        if every and only is not None and not fnmatch.filter(experiment.rows, only):
+            continue
+        training = _seeds("--seeds", seeds, experiment.seeds.get("training"), every)
+        sampling = _seeds("--sampling-seeds", sampling_seeds, experiment.seeds.get("sampling"), every)
+        if CHOICE_SEED in (sampling or ()):
+            raise UserError(
+                f"--sampling-seeds {sampling_seeds}: sweeps are compared on seed {CHOICE_SEED}; leave it out"
+            )
+        here = device or device_name(next(iter(experiment.rows.values())).compute.device)
+        found.planned[experiment.id] = plan_runs(experiment, training, sampling, only, here)
+        open_rows = filter(experiment.is_open, chosen_rows(experiment, only))
+        evaluations = len(training or [0]) * len(sampling or [0])
+        found.waiting.update({f"{experiment.id}/{row}": evaluations for row in open_rows})
+    if not found.planned:
+        raise UserError(f"--only '{only}' matches no row of any experiment")
+    return found
+
+
+def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
+    """The experiments that a command's words name, or all, with its overrides and the sweep points that were chosen."""
+    names, overrides = names_and_overrides(words)
+    if every and names:
+        raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
+    if not (names or every):
+        raise UserError("this needs an experiment (mar-bench list shows them), or --all")
+    return [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
+
+
+def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]) -> Experiment:
+    """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
+    for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
+        if any(word.partition("=")[0] == key for word in overrides or ()):
+            raise UserError(f"{key} is chosen by {option} of run and plan; a table shows every seed that has records")
+    return with_choices(load_experiment(name, scale, overrides or ()), records)
+
+
+def load_row(
+    name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]
+) -> tuple[Experiment, str | None]:
+    """``table1/mar/diff/guided`` as experiment and row, ``table1`` as experiment and None.
+
+    Raises UserError for an unknown row."""
+    file, suffix, row = name.partition(".yaml")  # a file's path may hold slashes of its own
+    if not suffix:
+        file, _, row = name.partition("/")
+    experiment, row = load(file + suffix, scale, overrides, records), row.strip("/")
+    if row and row not in experiment.rows:
+        raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
+    return experiment, row or None
 
 
 def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
@@ -25,38 +119,15 @@ def names_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
     return [w for w in words or () if not is_override(w)], [w for w in words or () if is_override(w)]
 
 
-def named(names: list[str], every: bool) -> list[str]:
-    """The experiments that a command is about. Raises UserError for none, and for --all beside names."""
-    if every and names:
-        raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
-    if not (names or every):
-        raise UserError("this needs an experiment (mar-bench list shows them), or --all")
-    return list(experiment_files()) if every else names
+def _seeds(option: str, text: str | None, own: list[int] | None, every: bool) -> list[int] | None:
+    """The seeds of an option; "own", implied by --all, means the experiment file's."""
+    if text == "own" or (text is None and every):
+        return own
+    return None if text is None else parse_seeds(option, text)
 
 
-def no_seeds(overrides: list[str] | None) -> list[str]:
-    """The overrides. Raises UserError for one that sets a seed, which is an option's job."""
-    for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
-        if any(word.partition("=")[0] == key for word in overrides or ()):
-            raise UserError(f"{key} is chosen by {option} of run and plan; a table shows every seed that has records")
-    return overrides or []
-
-
-def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]) -> Experiment:
-    """An experiment, with every cell of a sweep at the point that the records choose."""
-    return with_choices(load_experiment(name, scale, overrides or ()), records)
-
-
-def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
-    """The experiments that a command's words name, with its overrides."""
-    names, overrides = names_and_overrides(words)
-    return [load(name, scale, no_seeds(overrides), records) for name in named(names, every)]
-
-
-def parse_seeds(option: str, text: str | None) -> list[int] | None:
-    """``0,1,2`` as whole numbers; None if the option was not given."""
-    if text is None:
-        return None
+def parse_seeds(option: str, text: str) -> list[int]:
+    """``0,1,2`` as whole numbers."""
     try:
         seeds = [int(word) for word in text.split(",")]
     except ValueError:
@@ -66,60 +137,35 @@ def parse_seeds(option: str, text: str | None) -> list[int] | None:
     return list(dict.fromkeys(seeds))
 
 
-def seeds_of(
-    experiment: Experiment, seeds: str | None, sampling_seeds: str | None, every: bool
-) -> tuple[list[int] | None, list[int] | None]:
-    """Training and sampling seeds: those given, or the experiment file's ("own", implied by --all)."""
-
-    def chosen(option: str, text: str | None, kind: str) -> list[int] | None:
-        own = text == "own" or text is None and every
-        return experiment.seeds.get(kind) if own else parse_seeds(option, text)
-
-    sampling = chosen("--sampling-seeds", sampling_seeds, "sampling")
-    if CHOICE_SEED in (sampling or ()):
-        raise UserError(f"--sampling-seeds {sampling_seeds}: {CHOICE_SEED} is the seed on which sweeps are compared")
-    return chosen("--seeds", seeds, "training"), sampling
-
-
-def plan_of(
-    experiments: list[Experiment],
-    seeds: str | None,
-    sampling_seeds: str | None,
-    only: str | None,
-    every: bool,
-    device: str | None = None,
-) -> dict[str, list[Run]]:
-    """The runs of each experiment by its id. ``device``: name of the one whose speed is measured; default: this one."""
-    planned: dict[str, list[Run]] = {}
-    files: dict[str, object] = {}
-    for experiment in experiments:
-        if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
-            raise UserError(f"{experiment.file}: its id '{experiment.id}' is also that of {file}; give it another")
-        if every and only is not None and not fnmatch.filter(experiment.rows, only):
+def preflight(runs: list[Run]) -> None:
+    """Raises UserError naming the key to set if a run needs a file that is not on this machine."""
+    for run in runs:
+        data, tokenizer, train = run.spec.data, run.spec.tokenizer, run.spec.train
+        if data.kind == "imagefolder":
+            what = f"the images of '{data.name}' are yours to provide: set data.root to a folder with"
+            _need(data.root, Path.is_dir, f"{what} train/<class>/* and val/<class>/*")
+        if hasattr(tokenizer, "weights"):
+            name = getattr(tokenizer, "name", tokenizer.kind)
+            what = (
+                f"tokenizer '{name}' needs its published weights (see mar-bench fetch, convert): set tokenizer.weights"
+            )
+            _need(tokenizer.weights, Path.is_file, f"{what} to a local file, or parts.tokenizer.<part>.weights")
+        if (cache := getattr(tokenizer, "official_cache", None)) is not None:
+            _need(cache, Path.is_dir, "set tokenizer.official_cache to a folder with <class>/<image>.npz")
+        if train.published is not None:
+            what = f"train.published is '{train.published}': set train.weights to the file that mar-bench convert wrote"
+            _need(train.weights, Path.is_file, what)
+        if run.task == "speed":
             continue
-        here = device or device_name(next(iter(experiment.rows.values())).compute.device)
-        chosen = seeds_of(experiment, seeds, sampling_seeds, every)
-        planned[experiment.id] = plan_runs(experiment, *chosen, only, here)
-    if not planned:
-        raise UserError(f"--only '{only}' matches no row of any experiment")
-    return planned
+        extractor, reference = run.spec.metrics.extractor, run.spec.metrics.reference
+        if extractor.kind == "inception":
+            located("inception", extractor.weights, "metrics.extractor.weights")
+        if extractor.kind == "plugin" and not entry_points(group="mar_bench.extractors", name=extractor.name):
+            raise UserError(f"metrics.extractor.name '{extractor.name}': no installed package has this extractor")
+        if reference.kind == "file":
+            located(reference.name, reference.file, "metrics.reference.file")
 
 
-def not_chosen(
-    experiments: list[Experiment], seeds: str | None, sampling_seeds: str | None, only: str | None, every: bool
-) -> int:
-    """The number of evaluations that cannot be planned yet because their sweep point is not chosen."""
-    count = 0
-    for experiment in experiments:
-        open_rows = sum(map(experiment.is_open, chosen_rows(experiment, only, every)))
-        count += open_rows * math.prod(len(s or [0]) for s in seeds_of(experiment, seeds, sampling_seeds, every))
-    return count
-
-
-def once(planned: dict[str, list[Run]]) -> list[Run]:
-    """The runs of several experiments, each id once; a cell takes precedence over a sweep point with its id."""
-    found: dict[str, Run] = {}
-    for run in (run for runs in planned.values() for run in runs):
-        if run.id not in found or (run.choice and not found[run.id].choice):
-            found[run.id] = run
-    return list(found.values())
+def _need(path: str | None, exists: Callable[[Path], bool], what: str) -> None:
+    if path is None or not exists(Path(path)):
+        raise UserError(f"{what} (found {path or 'none'})")

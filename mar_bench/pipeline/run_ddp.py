@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 
 from mar_bench.pipeline.distributed import World
+from mar_bench.pipeline.execute import execute
 from mar_bench.pipeline.graph import Job, give_up
 from mar_bench.pipeline.progress import Report
 from mar_bench.pipeline.run_local import Interrupts, Outcome
-from mar_bench.pipeline.stages import execute
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import Stopped, described
 

@@ -31,7 +31,7 @@ STOP_SECONDS = 120  # time a worker has to save before it is killed
 
 def _work(pipe: Connection, places: Places) -> None:
     """Execute jobs from the pipe until it closes; answers with (event, ...) tuples."""
-    from mar_bench.pipeline.stages import execute  # imports torch
+    from mar_bench.pipeline.execute import execute  # imports torch
 
     with pipe:
         while (job := _receive(pipe)) is not None:

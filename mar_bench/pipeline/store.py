@@ -1,9 +1,10 @@
-"""Where the output of stages and records lies, what counts as finished, and how records are published."""
+"""Run and record folders: their files, when a stage counts as finished, and how records are published."""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +13,52 @@ from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.records.provenance import provenance
 from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
 
 MARKER = "stage.json"
+SUMMARY, FITTED, EXTRACTOR = "summary.json", "tokenizer.safetensors", "extractor.safetensors"
+REFERENCE, HELDOUT = "reference.npz", "heldout.npz"
+STATISTICS, SEEN = "statistics.npz", "seen.safetensors"  # of scored images; features and logits if they are kept
 CHECKPOINTS = ("checkpoint*.pt", ".damaged-checkpoint*.pt")
 
 
 @dataclass(frozen=True)
 class Places:
-    """``runs``: checkpoints, latents, samples, logs (large, ignored by git); ``records``: the results."""
+    """``runs`` holds checkpoints, latents, samples and logs (large, ignored by git), ``records`` the results."""
 
     runs: Path
     records: Path
 
     def folder(self, kind: str, stage_id: str) -> Path:
         return self.runs / kind / stage_id
+
+    @property
+    def images(self) -> Path:
+        """The lists of the user's image files that are readable."""
+        return self.runs / "images"
+
+    def finished(self, kind: str, stage_id: str, owner: str) -> Path:
+        """The folder of a finished stage. Raises UserError if it is missing or incomplete."""
+        if not is_sound(folder := self.folder(kind, stage_id)):
+            raise UserError(
+                f"{owner}: its {kind} ({stage_id}) is missing or incomplete in {self.runs}; mar-bench run makes it, "
+                "--runs names another folder"
+            )
+        return folder
+
+    def check_writable(self) -> None:
+        """Create both folders. Raises UserError if one cannot be written to."""
+        for option, folder in (("--runs", self.runs), ("--records", self.records)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise UserError(f"{option} {folder}: cannot be written to ({error.strerror}); choose another") from None
 
 
 def default_places(runs: str | None, records: str | None) -> Places:

@@ -28,7 +28,7 @@ from mar_bench.models.build import build_generator, count_parameters, pick_devic
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.fit import fit, save_tensors
-from mar_bench.pipeline.load import SUMMARY
+from mar_bench.pipeline.store import SUMMARY
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, sha256_of
 from mar_bench.utils.noise import NoiseSource, epoch_indices

@@ -1,10 +1,9 @@
-"""Checks that a record still holds: scores it again from kept features, and draws its images again."""
+"""Check that a record still holds: score it again from kept features, and draw its images again."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,13 +15,13 @@ from mar_bench.config.spec import MetricsSpec, RunSpec
 from mar_bench.data.datasets import batches, to_images
 from mar_bench.data.image_sets import Digest
 from mar_bench.metrics.functions import frechet_distance
-from mar_bench.metrics.references import Reference, read_reference
+from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure, load_features
 from mar_bench.models.build import pick_device
-from mar_bench.pipeline.eval_images import TASK, finished
+from mar_bench.pipeline.eval_images import TASK
+from mar_bench.pipeline.execute import load_generator, load_tokenizer
 from mar_bench.pipeline.sample import batch_file, draw_batch, read_batch
-from mar_bench.pipeline.stages import HELDOUT, REFERENCE, SEEN, STATISTICS, load_generator, load_tokenizer
-from mar_bench.pipeline.store import Places
+from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, STATISTICS, Places
 from mar_bench.records.metrics import metric_name
 from mar_bench.records.provenance import device_name, git_state
 from mar_bench.records.record import Record
@@ -33,61 +32,48 @@ from mar_bench.utils.noise import NoiseSource
 TOLERANCE = 1e-6  # relative; another number of threads adds in another order
 EQUAL, CLOSE, DIFFERENT, NOT_KEPT = "equal", "close", "DIFFERENT", "not kept"
 Spec = TypeVar("Spec", MetricsSpec, RunSpec)
+Line = list[str]  # name, recorded, now, verdict
 
 
-@dataclass
-class Findings:
-    """``lines`` of (what, recorded, now, verdict), and ``notes`` for the reader."""
-
-    lines: list[tuple[str, str, str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def holds(self) -> bool:
-        return all(verdict != DIFFERENT for *_, verdict in self.lines)
-
-    def number(self, name: str, recorded: float, now: float) -> None:
-        close = math.isclose(recorded, now, rel_tol=TOLERANCE, abs_tol=1e-12)
-        verdict = EQUAL if recorded == now else CLOSE if close else DIFFERENT
-        self.lines.append((name, f"{recorded:.10g}", f"{now:.10g}", verdict))
-
-    def text(self, name: str, recorded: str, now: str) -> None:
-        self.lines.append((name, recorded[:12], now[:12], EQUAL if recorded == now else DIFFERENT))
-
-
-def verify(record: Record, places: Places, again: int | None = None) -> Findings:
+def verify(record: Record, places: Places, again: int | None = None) -> tuple[list[Line], list[str]]:
     """Score a record again; with ``again``, also draw at least so many of its images again.
 
-    Raises UserError if what is needed was not kept, is damaged or was made by another version."""
-    findings = Findings(notes=circumstances(record))
+    Returns what was compared and notes for the reader. Raises UserError if what is needed was not kept, is damaged or
+    was made by another version."""
+    made, here, notes = record.provenance.get("git") or {}, git_state(), []
+    if made.get("dirty"):
+        notes.append("the record was made with uncommitted changes")
+    if made.get("commit") and here.get("commit") not in (None, made["commit"]):
+        notes.append(f"the record was made at commit {made['commit'][:10]}, this is {here['commit'][:10]}")
     what = "record, or a file that it needs is damaged"
     with reading(f"record {record.id}", what, "restore it, or repeat it with the command of mar-bench show"):
-        _rescore(record, places, findings)
+        recorded, now = _scores(record, places, notes)
+        lines = [_line(name, recorded.get(name), now.get(name), name in record.metrics) for name in recorded | now]
+        lines = [line for line in lines if line[-1] != EQUAL or line[0] in record.metrics or "sha256" in line[0]]
         if again is not None:
-            _resample(record, again, places, findings)
-    return findings
+            lines += [_line(name, *values) for name, *values in _drawn_again(record, again, places, notes)]
+    return lines, notes
 
 
-def circumstances(record: Record) -> list[str]:
-    """How this code differs from the code that made the record."""
-    made, now = record.provenance.get("git") or {}, git_state()
-    notes = ["the record was made with uncommitted changes"] if made.get("dirty") else []
-    if made.get("commit") and now.get("commit") not in (None, made["commit"]):
-        notes.append(f"the record was made at commit {made['commit'][:10]}, this is {now['commit'][:10]}")
-    return notes
+def _line(name: str, recorded: Any, now: Any, may_lack: bool = False) -> Line:
+    verdict = EQUAL if recorded == now else DIFFERENT
+    if isinstance(recorded, float) and isinstance(now, float) and recorded != now:
+        verdict = CLOSE if math.isclose(recorded, now, rel_tol=TOLERANCE, abs_tol=1e-12) else DIFFERENT
+    if now is None and may_lack:
+        verdict = NOT_KEPT
+    shown = [f"{v:.10g}" if isinstance(v, float) else "" if v is None else str(v)[:20] for v in (recorded, now)]
+    return [name, *shown, verdict]
 
 
-# --- scores ---------------------------------------------------------------------------------------------
+def _scores(record: Record, places: Places, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics, uncertainty and protocol by dotted names, as recorded and as computed from the kept features.
 
-
-def _rescore(record: Record, places: Places, findings: Findings) -> None:
-    """Compare all metrics with those of the kept features, or the distances with those of the kept statistics."""
+    If only statistics were kept, the distances and what they depend on."""
     if record.status != "done" or record.task not in ("generation", "reconstruction", TASK):
         raise UserError(f"record {record.id}: a {record.status} {record.task} record has no images to score again")
-    folder = finished(places, record.task, record.id, f"record {record.id}")
-    real = folder
+    folder = real = places.finished(record.task, record.id, f"record {record.id}")
     if record.task != TASK:
-        real = finished(places, "extractor", record.ids["extractor_id"], f"record {record.id}")
+        real = places.finished("extractor", record.ids["extractor_id"], f"record {record.id}")
     if not {"extractor", "reference", "samples"} <= record.protocol.keys():
         raise UserError(f"record {record.id}: its protocol is incomplete; measure it again with mar-bench run")
     threads = (record.spec.get("compute") or {}).get("threads") or record.provenance.get("threads")
@@ -95,54 +81,31 @@ def _rescore(record: Record, places: Places, findings: Findings) -> None:
         torch.set_num_threads(threads)
     reference = read_reference(real / REFERENCE)
     heldout = read_reference(real / HELDOUT) if (real / HELDOUT).is_file() else None
-    findings.text("extractor", record.protocol["extractor"]["sha256"], reference.extractor["sha256"])
-    findings.text("reference", record.protocol["reference"]["sha256"], reference.about["sha256"])
     if (folder / SEEN).is_file():
-        metrics = _from_features(record, folder / SEEN, reference, heldout, findings)
-    else:
-        with np.load(folder / STATISTICS) as kept:
-            statistics = dict(kept)
-        metrics = {}
-        for metric, other in {"fd": reference, "fd:heldout": heldout}.items():
-            if other:
-                name = metric_name(metric, record.protocol["extractor"])
-                metrics[name] = frechet_distance(statistics, other.statistics)
-        findings.notes.append("only statistics were kept; metrics.keep_features=true keeps what all metrics need")
-    for name, recorded in record.metrics.items():
-        if name in metrics:
-            findings.number(name, recorded, metrics[name])
+        measure = Measure(_settings_of(record), reference, heldout)
+        scores = measure(load_features(folder / SEEN))
+        metrics = scores.metrics | (measure.real() if record.task == "reconstruction" else {})
+        protocol = {key: value for key, value in record.protocol.items() if key != "tokenizer"}  # the run's
+        recorded = dict(_flat({**record.metrics, "±": record.uncertainty, **protocol}))
+        return recorded, dict(_flat({**metrics, "±": scores.uncertainty, **scores.protocol}))
+    notes.append("only statistics were kept; metrics.keep_features=true keeps what all metrics need")
+    with np.load(folder / STATISTICS) as kept:
+        statistics = dict(kept)
+    protocol = {"extractor": reference.extractor, "reference": reference.about}
+    now = dict(_flat(protocol))
+    for metric, other in {"fd": reference, "fd:heldout": heldout}.items():
+        if other and (name := metric_name(metric, record.protocol["extractor"])) in record.metrics:
+            now[name] = frechet_distance(statistics, other.statistics)
+    return dict(_flat({**record.metrics, **{key: record.protocol[key] for key in protocol}})), now
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree by their dotted names."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
         else:
-            findings.lines.append((name, f"{recorded:.10g}", "", NOT_KEPT))
-
-
-def _from_features(
-    record: Record, path: Path, reference: Reference, heldout: Reference | None, findings: Findings
-) -> dict[str, float]:
-    """All metrics; compares standard errors and protocol."""
-    images = load_features(path)
-    findings.text("images, as kept", record.protocol["samples"]["sha256"], images.about["sha256"])
-    measure = Measure(_settings_of(record), reference, heldout)
-    scores = measure(images)
-    metrics = scores.metrics | (measure.real() if record.task == "reconstruction" else {})
-    for name, uncertainty in scores.uncertainty.items():
-        if "standard_error" in uncertainty:
-            recorded = record.uncertainty.get(name, {}).get("standard_error", math.nan)
-            findings.number(f"± {name}", recorded, uncertainty["standard_error"])
-    for name in metrics.keys() - record.metrics.keys():
-        findings.lines.append((name, "not recorded", f"{metrics[name]:.10g}", DIFFERENT))
-    recorded_protocol = {key: value for key, value in record.protocol.items() if key != "tokenizer"}  # the run's
-    _compare(recorded_protocol, scores.protocol, findings)
-    return metrics
-
-
-def _compare(recorded: dict[str, Any], now: dict[str, Any], findings: Findings, path: str = "") -> None:
-    """Add a line for each field of a protocol that has changed."""
-    for name in sorted(now.keys() | recorded.keys()):
-        one, other = recorded.get(name), now.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            _compare(one, other, findings, f"{path}{name}.")
-        elif one != other:
-            findings.lines.append((f"{path}{name}", str(one)[:20], str(other)[:20], DIFFERENT))
+            yield f"{path}{name}", value
 
 
 def _settings_of(record: Record) -> MetricsSpec:
@@ -171,27 +134,23 @@ def _parsed(record: Record, kind: type[Spec], tree: dict[str, Any]) -> Spec:
         raise UserError(f"record {record.id}: {error.path}: {error.message}; another version made it") from None
 
 
-# --- images ---------------------------------------------------------------------------------------------
-
-
 @torch.inference_mode()
-def _resample(record: Record, count: int, places: Places, findings: Findings) -> None:
-    """Draw the batches of at least ``count`` images of a generation record again and compare them bit for bit.
+def _drawn_again(record: Record, count: int, places: Places, notes: list[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Draw the batches of at least ``count`` images of a generation record again, to compare them bit for bit.
 
-    They are compared with kept tokens and with the record's digests of the first batch and of all images."""
+    Yields (name, recorded, now) of kept tokens, and of the digests of the first batch and of all images."""
     if record.task != "generation":
         raise UserError(f"record {record.id}: a {record.task} record has no samples to draw again")
     run = run_of(record)
+    spec, about = run.spec, record.protocol["samples"]
     for kind in ("train", "tokenizer"):
-        finished(places, kind, run.ids[f"{kind}_id"], f"record {record.id}")
-    spec = run.spec
+        places.finished(kind, run.ids[f"{kind}_id"], f"record {record.id}")
     torch.set_num_threads(spec.compute.threads)
     device, here = pick_device(spec.compute.device), device_name(spec.compute.device)
     if here != record.provenance.get("device"):
-        findings.notes.append(f"drawn on {record.provenance.get('device')}, this is {here}: bits may differ")
+        notes.append(f"drawn on {record.provenance.get('device')}, this is {here}: bits may differ")
     model, tokenizer = load_generator(run, places, device), load_tokenizer(run, places, device)
-    kept = places.folder("sample", run.ids["sample_id"])
-    digest, first = Digest(), Digest()
+    kept, digest = places.folder("sample", run.ids["sample_id"]), Digest()
     equal = compared = 0
     for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):
         if indices.start >= count:
@@ -202,14 +161,12 @@ def _resample(record: Record, count: int, places: Places, findings: Findings) ->
         if batch_file(kept, indices).is_file():
             compared += len(indices)
             equal += int((tokens == read_batch(kept, indices)).flatten(1).all(1).sum())
-        images = to_images(tokenizer.decode(tokens.to(device), NoiseSource(spec.sampling.seed, indices)), spec.data)
-        digest.update(images)
-        if not first.count:
-            first.update(images)
+        digest.update(
+            to_images(tokenizer.decode(tokens.to(device), NoiseSource(spec.sampling.seed, indices)), spec.data)
+        )
+        if not indices.start:
+            yield f"first {digest.count} images", about["first_batch"]["sha256"], digest.sha256
     if compared:
-        verdict = EQUAL if equal == compared else DIFFERENT
-        findings.lines.append((f"tokens of {compared} images", f"{compared} kept", f"{equal} equal", verdict))
-    about = record.protocol["samples"]
-    findings.text(f"first {first.count} images", about["first_batch"]["sha256"], first.sha256)
+        yield "images with the kept tokens", compared, equal
     if digest.count == spec.sampling.num_images:
-        findings.text(f"all {digest.count} images", about["sha256"], digest.sha256)
+        yield f"all {digest.count} images", about["sha256"], digest.sha256

@@ -15,6 +15,7 @@ from mar_bench.config.spec import DiffusionHead, MaskedBackbone, RunSpec, num_to
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.plan import make_plan
+from mar_bench.pipeline.request import Selection
 from mar_bench.pipeline.store import Places
 
 EVERY = [(name, scale) for name in experiment_files() for scale in scales()]
@@ -44,7 +45,8 @@ def test_it_plans(name, scale, tmp_path):
     experiment, places = load_experiment(name, scale), Places(tmp_path / "runs", tmp_path / "records")
     runs = plan_runs(experiment, [0, 1])
     waiting = 2 * sum(map(experiment.is_open, experiment.rows))
-    plan = make_plan([experiment], {name: runs}, runs, waiting, scale, places, {})
+    selection = Selection([experiment], {name: runs}, {"all": waiting})
+    plan = make_plan(selection, scale, places, {})
     json.dumps(plan)
     assert experiment.id == name and experiment.title and experiment.source
     assert plan["evaluations"] <= 2 * len(experiment.rows)  # rows that differ in what a scale has not are one

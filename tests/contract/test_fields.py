@@ -66,8 +66,8 @@ from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.tokenizers import pretrained as published
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import train
+from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.speed import measure_speed
-from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 from tests.tiny import shrunk

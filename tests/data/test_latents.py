@@ -29,7 +29,7 @@ from mar_bench.data.encode import Source, build_latents, encoded, finish_latents
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS, build_tokenizer
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
-from mar_bench.pipeline.stages import STAGES
+from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource, philox, seeded

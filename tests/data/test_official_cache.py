@@ -21,7 +21,7 @@ from mar_bench.data.images import read_image
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS
 from mar_bench.models.tokenizers import pretrained as published
-from mar_bench.pipeline.stages import STAGES
+from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource, philox

@@ -44,8 +44,8 @@ from mar_bench.models.diffusion import DiffusionTables
 from mar_bench.models.orders import draw_order, gather
 from mar_bench.models.sampler import generate
 from mar_bench.models.tokenizers.pretrained import KLAutoencoder16, net_of
+from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.sample import evaluate_generation, reference_of_part
-from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.noise import NoiseSource, seeded
 from tests.parity.agreements import filled

@@ -19,7 +19,7 @@ from torch import nn
 
 from mar_bench.config.spec import EfficientNetExtractor, InceptionExtractor, PluginExtractor
 from mar_bench.metrics import features as module
-from mar_bench.metrics.features import FeatureSpace, KeptSpace
+from mar_bench.metrics.features import FeatureSpace
 from mar_bench.models.pretrained.fetch import located, public_files
 from mar_bench.utils.files import sha256_of
 from tests.measuring import CPU, classifier, noise, refusal, says, space_of
@@ -297,11 +297,6 @@ def test_values_that_are_not_finite_are_refused(monkeypatch):
     assert space.extract(images)[0].isfinite().all()
     images[3, ..., 2] = 7
     assert says(refusal(space.extract, images), "'damaged'", "logits")
-
-
-def test_kept_features_cannot_extract_more():
-    space = KeptSpace({"kind": "plugin", "name": "far", "sha256": "a" * 64})
-    assert space.sha256 == "a" * 64 and says(refusal(space.extract, noise(1)), "'far'", "reference build")
 
 
 # --- where weights are found ----------------------------------------------------------------------------

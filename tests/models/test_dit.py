@@ -21,10 +21,10 @@ from mar_bench.models.diffusion import DiffusionTables, linear_betas, noised, re
 from mar_bench.models.dit import DiT, grid_positions
 from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline.execute import STAGES, take_published
 from mar_bench.pipeline.fit import save_tensors
 from mar_bench.pipeline.flops import META, count_flops, on_meta
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.stages import STAGES, take_published
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses, train_generator
 from mar_bench.utils.errors import UserError

@@ -33,7 +33,7 @@ from mar_bench.data.datasets import load_data, to_unit
 from mar_bench.models.build import build_tokenizer
 from mar_bench.models.tokenizers import pretrained as published
 from mar_bench.models.tokenizers.grouped import Grouped
-from mar_bench.pipeline.stages import STAGES, load_tokenizer
+from mar_bench.pipeline.execute import STAGES, load_tokenizer
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource

@@ -17,7 +17,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mar_bench.cli import app
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.ids import generation_run, reconstruction_run
 from mar_bench.metrics import features
+from mar_bench.pipeline.store import SEEN, mark_done
 from mar_bench.records.record import Record, read_record, read_records, write_record
 from mar_bench.utils.errors import UserError
 
@@ -84,8 +87,7 @@ def scores(samples, reference, *words, extractor: str | None = "colours") -> dic
     """The record that eval --json prints."""
     chosen = [] if extractor is None else ["--extractor", extractor]
     against = [] if reference is None else ["--reference", reference]
-    (record,) = json.loads(call("eval", samples, *against, *chosen, "--json", *words))
-    return record
+    return json.loads(call("eval", samples, *against, *chosen, "--json", *words))
 
 
 # --- real photographs -----------------------------------------------------------------------------------
@@ -167,28 +169,6 @@ def test_reference_build_crops_photographs(tmp_path, photos):
     assert not Path("other.npz").exists()
 
 
-def test_kept_features_are_scored_without_the_images(tmp_path, photos):
-    call("reference", "build", photos[1], "real.npz", "--extractor", "colours")
-    expected = scores(photos[0], "real.npz", "--keep-features", "kept.safetensors")
-    shutil.rmtree(photos[0])
-    again = scores("kept.safetensors", "real.npz", extractor=None)
-    assert again["metrics"] == expected["metrics"] and again["ids"] == expected["ids"]
-    fewer = scores("kept.safetensors", "real.npz", "metrics.kid_subset_size=10", extractor=None)
-    assert fewer["metrics"]["kid_colours"] != expected["metrics"]["kid_colours"] and fewer["ids"] != expected["ids"]
-    assert "mar-bench reference build" in mistake("eval", "kept.safetensors", "--reference", photos[1])
-    for target in ("kept.npz", "."):
-        assert ".safetensors" in mistake("eval", photos[1], "--reference", "real.npz", "--keep-features", target)
-
-
-def test_one_extractor_may_fail_alone(photos):
-    words = ("eval", photos[0], "--reference", photos[1])
-    assert "weights-inception-2015-12-05-6726825d.pth" in mistake(*words)
-    result = CliRunner().invoke(app, [*map(str, words), "--extractor", "inception", "--extractor", "colours"])
-    assert "FD-60 colours" in result.stdout
-    message = str(result.exception)
-    assert "--inception-weights" in message and "weights" in message and "\n" not in message
-
-
 def test_reference_build_overwrites_references_only(tmp_path, photos, tiles):
     np.savez("mine.npz", arr_0=tiles[0])
     before = Path("mine.npz").read_bytes()
@@ -239,43 +219,40 @@ def test_bad_input_is_refused(tmp_path, photos, tiles):
 # --- records of a run -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> list[str]:
-    """Options of a finished smoke run of two rows."""
-    folder = tmp_path_factory.mktemp("measured")
-    places = ["--runs", str(folder / "runs"), "--records", str(folder / "records")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(folder))
-        only = ("--only", "mar/diff/*", "--scale", "smoke", "--jobs", "1", "train.steps=20")
-        call("run", "table1", *only, *places)
-    return places
-
-
-def record_of(run: list[str], task: str, guidance: float = 3.0) -> Record:
-    records = read_records(Path(run[3])).values()
-    rows = [r for r in records if r.task == task]
-    return next(r for r in rows if task != "generation" or r.spec["sampling"]["guidance_scale"] == guidance)
-
-
-def copied(run: list[str], folder: Path) -> list[str]:
-    """A copy that a test may damage."""
-    for source in (run[1], run[3]):
-        shutil.copytree(source, folder / Path(source).name)
-    return places_in(folder)
+@pytest.fixture
+def run(table1) -> list[str]:
+    return places_in(table1)
 
 
 def places_in(folder: Path) -> list[str]:
     return ["--runs", str(folder / "runs"), "--records", str(folder / "records")]
 
 
-def test_eval_of_a_row_gives_the_numbers_of_its_record(run, tmp_path):
-    recorded = record_of(run, "generation")
-    found = scores(ROW, None, "--scale", "smoke", "train.steps=20", *run, extractor=None)
-    assert found["metrics"] == recorded.metrics and found["uncertainty"] == recorded.uncertainty
-    assert found["protocol"]["samples"]["sha256"] == recorded.protocol["samples"]["sha256"]
-    saved = scores(ROW, None, "--scale", "smoke", "train.steps=20", "--save", *copied(run, tmp_path), extractor=None)
-    assert "not kept" not in call("verify", saved["ids"]["eval_id"], *places_in(tmp_path))
-    other = scores(ROW, None, "--scale", "smoke", "train.steps=20", *run)
+def record_of(run: list[str], task: str, row: str = "mar/diff/guided") -> Record:
+    spec = load_experiment("table1", "smoke").rows[row]
+    chosen = generation_run(row, spec) if task == "generation" else reconstruction_run(row, spec)
+    return read_records(Path(run[3]))[chosen.id]
+
+
+@pytest.fixture
+def copied(table1, tmp_path) -> list[str]:
+    """What the row has, to be damaged."""
+    record = read_records(table1 / "records")[record_of(places_in(table1), "generation").id]
+    shutil.copytree(table1 / "records", tmp_path / "records")
+    for kind in ("tokenizer", "train", "extractor", "sample"):
+        stage = Path(kind, record.ids[f"{kind}_id"])
+        shutil.copytree(table1 / "runs" / stage, tmp_path / "runs" / stage)
+    shutil.copytree(table1 / "runs/generation" / record.id, tmp_path / "runs/generation" / record.id)
+    return places_in(tmp_path)
+
+
+def test_eval_of_a_row_gives_the_numbers_of_its_record(copied, tmp_path):
+    recorded = record_of(copied, "generation")
+    saved = scores(ROW, None, "--scale", "smoke", "--save", *copied, extractor=None)
+    assert saved["metrics"] == recorded.metrics and saved["uncertainty"] == recorded.uncertainty
+    assert saved["protocol"]["samples"]["sha256"] == recorded.protocol["samples"]["sha256"]
+    assert "not kept" not in call("verify", saved["ids"]["eval_id"], *copied)
+    other = scores(ROW, None, "--scale", "smoke", *copied)
     assert "fd_colours" in other["metrics"] and "fd_colours_heldout" in other["metrics"]
 
 
@@ -284,66 +261,65 @@ def test_verify_reproduces_numbers_and_images(run):
         text = call("verify", record_of(run, task).id, *run)
         assert "equal" in text and "DIFFERENT" not in text
     text = call("verify", record_of(run, "generation").id, "--resample", "60", *run)
-    assert "tokens of 100 images" in text and "first 50 images" in text and "DIFF" not in text and "all 200" not in text
+    (tokens,) = (line.split() for line in text.splitlines() if "kept tokens" in line)
+    assert tokens[-3:] == ["100", "100", "equal"]
+    assert "first 50 images" in text and "DIFFERENT" not in text and "all 200" not in text
     assert "all 200 images" in call("verify", record_of(run, "generation").id, "--resample", "200", *run)
 
 
-def test_verify_reports_what_has_changed(run, tmp_path):
-    places = copied(run, tmp_path)
-    record = record_of(places, "generation")
+def test_verify_reports_what_has_changed(copied, tmp_path):
+    record = record_of(copied, "generation")
     changed = replace(record, metrics={**record.metrics, "fd_digits": record.metrics["fd_digits"] * 1.0001})
     file = write_record(tmp_path / "elsewhere", changed)
-    lines = call("verify", file, *places, code=1).splitlines()
-    assert [line for line in lines if "DIFFERENT" in line][0].startswith("fd_digits")
+    assert different(call("verify", file, *copied, code=1)) == ["fd_digits"]
     protocol = {**record.protocol, "num_generated": 50_000, "settings": {**record.protocol["settings"], "is_splits": 9}}
     fewer = {k: v for k, v in record.metrics.items() if k != "is_digits"}
     file = write_record(tmp_path / "other", replace(record, metrics=fewer, protocol=protocol))
-    text = call("verify", file, *places, code=1)
-    assert [line.split()[0] for line in text.splitlines() if "DIFFERENT" in line] == [
-        "is_digits", "num_generated", "settings.is_splits",
-    ]  # fmt: skip
+    assert different(call("verify", file, *copied, code=1)) == ["num_generated", "settings.is_splits", "is_digits"]
     sample = tmp_path / "runs/sample" / record.ids["sample_id"] / "tokens-000000.safetensors"
     tokens = load_file(sample)["tokens"]
     tokens[3, 0, 0] += 1e-6
     save_file({"tokens": tokens}, sample)
-    text = call("verify", record.id, "--resample", "1", *places, code=1)
-    assert "49 equal" in text and text.count("DIFFERENT") == 1
+    text = call("verify", record.id, "--resample", "1", *copied, code=1)
+    assert "49" in text and different(text) == ["images"]
 
 
-def test_verify_refuses_missing_and_damaged_files(run, tmp_path):
-    places = copied(run, tmp_path)
-    record, timed = record_of(places, "generation"), record_of(places, "speed")
-    assert "speed record" in mistake("verify", timed.id, *places)
-    assert "no record" in mistake("verify", "0" * 12, *places)
-    assert "no record" in mistake("verify", "none.json", *places)
-    later = {**asdict(record), "spec": {**record.spec, "later": {}}}
-    Path("later.json").write_text(json.dumps(later))
-    assert "later" in mistake("verify", "later.json", *places)
+def different(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines() if "DIFFERENT" in line]
+
+
+def test_verify_refuses_missing_and_damaged_files(copied, run, tmp_path):
+    record = record_of(copied, "generation")
+    timed = next(r for r in read_records(Path(run[3])).values() if r.task == "speed")
+    assert "speed record" in mistake("verify", timed.id, *copied)
+    for unknown in ("0" * 12, "none.json"):
+        assert "no record" in mistake("verify", unknown, *copied)
+    for change, hint in (
+        ({"spec": {**record.spec, "later": {}}}, "later"),
+        ({"protocol": {}}, "protocol is incomplete"),
+        ({"protocol": {**record.protocol, "samples": {}}}, "damaged"),
+    ):
+        Path("changed.json").write_text(json.dumps({**asdict(record), **change}))
+        assert hint in mistake("verify", "changed.json", "--resample", "1", *copied)
     Path("older.json").write_text(json.dumps({**asdict(record), "protocol": {}}))
-    assert "protocol is incomplete" in mistake("verify", "older.json", *places)
     assert record.id in call("show", "older.json")
-    Path("partial.json").write_text(json.dumps({**asdict(record), "protocol": {**record.protocol, "samples": {}}}))
-    assert "damaged" in mistake("verify", "partial.json", *places)
     weights = tmp_path / "runs/train" / record.ids["train_id"] / "ema.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
-    assert "damaged" in mistake("verify", record.id, "--resample", "1", *places)
-    heldout = tmp_path / "runs/extractor" / record.ids["extractor_id"] / "heldout.npz"
-    heldout.rename(tmp_path / "heldout.npz")
-    assert "its extractor" in mistake("verify", record.id, *places)
-    (tmp_path / "heldout.npz").rename(heldout)
-    shutil.rmtree(tmp_path / "runs/train" / record.ids["train_id"])
-    assert "its train" in mistake("verify", record.id, "--resample", "1", *places)
+    assert "damaged" in mistake("verify", record.id, "--resample", "1", *copied)
+    shutil.rmtree(weights.parent)
+    assert "its train" in mistake("verify", record.id, "--resample", "1", *copied)
+    (tmp_path / "runs/extractor" / record.ids["extractor_id"] / "heldout.npz").unlink()
+    assert "its extractor" in mistake("verify", record.id, *copied)
     shutil.rmtree(tmp_path / "runs/generation" / record.id)
-    assert record.id in mistake("verify", record.id, *places)
+    assert record.id in mistake("verify", record.id, *copied)
 
 
-def test_verify_needs_only_statistics_for_distances(run, tmp_path):
-    places = copied(run, tmp_path)
-    words = ("--scale", "smoke", "--only", "mar/diff/guided", "train.steps=20", "metrics.keep_features=false")
-    record = record_of(places, "generation")
-    shutil.rmtree(tmp_path / "runs/generation" / record.id)
-    call("run", "table1", *words, "--jobs", "1", *places)
-    text = call("verify", record.id, *places)
+def test_verify_needs_only_statistics_for_distances(copied, tmp_path):
+    record = record_of(copied, "generation")
+    folder = tmp_path / "runs/generation" / record.id
+    (folder / SEEN).unlink()
+    mark_done(folder, 1.0)
+    text = call("verify", record.id, *copied)
     assert "only statistics were kept" in text and "DIFFERENT" not in text
     lines = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line}
     assert lines["fd_digits"] == lines["fd_digits_heldout"] == "equal" and lines["is_digits"] == "kept"
@@ -374,24 +350,22 @@ def test_show_prints_what_repeats_a_record(run):
 
 
 def test_compare_rows_and_records(run, tmp_path):
-    places = copied(run, tmp_path)
-    one, other = record_of(places, "generation"), record_of(places, "generation", guidance=1.0)
-    text = call("compare", one.id, other.id, *places[2:])
+    one, other = record_of(run, "generation"), record_of(run, "generation", "mar/diff/unguided")
+    text = call("compare", one.id, other.id, *run[2:])
     assert "fd_digits" in text and "not comparable" not in text
-    protocol = {**other.protocol, "num_generated": 100}
-    file = write_record(tmp_path / "elsewhere", replace(other, protocol=protocol))
-    assert "not comparable: 200 against 100 generated images" in call("compare", one.id, file, *places[2:])
-    text = call("compare", ROW, "table1/mar/diff/unguided", "train.steps=20", "--scale", "smoke", *places[2:])
+    file = write_record(tmp_path / "elsewhere", replace(other, protocol={**other.protocol, "num_generated": 100}))
+    assert "not comparable: 200 against 100 generated images" in call("compare", one.id, file, *run[2:])
+    text = call("compare", ROW, "table1/mar/diff/unguided", "--scale", "smoke", *run[2:])
     assert "fd_digits" in text and "The same records" in text
     twin = write_record(tmp_path / "elsewhere", replace(one, ids={**one.ids, "eval_id": "0" * 12}))
-    assert "not comparable: the same images on both sides" in call("compare", one.id, twin, *places[2:])
-    assert "no row" in mistake("compare", "table1/mar/diff/guide", one.id, "--scale", "smoke", *places[2:])
-    assert "no records" in mistake("compare", ROW, one.id, "--scale", "smoke", *places[2:])  # of other steps
-    assert "neither" in mistake("compare", "table1", one.id, *places[2:])
+    assert "not comparable: the same images on both sides" in call("compare", one.id, twin, *run[2:])
+    assert "no row" in mistake("compare", "table1/mar/diff/guide", one.id, "--scale", "smoke", *run[2:])
+    assert "no records" in mistake("compare", ROW, one.id, "--scale", "smoke", "train.steps=3", *run[2:])
+    assert "neither" in mistake("compare", "table1", one.id, *run[2:])
 
 
 def test_neighbours_are_drawn_and_counted(run, tmp_path):
-    words = ("--scale", "smoke", "train.steps=20", "--count", "3", "--reports", tmp_path, *run[:2])
+    words = ("--scale", "smoke", "--count", "3", "--reports", tmp_path, *run[:2])
     text = call("neighbours", ROW, *words)
     page = tmp_path / "smoke/table1-neighbours-mar-diff-guided.png"
     assert np.asarray(Image.open(page).convert("L")).std() > 10

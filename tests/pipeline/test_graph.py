@@ -13,7 +13,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run, plan_runs, reconstruction_run, speed_run
 from mar_bench.pipeline.graph import Job, jobs_for
 from mar_bench.pipeline.plan import make_plan, plan_text
-from mar_bench.pipeline.preflight import preflight
+from mar_bench.pipeline.request import Selection, preflight
 from mar_bench.pipeline.store import (
     MARKER,
     Places,
@@ -248,7 +248,8 @@ def test_preflight_names_the_key_to_set(tmp_path, monkeypatch):
 
 def test_plan_counts_what_is_shared_and_done(places):
     runs = plan_runs(EXPERIMENT, [0, 1], only="*/diff/*")
-    plan = make_plan([EXPERIMENT], {"table1": runs}, runs, 0, "smoke", places, {})
+    selection = Selection([EXPERIMENT], {"table1": runs}, {})
+    plan = make_plan(selection, "smoke", places, {})
     assert (plan["evaluations"], plan["trainings"], plan["jobs"]) == (16, 6, 50)
     assert (plan["done"], plan["missing"], plan["failed"]) == (0, 16, 0)
     assert plan["stages"]["train"] == {"needed": 6, "without_reuse": 16, "done_here": 0}
@@ -257,7 +258,7 @@ def test_plan_counts_what_is_shared_and_done(places):
     finish(RUN, places)
     make(places, "train", RUN.ids["train_id"])
     failed = generation(EXPERIMENT, "raster_causal/diff/guided", 1, 0, None)
-    after = make_plan([EXPERIMENT], {"table1": runs}, runs, 0, "smoke", places, {failed.id: failed})
+    after = make_plan(selection, "smoke", places, {failed.id: failed})
     assert (after["done"], after["missing"], after["failed"]) == (1, 14, 1)
     assert after["stages"]["train"]["done_here"] == 1 and after["jobs"] == 47
     assert [e["row"] for e in after["runs"] if e["status"] == "done"] == [ROW]

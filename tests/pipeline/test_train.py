@@ -22,8 +22,8 @@ from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline import fit as fitting
 from mar_bench.pipeline import train
+from mar_bench.pipeline.execute import train_tokenizer
 from mar_bench.pipeline.fit import checkpoints, fit
-from mar_bench.pipeline.stages import train_tokenizer
 from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.pipeline.train import decay_groups, split_loss, train_generator
 from mar_bench.utils.errors import UserError

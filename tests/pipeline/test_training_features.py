@@ -17,11 +17,11 @@ from mar_bench.config.spec import TrainSpec
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import build_generator
 from mar_bench.pipeline.distributed import ALONE
+from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.preflight import preflight
+from mar_bench.pipeline.request import preflight
 from mar_bench.pipeline.sample import draw_samples, not_drawn
-from mar_bench.pipeline.stages import STAGES
 from mar_bench.pipeline.store import Places
 from mar_bench.pipeline.train import change_blocks, ema_update, generator_losses
 from mar_bench.utils.errors import UserError

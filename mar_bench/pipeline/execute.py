@@ -13,40 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from mar_bench.config import stages as table
 from mar_bench.config.ids import Run
 from mar_bench.config.spec import ClassifierExtractor, is_causal, measures_scale, num_tokens
+from mar_bench.data import encode
 from mar_bench.data.datasets import CONVERSION, DataSet, apply_view, batches, load_data, to_images, to_unit, views
-from mar_bench.data.encode import encoded, finish_latents, imported, manifest_of, write_shards
 from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
-from mar_bench.metrics.features import Classifier
+from mar_bench.metrics.features import Classifier, FeatureSpace
 from mar_bench.metrics.functions import psnr, statistics
-from mar_bench.metrics.references import load_reference
-from mar_bench.metrics.score import FeatureSet, Scores, extract_features
-from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
+from mar_bench.metrics.references import load_reference, read_reference
+from mar_bench.metrics.score import FeatureSet, Measure, extract_features
+from mar_bench.models.ar import Generator
+from mar_bench.models.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
+from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.pipeline import store
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.fit import fit, save_tensors
 from mar_bench.pipeline.graph import Job
-from mar_bench.pipeline.load import (
-    EXTRACTOR,
-    FITTED,
-    HELDOUT,
-    IMAGES,
-    REFERENCE,
-    SEEN,
-    STATISTICS,
-    SUMMARY,
-    load_extractor,
-    load_generator,
-    load_measure,
-    load_tokenizer,
-    tokenizer_file,
-)
 from mar_bench.pipeline.sample import decoded_samples, draw_samples, evaluate_generation, not_drawn, reference_of_part
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, is_sound, mark_done, new_record
@@ -54,6 +43,7 @@ from mar_bench.pipeline.train import take_published, train_generator
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import PREVIEW, to_json, write_record
 from mar_bench.utils import locks
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, sha256_of
 from mar_bench.utils.locks import Claim
 from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
@@ -118,7 +108,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
     if not (spec.trained or measures_scale(spec)):
         return
     tokenizer = build_tokenizer(replace(run.spec, tokenizer=replace(spec, group=1))).to(device)
-    data = load_data(run.spec.data, places.runs / IMAGES, progress)
+    data = load_data(run.spec.data, places.images, progress)
     if spec.trained:
         length, dim = num_tokens(tokenizer.space), spec.latent_dim if tokenizer.stochastic else 1
 
@@ -128,37 +118,31 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
 
         _fit_on_images(tokenizer, loss_of, spec, run, data, folder, progress)
     tokenizer.fit_scale(to_unit(data.train.get(range(min(SCALE_IMAGES, len(data.train))))).to(device))
-    save_tensors(tokenizer.fitted_state(), folder / FITTED)
+    save_tensors(tokenizer.fitted_state(), folder / store.FITTED)
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     """Train the extractor if it is our own, and extract the features of the real images."""
-    device, metrics = pick_device(run.spec.compute.device), run.spec.metrics
-    data = load_data(run.spec.data, places.runs / IMAGES, progress)
-    if metrics.extractor.trained:
-        _train_extractor(run, data, folder, device, progress)
+    device, metrics, spec = pick_device(run.spec.compute.device), run.spec.metrics, run.spec.metrics.extractor
+    data = load_data(run.spec.data, places.images, progress)
+    if isinstance(spec, ClassifierExtractor):
+        with seeded(spec.seed, "extractor-init"):
+            classifier = Classifier(spec, run.spec.data).to(device)
+
+        def loss_of(images: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
+            return cross_entropy(classifier(images.to(device))[1], labels.to(device))
+
+        _fit_on_images(classifier, loss_of, spec, run, data, folder, progress)
+        save_tensors(classifier.state_dict(), folder / store.EXTRACTOR)
     space, most = load_extractor(run, places, device), metrics.reference_images
     if metrics.reference.kind == "training":
         reference = reference_of_part(run.spec.data, data.train, "training", "train", space, most, progress)
     else:
         name, file = metrics.reference.name, metrics.reference.file
         reference = load_reference(located(name, file, "metrics.reference.file"), name, space, most, progress)
-    reference.save(folder / REFERENCE)
+    reference.save(folder / store.REFERENCE)
     heldout = reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", space, most, progress)
-    heldout.save(folder / HELDOUT)
-
-
-def _train_extractor(run: Run, data: DataSet, folder: Path, device: torch.device, progress: Progress) -> None:
-    spec = run.spec.metrics.extractor
-    assert isinstance(spec, ClassifierExtractor)
-    with seeded(spec.seed, "extractor-init"):
-        classifier = Classifier(spec, run.spec.data).to(device)
-
-    def loss_of(images: torch.Tensor, labels: torch.Tensor, noise: NoiseSource, step: int) -> torch.Tensor:
-        return cross_entropy(classifier(images.to(device))[1], labels.to(device))
-
-    _fit_on_images(classifier, loss_of, spec, run, data, folder, progress)
-    save_tensors(classifier.state_dict(), folder / EXTRACTOR)
+    heldout.save(folder / store.HELDOUT)
 
 
 def _fit_on_images(module, loss_of, spec, run: Run, data: DataSet, folder: Path, progress: Progress) -> None:
@@ -197,14 +181,14 @@ def make_latents(run: Run, places: Places, folder: Path, progress: Progress, wor
     spec, device = run.spec, pick_device(run.spec.compute.device)
     tokenizer = load_tokenizer(run, places, device)
     if getattr(spec.tokenizer, "official_cache", None) is not None:
-        sources = imported(spec, tokenizer, device, places.runs / IMAGES, progress)
+        sources = encode.imported(spec, tokenizer, device, places.images, progress)
     else:
-        sources = encoded(spec, load_data(spec.data, places.runs / IMAGES, progress), tokenizer, device)
-    manifest = manifest_of(spec, sources, tokenizer, tokenizer_file(run, places))
-    write_shards(sources, manifest, folder, progress, world.rank, world.size)
+        sources = encode.encoded(spec, load_data(spec.data, places.images, progress), tokenizer, device)
+    manifest = encode.manifest_of(spec, sources, tokenizer, tokenizer_file(run, places))
+    encode.write_shards(sources, manifest, folder, progress, world.rank, world.size)
     world.wait()
     if world.first:
-        finish_latents(manifest, folder)
+        encode.finish_latents(manifest, folder)
 
 
 def train(run: Run, places: Places, folder: Path, progress: Progress, world: World = ALONE) -> None:
@@ -216,7 +200,7 @@ def train(run: Run, places: Places, folder: Path, progress: Progress, world: Wor
     latents = load_latents(places.folder("latents", run.ids["latents_id"]), TOKENIZERS[run.spec.tokenizer.kind])
     summary = train_generator(run.spec, latents, folder, progress, world)
     if summary is not None:
-        atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        atomic_write(folder / store.SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def sample(
@@ -237,16 +221,16 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
     images = decoded_samples(run.spec, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
     scores, seen = evaluate_generation(run.spec, images, space, load_measure(run, places))
-    training = json.loads((places.folder("train", run.ids["train_id"]) / SUMMARY).read_text())
+    training = json.loads((places.folder("train", run.ids["train_id"]) / store.SUMMARY).read_text())
     parameters = training.pop("parameters")
-    _record_scores(run, places, folder, begin, scores, seen, parameters=parameters, training=training)
+    _record(run, places, folder, begin, seen, **vars(scores), parameters=parameters, training=training)
 
 
 def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     """Score the tokenizer alone on the held-out images, and those images themselves ("real")."""
     begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    heldout = load_data(run.spec.data, places.runs / IMAGES, progress).heldout
+    heldout = load_data(run.spec.data, places.images, progress).heldout
     ratios: list[torch.Tensor] = []
 
     @torch.inference_mode()
@@ -264,7 +248,7 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     scores = measure(seen)
     scores.metrics |= {**measure.real(), "psnr": torch.cat(ratios).mean().item()}
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
-    _record_scores(run, places, folder, begin, scores, seen, parameters=parameters)
+    _record(run, places, folder, begin, seen, **vars(scores), parameters=parameters)
 
 
 def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) -> None:
@@ -284,22 +268,18 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=count_parameters(model))
 
 
-def _record_scores(
-    run: Run, places: Places, folder: Path, begin: float, scores: Scores, seen: FeatureSet, **more
-) -> None:
-    """Publish scores, and keep what they can be recomputed from: statistics, and on request features and logits."""
-    np.savez(folder / STATISTICS, **statistics(seen.features))  # type: ignore[arg-type]
-    np.save(folder / PREVIEW, seen.preview.numpy())
-    if run.spec.metrics.keep_features:
-        seen.save(folder / SEEN)
-    spec, file = run.spec.tokenizer, tokenizer_file(run, places)
-    about = {"kind": spec.kind, "name": getattr(spec, "name", None), "sha256": file and sha256_of(file)}
-    scores.protocol["tokenizer"] = about
-    _record(run, places, folder, begin, **vars(scores), **more)
+def _record(run: Run, places: Places, folder: Path, begin: float, seen: FeatureSet | None = None, **measured) -> None:
+    """Write the record beside the stage's output and publish it.
 
-
-def _record(run: Run, places: Places, folder: Path, begin: float, **measured) -> None:
-    """Write the record next to the stage's output and publish it."""
+    Of ``seen``, the scored images, statistics are kept to compute scores again, and on request features and logits."""
+    if seen is not None:
+        np.savez(folder / store.STATISTICS, **statistics(seen.features))  # type: ignore[arg-type]
+        np.save(folder / PREVIEW, seen.preview.numpy())
+        if run.spec.metrics.keep_features:
+            seen.save(folder / store.SEEN)
+        spec, file = run.spec.tokenizer, tokenizer_file(run, places)
+        about = {"kind": spec.kind, "name": getattr(spec, "name", None), "sha256": file and sha256_of(file)}
+        measured["protocol"]["tokenizer"] = about
     chosen = {run.choice["metric"]: run.choice} if run.choice else {}
     record = new_record(run, time.perf_counter() - begin, selection=chosen, **measured)
     atomic_write(folder / "record.json", to_json(record))
@@ -316,3 +296,48 @@ STAGES: dict[str, Callable[..., None]] = {
     "reconstruction": measure_reconstruction,
     "speed": measure_seconds,
 }
+
+
+# --- the output of finished stages ----------------------------------------------------------------------
+
+
+def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
+    tokenizer = build_tokenizer(run.spec)
+    if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
+        weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
+        try:
+            tokenizer.load_fitted(load_file(weights))
+        except RuntimeError:  # names or shapes this version does not know
+            raise UserError(f"{weights}: written by another version; delete its folder and run again") from None
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def tokenizer_file(run: Run, places: Places) -> Path | None:
+    """The tokenizer's weights; None if it has none."""
+    if run.spec.tokenizer.trained:
+        return places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
+    weights = getattr(run.spec.tokenizer, "weights", None)
+    return None if weights is None else Path(weights)
+
+
+def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
+    """The trained generator with the weights (EMA or raw) named in the sampling spec."""
+    folder = places.folder("train", run.ids["train_id"])
+    model = build_generator(run.spec)
+    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
+    spec, weights = run.spec.metrics.extractor, None
+    if spec.trained:
+        weights = places.folder("extractor", run.ids["extractor_id"]) / store.EXTRACTOR
+    elif spec.kind == "inception":
+        weights = located("inception", spec.weights, "metrics.extractor.weights")
+    return FeatureSpace(spec, run.spec.data, weights, device)
+
+
+def load_measure(run: Run, places: Places) -> Measure:
+    """Scores images against the run's reference and against the held-out images."""
+    folder = places.folder("extractor", run.ids["extractor_id"])
+    return Measure(run.spec.metrics, read_reference(folder / store.REFERENCE), read_reference(folder / store.HELDOUT))
