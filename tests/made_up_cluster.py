@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
+from dataclasses import replace
 from pathlib import Path
 
 from mar_bench.cluster.jobs import ClusterJob
 from mar_bench.cluster.ledger import Request, Row, Submission, new_submission
-from mar_bench.cluster.plan import Plan, Queue, make_plan, rows_of
+from mar_bench.cluster.pending import Plan, Queue, make_plan, rows_of
 from mar_bench.cluster.profile import SlurmProfile
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, plan_runs
@@ -20,7 +20,6 @@ EXPERIMENT: Experiment = load_experiment("table1", "smoke")
 GUIDED, UNGUIDED = "mar/diff/guided", "mar/diff/unguided"
 PROFILE = SlurmProfile()
 SHARDS = SlurmProfile(sample_shards=3)
-REQUEST = Request("mar-bench submit", ("table1",), "made up", False, "smoke", None, None, None, None, None, "reports")
 
 
 def runs_of(only: str = GUIDED, task: str | None = None) -> list[Run]:
@@ -28,7 +27,7 @@ def runs_of(only: str = GUIDED, task: str | None = None) -> list[Run]:
 
 
 class Squeue:
-    """In place of ``slurm._run``: squeue knows the jobs it was told about, sacct none."""
+    """In place of ``slurm.ask``: squeue knows the jobs it was told about, sacct none."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, list[str]] = {}
@@ -53,22 +52,26 @@ class Lab:
         self.squeue = squeue
         self.ledger: list[Submission] = []
 
-    def plan(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, **more) -> Plan:
+    def plan(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, last: bool = False) -> Plan:
         records = read_records(self.places.records)
-        return make_plan(runs, self.places, records, profile, Queue(self.ledger), retry, **more)
+        return make_plan(runs, self.places, records, profile, Queue(self.ledger), retry, last)
 
     def rows(self, *runs: Run) -> list[Row]:
         ids = {run.id for run in runs}
         return [row for submission in self.ledger for row in submission.rows if row.id in ids]
 
+    def request(self) -> Request:
+        folders = str(self.places.runs), str(self.places.records), "reports"
+        return Request("mar-bench submit", ("table1",), False, "smoke", None, None, None, *folders)
+
     def submit(
-        self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, experiment: str = "table1", **about
+        self, runs: list[Run], profile=PROFILE, retry: bool = False, experiment: str = "table1", **about
     ) -> Submission:
-        """Like ``submit`` up to sbatch, with made-up ids."""
+        """Like ``submit`` up to sbatch, with made-up ids; ``about``: fields of the submission."""
         plan = self.plan(runs, profile, retry)
-        fields = {"request": REQUEST, "kind": "slurm", "process": 0, "waiting": 0, "code": "", "git": {}} | about
         rows = rows_of({experiment: runs}, plan.stages)
-        submission = new_submission(self.places, plan.graph, plan.stages, "", experiment, rows=rows, **fields)
+        submission = replace(new_submission(experiment, self.request(), plan.graph, rows, "slurm", 0), **about)
+        submission.write(profile, plan.stages)
         first = 100 + len(self.squeue.jobs)
         submission.sent([(key, str(first + i)) for i, key in enumerate(submission.jobs)])
         for job in submission.jobs.values():
@@ -106,7 +109,7 @@ class Lab:
         """Write a job's status file."""
         path = self.ledger[-1].folder / "jobs" / f"{job.key}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"job": job.slurm_id, "updated": time.time(), **what}))
+        path.write_text(json.dumps({"job": job.slurm_id, "failed": {}, **what}))
 
     def log(self, job: ClusterJob, text: str, ending: str = "err", task: int = 0) -> Path:
         path = self.ledger[-1].folder / "logs" / f"{job.slurm_id}_{task}_log.{ending}"
@@ -114,8 +117,6 @@ class Lab:
         path.write_text(text)
         return path
 
-
-# --- programs -------------------------------------------------------------------------------------------
 
 SBATCH = """
 n=$(( $(cat calls) + 1 )); echo $n > calls

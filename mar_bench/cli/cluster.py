@@ -12,46 +12,30 @@ from typing import Annotated
 import rich
 import typer
 
-from mar_bench.cli.options import (
-    All,
-    ExperimentNames,
-    Only,
-    Records,
-    Reports,
-    Runs,
-    SamplingSeeds,
-    Scale,
-    Seeds,
-    app,
-    results,
-)
+from mar_bench.cli import options
+from mar_bench.cli.options import app
 from mar_bench.utils.errors import UserError
 
 Cluster = Annotated[
-    str,
-    typer.Option(
-        "--cluster",
-        metavar="PROFILE",
-        help="A profile in slurm/clusters, or a YAML file of your own (slurm/README.md).",
-    ),
+    str, typer.Option("--cluster", metavar="PROFILE", help="A profile in slurm/clusters, or a YAML file of your own.")
 ]
 RunsOf = Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="Look in the run root of this profile.")]
 
 
 @app.command()
 def submit(
-    words: ExperimentNames = None,
+    words: options.ExperimentNames = None,
     cluster: Cluster = ...,  # type: ignore[assignment]  # typer: required
-    every: All = False,
-    scale: Scale = "tiny",
-    only: Only = None,
-    seeds: Seeds = None,
-    sampling_seeds: SamplingSeeds = None,
+    every: options.All = False,
+    scale: options.Scale = "tiny",
+    only: options.Only = None,
+    seeds: options.Seeds = None,
+    sampling_seeds: options.SamplingSeeds = None,
     retry: Annotated[str, typer.Option("--retry", metavar="failed", help="Also send work that failed before.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
-    runs: Runs = None,
-    records: Records = None,
-    reports: Reports = "reports",
+    runs: options.Runs = None,
+    records: options.Records = None,
+    reports: options.Reports = "reports",
 ) -> None:
     """Send unfinished work to a cluster as a graph of jobs.
 
@@ -62,13 +46,11 @@ def submit(
 
     if retry not in (None, "failed"):
         raise UserError(f"--retry {retry}: the only choice is 'failed'")
-    name, profile = load_profile(cluster)
+    profile = load_profile(cluster)
     command = shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
-    request = Request(
-        command, tuple(words or ()), name, every, scale, only, seeds, sampling_seeds, runs or profile.runs, records,
-        str(Path(reports).absolute()),
-    )  # fmt: skip
-    results(request.runs, records)  # names records that disagree
+    places, _ = options.results(runs or profile.runs, records)  # names records that disagree
+    folders = [str(Path(folder).absolute()) for folder in (places.runs, places.records, reports)]
+    request = Request(command, tuple(words or ()), every, scale, only, seeds, sampling_seeds, *folders)
     outcome = submit_request(request, profile, retry is not None, dry_run)
     if outcome.stopped:
         print("stopped; the same command resumes", file=sys.stderr)
@@ -84,61 +66,51 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing is queued or running.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     cluster: RunsOf = None,
-    runs: Runs = None,
+    runs: options.Runs = None,
 ) -> None:
     """Show the progress of submitted rows: stage, job, state, step, and what to do about failures."""
     from mar_bench.cluster.status import look, text
 
     places = _places(runs, cluster)
     while True:
-        view = look(places, list(names or ()))
-        shown = json.dumps(view.tree(), indent=1) if as_json else text(view)
+        lines = look(places, list(names or ()))
         if watch and not as_json:
             rich.get_console().clear()  # does nothing unless the output is a terminal
-        print(shown, flush=True)
-        if not watch or not view.live:
+        print(json.dumps({"rows": lines}, indent=1, default=vars) if as_json else text(lines), flush=True)
+        if not watch or not any(line.live for line in lines):
             break
         time.sleep(5)
 
 
 @app.command()
 def logs(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or any id that status shows.")
-    ],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or an id.")],
     follow: Annotated[bool, typer.Option("--follow", help="Print new lines until its jobs have ended.")] = False,
-    lines: Annotated[int, typer.Option(metavar="N", help="How many of the last lines of each log.", min=1)] = 40,
     cluster: RunsOf = None,
-    runs: Runs = None,
+    runs: options.Runs = None,
 ) -> None:
-    """Print the logs of the jobs of a row."""
-    from mar_bench.cluster.logs import print_logs
+    """Print the last lines of the logs of a row's jobs."""
+    from mar_bench.cluster.status import print_logs
 
-    if not print_logs(_places(runs, cluster), run, lines, follow) and not follow:
+    if not print_logs(_places(runs, cluster), run, follow) and not follow:
         raise UserError(f"no job of '{run}' has a log yet; mar-bench status shows what they wait for")
 
 
 @app.command()
 def cancel(
-    name: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT|RUN", help="A whole experiment, one of its rows, or a record's id.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT|RUN", help="An experiment, one of its rows, or an id.")],
     cluster: RunsOf = None,
-    runs: Runs = None,
+    runs: options.Runs = None,
 ) -> None:
     """Cancel jobs that nothing else needs. Finished work is kept; submit sends the rest again."""
     from mar_bench.cluster.send import cancel_rows
 
-    rows, ids, kept = cancel_rows(_places(runs, cluster), name)
-    print(f"cancelled {rows} records; {len(ids)} jobs ended: {' '.join(ids)}")
-    if kept:
-        print(f"{len(kept)} stages go on, since other rows need them: {', '.join(kept)}")
+    rows, ids = cancel_rows(_places(runs, cluster), name)
+    print(f"cancelled {rows} records; {len(ids)} jobs, which no other row needs, ended: {' '.join(ids)}")
 
 
 def _places(runs: str | None, cluster: str | None):
     from mar_bench.cluster.profile import load_profile
     from mar_bench.pipeline.store import default_places
 
-    if runs is None and cluster is not None:
-        runs = load_profile(cluster)[1].runs
-    return default_places(runs, None)
+    return default_places(runs or (load_profile(cluster).runs if cluster else None), None)

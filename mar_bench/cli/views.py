@@ -44,23 +44,22 @@ def table(
     records: Records = None,
 ) -> None:
     """Print a table beside the paper's numbers."""
-    from mar_bench.report.table.build import build
+    from mar_bench.report.table.build import build, save_formats
 
     if output_format not in TABLE_FORMATS:
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
     places, found = results(None, records)
     for experiment in load_all(words, every, scale, found):
         result = build(experiment, found)
-        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
         if not any(tasks["generation"] for tasks in result.selection.values()):
             nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
             if save and not every:
                 raise UserError(nothing)
             print(f"note: {nothing}", file=sys.stderr)
         elif save:
-            for ending, text in texts.items():
-                _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
-        print(texts[output_format], end="")
+            for path in save_formats(result, Path(reports, scale)):
+                print(f"wrote {path}", file=sys.stderr)
+        print({"md": result.markdown, "csv": result.csv, "tex": result.tex}[output_format](), end="")
 
 
 @app.command()

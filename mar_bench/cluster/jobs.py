@@ -4,7 +4,6 @@ Pure functions of the plan and the profile: no Slurm, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -42,20 +41,15 @@ class ClusterJob:
 
     @property
     def title(self) -> str:
-        if self.kind == TABLE:
-            return "table"
-        if self.shard:
-            return f"{self.stages[0].title} {self.shard[0] + 1}/{self.shard[1]}"
-        if self.kind == "measure":  # its shards have drawn the samples already
-            return self.stages[-1].title
-        return self.stages[0].title + (f" +{len(self.stages) - 1}" if len(self.stages) > 1 else "")
+        more = f" +{len(self.stages) - 1}" if len(self.stages) > 1 else ""
+        more = f" {self.shard[0] + 1}/{self.shard[1]}" if self.shard else more
+        return self.stages[0].title + more if self.stages else TABLE
 
 
 def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str, str]) -> list[ClusterJob]:
     """The jobs that run ``stages`` (each listed after the stages it needs); the last job writes the table.
 
     ``elsewhere`` maps stages that a job of another submission runs to that job's Slurm id."""
-    assert shards == 1 or not pack, "profiles are checked for it"
     groups: dict[tuple, list[Job]] = {}
     for stage in stages:
         groups.setdefault(_group(stage, pack, shards), []).append(stage)
@@ -67,18 +61,15 @@ def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str,
     jobs: list[ClusterJob] = []
     keys: dict[tuple, str] = {}
 
-    def add(kind: str, members: list[Job], needs: Iterable[str] = (), follows: Iterable[str] = (), shard=None) -> str:
-        refs = tuple(StageRef(stage.id, stage.kind, stage.title) for stage in members)
-        kind = STAGES[kind].resources if kind in STAGES else kind
-        jobs.append(
-            ClusterJob(str(len(jobs)), kind, refs, tuple(dict.fromkeys(needs)), tuple(dict.fromkeys(follows)), shard)
-        )
-        return jobs[-1].key
-
-    def needed(members: list[Job], group: tuple) -> list[str]:
+    def add(kind: str, members: list[Job], more: list[str], shard: tuple[int, int] | None = None) -> str:
+        """A job for stages of a group, which waits for what they need from outside it and for ``more``."""
         needs = [need for stage in members for need in stage.needs]
         others = [f"@{elsewhere[need]}" for need in needs if need in elsewhere]
-        return others + [keys[home[need]] for need in needs if need in home and home[need] != group]
+        ours = [keys[home[need]] for need in needs if home.get(need) in keys]
+        refs = tuple(StageRef(stage.id, stage.kind, stage.title) for stage in members)
+        resources = STAGES[kind].resources
+        jobs.append(ClusterJob(str(len(jobs)), resources, refs, tuple(dict.fromkeys(others + ours + more)), (), shard))
+        return jobs[-1].key
 
     for group in TopologicalSorter(waits).static_order():
         if group == (TABLE,):
@@ -86,28 +77,26 @@ def build_graph(stages: list[Job], pack: bool, shards: int, elsewhere: dict[str,
         members = groups[group]
         kinds = {stage.kind for stage in members}
         kind = next(k for k in (*HEAVIEST, *kinds) if k in kinds)
-        needs = needed(members, group)
+        parts: list[str] = []
         if shards > 1 and "sample" in kinds:
             sample = [stage for stage in members if stage.kind == "sample"]
-            needs += [add("sample", sample, needed(sample, group), shard=(j, shards)) for j in range(shards)]
+            parts = [add("sample", sample, [], (j, shards)) for j in range(shards)]
             kind = "generation" if len(kinds) > 1 else kind  # all that is left of sampling is to check the shards
-        keys[group] = add(kind, members, needs)
+        keys[group] = add(kind, members, parts)
     last = groups.get((TABLE,), [])
     kinds = {STAGES[stage.kind].resources for stage in last}
     kind = next((kind for kind in ("speed", "measure") if kind in kinds), TABLE)
-    add(kind, last, follows=[*(job.key for job in jobs), *(f"@{i}" for i in elsewhere.values())])
-    return jobs
+    refs = tuple(StageRef(stage.id, stage.kind, stage.title) for stage in last)
+    follows = dict.fromkeys([*(job.key for job in jobs), *(f"@{i}" for i in elsewhere.values())])
+    return [*jobs, ClusterJob(str(len(jobs)), kind, refs, follows=tuple(follows))]
 
 
 def _group(stage: Job, pack: bool, shards: int) -> tuple:
     """Stages with the same group share a job."""
     ids = stage.run.ids
-    if stage.kind == "extractor":
-        return ("extractor", stage.id)
-    if not pack:
-        if stage.kind in ("sample", "generation") and shards > 1:
-            return ("sample", ids["sample_id"])
-        return (stage.kind, stage.id)
+    if stage.kind == "extractor" or not pack:
+        shared = shards > 1 and stage.kind in ("sample", "generation")
+        return ("sample", ids["sample_id"]) if shared else (stage.kind, stage.id)
     if stage.kind in ("tokenizer", "latents"):
         return ("tokenizer", ids["tokenizer_id"])
     if stage.kind in ("train", "sample", "generation"):
@@ -118,12 +107,12 @@ def _group(stage: Job, pack: bool, shards: int) -> tuple:
 def arrays(jobs: list[ClusterJob], most: int) -> list[list[ClusterJob]]:
     """Jobs in the order of sending; those with equal resources and dependencies form arrays of at most ``most``."""
     out: list[list[ClusterJob]] = []
-    open_at: dict[tuple, int] = {}
+    open_at: dict[tuple, list[ClusterJob]] = {}
     for job in jobs:
         alike = (job.kind, job.needs, job.follows)
-        if job.kind != TABLE and alike in open_at and len(out[open_at[alike]]) < most:
-            out[open_at[alike]].append(job)
+        if job.kind != TABLE and len(open_at.get(alike, [])) in range(1, most):
+            open_at[alike].append(job)
         else:
-            open_at[alike] = len(out)
-            out.append([job])
+            open_at[alike] = [job]
+            out.append(open_at[alike])
     return out

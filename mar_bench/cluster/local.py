@@ -1,4 +1,4 @@
-"""The graph of a submission on this machine, for profiles without Slurm, through submitit's other executors."""
+"""The graph of a submission on this machine, for profiles without Slurm: every job is a process of submitit's."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ import time
 from pathlib import Path
 from typing import Any
 
+from submitit import LocalExecutor
+
 from mar_bench.cluster.ledger import Submission
-from mar_bench.cluster.profile import DebugProfile, ProcessesProfile
-from mar_bench.cluster.send import Last, work_of
+from mar_bench.cluster.profile import ProcessesProfile
+from mar_bench.cluster.send import Last
 from mar_bench.cluster.snapshot import START
+from mar_bench.cluster.work import Work
 from mar_bench.pipeline.run_local import STOP_SECONDS, Interrupts, Outcome, ignoring_interrupts
 from mar_bench.records.provenance import COMMAND_VARIABLE
 
 NO_LIMIT = 60 * 24 * 365  # minutes
 
 
-def run_here(submission: Submission, profile: ProcessesProfile | DebugProfile, threads: int, last: Last) -> Outcome:
+def run_here(submission: Submission, profile: ProcessesProfile, threads: int, last: Last) -> Outcome:
     """Run all jobs; ``failed`` maps keys of jobs to errors. ``threads``: of each process.
 
     A job that needs a failed one is not run. Ctrl-C and SIGTERM stop the processes; trainings save first."""
-    debug = isinstance(profile, DebugProfile)
     gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parallel = 1 if gpus else max(1, cores // threads)
-    parallel = 1 if isinstance(profile, DebugProfile) else profile.parallel or parallel
-    executor = _executor(submission, debug, gpus)
+    parallel = profile.parallel or (1 if gpus else max(1, cores // threads))
+    start = shlex.join([sys.executable, "-u", str(submission.folder / "code" / START)])
+    executor = LocalExecutor(submission.folder / "logs", python=start)
+    executor.update_parameters(timeout_min=NO_LIMIT, gpus_per_node=len(gpus), visible_gpus=gpus)
     os.environ[COMMAND_VARIABLE] = submission.request.command
     outcome = Outcome()
     waiting = dict(submission.jobs)
     running: dict[str, Any] = {}
     ended: set[str] = set()
-    # Ctrl-C reaches every process of a terminal, but only this one acts on it; a debugger handles it itself.
-    with contextlib.nullcontext(Interrupts()) if debug else Interrupts() as interrupts:
+    with Interrupts() as interrupts:  # Ctrl-C reaches every process of a terminal, but only this one acts on it
         while (waiting or running) and not interrupts.count:
             for job in list(waiting.values()):
                 if set(job.needs) & outcome.failed.keys():
@@ -46,19 +48,17 @@ def run_here(submission: Submission, profile: ProcessesProfile | DebugProfile, t
                 elif {*job.needs, *job.follows} <= ended and len(running) < parallel:
                     del waiting[job.key]
                     print(f"start  {job.title}", flush=True)
-                    with contextlib.nullcontext() if debug else ignoring_interrupts():
-                        running[job.key] = executor.submit(work_of(submission, job, last))
+                    with ignoring_interrupts():
+                        running[job.key] = executor.submit(Work(str(submission.folder), job.key, last))
                     submission.sent([(job.key, running[job.key].job_id)])
             for key, process in list(running.items()):
-                if debug or process.done():
+                if process.done():
                     del running[key]
                     ended.add(key)
-                    error = process.exception()
-                    if error is not None:
+                    if error := process.exception():
                         outcome.failed[key] = str(error).strip().splitlines()[-1]
-                    print(f"{'done  ' if error is None else 'FAILED'} {submission.jobs[key].title}", flush=True)
-            if running:
-                time.sleep(0.2)
+                    print(f"{'FAILED' if error else 'done  '} {submission.jobs[key].title}", flush=True)
+            time.sleep(0.2)
         if waiting or running:
             outcome.stopped = True
             print("stopping: saving work in progress", flush=True)
@@ -68,14 +68,3 @@ def run_here(submission: Submission, profile: ProcessesProfile | DebugProfile, t
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process._process.wait(STOP_SECONDS)
     return outcome
-
-
-def _executor(submission: Submission, debug: bool, gpus: list[int]) -> Any:
-    from submitit import DebugExecutor, LocalExecutor
-
-    if debug:
-        return DebugExecutor(submission.folder / "logs")
-    start = shlex.join([sys.executable, "-u", str(Path(submission.code) / START)])
-    executor = LocalExecutor(submission.folder / "logs", python=start)
-    executor.update_parameters(timeout_min=NO_LIMIT, gpus_per_node=len(gpus), visible_gpus=gpus)
-    return executor

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mar_bench.config.layers import load_yaml
-from mar_bench.config.parse import Count, CountOrZero, KeyPathError, OneOf, Positive, parse
+from mar_bench.config.parse import Count, CountOrZero, Form, KeyPathError, OneOf, Positive, parse
 from mar_bench.config.stages import RESOURCES, STAGES
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import shipped
 
 BLOCKS = (*RESOURCES, "table")  # keys of ``stages``
 MULTIPROCESS = {stage.resources for stage in STAGES.values() if stage.multiprocess}
-RESERVED = {  # sbatch options that have a key of their own, or that mar-bench submit sets
-    "array", "signal", "time", "nodes", "mem", "partition", "account", "qos", "constraint", "exclusive", "gres",
-    "gpus-per-node", "cpus-per-task", "ntasks", "ntasks-per-node", "dependency", "job-name", "output", "error",
-    "requeue", "no-requeue", "kill-on-invalid-dep", "open-mode", "wckey", "parsable", "wait", "test-only", "wrap",
-    "export", "quiet",
-}  # fmt: skip
+# sbatch options on which submit relies: another value would lose work
+RESERVED = "array|dependency|error|export|job.name|kill.on.invalid.dep|no.requeue|ntasks|ntasks.per.node|open.mode"
+RESERVED += "|output|parsable|requeue|signal|time|wait|wrap"
 Block = Annotated[str, OneOf("stage", BLOCKS)]
+Time = Annotated[str, Form(r"\d+|(\d+-)?\d+:\d\d:\d\d", "write minutes, H:MM:SS or D-HH:MM:SS")]  # M:SS looks like H:MM
+Option = Annotated[str, Form(f"(?!-*({RESERVED})$).+", "is set by mar-bench submit or a key of the profile")]
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ class Resources:
     gpu_type: str | None = None  # as in --gres=gpu:<type>:<n>
     cpus_per_task: Count | None = None
     memory_gb: Positive | None = None  # per task
-    time: str | None = None  # minutes, H:MM:SS or D-HH:MM:SS
+    time: Time | None = None
     exclusive: bool | None = None  # whole nodes
-    sbatch: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, without its dashes
+    sbatch: dict[Option, Any] = field(default_factory=dict)  # any other sbatch option, without its dashes
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,7 @@ class ProcessesProfile(_AnyProfile):
     parallel: Count | None = None  # jobs at a time; None: cores / threads per process
 
 
-@dataclass(frozen=True)
-class DebugProfile(_AnyProfile):
-    """The same graph in this process, one job after another, for a debugger."""
-
-    kind: Literal["debug"] = "debug"
-
-
-Profile = SlurmProfile | ProcessesProfile | DebugProfile
+Profile = SlurmProfile | ProcessesProfile
 
 
 def profiles_dir() -> Path:
@@ -99,60 +90,41 @@ def profiles_dir() -> Path:
     return shipped("slurm/clusters", "clusters", "MAR_BENCH_CLUSTERS")
 
 
-def load_profile(name: str) -> tuple[str, Profile]:
-    """The name of a profile, and the profile, by its name or file. Raises UserError naming the file and the key."""
-    if name.endswith((".yaml", ".yml")):
-        file = Path(name)
-    else:
-        known = {path.stem: path for path in sorted(profiles_dir().glob("*.yaml"))}
-        if name not in known:
-            raise UserError(f"--cluster {name}: no such profile in {profiles_dir()}, {did_you_mean(name, known)}")
-        file = known[name]
+def load_profile(name: str) -> Profile:
+    """A profile by its name or file. Raises UserError naming the file and the key."""
+    file = Path(name) if name.endswith((".yaml", ".yml")) else profiles_dir() / f"{name}.yaml"
+    if file.suffix not in name and not file.is_file():
+        known = [path.stem for path in profiles_dir().glob("*.yaml")]
+        raise UserError(f"--cluster {name}: no such profile in {profiles_dir()}, {did_you_mean(name, known)}")
     try:
         profile = parse(Profile, load_yaml(file))
         _check(profile)
     except KeyPathError as error:
-        unquoted = error.path.endswith(".time") and error.message.startswith("expected")
-        quotes = "; write it in quotes, as in '4:00:00'" if unquoted else ""
-        raise UserError(f"{file}: {error.path}: {error.message}{quotes}") from None
-    if profile.runs is not None:
-        profile = replace(profile, runs=os.path.expandvars(os.path.expanduser(profile.runs)))
-        if "$" in profile.runs:
-            raise UserError(f"{file}: runs: '{profile.runs}' names a variable that is not set")
-    return file.stem, profile
+        raise UserError(f"{file}: {error}") from None
+    runs = profile.runs and os.path.expandvars(os.path.expanduser(profile.runs))
+    if "$" in (runs or ""):
+        raise UserError(f"{file}: runs: '{runs}' names a variable that is not set")
+    return replace(profile, runs=runs)
 
 
-def minutes(time: str, path: str = "time") -> int:
-    """A time limit in whole minutes, rounded up. Raises KeyPathError for another format or less than a minute.
-
-    M:SS and H:MM look alike, so neither is accepted."""
-    match = re.fullmatch(r"(\d+)|(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
-    if not match:
-        raise KeyPathError(path, f"'{time}' is not a time limit: write minutes, H:MM:SS or D-HH:MM:SS")
-    whole, days, hours, mins, seconds = (int(group or 0) for group in match.groups())
-    total = whole + days * 1440 + hours * 60 + mins + (seconds > 0)
-    if total < 1:
-        raise KeyPathError(path, f"'{time}' is less than a minute")
-    return total
+def minutes(time: str) -> int:
+    """A time limit in whole minutes, rounded up."""
+    if time.isdigit():
+        return int(time)
+    days, _, clock = time.rpartition("-")
+    hours, mins, seconds = map(int, clock.split(":"))
+    return int(days or 0) * 1440 + hours * 60 + mins + (seconds > 0)
 
 
 def _check(profile: Profile) -> None:
-    """Raises KeyPathError for values that do not go together."""
+    """Raises KeyPathError for values with which work would be lost or done by the wrong number of processes."""
     if profile.pack and profile.sample_shards > 1:
         raise KeyPathError("sample_shards", "a packed job draws all images of an evaluation itself: set pack: false")
-    if not isinstance(profile, SlurmProfile):
-        return
-    for path, block in (("job", profile.job), *((f"stages.{s}", r) for s, r in profile.stages.items())):
-        if block.time is not None:
-            minutes(block.time, f"{path}.time")
-        for option in block.sbatch:
-            if option.lstrip("-").replace("_", "-") in RESERVED:
-                raise KeyPathError(f"{path}.sbatch.{option}", "is set by mar-bench submit or a key of the profile")
-    if profile.job.gpu_type and not profile.job.gpus_per_node:
-        raise KeyPathError("job.gpu_type", "needs job.gpus_per_node")
-    for stage in BLOCKS:
-        wants = profile.resources(stage)
+    for stage in BLOCKS if isinstance(profile, SlurmProfile) else ():
+        wants, path = profile.resources(stage), f"stages.{stage}"
+        if wants.gpu_type and wants.gpus_per_node is None:
+            raise KeyPathError(f"{path}.gpu_type", "needs gpus_per_node")
         if (seconds := profile.signal_seconds) >= 60 * minutes(wants.time or ""):
             raise KeyPathError("signal_seconds", f"{seconds} is not below the time of stage {stage}, {wants.time}")
         if stage not in MULTIPROCESS and (wants.nodes or 1) * (wants.tasks_per_node or 1) > 1:
-            raise KeyPathError(f"stages.{stage}", "runs in one process: set nodes and tasks_per_node to 1 here")
+            raise KeyPathError(path, "runs in one process: set nodes and tasks_per_node to 1 here")

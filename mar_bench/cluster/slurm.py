@@ -10,11 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mar_bench.cluster.ledger import Submission
 from mar_bench.cluster.profile import SlurmProfile, minutes
 from mar_bench.cluster.snapshot import START
 from mar_bench.records.provenance import COMMAND_VARIABLE
@@ -27,10 +27,8 @@ LIVE = {
 LOST = "LOST"  # Slurm does not know the job
 SILENT = "UNKNOWN"  # Slurm does not answer
 NO_SLURM = "{}: not found; is this a machine of the cluster, and is Slurm on the PATH?"
-COMPLAINT = r"\s*(sbatch|squeue|sacct|scancel|scontrol|slurm)\w*[: ]"
 SECONDS = 30  # how long squeue and the like may take to answer
 RETRY_SECONDS = 1
-FIELDS = "%i|%j|%T|%N|%r"  # of squeue: id, name, state, nodes, reason
 
 
 @dataclass(frozen=True)
@@ -53,97 +51,68 @@ def job_states(named: dict[str, str]) -> dict[str, JobState]:
     an id that Slurm does not know. While the controller does not answer, jobs missing from accounting are UNKNOWN."""
     if not named:
         return {}
-    found: dict[str, tuple[str, JobState]] = {}
-    silent = False
+    found: dict[str, JobState] = {}
+    unknown = LOST
     try:
-        words = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", FIELDS]
-        try:
-            lines = _run(words)
-        except UserError:  # a busy controller drops a request now and then
-            time.sleep(RETRY_SECONDS)
-            lines = _run(words)
-        for line in lines.splitlines():
+        words = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%j|%T|%N|%r"]
+        for line in ask(words).splitlines():
             job, name, state, nodes, reason = line.split("|", 4)
-            found[job] = (name, JobState(state, nodes, "" if reason == "None" else reason))
+            if named.get(job) == name:
+                found[job] = JobState(state, nodes, "" if reason == "None" else reason)
     except UserError:
-        silent = True
-    if missing := [job for job in named if job not in found or found[job][0] != named[job]]:
-        whole = ",".join(dict.fromkeys(job.partition("_")[0] for job in missing))
-        words = ["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList", "-j", whole]
+        unknown = SILENT
+    if missing := named.keys() - found.keys():
+        ids = ",".join(sorted({job.partition("_")[0] for job in missing}))
         # Without accounting, jobs that squeue has forgotten have ended with unknown status.
         with contextlib.suppress(UserError):
-            for line in _run(words).splitlines():
+            for line in ask(["sacct", "-n", "-X", "-P", "-o", "JobID,JobName,State,NodeList", "-j", ids]).splitlines():
                 jobs, name, state, nodes = line.split("|", 3)
                 for job in _elements(jobs):
-                    if job in named and name == named[job]:
-                        found[job] = (name, JobState(state.split()[0], nodes.replace("None assigned", "")))
-    unknown = JobState(SILENT if silent else LOST)
-    return {job: found[job][1] if found.get(job, ("",))[0] == name else unknown for job, name in named.items()}
+                    if job in missing and named[job] == name:
+                        found[job] = JobState(state.split()[0], nodes.replace("None assigned", ""))
+    return {job: found.get(job, JobState(unknown)) for job in named}
 
 
 def _elements(job: str) -> list[str]:
     """The ids in ``12_[0-2,5%4]``, as sacct writes array elements that have not started."""
-    array, bracket, elements = job.partition("_[")
-    if not bracket:
-        return [job]
-    found = []
-    for part in elements.rstrip("]").partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():  # sacct truncates long lists
-            found += [f"{array}_{i}" for i in range(int(first), int(last or first) + 1)]
-    return found
+    array, _, elements = job.partition("_[")
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", elements.partition("%")[0])
+    return [f"{array}_{i}" for first, last in ranges for i in range(int(first), int(last or first) + 1)] or [job]
 
 
-def cancel_jobs(ids: Sequence[str]) -> None:
-    """Raises UserError if Slurm refuses."""
-    for i in range(0, len(ids), 200):
-        _run(["scancel", *ids[i : i + 200]])
+def ask(words: list[str]) -> str:
+    """A command's output, at the second try if the controller is busy. Raises UserError with the reason."""
+    for again in (True, False):
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        except FileNotFoundError:
+            raise UserError(NO_SLURM.format(words[0])) from None
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{words[0]}: no answer within {SECONDS} seconds") from None
+        if done.returncode == 0:
+            return done.stdout
+        if again:
+            time.sleep(RETRY_SECONDS)
+    raise UserError(_complaint(done.stderr) or f"{words[0]} failed with exit code {done.returncode}")
 
 
-def cancel_named(name: str) -> None:
-    """Cancel all jobs with a name, including those whose ids were never noted. Raises UserError if Slurm refuses."""
-    _run(["scancel", "-u", str(os.getuid()), "--name", name])
+def _complaint(text: str) -> str:
+    """The last error in Slurm's output, as one line."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "")
 
 
-def requeue_job(slurm_id: str) -> None:
-    """Raises UserError if Slurm refuses."""
-    _run(["scontrol", "requeue", slurm_id])
+def executor_for(profile: SlurmProfile, submission: Submission, stage: str, dependency: str) -> Any:
+    """submitit's executor for the jobs of a stage. It works without Slurm too, to print scripts."""
+    from submitit.slurm.slurm import SlurmExecutor
 
-
-def _run(words: list[str]) -> str:
-    """A command's output. Raises UserError with the line of its error message that says why."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except FileNotFoundError:
-        raise UserError(NO_SLURM.format(words[0])) from None
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{words[0]}: no answer within {SECONDS} seconds") from None
-    if done.returncode:
-        raise UserError(complaint(done.stderr) or f"{words[0]} failed with exit code {done.returncode}")
-    return done.stdout
-
-
-def complaint(text: str) -> str:
-    """The line of Slurm's error output that says why."""
-    lines = [line.strip() for line in text.splitlines() if re.match(COMPLAINT, line)]
-    lines = [line for line in lines if "error" in line] or lines
-    return " ".join(lines[-1].split()) if lines else ""
-
-
-# --- sending --------------------------------------------------------------------------------------------
-
-
-def sbatch_parameters(
-    profile: SlurmProfile, stage: str, name: str, dependency: str, code: Path, command: str
-) -> dict[str, Any]:
-    """Parameters of submitit's Slurm executor for the jobs of a stage."""
-    wants = profile.resources(stage)
+    Sender = type("Sender", (SlurmExecutor,), {"affinity": classmethod(lambda cls: 2)})
+    wants, code = profile.resources(stage), shlex.quote(str(submission.folder / "code"))
     tasks = wants.tasks_per_node or 1
     own = {option.lstrip("-"): value for option, value in wants.sbatch.items() if value not in (None, False)}
-    same = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")
     parameters: dict[str, Any] = {
-        **{key: getattr(wants, key) for key in same},
-        "job_name": name,
+        **{key: getattr(wants, key) for key in ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")},
+        "job_name": submission.name,
         "ntasks_per_node": tasks,
         "time": minutes(wants.time or ""),
         "exclusive": wants.exclusive or None,
@@ -151,78 +120,37 @@ def sbatch_parameters(
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": profile.array_parallelism,
         "dependency": dependency or None,
-        "wckey": None,  # submitit's default fails on sites without them
         "srun_args": ["--kill-on-bad-exit=1"],  # else the other tasks of a job wait for one that has died
         "setup": [
             *profile.setup,
-            f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-            f"export {COMMAND_VARIABLE}={shlex.quote(command)}",
+            f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export {COMMAND_VARIABLE}={shlex.quote(submission.request.command)}",
         ],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **own},
     }
-    if wants.gpus_per_node and wants.gpu_type:
-        parameters["gres"] = f"gpu:{wants.gpu_type}:{wants.gpus_per_node}"
-    elif wants.gpus_per_node:
-        parameters["gpus_per_node"] = wants.gpus_per_node
-    return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
-
-
-def _executor(profile: SlurmProfile, folder: Path, code: Path, parameters: dict[str, Any]):
-    from submitit.slurm.slurm import SlurmExecutor
-
-    class Sender(SlurmExecutor):
-        """Works without Slurm too, to print what would be sent."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 2
-
-    python = profile.python or shlex.quote(sys.executable)
-    executor = Sender(folder, profile.max_timeouts, python=f"{python} -u {shlex.quote(str(code / START))}")
-    executor.update_parameters(**parameters)
+    if gpus := wants.gpus_per_node:
+        parameters |= {"gres": f"gpu:{wants.gpu_type}:{gpus}"} if wants.gpu_type else {"gpus_per_node": gpus}
+    parameters = {key: value for key, value in parameters.items() if value is not None}
+    python = f"{profile.python or shlex.quote(sys.executable)} -u {code}/{START}"
+    executor = Sender(submission.folder / "logs", profile.max_timeouts, python=python)
+    executor.update_parameters(**parameters, wckey=None)  # submitit's default wckey fails on sites without them
     return executor
 
 
-def script(profile: SlurmProfile, folder: Path, code: Path, parameters: dict[str, Any], elements: int) -> str:
-    """The batch script of a job, or of an array with ``elements`` jobs."""
-    executor = _executor(profile, folder, code, parameters)
-    if elements > 1:
-        executor.parameters["map_count"] = elements
-    return executor._make_submission_file_text(executor._submitit_command_str, "")
-
-
-def send(
-    profile: SlurmProfile, folder: Path, code: Path, parameters: dict[str, Any], work: Sequence[Callable]
-) -> list[str]:
+def send(executor: Any, work: Sequence[Callable]) -> list[str]:
     """Send one job per item of ``work``, several as an array; returns their ids. Raises UserError if sbatch refuses."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.helpers import clean_env
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError(NO_SLURM.format("sbatch"))
-    executor = _executor(profile, folder, code, parameters)
+    # sbatch would pass on what Slurm and torch have set in the job from which this is called, if it is one
+    kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
     try:
-        with outside_a_job():
+        with clean_env(["CUDA_VISIBLE_DEVICES"]) if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():
+            os.environ.update(kept)
             with executor.batch() if len(work) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(one) for one in work]
             return [job.job_id for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch refuses: {complaint(str(error)) or ' '.join(str(error).split())}") from None
-
-
-@contextlib.contextmanager
-def outside_a_job() -> Iterator[None]:
-    """Hide the variables that Slurm and torch set in a job, which jobs sent from it would inherit."""
-    torch_sets = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
-    names = {key for key in os.environ if key.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))} - {"SLURM_CONF"}
-    names |= os.environ.keys() & {*torch_sets, "CUDA_VISIBLE_DEVICES"}
-    hidden = {key: os.environ.pop(key) for key in names} if "SLURM_JOB_ID" in os.environ else {}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def dependency(needs: Iterable[str], follows: Iterable[str]) -> str:
-    """The value of sbatch's --dependency: ids that must have succeeded, and ids that must have ended."""
-    parts = [("afterok", list(needs)), ("afterany", list(follows))]
-    return ",".join(":".join([word, *ids]) for word, ids in parts if ids)
+        raise UserError(f"sbatch refuses: {_complaint(str(error))}") from None

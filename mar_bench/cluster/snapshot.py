@@ -1,12 +1,9 @@
-"""A copy of the code for queued jobs: editing the checkout does not change what they will run."""
+"""A copy of the code in a submission's folder: editing the checkout does not change what its jobs will run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import mar_bench
@@ -15,7 +12,7 @@ from mar_bench.records.paper import paper_dir
 from mar_bench.records.provenance import SNAPSHOT, git_state
 
 START = "start_job.py"
-# A script in the snapshot's top folder: Python puts that folder first on the path, before the working directory.
+# A script in the copy's top folder: Python puts that folder first on the path, before the working directory.
 START_TEXT = '''"""Entry point of a job: run the submitit job in the folder that is the last argument."""
 
 import signal
@@ -30,36 +27,10 @@ process_job(sys.argv[-1])
 '''
 
 
-def take_snapshot(runs: Path) -> Path:
-    """Copy the package, the experiments and the paper's numbers to ``runs/code/<hash of the content>``, once.
-
-    Returns the absolute path of the copy."""
-    package = Path(mar_bench.__file__).parent
-    sources = {"mar_bench": package, "experiments": experiments_dir(), "results/paper": paper_dir()}
-    files = {
-        f"{name}/{path.relative_to(folder)}": path.read_bytes()
-        for name, folder in sources.items()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    files[START] = START_TEXT.encode()
-    files[SNAPSHOT] = json.dumps({"git": git_state()}, sort_keys=True).encode()
-    digest = hashlib.sha256()
-    for name, content in sorted(files.items()):
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    target = (runs / "code" / digest.hexdigest()[:12]).absolute()
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-    try:
-        for name, content in files.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(content)
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-    except OSError:
-        shutil.rmtree(temporary)
-        if not target.is_dir():  # another submission may have made the same copy meanwhile
-            raise
-    return target
+def take_snapshot(folder: Path) -> None:
+    """Copy the package, the experiments and the paper's numbers to a new folder, with the commit that records name."""
+    sources = {"mar_bench": Path(mar_bench.__file__).parent, "experiments": experiments_dir()}
+    for name, source in {**sources, "results/paper": paper_dir()}.items():
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / START).write_text(START_TEXT)
+    (folder / SNAPSHOT).write_text(json.dumps({"git": git_state()}))

@@ -1,43 +1,36 @@
-"""The progress of submitted rows: Slurm's view of their jobs joined with the jobs' status files."""
+"""The progress of submitted rows, Slurm's view of their jobs joined with the jobs' status files; their logs."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mar_bench.cluster.jobs import ClusterJob
-from mar_bench.cluster.ledger import Row, Submission, read_ledger
-from mar_bench.cluster.plan import GIVEN_UP, INTERRUPTED, Queue, shards_of
-from mar_bench.cluster.slurm import LOST, SILENT
+from mar_bench.cluster.jobs import TABLE, ClusterJob
+from mar_bench.cluster.ledger import Row, Submission, find_rows, read_ledger
+from mar_bench.cluster.pending import NOT_SENT, Queue, shards_of
 from mar_bench.pipeline.progress import duration
 from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.records.record import read_record
 from mar_bench.utils.console import console_table
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError
 
 AGAIN = "submit with --retry failed"
-RESUBMIT = "submit sends it again"
-CHANGE = "change the profile, cancel and submit"
 ADVICE = {  # pattern of a state or a pending reason -> what to do; the first match counts
     "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
     "TIMEOUT": f"it could not save within signal_seconds, or hit its limit too often: raise time, then {AGAIN}",
-    "NODE_FAIL|BOOT_FAIL|DEADLINE": AGAIN,
-    "FAILED": f"mar-bench logs shows why; then {AGAIN}",
-    "CANCELLED|PREEMPTED": RESUBMIT,
-    INTERRUPTED: "the same submit resumes it",
-    LOST: f"Slurm does not know this job: another cluster's (SLURM_CONF), or its history is gone; {AGAIN}",
-    SILENT: "Slurm does not answer: is this a machine of the cluster?",
+    "FAIL|DEADLINE|LOST": f"mar-bench logs shows why; then {AGAIN}",
+    "(?i)cancelled|PREEMPTED|INTERRUPTED|not sent": "submit sends it again",
+    "UNKNOWN": "Slurm does not answer: is this a machine of the cluster?",
     "DependencyNeverSatisfied": f"a job that it needs has failed: mar-bench cancel, then {AGAIN}",
-    "Held|held": "scontrol release, once the cause is gone",
+    "(?i)held": "scontrol release, once the cause is gone",
     "NodeNotAvail|NodeDown|PartitionDown": "nodes are down or reserved: sinfo -R shows why",
-    "PartitionNodeLimit|PartitionTimeLimit|BadConstraints|InvalidAccount|InvalidQOS": CHANGE,
+    "PartitionNodeLimit|PartitionTimeLimit|Constraints|Invalid": "change the profile, cancel and submit",
     "QOS|Assoc": "a limit of the qos or account: it waits for other jobs, or requests too much",
 }
-SILENT_SECONDS = 300  # without an update of a running job's status file
 
 
 @dataclass
@@ -58,182 +51,119 @@ class Line:
     seconds_left: float | None = None
     error: str = ""
     advice: str = ""
-    log: str = ""
     live: bool = False
 
 
-@dataclass
-class View:
-    """What ``status`` shows."""
-
-    runs: Path
-    lines: list[Line]
-    tables: list[Line]
-    notes: list[str]
-
-    @property
-    def live(self) -> bool:
-        return any(line.live for line in [*self.lines, *self.tables])
-
-    def tree(self) -> dict[str, Any]:
-        rows, tables = ([asdict(line) for line in lines] for lines in (self.lines, self.tables))
-        return {"rows": rows, "tables": tables, "notes": self.notes}
-
-
-def look(places: Places, experiments: list[str]) -> View:
-    """Every record as of its newest submission. Raises UserError for an experiment that was never submitted."""
+def look(places: Places, names: list[str]) -> list[Line]:
+    """The rows that ``names`` mean, or all, as of their newest submissions. Raises UserError if there are none."""
     ledger = read_ledger(places.runs)
-    known = {row.experiment for submission in ledger for row in submission.rows}
     if not ledger:
         raise UserError(f"nothing has been submitted in {places.runs} (--runs, or --cluster for a profile's run root)")
-    for name in experiments:
-        if name not in known:
-            raise UserError(f"{name} has not been submitted in {places.runs}: {did_you_mean(name, known)}")
-    wanted = set(experiments or known)
-    shown = [s for s in ledger if not experiments or any(row.experiment in wanted for row in s.rows)]
+    wanted = {row.name for name in names for row in find_rows(ledger, name)}
+    rows = {row.name: (s, row) for s in ledger for row in s.rows if not names or row.name in wanted}
     queue = Queue(ledger)
-    rows = {row.name: (s, row) for s in shown for row in s.rows if row.experiment in wanted}
     lines = [_line(s, row, queue) for s, row in rows.values()]
-    newest = {tuple(s.request.words): s for s in shown}.values()
-    tables = [line for s in shown if (line := _table_line(s, queue)).live or line.error and s in newest]
-    notes = []  # what the user has to do for submissions that do not continue by themselves
-    for s in newest:
-        if not s.complete:
-            notes.append(f"a submission was cut short: {s.request.command} sends the rest of it")
-        elif s.waiting and queue.state(s, s.last) is not None and not queue.live(s, s.last):
-            notes.append(f"{s.waiting} evaluations wait until their points are chosen: {s.request.command} sends them")
-    return View(places.runs, lines, tables, notes)
+    newest = {s.request.command: s.id for s in ledger}.values()
+    for s in ledger:
+        table = Line(s.name.rpartition(".")[0], TABLE, TABLE, s.id, TABLE)
+        _fill(table, s, s.last, None, queue)
+        shown = table.live or (table.state not in ("COMPLETED", NOT_SENT, "CANCELLED") and s.id in newest)
+        if shown and (not names or wanted & {row.name for row in s.rows}):
+            lines.append(table)
+    for line in lines:
+        line.advice = next((text for pattern, text in ADVICE.items() if re.search(pattern, line.state)), "")
+    return lines
 
 
 def _line(submission: Submission, row: Row, queue: Queue) -> Line:
     places = submission.places
-    name = row.row + (f" seed {row.train_seed}" if row.train_seed else "")
-    name += f" images {row.sampling_seed}" if row.sampling_seed else ""
-    name += f" ({row.task})" if row.task != "generation" else " (sweep point)" if row.sweep else ""
-    line = Line(row.experiment, name, row.task, row.id)
+    line = Line(row.experiment, row.title, row.task, row.id)
+    stage_id = next((i for i, kind in row.stages.items() if not is_sound(places.folder(kind, i))), row.id)
     if is_sound(places.folder(row.task, row.id)):
         line.state = "done"
-        return line
-    if row.id in queue.cancelled or row.name in submission.cancelled:
-        line.state, line.advice = "cancelled", RESUBMIT
-        return line
-    stage_id = next((i for i, kind in row.stages.items() if not is_sound(places.folder(kind, i))), row.id)
-    if stage_id not in queue.holders:
+    elif row.id in queue.cancelled or row.name in submission.cancelled:
+        line.state = "cancelled"
+    elif stage_id in queue.holders:
+        owner, holder = queue.holders[stage_id]
+        shards = [shard for shard in shards_of(owner, holder) if shard.stages[0].id == stage_id]
+        busy = [shard for shard in shards if queue.state(owner, shard).live]
+        running = [shard for shard in busy if queue.state(owner, shard).state == "RUNNING"]
+        line.stage = f"sample {len(shards) - len(busy)}/{len(shards)}" if busy else row.stages[stage_id]
+        _fill(line, owner, [*running, *busy, holder][0], stage_id, queue)
+        if line.state == "CANCELLED" and (why := queue.failure(owner, holder, stage_id)):
+            line.state, line.error = "FAILED", why
+    else:
         path = places.records / f"{row.id}.json"
         record = read_record(path) if path.is_file() else None
-        line.state, line.advice = "not sent", RESUBMIT
+        line.state = NOT_SENT
         if record is not None and record.status == "failed":
-            line.state, line.error, line.advice = "FAILED", (record.error or "").partition("\n")[0], AGAIN
-        return line
-    owner, holder = queue.holders[stage_id]
-    shards = [shard for shard in shards_of(owner, holder) if shard.stages[0].id == stage_id]
-    busy = [shard for shard in shards if queue.live(owner, shard)]
-    running = [shard for shard in busy if queue.states[owner.id, shard.key].state == "RUNNING"]
-    line.stage = f"sample {len(shards) - len(busy)}/{len(shards)}" if busy else row.stages[stage_id]
-    _fill(line, owner, [*running, *busy, holder][0], stage_id, queue)
-    if line.state in GIVEN_UP and (why := queue.failure(owner, holder, stage_id)):
-        line.state, line.error, line.advice = "FAILED", why, AGAIN
-    return line
-
-
-def _table_line(submission: Submission, queue: Queue) -> Line:
-    line = Line(" ".join(submission.request.words) or "all", "table", "table", submission.id, "table")
-    _fill(line, submission, submission.last, None, queue)
+            line.state, line.error = "FAILED", (record.error or "").partition("\n")[0]
     return line
 
 
 def _fill(line: Line, owner: Submission, job: ClusterJob, stage_id: str | None, queue: Queue) -> None:
     """Complete a line from the job that runs stage ``stage_id``, or the table for None."""
-    line.job = job.slurm_id or job.key
-    state, notes, log = queue.state(owner, job), owner.notes_of(job), owner.log(job)
-    if state is None:
-        line.state, line.advice = "not sent", RESUBMIT
-        return
-    line.state, line.node, line.live = state.state, state.nodes, state.live
-    line.log = str(log.relative_to(owner.folder.parent.parent)) if log.is_file() else ""
-    reason = state.state
-    if stage_id in notes.get("failed", {}):
-        line.state = reason = "FAILED"
-        line.error, line.live = notes["failed"][stage_id], False
-    elif state.state == "RUNNING" and notes:
-        _fill_running(line, notes, stage_id)
+    state, status = queue.state(owner, job), owner.status(job)
+    line.job, line.state, line.node, line.live = job.slurm_id or job.key, state.state, state.nodes, state.live
+    if stage_id in status.get("failed", {}):
+        line.state, line.error, line.live = "FAILED", status["failed"][stage_id], False
+    elif state.state == "RUNNING" and status:
+        if status.get("waiting"):
+            line.state, line.error = "WAITING", status["waiting"]
+        elif status.get("stage") not in (stage_id, None, TABLE):
+            line.state = "NEXT"
+        elif status.get("step") is not None:
+            line.step, line.total = status["step"], status["total"]
+            line.images_per_second, line.seconds_left = status["images_per_second"], status["seconds_left"]
     elif state.state == "PENDING" and state.reason:
-        line.state, reason = f"PENDING ({state.reason})", state.reason
-        line.error = "requeued" if notes.get("history") else ""
+        line.state = f"PENDING ({state.reason})"
     elif state.state == "COMPLETED" and stage_id is not None:
-        line.state = reason = "FAILED"
-        line.error = "its job has ended without it"
-    elif not state.live and state.state not in ("COMPLETED", *GIVEN_UP):
-        line.error = _last_error(log)
-    line.advice = advice(reason)
+        line.state, line.error = "FAILED", "its job has ended without it"
 
 
-def _fill_running(line: Line, notes: dict[str, Any], stage_id: str | None) -> None:
-    silent = time.time() - notes.get("updated", time.time())
-    if notes.get("stage") not in (stage_id, None):
-        line.state = "NEXT"
-    elif notes.get("step") is not None:
-        line.step, line.total = notes["step"], notes["total"]
-        if rate := notes.get("rate"):
-            line.images_per_second = rate * notes.get("unit", 1)
-            line.seconds_left = max(0, (notes["total"] - notes["step"]) / rate)
-    if notes.get("waiting"):
-        line.state, line.error = "WAITING", notes["waiting"]
-    elif silent > SILENT_SECONDS and line.state == "RUNNING":
-        line.error = f"no update for {duration(silent)}"
-
-
-def advice(state: str) -> str:
-    """What to do about a state or a pending reason of Slurm's; empty if nothing."""
-    # reasons come with more words, as in QOSMaxJobsPerUserLimit
-    return next((text for pattern, text in ADVICE.items() if re.search(pattern, state)), "")
-
-
-def _last_error(log: Path) -> str:
-    """The last line of a job's log that looks like an error, else its last line."""
-    try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
-    # Python's errors before those of srun and slurmstepd, which only repeat that a task has ended
-    errors = [line for line in lines if "Error" in line] or [line for line in lines if "error" in line]
-    return (errors or lines or [""])[-1][:200]
-
-
-# --- as text --------------------------------------------------------------------------------------------
-
-
-def text(view: View) -> str:
+def text(lines: list[Line]) -> str:
     """A line per unfinished row, what to do about problems, and a count per state."""
-    shown = [line for line in view.lines if line.state != "done"] + view.tables
-    experiments = dict.fromkeys(line.experiment for line in view.lines)
-    out = []
-    if shown:
-        heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left", "log"]
-        out.append(console_table(heading, [_cells(line, len(experiments) > 1) for line in shown]))
-    problems: dict[str, list[str]] = {}
-    for line in shown:
+    cells, problems = [], dict[str, list[str]]()
+    for line in lines:
+        step = "" if line.step is None else f"{line.step}/{line.total}"
+        rate = "" if line.images_per_second is None else f"{line.images_per_second:.3g}"
+        left = "" if line.seconds_left is None else duration(line.seconds_left)
+        cells.append([f"{line.experiment}/{line.row}", line.stage, line.job, line.state, line.node, step, rate, left])
         if problem := "; ".join(part for part in (line.error, line.advice) if part):
             problems.setdefault(problem, []).append(line.row)
-    for problem, rows in problems.items():
-        more = f" and {len(rows) - 2} more" if len(rows) > 2 else ""
-        out.append(f"{', '.join(rows[:2])}{more}: {problem}")
-    if folders := dict.fromkeys(str(view.runs / Path(line.log).parent) for line in shown if line.log):
-        out.append(f"logs in {', '.join(folders)}")
-    counts = Counter(line.state.partition(" (")[0] for line in view.lines)
-    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
-    return "\n".join([*out, *view.notes, f"{', '.join(experiments)}: {len(view.lines)} records; {states}"])
+    unfinished = [cell for cell, line in zip(cells, lines) if line.state != "done"]
+    heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left"]
+    out = [console_table(heading, unfinished)] if unfinished else []
+    out += [f"{', '.join(rows)}: {problem}" for problem, rows in problems.items()]
+    counts = Counter(line.state.partition(" (")[0] for line in lines if line.task != TABLE)
+    return "\n".join([*out, f"{counts.total()} records; {', '.join(f'{n} {s}' for s, n in counts.most_common())}"])
 
 
-def _cells(line: Line, several: bool) -> list[str]:
-    return [
-        f"{line.experiment}/{line.row}" if several and line.task != "table" else line.row,
-        line.stage,
-        line.job,
-        line.state,
-        line.node,
-        "" if line.step is None else f"{line.step}/{line.total}",
-        "" if line.images_per_second is None else f"{line.images_per_second:.3g}",
-        "" if line.seconds_left is None else duration(line.seconds_left),
-        Path(line.log).name,
-    ]
+def logs_of(places: Places, name: str) -> Iterator[tuple[str, Path]]:
+    """(title, log) of all jobs on the way to a row and all their processes, in the order of work, but empty ones."""
+    ledger = read_ledger(places.runs)
+    wanted = {stage for row in find_rows(ledger, name) for stage in row.stages}
+    jobs = [(s, job) for s in ledger for job in s.jobs.values() if wanted & {stage.id for stage in job.stages}]
+    for submission, job in jobs:
+        number = job.slurm_id or job.key
+        for path in sorted((submission.folder / "logs").glob(f"{number}_[0-9]*_log.*")):
+            if path.stat().st_size:
+                yield f"job {number}: {job.title}", path
+
+
+def print_logs(places: Places, name: str, follow: bool = False, lines: int = 40) -> bool:
+    """Print the last lines of each log of a row, with ``follow`` until none is live; returns whether there are any."""
+    ends: dict[Path, int] = {}  # how many bytes of each log are printed
+    while True:
+        live = follow and any(line.live and line.task != TABLE for line in look(places, [name]))
+        for title, path in logs_of(places, name):
+            new = path.read_bytes()[ends.get(path, 0) :]
+            shown = new.splitlines(keepends=True)
+            if path not in ends:
+                print(f"==> {title}\n--- {path}")
+                shown = shown[-lines:]
+            ends[path] = ends.get(path, 0) + len(new)
+            print(b"".join(shown).decode(errors="replace"), end="", flush=True)
+        if not live:
+            return bool(ends)
+        time.sleep(2)

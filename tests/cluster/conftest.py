@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from mar_bench.cluster import slurm, submit
-from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.records.provenance import git_state
 from tests.made_up_cluster import FakeSlurm, Lab, Squeue
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch) -> Lab:
-    monkeypatch.setattr(slurm, "_run", squeue := Squeue())
-    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(slurm, "ask", squeue := Squeue())
     return Lab(tmp_path, squeue)
 
 
@@ -36,18 +33,13 @@ def no_programs(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
 
 
-@pytest.fixture(scope="session")
-def taken(tmp_path_factory) -> Path:
-    """One copy of the code for all submissions."""
-    return take_snapshot(tmp_path_factory.mktemp("code"))
-
-
 @pytest.fixture
-def call(taken, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def call(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """``mar-bench`` in this process: exit code and both streams."""
     from mar_bench.cli import main
 
-    monkeypatch.setattr(submit, "take_snapshot", lambda runs: taken)
+    monkeypatch.setattr(submit, "take_snapshot", lambda folder: None)
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0)
     for name in ("runs", "records", "reports"):
         monkeypatch.setenv(f"MAR_BENCH_{name.upper()}", str(tmp_path / name))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mar_bench.cluster.jobs import ClusterJob, arrays, build_graph
-from mar_bench.cluster.send import batch_scripts, slurm_ids
-from mar_bench.cluster.slurm import dependency
+from mar_bench.cluster.ledger import new_submission
+from mar_bench.cluster.send import batch_scripts, dependency
 from mar_bench.config.ids import plan_runs
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.store import Places
-from tests.made_up_cluster import EXPERIMENT, PROFILE, runs_of
+from tests.made_up_cluster import EXPERIMENT, PROFILE, Lab, runs_of
 
 NOWHERE = Places(Path("/nowhere"), Path("/nowhere"))
 ALL = jobs_for(plan_runs(EXPERIMENT), NOWHERE)
@@ -64,7 +64,7 @@ def test_an_evaluation_waits_for_all_its_shards():
     (finish,) = [job for job in graph if [stage.kind for stage in job.stages] == ["sample", "generation"]]
     assert len(shards) == 3 and shards <= set(finish.needs) and finish.kind == "measure"
     titles = [job.title for job in graph]
-    assert {"tokenizer kl", "sample mar/diff/guided seed 0 2/3", "generation mar/diff/guided seed 0"} <= set(titles)
+    assert {"tokenizer kl", "sample mar/diff/guided seed 0 2/3", "sample mar/diff/guided seed 0 +1"} <= set(titles)
     assert titles[-1] == "table" and len(set(titles)) == len(titles)
 
 
@@ -96,9 +96,6 @@ def test_stages_of_another_submission_are_waited_for_by_its_ids(pack):
     assert {f"@{i}" for i in theirs.values()} <= set(graph[-1].follows)
 
 
-# --- arrays and dependencies ----------------------------------------------------------------------------
-
-
 @WAYS
 @pytest.mark.parametrize("most", [2, 1000])
 def test_arrays_hold_every_job_once_after_its_dependencies(pack, shards, most):
@@ -114,28 +111,20 @@ def test_arrays_hold_every_job_once_after_its_dependencies(pack, shards, most):
     assert len(groups) == 5 or not pack or most < 1000, "sixteen rows take few calls of sbatch"
 
 
-def test_equal_jobs_form_arrays():
-    jobs = [ClusterJob(str(i), "sample") for i in range(5)]
-    more = [*jobs, ClusterJob("5", "train"), ClusterJob("6", "sample", needs=("5",)), ClusterJob("7", "sample")]
-    assert [[job.key for job in group] for group in arrays(more, 10)] == [["0", "1", "2", "3", "4", "7"], ["5"], ["6"]]
+def test_a_dependency_names_a_whole_array_by_its_one_id():
+    array = [ClusterJob(str(i), "sample", slurm_id=f"10_{i}") for i in range(3)]
+    jobs = {job.key: job for job in [*array, ClusterJob("3", "train", slurm_id="11")]}
+
+    def after(needs: tuple[str, ...], follows: tuple[str, ...] = ()) -> str:
+        return dependency(ClusterJob("4", "table", (), needs, follows), jobs, [array])
+
+    assert after(()) == "" and after(("0", "1", "2", "3")) == "afterok:11:10"
+    assert after(("0", "2", "@9_1"), ("3",)) == "afterok:10_0:10_2:9_1,afterany:11"
 
 
-def test_dependency():
-    assert dependency([], []) == ""
-    assert dependency(["1", "2_3"], ["4", "5"]) == "afterok:1:2_3,afterany:4:5"
-
-
-def test_a_whole_array_is_one_id():
-    array = [ClusterJob(str(i), "sample") for i in range(3)]
-    known = {"0": "10_0", "1": "10_1", "2": "10_2", "3": "11"}
-    assert sorted(slurm_ids(("0", "1", "2", "3"), known, [array])) == ["10", "11"]
-    assert sorted(slurm_ids(("0", "2", "3", "@9_1"), known, [array])) == ["10_0", "10_2", "11", "9_1"]
-    assert slurm_ids((), known, [array]) == []
-
-
-def test_scripts_of_a_dry_run_name_the_jobs_that_they_wait_for():
-    sent = batch_scripts(build_graph(ROW, False, 3, {}), PROFILE, Path("/r"), "", "x")
-    texts = {group[0].title: text for group, text in sent}
+def test_scripts_of_a_dry_run_name_the_jobs_that_they_wait_for(lab: Lab):
+    submission = new_submission("x", lab.request(), build_graph(ROW, False, 3, {}), (), "slurm", 0)
+    texts = {group[0].title: text for group, text in batch_scripts(submission, PROFILE)}
     assert "--dependency" not in texts["tokenizer kl"]
     assert "#SBATCH --dependency='afterok:<0>'" in texts["latents kl"]
     assert "#SBATCH --dependency='afterany:<" in texts["table"]

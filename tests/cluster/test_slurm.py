@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mar_bench.cluster import slurm
-from mar_bench.cluster.slurm import LOST, SILENT, JobState, cancel_jobs, complaint, job_states, outside_a_job
+from mar_bench.cluster.slurm import LOST, SILENT, JobState, ask, job_states, send
 from mar_bench.utils.errors import UserError
 
 SQUEUE = """\
@@ -40,8 +41,7 @@ class Answers(dict):
 def answers(monkeypatch) -> Answers:
     found = Answers(squeue=SQUEUE, sacct=SACCT, scancel="")
     found.asked = []
-    monkeypatch.setattr(slurm, "_run", found)
-    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(slurm, "ask", found)
     return found
 
 
@@ -70,17 +70,6 @@ def test_the_state_of_a_job(job, state, answers):
     assert state.live == (state.state in ("RUNNING", "PENDING"))
 
 
-def test_slurm_is_asked_as_little_as_possible(answers):
-    assert states() == {} and answers.asked == []
-    states("7", "8_0")
-    (words,) = answers.asked
-    assert {"-r", "-h"} <= set(words) and words[words.index("-t") + 1] == "all"
-    assert words[words.index("-u") + 1] == str(os.getuid())
-    states("12_1", "12_2", "12_3", "13", "7")
-    words = answers.asked[-1]
-    assert words[0] == "sacct" and words[words.index("-j") + 1] == "12,13" and {"-X", "-n", "-P"} <= set(words)
-
-
 def test_a_forgotten_job_is_lost_and_an_unanswered_question_unknown(answers):
     answers["sacct"] = None  # as on a site without accounting
     assert {i: s.state for i, s in states("7", "13").items()} == {"7": "RUNNING", "13": LOST}
@@ -91,20 +80,6 @@ def test_a_forgotten_job_is_lost_and_an_unanswered_question_unknown(answers):
     assert {s.state for s in states("7", "11", "13").values()} == {SILENT}
 
 
-def test_squeue_is_asked_twice(answers, monkeypatch):
-    def dropping(words: list[str]) -> str:
-        answer = answers(words)
-        if len(answers.asked) == 1:
-            raise UserError("squeue: error: slow down")
-        return answer
-
-    monkeypatch.setattr(slurm, "_run", dropping)
-    assert states("7")["7"].state == "RUNNING"
-
-
-# --- programs -------------------------------------------------------------------------------------------
-
-
 def program(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / name).chmod(0o755)
@@ -112,14 +87,17 @@ def program(folder: Path, name: str, text: str) -> None:
 
 def refusal() -> str:
     with pytest.raises(UserError) as caught:
-        cancel_jobs(["7"])
+        ask(["scancel", "7"])
     return str(caught.value)
 
 
-def test_a_program_that_fails_is_one_line(tmp_path, monkeypatch):
+def test_a_program_is_tried_twice_and_its_failure_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(path := tmp_path))
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0)
     assert refusal().startswith("scancel: not found")
-    program(path, "scancel", "echo 'scancel: error: Invalid job id 7' >&2; exit 1")
+    program(path, "scancel", f"[ -e {path}/again ] && echo yes || {{ echo > {path}/again; exit 1; }}")
+    assert ask(["scancel", "7"]) == "yes\n"
+    program(path, "scancel", "echo 'scancel: error: Invalid  job id 7\nscancel: info: bye' >&2; exit 1")
     assert refusal() == "scancel: error: Invalid job id 7"
     program(path, "scancel", "exit 3")
     assert refusal() == "scancel failed with exit code 3"
@@ -128,28 +106,25 @@ def test_a_program_that_fails_is_one_line(tmp_path, monkeypatch):
     assert refusal() == "scancel: no answer within 0.2 seconds"
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("Traceback\n  no word of Slurm", ""),
-        ("sbatch: error: no  partition\nsbatch: info: bye", "sbatch: error: no partition"),
-        ("squeue: Unable to contact", "squeue: Unable to contact"),
-    ],
-)
-def test_complaint(text, line):
-    assert complaint(text) == line
+class Executor:
+    """In place of submitit's: keeps the environment in which sbatch would be called."""
+
+    def submit(self, work):
+        self.seen = dict(os.environ)
+        return SimpleNamespace(job_id="9")
 
 
-def test_jobs_sent_from_a_job_inherit_nothing_of_it(monkeypatch):
+def test_jobs_sent_from_a_job_inherit_nothing_of_it(tmp_path, monkeypatch):
+    for name in ("sbatch", "srun"):
+        program(tmp_path, name, "")
+    monkeypatch.setenv("PATH", str(tmp_path))
     inside = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "RANK": "1", "SUBMITIT_EXECUTOR": "slurm", "SRUN_DEBUG": "3"}
     kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "MAR_BENCH_RUNS": "/runs"}
-    for name, value in (inside | kept).items():
+    for name, value in {**inside, **kept, "CUDA_VISIBLE_DEVICES": "1"}.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
-    with outside_a_job():
-        assert not inside.keys() & os.environ.keys() and kept.items() <= os.environ.items()
-    assert dict(os.environ) == before
+    assert send(executor := Executor(), [print]) == ["9"] and dict(os.environ) == before
+    assert not {*inside, "CUDA_VISIBLE_DEVICES"} & executor.seen.keys() and kept.items() <= executor.seen.items()
     monkeypatch.delenv("SLURM_JOB_ID")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with outside_a_job():
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    send(executor, [print])
+    assert executor.seen["CUDA_VISIBLE_DEVICES"] == "1"

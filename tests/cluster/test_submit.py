@@ -9,45 +9,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mar_bench.cluster import ledger, send
+from mar_bench.cluster import send
 from mar_bench.cluster import submit as submitting
 from mar_bench.cluster.ledger import FOLDER, read_ledger, read_submission
 from mar_bench.pipeline.run_local import Outcome
-from mar_bench.utils.errors import UserError
-from tests.made_up_cluster import GUIDED, SHARDS, UNGUIDED, FakeSlurm, Lab, runs_of
-
-# --- the ledger -----------------------------------------------------------------------------------------
+from tests.made_up_cluster import GUIDED, PROFILE, SHARDS, UNGUIDED, FakeSlurm, Lab, runs_of
 
 
 def test_a_submission_is_read_as_it_was_written(lab: Lab):
     stages = lab.plan(runs_of(), SHARDS).stages
     written = lab.submit(runs_of(), SHARDS)
     written.cancel(["a stage"])
-    assert read_ledger(lab.places.runs) == [written]
-    assert list(written.planned().values()) == stages
-    with (written.folder / "sent.jsonl").open("a") as file:
-        file.write('["0", "9')  # cut off by a kill
-    assert read_submission(written.folder).jobs == written.jobs
+    assert read_ledger(lab.places.runs) == [written] and written.last.slurm_id
+    assert written.plan() == (SHARDS, stages)
 
-
-def test_submissions_are_sorted_by_time(lab: Lab, monkeypatch):
-    for word in ("ffffff", "000000"):
-        monkeypatch.setattr(ledger.secrets, "token_hex", lambda n, word=word: word)
-        lab.submit(runs_of(), retry=True)
-        lab.say_all("FAILED")
-    assert [submission.name for submission in read_ledger(lab.places.runs)] == ["table1.ffffff", "table1.000000"]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"jobs": [{"key": "0"}], "rows": []}'])
-def test_a_folder_that_is_no_submission_is_named(text, lab: Lab):
-    folder = lab.submit(runs_of()).folder
-    (folder / "submission.json").write_text(text)
-    with pytest.raises(UserError, match="not a submission") as caught:
-        read_submission(folder)
-    assert str(folder) in str(caught.value)
-
-
-# --- the commands ---------------------------------------------------------------------------------------
 
 ROW = ("table1", "--scale", "smoke", "--only", GUIDED)
 
@@ -84,7 +59,7 @@ def test_a_submission_from_end_to_end(call, fake_slurm: FakeSlurm, tmp_path):
     cluster = changed(tmp_path, job={"partition": "main"})
     code, said, error = call("submit", *ROW, "--cluster", cluster)
     assert code == 0, error
-    assert "sent 11 jobs with 9 calls of sbatch, 1001 to 1009" in said
+    assert "sent 11 jobs, 1001 to 1009" in said and fake_slurm.calls == 9
     (folder,) = submissions(tmp_path)
     submission = read_submission(folder)
     jobs = {job.slurm_id: job for job in submission.jobs.values()}
@@ -140,8 +115,9 @@ def test_an_interrupt_takes_back_what_was_sent(call, fake_slurm: FakeSlurm, tmp_
 def test_the_next_submit_takes_back_an_incomplete_submission(call, fake_slurm: FakeSlurm, tmp_path, profile):
     call("submit", *ROW, "--cluster", profile)
     (cut,) = submissions(tmp_path)
-    lines = (cut / "sent.jsonl").read_text().splitlines(keepends=True)
-    (cut / "sent.jsonl").write_text("".join(lines[:4]))
+    content = json.loads((cut / "submission.json").read_text())
+    content["jobs"]["9"]["slurm_id"] = None
+    (cut / "submission.json").write_text(json.dumps(content))
     name = read_submission(cut).name
     call("submit", *ROW, "--cluster", profile, "--dry-run")
     assert cut.exists() and not fake_slurm.cancelled, "a dry run takes nothing back"
@@ -152,23 +128,15 @@ def test_the_next_submit_takes_back_an_incomplete_submission(call, fake_slurm: F
     assert not cut.exists() and {job[1] for job in fake_slurm.queue} == {submission.name}
 
 
-def test_failures_are_sent_again_with_retry(call, fake_slurm: FakeSlurm, profile):
+def test_failures_and_cancelled_rows_are_sent_again(call, fake_slurm: FakeSlurm, profile):
     call("submit", *ROW, "--cluster", profile)
     fake_slurm.say_all("FAILED")
     code, said, _ = call("submit", *ROW, "--cluster", profile)
     assert code == 0 and "nothing to send" in said and "--retry failed" in said and "job 10" in said
-    code, said, _ = call("submit", *ROW, "--cluster", profile, "--retry", "failed")
-    assert code == 0 and "sent 11 jobs" in said
-    code, _, error = call("submit", *ROW, "--cluster", profile, "--retry", "faild")
-    assert code == 2 and "'failed'" in error
-
-
-def test_a_cancelled_row_is_sent_again(call, fake_slurm: FakeSlurm, profile):
-    call("submit", *ROW, "--cluster", profile)
+    assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile, "--retry", "failed")[1]
     code, said, _ = call("cancel", f"table1/{GUIDED}")
-    assert code == 0 and "; 11 jobs ended" in said
-    fake_slurm.say_all("CANCELLED")
-    assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile)[1]
+    assert code == 0 and "; 11 jobs" in said
+    assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile, "--retry", "failed")[1]
     code, _, error = call("cancel", "table1/mar/diff/guide")
     assert code == 2 and f"did you mean 'table1/{GUIDED}'?" in error
 
@@ -195,7 +163,7 @@ def test_users_experiment_files_are_copied(call, fake_slurm: FakeSlurm, tmp_path
     assert code == 0, error
     (submission,) = read_ledger(tmp_path / "runs")
     mine.unlink()
-    (copy, override) = submitting.repeated(submission).words
+    (copy, override) = submission.request.words
     assert Path(copy) == submission.folder / "experiments/own.yaml" and "own" in Path(copy).read_text()
     assert override == "train.steps=3" and submission.name.startswith("own.")
 
@@ -212,15 +180,14 @@ def test_the_last_job_sends_what_can_be_chosen_and_writes_the_tables(lab: Lab, m
     asked = []
 
     def submit(request, profile, follows):
-        asked.append((request.records, profile.kind, follows))
+        asked.append((request.records, profile, follows))
         return Outcome(failed={"0": "broken"})
 
     monkeypatch.setattr(submitting, "submit", submit)
     submission = lab.submit(runs_of(), waiting=2)
-    (submission.folder / "profile.yaml").write_text("{kind: debug}")
     with pytest.raises(submitting.StagesFailed):
         submitting.conclude(submission)
-    assert asked == [(str(lab.places.records), "debug", True)] and "no table" in capsys.readouterr().err
+    assert asked == [(str(lab.places.records), PROFILE, True)] and "no table" in capsys.readouterr().err
     submission.cancel(["table"])
     submitting.conclude(submission)
     assert len(asked) == 1, "a cancelled submission sends no more"

@@ -76,14 +76,14 @@ class Lab:
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return path
 
-    def status(self) -> dict[str, list[dict]]:
+    def status(self) -> list[dict]:
         """What ``mar-bench status --json`` prints; read in this process, since starting one per look slows the jobs."""
         with mock.patch.dict(os.environ, self.environment, clear=True):
-            return look(Places(self.folder / "runs", self.folder / "records"), []).tree()
+            return [vars(line) for line in look(Places(self.folder / "runs", self.folder / "records"), [])]
 
     def lines(self) -> dict[str, dict]:
         """Lines of generation rows by name."""
-        return {line["row"]: line for line in self.status()["rows"] if line["task"] == "generation"}
+        return {line["row"]: line for line in self.status() if line["task"] == "generation"}
 
     def until(self, what: Callable[[], object], seconds: float) -> object:
         """Wait until ``what`` is true, and return it."""
@@ -95,7 +95,7 @@ class Lab:
 
     def wait(self, seconds: float = 180) -> None:
         """Wait until nothing is queued or running."""
-        self.until(lambda: not any(line["live"] for lines in self.status().values() for line in lines), seconds)
+        self.until(lambda: not any(line["live"] for line in self.status()), seconds)
 
     def records(self) -> dict[str, dict]:
         return {path.stem: json.loads(path.read_text()) for path in (self.folder / "records").glob("*.json")}

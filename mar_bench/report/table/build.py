@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -22,6 +23,8 @@ from mar_bench.report.table import caveats, notes
 from mar_bench.report.table.grid import agreement_grid, further_grids, main_grid, quoted_grid
 from mar_bench.report.table.measured import Measured
 from mar_bench.report.verdict import CLOSE, DIFFERS, MATCH, agreement
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import atomic_write
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -74,6 +77,17 @@ def build(experiment: Experiment, records: dict[str, Record]) -> Table:
     """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
     outside = left_out(experiment, records)
     return Table(experiment, select(experiment, records), len(outside), compare(experiment, records))
+
+
+def save_formats(table: Table, folder: Path) -> list[Path]:
+    """Write a table as Markdown, CSV and LaTeX. Raises UserError if it has no records."""
+    experiment = table.experiment
+    if not any(tasks["generation"] for tasks in table.selection.values()):
+        raise UserError(f"no records of {experiment.id} at scale {experiment.scale}; `mar-bench run` makes them")
+    texts = {"md": table.markdown(), "csv": table.csv(), "tex": table.tex()}
+    for ending, text in texts.items():
+        atomic_write(folder / f"{experiment.id}.{ending}", text)
+    return [folder / f"{experiment.id}.{ending}" for ending in texts]
 
 
 def render(template: str, parts: dict[str, Any]) -> str:
