@@ -78,7 +78,7 @@ def show(
     from mar_bench.config.parse import as_tree
     from mar_bench.pipeline.store import status
     from mar_bench.records.provenance import device_name
-    from mar_bench.report.record import record_text
+    from mar_bench.report.show_record import record_text
     from mar_bench.utils.console import console_table, to_yaml
 
     if is_record(name):

@@ -124,7 +124,7 @@ def evaluate(
 
 
 def _print_records(found: list, as_json: bool) -> None:
-    from mar_bench.report.record import how_measured, scores_text, warnings
+    from mar_bench.report.show_record import how_measured, scores_text, warnings
 
     if as_json:
         print(json.dumps([asdict(record) for record in found], indent=1, sort_keys=True, allow_nan=False))
@@ -263,7 +263,7 @@ def neighbours(
     from mar_bench.pipeline.eval_images import row_run
     from mar_bench.pipeline.neighbours import neighbours as find
     from mar_bench.pipeline.store import default_places
-    from mar_bench.report.neighbours import neighbour_page
+    from mar_bench.report.figures.neighbours import neighbour_page
 
     _use_threads(cores())
     places, chosen = (

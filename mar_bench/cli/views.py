@@ -8,29 +8,11 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import (
-    All,
-    ExperimentNames,
-    Records,
-    Reports,
-    Runs,
-    Scale,
-    app,
-    load_all,
-    one_seed,
-    results,
-)
+from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, load_all, one_seed, results
 from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")
 ScaleOrAll = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="An overlay in experiments/scale.")]
-
-
-def _save(path: Path, text: str) -> None:
-    from mar_bench.utils.files import atomic_write
-
-    atomic_write(path, text)
-    print(f"wrote {path}", file=sys.stderr)
 
 
 @app.command()
@@ -44,23 +26,19 @@ def table(
     records: Records = None,
 ) -> None:
     """Print a table beside the paper's numbers."""
-    from mar_bench.report.table.build import build
+    from mar_bench.report.table import build
 
     if output_format not in TABLE_FORMATS:
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
-    places, found = results(None, records)
+    _, found = results(None, records)
     for experiment in load_all(words, every, scale, found):
-        result = build(experiment, found)
-        texts = {"md": result.markdown(), "csv": result.csv(), "tex": result.tex()}
-        if not any(tasks["generation"] for tasks in result.selection.values()):
-            nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
-            if save and not every:
-                raise UserError(nothing)
-            print(f"note: {nothing}", file=sys.stderr)
+        made = build.table(experiment, found)
+        if made.is_empty and (every or not save):
+            print(f"note: no records of {experiment.id} at scale {scale}; `mar-bench run` makes them", file=sys.stderr)
         elif save:
-            for ending, text in texts.items():
-                _save(Path(reports, scale, f"{experiment.id}.{ending}"), text)
-        print(texts[output_format], end="")
+            for path in build.save_formats(made, Path(reports, scale)):
+                print(f"wrote {path}", file=sys.stderr)
+        print({"md": made.markdown, "csv": made.csv, "tex": made.tex}[output_format](), end="")
 
 
 @app.command()
@@ -103,7 +81,7 @@ def sample(
     Shows what run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
     from mar_bench.pipeline.store import previews
-    from mar_bench.report.samples import sample_grid
+    from mar_bench.report.figures.samples import sample_grid
 
     places, found = results(runs, records)
     pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
@@ -128,10 +106,12 @@ def claims(
 
     Each at the largest scale that has its evidence, or all at --scale. --save writes <reports>/claims.md, with --scale
     <reports>/<scale>/claims.md."""
-    from mar_bench.report.claims.file import claims_file
-    from mar_bench.report.claims.report import markdown
+    from mar_bench.report.claims.report import claims_file, markdown
+    from mar_bench.utils.files import atomic_write
 
     text = markdown(claims_file(), results(None, records)[1], scale)
     print(text, end="")
     if save:
-        _save(Path(reports, scale or "", "claims.md"), text)
+        path = Path(reports, scale or "", "claims.md")
+        atomic_write(path, text)
+        print(f"wrote {path}", file=sys.stderr)

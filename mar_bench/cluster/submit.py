@@ -25,10 +25,9 @@ from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, default_places, is_sound, publish, record_failure
 from mar_bench.records.provenance import git_state
 from mar_bench.records.record import read_record, read_records
-from mar_bench.report.table.build import build
+from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils.console import console_table, to_yaml
 from mar_bench.utils.errors import Stopped, UserError
-from mar_bench.utils.files import atomic_write
 
 
 def submit(
@@ -134,14 +133,11 @@ def _write_tables(request: Request, places: Places) -> None:
     records = read_records(places.records)
     for name in named(names, request.every):
         experiment = load(name, request.scale, overrides, records)
-        result = build(experiment, records)
-        if not any(tasks["generation"] for tasks in result.selection.values()):
-            print(f"no table: no records of {experiment.id} in {places.records}", file=sys.stderr, flush=True)
-            continue
-        for ending, text in (("md", result.markdown()), ("csv", result.csv()), ("tex", result.tex())):
-            path = Path(request.reports) / request.scale / f"{experiment.id}.{ending}"
-            atomic_write(path, text)
-            print(f"wrote {path}", file=sys.stderr)
+        try:
+            for path in save_formats(table(experiment, records), Path(request.reports, request.scale)):
+                print(f"wrote {path}", file=sys.stderr)
+        except UserError as error:
+            print(f"no table: {error}", file=sys.stderr, flush=True)
 
 
 def settle(submission: Submission) -> list[str]:

@@ -13,7 +13,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.records.record import write_record
 from mar_bench.report.claims import report
 from mar_bench.report.claims.evidence import NOT_MEASURED, OUTSIDE, Evidence, all_of
-from mar_bench.report.claims.file import claims_file, read_claims
+from mar_bench.report.claims.report import claims_file, read_claims
 from mar_bench.report.stats import FAILS, HOLDS, UNDECIDED
 from mar_bench.utils.errors import UserError
 from tests.made_up import by_id, generations, speed
@@ -230,11 +230,9 @@ def test_a_point_outside_with_another_protocol_is_undecided(folder):
     assert verdict == UNDECIDED and f"{CE4} | undecided: 0.050" in text
 
 
-def test_seconds_compare_within_one_setting_only(folder):
-    other = timed(load_experiment("speed", "tiny"), "ce4", 0.001, "GPU")
-    verdict, text = judged(folder, BELOW, {**of_speed(), **by_id(other)})
-    assert verdict == UNDECIDED and text.count("1 thread") == 2
-    assert f"{CE4} | undecided: {NOT_MEASURED}" in text.split("Seconds per image: GPU, 1 thread")[1]
+def test_seconds_are_those_of_the_setting_in_which_most_were_timed(folder):
+    other = timed(load_experiment("speed", "tiny"), "ce4", 0.001, "A GPU")
+    assert judged(folder, BELOW, {**of_speed(), **by_id(other)}) == judged(folder, BELOW, of_speed())
 
 
 # --- the report -----------------------------------------------------------------------------------------
@@ -263,7 +261,7 @@ def test_the_report_has_claim_evidence_scale_verdict_and_allowed_cost(folder):
     for words in (
         "| 1 | claim 1 | t | – | undecided (no records) |",
         "| 2 | claim 2 | t | tiny | holds |",
-        "## 1. claim 1\n\n### t: undecided (no records)\n\nThere are no records of it at any scale.",
+        "## 1. claim 1\n\n### t: undecided (no records)\n\n",
         "## 2. claim 2\n\n### t: holds\n\nExperiment speed, tiny scale.",
     ):
         assert words in text

@@ -1,3 +1,3 @@
-"""Figures drawn from the tidy frame of an experiment's records.
+"""Figures. draw.py makes points of an experiment's tidy frame, panels.py draws them, style.py has the one style.
 
-draw.py makes points of the records, panels.py draws them, style.py holds the one style. Start with draw.py."""
+samples.py and neighbours.py draw sheets of images. Start with draw.py."""

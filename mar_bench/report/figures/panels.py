@@ -12,19 +12,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from mar_bench.report.figures.style import (
-    FLOOR,
-    HOLLOW_SIZE,
-    MARKER_SIZE,
-    MARKERS,
-    NEUTRAL,
-    handle,
-    legend_below,
-)
+from mar_bench.report.figures.style import FLOOR, HOLLOW_SIZE, MARKER_SIZE, MARKERS, NEUTRAL
 
 PANEL_INCHES = 3.2, 2.7
 CHARACTERS = 44  # on the width of a panel
@@ -119,37 +112,52 @@ def _scale_x(ax: Axes, plot: Plot) -> None:
     """A tick at every value of a knob if there is room; seconds on a logarithmic axis with a few ticks a decade."""
     if plot.log_x:
         ax.set_xscale("log")
+    ax.margins(x=0.06 if plot.x_values else 0.12)
     if not plot.x_values:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.margins(x=0.12)
         low, high = ax.get_xlim()
         factor = max(1.0, MIN_RATIO * low / high) ** 0.5
         ax.set_xlim(low / factor, high * factor)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < MOST_RATIO else (1, 3)))
-        return
-    if plot.log_x:
-        ax.xaxis.set_minor_locator(NullLocator())
-    if plot.log_x or len(plot.x_values) <= MOST_TICKS:
+    elif plot.log_x or len(plot.x_values) <= MOST_TICKS:
         ax.set_xticks(plot.x_values, [f"{value:g}" for value in plot.x_values])
-    ax.margins(x=0.06)
+        ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _handle(label: str, **look: Any) -> Line2D:
+    """An entry of the legend; by default text alone."""
+    return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "markersize": MARKER_SIZE, "label": label, **look})
 
 
 def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[str, str]) -> None:
+    """One legend below the panels. Colours and markers become columns under bold headings, or one below the other."""
     line = {"linestyle": "-" if plot.joined else "none", "markeredgecolor": "none"}
-    titles = list(plot.legend)
-    groups = {titles[0]: [handle(t, color=colours[t], marker=markers.get(t, "o"), **line) for t in colours if t]}
-    if len(titles) > 1:
-        groups[titles[1]] = [handle(t, marker=markers[t], markeredgecolor="none") for t in markers]
     notes = []
     if plot.floors is not None and len(plot.floors):
-        notes.append(handle("reconstruction alone", **FLOOR))
+        notes.append(_handle("reconstruction alone", **FLOOR))
     if plot.points["published"].any():
         where = "" if plot.x_values else " (one A100)"
-        notes.append(handle(f"paper{where}", marker="o", fillstyle="none", markersize=HOLLOW_SIZE))
+        notes.append(_handle(f"paper{where}", marker="o", fillstyle="none", markersize=HOLLOW_SIZE))
     if plot.bars:
-        notes.append(handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
-    legend_below(figure, groups, notes, wide=len(plot.panels) > 1)
+        notes.append(_handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
+    title, *second = plot.legend
+    wide = len(plot.panels) > 1
+    first = [_handle(t, color=colours[t], marker=markers.get(t, "o"), **line) for t in colours if t]
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01)}
+    if not second:
+        figure.legend(handles=[*first, *notes], ncols=3 if wide else 1, title=title or None, **place)
+        return
+    columns = [
+        [_handle(title), *first],
+        [_handle(second[0]), *(_handle(t, marker=markers[t], markeredgecolor="none") for t in markers)],
+    ]
+    min(columns, key=len).extend(notes)
+    longest = max(map(len, columns)) if wide else 0
+    handles = [h for column in columns for h in column + [_handle("")] * (longest - len(column))]
+    legend = figure.legend(handles=handles, ncols=2 if wide else 1, **place)
+    for column in columns:
+        legend.get_texts()[handles.index(column[0])].set_fontweight("bold")
 
 
 def _place_names(ax: Axes, points: pd.DataFrame) -> None:
@@ -158,9 +166,7 @@ def _place_names(ax: Axes, points: pd.DataFrame) -> None:
     ends = [ax.transData.transform(np.column_stack([points["x"], y])) for y in (points["y"] - bars, points["y"] + bars)]
     taken = [Bbox([low - MARKER_SIZE, high + MARKER_SIZE]) for low, high in zip(*ends)]
     page = ax.get_window_extent()
-    for text in ax.texts:
-        if not text.get_path_effects():  # not the name of a point
-            continue
+    for text in (text for text in ax.texts if text.get_path_effects()):  # the names of points
         found = []
         for x, y in PLACES:
             look = {"position": (x, y), "ha": SIDES[np.sign(x)][0], "va": SIDES[np.sign(y)][1]}

@@ -1,4 +1,4 @@
-"""The one style of all figures: fonts, colours and markers, the legend, and how files are written."""
+"""The one style of all figures, and how files are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from mar_bench.utils.files import atomic_write
 
@@ -30,44 +29,18 @@ STYLE = {
     "svg.hashsalt": "mar_bench",  # equal records give equal ids in the svg
     "pdf.fonttype": 42,
 }
+SHEET: Any = {"font.size": 7, "axes.titlesize": 7}  # of images
 # without dates and versions, so that equal records give equal bytes
 METADATA: dict[str, dict[str, str | None]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
 }
-DPI = 200
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem`` with .png, .pdf and .svg, cropped to what is drawn; return their paths."""
-    paths = []
-    for kind, metadata in METADATA.items():
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        atomic_write(paths[-1], content.getvalue())
-    return paths
-
-
-def handle(label: str, **look) -> Line2D:
-    """An entry of the legend; by default text alone."""
-    return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "markersize": MARKER_SIZE, "label": label, **look})
-
-
-def legend_below(figure: Figure, groups: dict[str, list[Line2D]], notes: list[Line2D], wide: bool) -> None:
-    """One legend below the panels. Several groups become columns under bold headings, or one column unless ``wide``."""
-    if len(groups) == 1:
-        ((title, handles),) = groups.items()
-        handles, columns, headings = [*handles, *notes], 3 if wide else 1, []
-    else:
-        headings = [handle(title) for title in groups]
-        lists = [[head, *handles] for head, handles in zip(headings, groups.values())]
-        min(lists, key=len).extend(notes)
-        longest = max(map(len, lists)) if wide else 0
-        handles = [h for of_group in lists for h in of_group + [handle("")] * (longest - len(of_group))]
-        title, columns = None, len(lists) if wide else 1
-    place: dict[str, Any] = {"bbox_to_anchor": (0.5, -0.01), "ncols": columns, "title": title or None}
-    legend = figure.legend(handles=handles, loc="upper center", **place)
-    for head in headings:
-        legend.get_texts()[handles.index(head)].set_fontweight("bold")
+def save(figure: Figure, path: Path, **layout: Any) -> Path:
+    """Write a figure in the format that the path ends with; return the path."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=METADATA[path.suffix], **layout)
+    atomic_write(path, content.getvalue())
+    return path

@@ -1,11 +1,11 @@
 """The table of an experiment in Markdown, LaTeX and CSV, laid out as in the paper.
 
-``build`` collects what was measured; the templates in ``report/templates`` lay out the parts of ``Table``."""
+``table`` collects what was measured; the templates in ``report/templates`` lay out the parts of ``Table``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,13 +15,14 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
 from mar_bench.records.record import Record
 from mar_bench.report.claims import orderings
-from mar_bench.report.claims.orderings import Comparison, compare
-from mar_bench.report.format import extractor_block, scale_title
-from mar_bench.report.frames import is_shown, left_out, select, values
+from mar_bench.report.format import scale_title
+from mar_bench.report.frames import is_shown, loaded, values
+from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
 from mar_bench.report.table import caveats, notes
-from mar_bench.report.table.grid import agreement_grid, further_grids, main_grid, quoted_grid
+from mar_bench.report.table.grid import agreement_grid, further_grid, main_grid, quoted_grid
 from mar_bench.report.table.measured import Measured
-from mar_bench.report.verdict import CLOSE, DIFFERS, MATCH, agreement
+from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import atomic_write
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -31,61 +32,69 @@ TEX = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Table(Measured):
-    """What was measured, with the pairwise comparisons of the experiment's orderings."""
+    """The results of an experiment, rendered by ``markdown``, ``tex`` and ``csv``."""
 
-    comparisons: list[Comparison] = field(default_factory=list)
-
-    def parts(self) -> dict[str, Any]:
-        """All that templates lay out: texts, lists of notes, and grids (see ``Grid``)."""
-        experiment, against_paper = self.experiment, agreement_grid(self)
-        verdicts = [cells[-1].text for _, cells in against_paper.lines] if against_paper else []
-        return {
-            "experiment": experiment,
-            "scale": scale_title(experiment),
-            "warnings": caveats.warnings(self),
-            "main": main_grid(self),
-            "quoted": quoted_grid(experiment),
-            "further": list(further_grids(self)),
-            "notes": notes.notes(self),
-            "short_notes": notes.short_notes(self),
-            "failures": caveats.failures(self),
-            "against_paper": against_paper,
-            "verdicts": {word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
-            "metrics": METRICS,
-            "orderings": orderings.markdown(experiment, self.comparisons),
-        }
+    def __init__(self, experiment: Experiment, records: dict[str, Record]):
+        super().__init__(experiment, records)
+        self.comparisons = orderings.compare(experiment, records)
 
     def markdown(self) -> str:
         """Warnings, table, quoted and further numbers, notes, failed runs, the paper's numbers and its claims."""
-        return render("table.md.j2", self.parts())
+        return self._render("table.md.j2")
 
     def tex(self) -> str:
-        """The main table and quoted numbers in LaTeX, for the package booktabs; the best numbers are bold."""
-        return render("table.tex.j2", self.parts())
+        """The main table and quoted numbers in LaTeX, for the package booktabs."""
+        return self._render("table.tex.j2")
 
     def csv(self) -> str:
         """``wide_frame`` as CSV."""
         return wide_frame(self).to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
+    def _render(self, template: str) -> str:
+        experiment, against_paper = self.experiment, agreement_grid(self)
+        verdicts = [line[-1] for line in against_paper.lines] if against_paper else []
+        texts = notes.notes(self)
+        options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+        if ".tex" in template:  # braces are LaTeX's own
+            options |= {"variable_start_string": "<<", "variable_end_string": ">>"}
+            options |= {"block_start_string": "<%", "block_end_string": "%>"}
+        loader = jinja2.PackageLoader("mar_bench.report")
+        environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
+        environment.filters["tex"] = escape_tex
+        return environment.get_template(template).render(
+            experiment=experiment,
+            scale=scale_title(experiment),
+            warnings=caveats.warnings(self),
+            main=main_grid(self),
+            quoted=quoted_grid(experiment),
+            further=further_grid(self),
+            notes=list(texts.values()),
+            short_notes=[texts[subject] for subject in notes.SHORT if subject in texts],
+            failures=caveats.failures(self),
+            against_paper=against_paper,
+            verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
+            metrics=METRICS,
+            orderings=orderings.markdown(experiment, self.comparisons),
+        )
 
-def build(experiment: Experiment, records: dict[str, Record]) -> Table:
-    """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
-    outside = left_out(experiment, records)
-    return Table(experiment, select(experiment, records), len(outside), compare(experiment, records))
+
+def table(experiment: Experiment | str, records: dict[str, Record] | None = None, scale: str = "tiny") -> Table:
+    """The table of an experiment from whatever records exist; arguments as in ``report.frames.frame``.
+
+    Raises UserError for an unknown experiment, a bad ordering or a broken record."""
+    return Table(*loaded(experiment, records, scale))
 
 
-def render(template: str, parts: dict[str, Any]) -> str:
-    """Fill a template of ``report/templates``."""
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    if ".tex" in template:  # braces are LaTeX's own
-        options |= {"variable_start_string": "<<", "variable_end_string": ">>"}
-        options |= {"block_start_string": "<%", "block_end_string": "%>"}
-    loader = jinja2.PackageLoader("mar_bench.report")
-    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
-    environment.filters["tex"] = escape_tex
-    return environment.get_template(template).render(parts)
+def save_formats(made: Table, folder: Path) -> list[Path]:
+    """Write a table as Markdown, CSV and LaTeX to ``folder``; return the paths. Raises UserError without records."""
+    experiment = made.experiment
+    if made.is_empty:
+        raise UserError(f"no records of {experiment.id} at scale {experiment.scale}; `mar-bench run` makes them")
+    texts = {"md": made.markdown(), "csv": made.csv(), "tex": made.tex()}
+    for ending, text in texts.items():
+        atomic_write(folder / f"{experiment.id}.{ending}", text)
+    return [folder / f"{experiment.id}.{ending}" for ending in texts]
 
 
 def escape_tex(text: object) -> str:
@@ -93,23 +102,21 @@ def escape_tex(text: object) -> str:
     return "".join(TEX.get(character, character) for character in str(text))
 
 
-def wide_frame(table: Table) -> pd.DataFrame:
+def wide_frame(made: Table) -> pd.DataFrame:
     """One line per row and metric, under the records' own metric names.
 
     ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
     (``speed_setting``); ``difference`` and ``verdict`` are against the paper; ``chosen`` is the row's sweep point."""
-    experiment = table.experiment
-    generated = table.frame[table.frame["task"] == "generation"]
+    experiment, lines = made.experiment, []
+    generated = made.frame[made.frame["task"] == "generation"]
     errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
-    rfd, lines = values(table.frame, "rfd"), []
+    floors = values(made.frame, "rfd")
     for row, spec in experiment.rows.items():
         mine = generated[generated["row"] == row]
-        images = sorted(set(mine["num_images"].dropna()))
         done = mine[mine["status"] == "done"]
-        seconds = table.seconds.get(row, math.nan)
-        extractor = extractor_block(spec)
+        seconds, extractor = made.seconds.get(row, math.nan), vars(spec.metrics.extractor)
         for metric in (metric for metric in GENERATION_METRICS if is_shown(metric, extractor)):
-            found = table.spread(row, metric)
+            found = made.spread(row, metric)
             against = agreement(experiment, row, metric, found.mean)
             lines.append(
                 {
@@ -118,22 +125,22 @@ def wide_frame(table: Table) -> pd.DataFrame:
                     "row": row,
                     **experiment.bundles(row),
                     "metric": metric_name(metric, extractor),
-                    "status": table.status(row),
+                    "status": made.status(row),
                     "mean": found.mean,
                     "sd": found.sd if found.over in ("training", "sampling") else math.nan,
-                    "sd_training": found.sd_training,
+                    "sd_training": found.sd if found.over == "training" else None,
                     "sd_sampling": found.sd_sampling,
                     "se": errors.get((row, metric), math.nan),
                     "n_train_seeds": len(found.train_seeds),
                     "n_sampling_seeds": len(found.sampling_seeds),
-                    "num_generated": "/".join(f"{n:.0f}" for n in images),
+                    "num_generated": "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna()))),
                     "paper": against.published,
                     "difference": against.difference,
                     "verdict": against.verdict,
                     "chosen": notes.chosen_words(experiment, row),
-                    "floor_fd": rfd.get(row, math.nan),
+                    "floor_fd": floors.get(row, math.nan),
                     "seconds_per_image": seconds,
-                    "speed_setting": None if math.isnan(seconds) else table.speed_setting,
+                    "speed_setting": None if math.isnan(seconds) else made.speed_setting,
                     "records": " ".join((done if len(done) else mine)["record"].unique()),
                 }
             )

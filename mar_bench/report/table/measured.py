@@ -3,65 +3,51 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
-
-import pandas as pd
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.record import Record
 from mar_bench.report.format import NOT_CHOSEN, lines_and_columns, metric_title, row_at
-from mar_bench.report.frames import Selection, frame_of, main_setting, metric_value, spreads, values
-from mar_bench.report.spread import Spread
+from mar_bench.report.frames import frame_of, main_setting, metric_value, select, spreads, values
+from mar_bench.report.stats import Spread
 
 
-@dataclass(frozen=True)
 class Measured:
-    """``left_out`` counts records on seeds that the experiment does not declare (``frames.left_out``)."""
+    """Attributes: experiment, selection (row -> task -> records), left_out (how many records ``frames.select`` leaves
+    out for their seeds), frame, spreads ((row, metric) -> Spread), speed_setting (the one setting whose seconds are
+    shown), seconds (row -> seconds per image in it), speed_column (the last column with a timed row: guided)."""
 
-    experiment: Experiment
-    selection: Selection
-    left_out: int = 0
+    def __init__(self, experiment: Experiment, records: dict[str, Record]):
+        self.experiment, self.selection = experiment, select(experiment, records)
+        everything = select(experiment, records, on_any_seed=True)
+        counts = [
+            len({r.id for tasks in of.values() for r in tasks["generation"]}) for of in (everything, self.selection)
+        ]
+        self.left_out = counts[0] - counts[1]
+        self.frame = frame_of(experiment, self.selection)
+        self.spreads = spreads(self.frame)
+        self.speed_setting = main_setting(self.frame)
+        self.seconds = values(self.frame, "seconds_per_image", self.speed_setting)
+        lines, columns = lines_and_columns(experiment)
+        timed = [c for c in columns if any(row_at(experiment, line, c) in self.seconds for line in lines)]
+        self.speed_column = (timed or columns)[-1]
 
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        return frame_of(self.experiment, self.selection)
-
-    @cached_property
-    def spreads(self) -> dict[tuple[str, str], Spread]:
-        return spreads(self.frame)
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has a generation record."""
+        return not any(tasks["generation"] for tasks in self.selection.values())
 
     def spread(self, row: str, metric: str) -> Spread:
         """Mean and ± of a metric over the runs of a row; NaN without a number."""
         return self.spreads.get((row, metric), Spread())
 
     def once(self, metric: str) -> dict[str, float]:
-        """Row -> what a line of the table has once: rfd, parameters, head_parameters or seconds_per_image.
-
-        Seconds are those of ``speed_setting`` and ``speed_column``."""
+        """Row -> what a line of the table has once: rfd, parameters, head_parameters, or seconds_per_image of
+        ``speed_column``."""
         if metric != "seconds_per_image":
             return values(self.frame, metric)
         rows = {row_at(self.experiment, line, self.speed_column) for line in lines_and_columns(self.experiment)[0]}
         return {row: seconds for row, seconds in self.seconds.items() if row in rows}
 
-    @cached_property
-    def speed_setting(self) -> str | None:
-        """The one setting whose seconds are shown."""
-        return main_setting(self.frame)
-
-    @cached_property
-    def seconds(self) -> dict[str, float]:
-        """Row -> seconds per image in ``speed_setting``."""
-        return values(self.frame, "seconds_per_image", self.speed_setting)
-
-    @cached_property
-    def speed_column(self) -> tuple[str, ...]:
-        """The last column of the table with a timed row: guided sampling, as in the paper."""
-        lines, columns = lines_and_columns(self.experiment)
-        timed = [c for c in columns if any(row_at(self.experiment, line, c) in self.seconds for line in lines)]
-        return (timed or columns)[-1]
-
-    @property
     def reconstruction_distance(self) -> str:
         """``FD-1k``: the distance of the reconstructed images, whose number may differ from that of the samples."""
         counts = {int(n) for n in self.frame.loc[self.frame["metric"] == "rfd", "num_images"].dropna()}
@@ -75,9 +61,8 @@ class Measured:
         """``done`` (at least one run), ``failed``, ``absent`` at this scale, ``not chosen yet`` or ``missing``."""
         if row in self.experiment.absent:
             return "absent"
-        found = self.statuses(row)
         missing = NOT_CHOSEN if self.experiment.is_open(row) else "missing"
-        return "done" if "done" in found else "failed" if "failed" in found else missing
+        return min(self.statuses(row), default=missing)  # done before failed
 
     def done(self, *tasks: str, metric: str | None = None) -> list[tuple[str, Record]]:
         """The rows' done records of the tasks, if ``metric`` is given only those with a number for it."""

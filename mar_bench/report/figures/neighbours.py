@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.report.figures.samples import is_dark, tiled
+from mar_bench.report.figures.style import SHEET, save
 from mar_bench.report.format import extractors, row_words, scale_title
-from mar_bench.report.samples import STYLE, is_dark, save_png, tiled
 
 CLOSENESS = (0.2, 5.0)  # range of the curves' axis
 
@@ -24,7 +25,7 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
     images = np.concatenate([found.samples[:, None], found.found], axis=1)  # (n, 1 + k, C, H, W)
     inverted, half = is_dark([found.samples]), len(images) // 2
     sheets = [tiled(np.concatenate(part), images.shape[1], inverted) for part in (images[:half], images[half:])]
-    with rc_context(STYLE):
+    with rc_context(SHEET):
         figure = Figure(figsize=(7.2, 0.9 + 2.0 * sheets[0].shape[0] / sheets[0].shape[1]), layout="constrained")
         closest, first, curves = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
         for ax, sheet, title in ((closest, sheets[0], "closest of all"), (first, sheets[1], "first ones")):
@@ -38,7 +39,7 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
             f"Generated images and their nearest training images, by the features of {names}",
             fontsize=8, x=0.01, ha="left",
         )  # fmt: skip
-        return save_png(figure, path)
+        return save(figure, path)
 
 
 def _curves(ax: Axes, closeness: dict[str, np.ndarray]) -> None:

@@ -7,21 +7,16 @@ within 0.02."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import METRICS, PAPER_SAMPLES
 
 MATCH, CLOSE, DIFFERS, NOT_COMPARABLE = "match", "close", "differs", "not comparable"
 ROUNDING = 1e-9  # 0.80 - 0.78 counts as 0.02
-WHY_NONE = (
-    "No verdict against the paper's numbers: they are from 50,000 ImageNet images at paper scale, measured with the "
-    "2015 Inception network."
-)
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """``difference`` is ours minus published, NaN if the two are not comparable or the paper gives a bound."""
 
     published: float = math.nan

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.report.figures.style import SHEET, save
 from mar_bench.report.format import column_axes, lines_and_columns, row_at, row_axes, row_words, scale_title
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write
 
 COLUMNS, ROWS = 10, 3  # images of a panel, at most
 GAP = 1  # white pixels between images
 DARK = 64  # images whose median grey is below this are drawn inverted
 PANEL_INCHES = 3.3
 CHARACTER_INCHES = 0.06  # of the titles, on average
-STYLE: Any = {"font.size": 7, "axes.titlesize": 7}
 
 
 def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Path) -> Path:
@@ -30,25 +27,16 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
 
     ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten classes a column
     of a panel is a class; with more, a panel shows the first images, each of another class. Grey images on a dark
-    ground (handwritten digits) are drawn inverted, all of a sheet alike. Rows without any images are left out. Raises
-    UserError where there is nothing to draw."""
+    ground (handwritten digits) are drawn inverted, all of a sheet alike. Raises UserError where there is nothing to
+    draw."""
     images = {row: batch for row, batch in images.items() if len(batch)}
     if not images:
-        raise UserError(
-            f"no images of {experiment.id} at scale {experiment.scale}; "
-            f"`mar-bench run {experiment.id} --scale {experiment.scale}` draws them"
-        )
+        run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
+        raise UserError(f"no images of {experiment.id} at scale {experiment.scale}; {run} draws them")
     inverted = is_dark(images.values())
     panels = {row: panel(batch, experiment.rows[row].data.num_classes, inverted) for row, batch in images.items()}
-    with rc_context(STYLE):
-        return save_png(_draw(experiment, panels), path)
-
-
-def save_png(figure: Figure, path: Path) -> Path:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
-    atomic_write(path, content.getvalue())
-    return path
+    with rc_context(SHEET):
+        return save(_draw(experiment, panels), path)
 
 
 def panel(images: np.ndarray, num_classes: int, inverted: bool = False) -> np.ndarray:
@@ -81,18 +69,17 @@ def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
     size = PANEL_INCHES * len(columns), (PANEL_INCHES * tallest + 0.24) * len(lines) + 0.5
     figure = Figure(figsize=size, layout="constrained")
     characters = int(size[0] / CHARACTER_INCHES)
-    grid = figure.subplots(len(lines), len(columns), squeeze=False)
-    for i, line in enumerate(lines):
+    for line, axes in zip(lines, figure.subplots(len(lines), len(columns), squeeze=False)):
         rows = [row_at(experiment, line, column) for column in columns]
         label = textwrap.fill(row_words(experiment, rows[0], row_axes(experiment)), characters)
-        grid[i][0].set_title(label, loc="left", pad=3)
-        for ax, row in zip(grid[i], rows):
+        axes[0].set_title(label, loc="left", pad=3)
+        for ax, row in zip(axes, rows):
             ax.set_axis_off()
             if row in panels:
                 ax.imshow(panels[row])
             else:
                 ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
-            if i == 0:  # above the line's label
+            if line == lines[0]:  # above the line's label
                 heading = row_words(experiment, row, column_axes(experiment))
                 ax.set_title(heading + "\n" * (1 + label.count("\n")), pad=3)
     title = textwrap.fill(f"{experiment.title}, {scale_title(experiment)}", characters)

@@ -1,4 +1,4 @@
-"""One record in full: its numbers, their uncertainty, and how to reproduce them."""
+"""One record in full, for ``mar-bench show`` and ``eval``: numbers, uncertainty, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scores_text(record: Record) -> str:
     extractor = record.protocol.get("extractor") or {}
     known = metrics_by_key(extractor) if "kind" in extractor else {}
     lines = []
-    for key in [*(key for key in known if key in record.metrics), *(key for key in record.metrics if key not in known)]:
+    for key in sorted(record.metrics, key=lambda key: list(known).index(key) if key in known else len(known)):
         name = known[key].title(extractor, record.protocol.get("num_generated")) if key in known else key
         doubt = record.uncertainty.get(key, {})
         parts = next((f"{doubt[k]:.4g} over {k[3:]}" for k in ("sd_splits", "sd_subsets") if k in doubt), MISSING)
@@ -48,40 +48,37 @@ def _shape(images: dict[str, Any]) -> str:
     return f"{images['size'][1]}x{images['size'][0]} {'RGB' if images['channels'] == 3 else 'grey'}"
 
 
+def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
+    """What makes a run's numbers weaker than they look: in a word or two -> in words that are the same for all runs."""
+    copies, labels = (protocol.get("samples") or {}).get("duplicates"), protocol.get("label_mode", "balanced")
+    found = {}
+    if protocol.get("singular"):
+        found["singular"] = "fewer images than features, so the covariance is singular and the distance biased upwards"
+    if copies:
+        found[f"{copies} repeated images"] = "some images are copies of another one"
+    if labels != "balanced":
+        found[f"labels {labels}"] = "classes are not known to be equally frequent, as the usual protocol requires"
+    return found
+
+
 def warnings(record: Record) -> list[str]:
-    """What makes the numbers weaker than they look."""
-    p, images = record.protocol, record.protocol["num_generated"]
-    doubles = p["samples"].get("duplicates")
-    found = {
-        "fewer images than features: the covariance is singular and the distance biased upwards": p.get("singular"),
-        f"{doubles} of {images} images are copies of another one": doubles,
-        "classes are not equally frequent, as the usual protocol requires": p["label_mode"] == "unbalanced",
-        f"{images} images: distances depend on their number, the custom is {PAPER_SAMPLES}": images != PAPER_SAMPLES,
-    }
-    notes = [f"reference: {note}" for note in p["reference"].get("notes", [])]
-    return [text for text, applies in found.items() if applies] + notes
+    """Everything to say about how far the numbers can be trusted."""
+    images, found = (
+        record.protocol["num_generated"],
+        [f"{word}: {text}" for word, text in weaknesses(record.protocol).items()],
+    )
+    if images != PAPER_SAMPLES:
+        found.append(f"{images} images: distances depend on their number, the custom is {PAPER_SAMPLES}")
+    return found + [f"reference: {note}" for note in record.protocol["reference"].get("notes", [])]
 
 
 def record_text(record: Record) -> str:
     """The whole record: numbers, protocol, and what reproduces them."""
-    made = record.provenance
-    git = made.get("git") or {}
-    dirty = " with uncommitted changes, which are in no repository" if git.get("dirty") else ""
-    parts = [f"record {record.id}: {record.task}, {record.status}"]
-    if record.error:
-        parts.append(record.error.rstrip())
+    parts = [f"record {record.id}: {record.task}, {record.status}", *([record.error.rstrip()] if record.error else [])]
     if record.metrics:
         parts.append(scores_text(record))
     if {"samples", "reference", "settings"} <= record.protocol.keys():
         parts.append("\n".join([*how_measured(record), *(f"note: {warning}" for warning in warnings(record))]))
-    blocks = {name: record.spec.get(name) or {} for name in ("train", "sampling", "tokenizer")}
-    seeds = [f"{name} {block['seed']}" for name, block in blocks.items() if block.get("seed") is not None]
-    parts.append(
-        "to reproduce it:\n"
-        f"  command   {made.get('command') or 'unknown: it was not run by mar-bench'}\n"
-        f"  commit    {git.get('commit', 'unknown: it was not run from a checkout')}{dirty}\n"
-        f"  device    {made.get('device', 'unknown')}, {made.get('threads', '?')} threads per process\n"
-        f"  time      {made.get('seconds', '?')} s for this stage, finished {made.get('finished', '?')}\n"
-        f"  seeds     {', '.join(seeds) or 'none'}"
-    )
+    command = record.provenance.get("command") or "unknown: it was not run by mar-bench"
+    parts.append(f"to reproduce it, on the commit, device and seeds below: {command}")
     return "\n\n".join([*parts, to_yaml({name: block for name in BLOCKS if (block := getattr(record, name))})])
