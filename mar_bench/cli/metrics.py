@@ -263,7 +263,7 @@ def neighbours(
     from mar_bench.pipeline.eval_images import row_run
     from mar_bench.pipeline.neighbours import neighbours as find
     from mar_bench.pipeline.store import default_places
-    from mar_bench.report.figures.neighbours import neighbour_page
+    from mar_bench.report.figures.sheets import neighbour_page
 
     _use_threads(cores())
     places, chosen = (

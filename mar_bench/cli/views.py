@@ -81,7 +81,7 @@ def sample(
     Shows what run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
     from mar_bench.pipeline.store import previews
-    from mar_bench.report.figures.samples import sample_grid
+    from mar_bench.report.figures.sheets import sample_grid
 
     places, found = results(runs, records)
     pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)

@@ -27,25 +27,12 @@ def scores_text(record: Record) -> str:
 
 
 def how_measured(record: Record) -> list[str]:
-    """The protocol in plain lines."""
-    p = record.protocol
-    samples, reference, extractor, settings = p["samples"], p["reference"], p["extractor"], p["settings"]
-    real = "an unknown number of" if reference["num_images"] is None else reference["num_images"]
-    return [
-        f"samples    {samples['num_images']} images, {_shape(samples)}, labels {p['label_mode']}, "
-        f"order by {samples.get('index', 'unknown')}, sha256 {samples['sha256'][:12]}",
-        f"reference  {reference['name']}: {real} images, {_shape(reference)}, sha256 {reference['sha256'][:12]}",
-        f"extractor  {extractor['name']} ({extractor['kind']}), sha256 {extractor['sha256'][:12]}",
-        f"settings   IS in {settings['is_splits']} splits; KID over {settings['kid_subsets']} subsets of "
-        f"{settings['kid_subset_size']}; precision and recall with {settings['neighbours']} neighbours against "
-        f"{reference['num_features']} images; jackknife of {settings['jackknife_groups']} groups",
-    ]
-
-
-def _shape(images: dict[str, Any]) -> str:
-    if not images.get("size"):
-        return "of unknown size"
-    return f"{images['size'][1]}x{images['size'][0]} {'RGB' if images['channels'] == 3 else 'grey'}"
+    """The protocol in plain lines: what was measured, against what, with which network and settings."""
+    blocks = {name: dict(record.protocol[name]) for name in ("samples", "reference", "extractor", "settings")}
+    blocks["samples"]["labels"] = record.protocol["label_mode"]
+    blocks["reference"].pop("notes", None)  # among the warnings
+    words = {name: [f"{key} {value}" for key, value in block.items()] for name, block in blocks.items()}
+    return [f"{name:11}{', '.join(of)}" for name, of in words.items()]
 
 
 def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:

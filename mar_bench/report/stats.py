@@ -68,16 +68,17 @@ def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
 
 def design(spread: Spread) -> str:
     """What the ± of a cell is over."""
-    seeds = {"training": spread.train_seeds, "sampling": spread.sampling_seeds}
-    training, sampling = (f"{kind} seed{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for kind, of in seeds.items())
-    if spread.over == "training":
-        averaged = ", averaged" * (len(spread.sampling_seeds) > 1)
-        return f"± is the standard deviation over {spread.n} training runs ({training}; {sampling}{averaged})"
-    if spread.over == "sampling":
-        return f"± is the standard deviation over {spread.n} samplings ({sampling}) of one training run ({training})"
-    if spread.over == "images":
-        return f"± is the jackknife standard error over images of one run ({training}, {sampling})"
-    return f"one run ({training}, {sampling}), no ±"
+    texts = {
+        "training": f"± is the standard deviation over {spread.n} training runs",
+        "sampling": f"± is the standard deviation over {spread.n} samplings of one training run",
+        "images": "± is the jackknife standard error over images of one run",
+    }
+    training, sampling = (
+        f"{kind} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        for kind, seeds in (("training", spread.train_seeds), ("sampling", spread.sampling_seeds))
+    )
+    averaged = ", averaged" * (spread.over == "training" and len(spread.sampling_seeds) > 1)
+    return f"{texts.get(spread.over or '', 'one run without ±')} ({training}; {sampling}{averaged})"
 
 
 @dataclass(frozen=True)

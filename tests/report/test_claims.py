@@ -170,13 +170,6 @@ def test_an_optimum_needs_all_points(folder):
     assert verdict == UNDECIDED and NOT_MEASURED in text
 
 
-def test_the_axis_is_ordered_by_the_x_of_the_figure(folder):
-    temperature = load_experiment("temperature", "tiny")
-    shuffled = replace(temperature, rows=dict(sorted(temperature.rows.items(), key=lambda item: item[0][::-1])))
-    verdict, text = parsed(folder, OPTIMUM).judge(shuffled, of_temperature((4.0, 3.2, 3.0, 3.5)))
-    assert verdict == HOLDS and "t100 against t090" in text and "t100 against t105" in text
-
-
 # --- one system below others ----------------------------------------------------------------------------
 
 DISTANCES = {"mar4": 3.0, "mar8": 2.2, "mar16": 2.0, "ce4": 5.0, "ce16": 3.9, "ar": 4.5}
@@ -251,7 +244,6 @@ def test_each_evidence_is_judged_at_the_largest_scale_that_has_it(folder):
     assert chosen(smoke | tiny) == "tiny" and chosen(tiny | desk) == "desk" and chosen(tiny | few) == "tiny"
     assert chosen(few) == "paper" and chosen(smoke) == "–" and chosen(smoke, "smoke") == "smoke"
     assert chosen(tiny | desk, "tiny") == "tiny" and chosen(desk, "tiny") == "–"
-    assert "its numbers mean nothing" in report.markdown(path, smoke, "smoke")
     assert "1 of its 4 rows are measured" in report.markdown(path, few)
 
 
@@ -293,5 +285,5 @@ def test_the_command_prints_and_saves(folder, tmp_path):
     assert "t: holds" in text and not (tmp_path / "reports").exists()
     call("--save")
     assert (tmp_path / "reports/claims.md").read_text() == text
-    assert "All at tiny scale." in call("--save", "--scale", "tiny")
+    assert ", at tiny scale\n" in call("--save", "--scale", "tiny")
     assert (tmp_path / "reports/tiny/claims.md").is_file()

@@ -16,8 +16,8 @@ from PIL import Image
 
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.report.figures import draw as figures
-from mar_bench.report.figures import samples
-from mar_bench.report.figures.neighbours import neighbour_page
+from mar_bench.report.figures import sheets
+from mar_bench.report.figures.sheets import neighbour_page
 from mar_bench.utils.errors import UserError
 from tests.made_up import base, by_id, everything, generations, speed
 from tests.made_up_files import made_up
@@ -225,7 +225,7 @@ def grey(count: int, size: int = 4) -> np.ndarray:
     [(7, 3, 3, 3), (100, 3, 3, 3), (100, 1000, 3, 10), (2, 10, 1, 2)],
 )
 def test_image_i_stands_in_column_i_mod_classes_with_white_between(count, classes, rows, columns):
-    sheet = samples.panel(grey(count), classes)
+    sheet = sheets.panel(grey(count), classes)
     assert sheet.shape == (5 * rows - 1, 5 * columns - 1, 3)
     for i in range(min(count, rows * columns)):
         top, left = 5 * (i // columns), 5 * (i % columns)
@@ -234,11 +234,11 @@ def test_image_i_stands_in_column_i_mod_classes_with_white_between(count, classe
 
 
 def test_inversion_keeps_the_gaps_white_and_colours_keep_their_channels():
-    plain, inverted = (samples.panel(grey(6), 3, inverted=i) for i in (False, True))
+    plain, inverted = (sheets.panel(grey(6), 3, inverted=i) for i in (False, True))
     assert np.allclose(inverted[:4, :4], 1 - plain[:4, :4]) and (inverted[4] == 1).all()
     image = np.zeros((1, 3, 2, 2), np.uint8)
     image[0, 0], image[0, 2, 0, 1] = 255, 51
-    sheet = samples.panel(image, 10)
+    sheet = sheets.panel(image, 10)
     assert sheet[1, 0].tolist() == [1, 0, 0] and np.allclose(sheet[0, 1], [1, 0, 0.2])
 
 
@@ -251,14 +251,14 @@ def test_only_dark_grey_images_are_inverted_and_all_alike(table1, tmp_path):
 
     def dark_share(*batches: np.ndarray) -> float:
         named = dict(zip((ROW, "mar/diff/unguided"), batches))
-        return float((pixels(samples.sample_grid(table1, named, tmp_path / "x.png")) < 100).mean())
+        return float((pixels(sheets.sample_grid(table1, named, tmp_path / "x.png")) < 100).mean())
 
     assert dark_share(dark, dark) < 0.05 and dark_share(night) > 0.15 and dark_share(dark, light) > 0.1
 
 
 def test_a_sheet_has_the_lines_and_columns_that_have_images(table1, tmp_path):
     def size(*rows: str) -> tuple[int, ...]:
-        return pixels(samples.sample_grid(table1, {r: grey(30, 16) for r in rows}, tmp_path / "x.png")).shape
+        return pixels(sheets.sample_grid(table1, {r: grey(30, 16) for r in rows}, tmp_path / "x.png")).shape
 
     one, wide, tall = size(ROW), size(ROW, "mar/diff/unguided"), size(ROW, "mar/ce/guided")
     assert (wide[0], wide[1]) == (one[0], 2 * one[1]) and tall[1] == one[1] and tall[0] > 1.5 * one[0]
@@ -268,7 +268,7 @@ def test_a_sheet_has_the_lines_and_columns_that_have_images(table1, tmp_path):
 def test_a_sheet_without_images_is_an_error(table1, tmp_path):
     for nothing in ({}, {ROW: grey(0)}):
         with pytest.raises(UserError, match="`mar-bench run table1 --scale tiny`"):
-            samples.sample_grid(table1, nothing, tmp_path / "x.png")
+            sheets.sample_grid(table1, nothing, tmp_path / "x.png")
 
 
 def test_the_page_of_neighbours_is_a_png(table1, tmp_path):

@@ -192,7 +192,7 @@ def test_only_a_single_run_has_the_standard_error_of_its_images():
     [
         ({(0, 0): 1, (1, 0): 2}, "over 2 training runs (training seeds 0, 1; sampling seed 0)"),
         ({(0, 3): 1, (0, 4): 2, (1, 3): 3}, "(training seeds 0, 1; sampling seeds 3, 4, averaged)"),
-        ({(5, 0): 1, (5, 1): 2}, "over 2 samplings (sampling seeds 0, 1) of one training run (training seed 5)"),
+        ({(5, 0): 1, (5, 1): 2}, "over 2 samplings of one training run (training seed 5; sampling seeds 0, 1)"),
     ],
 )
 def test_the_design_names_what_the_std_is_over(values, words):

@@ -137,7 +137,7 @@ def test_a_single_run_shows_the_standard_error_of_its_images(table1):
     assert cell(table1, text, ROW) == "5.00 ± 0.10 (1.98)" and "jackknife standard error over images" in text
     assert "excludes the variance of training and sampling" in text and "All seeds share" not in text
     old = markdown(table1, by_id(as_before(generation(table1, ROW, 0, 0, 5.0))))
-    assert cell(table1, old, ROW) == "5.00 (1.98)" and "One run (training seed 0, sampling seed 0), no ±." in old
+    assert cell(table1, old, ROW) == "5.00 (1.98)" and "One run without ± (training seed 0; sampling seed 0)." in old
 
 
 def test_cells_with_other_seeds_are_named(table1):

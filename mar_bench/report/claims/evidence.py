@@ -58,7 +58,7 @@ class Ordering:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """Along ``axis``, in the order of the figure's x, the lowest distance is inside the range and beats both ends."""
+    """Along ``axis``, in the order of its bundles, the lowest distance is inside the range and beats both ends."""
 
     kind: Literal["optimum"] = "optimum"
     title: str
@@ -81,9 +81,6 @@ class Optimum:
         return _judged(line for name, rows in groups.items() for line in self._lines(name, experiment, rows, runs))
 
     def _lines(self, name: str, experiment: Experiment, rows: list[str], runs: dict[str, Runs]) -> list[_Line]:
-        places = {row: fmt.value_at(experiment, row, experiment.figure.get("x", "")) for row in rows}
-        if None not in places.values():
-            rows = sorted(rows, key=lambda row: places[row] or 0.0)
         common = sorted(set.intersection(*(set(runs[row]) for row in rows)))
         if not common:
             return [_Line(name, UNDECIDED, NO_RUNS if all(runs[row] for row in rows) else NOT_MEASURED)]

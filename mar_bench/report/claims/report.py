@@ -24,6 +24,17 @@ from mar_bench.utils.errors import UserError, did_you_mean
 NO_EVIDENCE = "smoke"  # its numbers mean nothing
 WHOLE = "paper"  # the scale that has every row
 BY_SIZE = [name for name in reversed(SCALES) if name != NO_EVIDENCE]  # largest first
+HOW_TO_READ = (
+    f"Unless a scale was asked for, each piece of evidence is judged at the largest scale ({', '.join(BY_SIZE)}) with "
+    f"records of all its rows, else at the largest with any. Numbers at {NO_EVIDENCE} scale mean nothing.",
+    "A verdict at a scale below the paper's is about other data and smaller models.",
+    "Evidence holds if it holds on every pair, does not hold if a single pair speaks against it, and is undecided "
+    "otherwise. Distances, lower is better.",
+    *RULES,
+    "A curve below others: each point of the others is compared with the best point of the better system that takes at "
+    f"most as long. A point faster than all of these is '{OUTSIDE}' and does not count, unless it is better than the "
+    "fastest of them, beyond the interval: then the claim does not hold.",
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,8 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
             details.append(f"### {evidence.title}: {verdict}\n\n{text}")
             summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
     table = markdown_table(["claim", "", "evidence", "scale", "verdict"], summary)
-    return "\n\n".join(["# The paper's claims and what the records say", _how_to_read(scale), table, *details]) + "\n"
+    title = f"# The paper's claims and what the records say{f', at {scale} scale' if scale else ''}"
+    return "\n\n".join([title, "\n".join(f"- {line}" for line in HOW_TO_READ), table, *details]) + "\n"
 
 
 def _finding(
@@ -101,28 +113,6 @@ def _finding(
     experiment, (done, total) = load(evidence.experiment, scale), counts[scale]
     verdict, text = evidence.judge(experiment, records)
     place = f"Experiment {evidence.experiment}, {scale} scale"
+    place += "".join(f"; this scale has {lacking}" for lacking in evidence.unknown(experiment))
     place += f"; {done} of its {total} rows are measured" * (done < total)
-    if lacking := evidence.unknown(experiment):
-        place += f"; this scale has {' and '.join(lacking)}"
     return scale, verdict, f"{place}.\n\n{text}"
-
-
-def _how_to_read(scale: str | None) -> str:
-    lines = [
-        f"All at {scale} scale."
-        if scale
-        else f"Each piece of evidence is judged at the largest scale ({', '.join(BY_SIZE)}) with records of all its "
-        f"rows, else at the largest with any; {NO_EVIDENCE} scale is no evidence."
-    ]
-    if scale == NO_EVIDENCE:
-        lines.append(f"**{NO_EVIDENCE} scale only shows that everything runs: its numbers mean nothing.**")
-    lines += [
-        "A verdict at a scale below the paper's is about other data and smaller models.",
-        "Evidence holds if it holds on every pair, does not hold if a single pair speaks against it, and is undecided "
-        "otherwise. Distances, lower is better.",
-        *RULES,
-        "A curve below others: each point of the others is compared with the best point of the better system that "
-        f"takes at most as long. A point faster than all of these is '{OUTSIDE}' and does not count, unless it is "
-        "better than the fastest of them, beyond the interval: then the claim does not hold.",
-    ]
-    return "\n".join(f"- {line}" for line in lines)

@@ -1,3 +1,3 @@
-"""Figures. draw.py makes points of an experiment's tidy frame, panels.py draws them, style.py has the one style.
+"""Figures. draw.py makes points of an experiment's tidy frame, panels.py draws them; sheets.py draws sheets of images.
 
-samples.py and neighbours.py draw sheets of images. Start with draw.py."""
+Start with draw.py."""

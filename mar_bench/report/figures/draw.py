@@ -16,8 +16,7 @@ from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.metrics import thousands
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
-from mar_bench.report.figures.panels import Plot, render
-from mar_bench.report.figures.style import METADATA, STYLE, save
+from mar_bench.report.figures.panels import METADATA, STYLE, Plot, render, save
 from mar_bench.report.frames import frame, spreads, values
 from mar_bench.report.paper_agreement import is_comparable
 from mar_bench.report.stats import Spread

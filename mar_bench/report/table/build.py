@@ -18,9 +18,8 @@ from mar_bench.report.claims import orderings
 from mar_bench.report.format import scale_title
 from mar_bench.report.frames import is_shown, loaded, values
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
-from mar_bench.report.table import caveats, notes
-from mar_bench.report.table.grid import agreement_grid, further_grid, main_grid, quoted_grid
-from mar_bench.report.table.measured import Measured
+from mar_bench.report.table import notes
+from mar_bench.report.table.grid import Measured, agreement_grid, further_grid, main_grid, quoted_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write
 
@@ -65,13 +64,13 @@ class Table(Measured):
         return environment.get_template(template).render(
             experiment=experiment,
             scale=scale_title(experiment),
-            warnings=caveats.warnings(self),
+            warnings=notes.warnings(self),
             main=main_grid(self),
             quoted=quoted_grid(experiment),
             further=further_grid(self),
             notes=list(texts.values()),
             short_notes=[texts[subject] for subject in notes.SHORT if subject in texts],
-            failures=caveats.failures(self),
+            failures=notes.failures(self),
             against_paper=against_paper,
             verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
             metrics=METRICS,
@@ -107,41 +106,26 @@ def wide_frame(made: Table) -> pd.DataFrame:
 
     ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
     (``speed_setting``); ``difference`` and ``verdict`` are against the paper; ``chosen`` is the row's sweep point."""
-    experiment, lines = made.experiment, []
+    experiment, lines, floors = made.experiment, [], values(made.frame, "rfd")
     generated = made.frame[made.frame["task"] == "generation"]
     errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
-    floors = values(made.frame, "rfd")
     for row, spec in experiment.rows.items():
         mine = generated[generated["row"] == row]
         done = mine[mine["status"] == "done"]
+        images = "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna())))
+        records = " ".join((done if len(done) else mine)["record"].unique())
         seconds, extractor = made.seconds.get(row, math.nan), vars(spec.metrics.extractor)
         for metric in (metric for metric in GENERATION_METRICS if is_shown(metric, extractor)):
             found = made.spread(row, metric)
-            against = agreement(experiment, row, metric, found.mean)
-            lines.append(
-                {
-                    "experiment": experiment.id,
-                    "scale": experiment.scale,
-                    "row": row,
-                    **experiment.bundles(row),
-                    "metric": metric_name(metric, extractor),
-                    "status": made.status(row),
-                    "mean": found.mean,
-                    "sd": found.sd if found.over in ("training", "sampling") else math.nan,
-                    "sd_training": found.sd if found.over == "training" else None,
-                    "sd_sampling": found.sd_sampling,
-                    "se": errors.get((row, metric), math.nan),
-                    "n_train_seeds": len(found.train_seeds),
-                    "n_sampling_seeds": len(found.sampling_seeds),
-                    "num_generated": "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna()))),
-                    "paper": against.published,
-                    "difference": against.difference,
-                    "verdict": against.verdict,
-                    "chosen": notes.chosen_words(experiment, row),
-                    "floor_fd": floors.get(row, math.nan),
-                    "seconds_per_image": seconds,
-                    "speed_setting": None if math.isnan(seconds) else made.speed_setting,
-                    "records": " ".join((done if len(done) else mine)["record"].unique()),
-                }
-            )
-    return pd.DataFrame(lines)
+            lines.append([
+                experiment.id, experiment.scale, row, *experiment.bundles(row).values(), metric_name(metric, extractor),
+                made.status(row), found.mean, math.nan if found.over == "images" else found.sd,
+                found.sd if found.over == "training" else math.nan, found.sd_sampling,
+                errors.get((row, metric), math.nan), len(found.train_seeds), len(found.sampling_seeds), images,
+                *agreement(experiment, row, metric, found.mean), notes.chosen_words(experiment, row),
+                floors.get(row, math.nan), seconds, None if math.isnan(seconds) else made.speed_setting, records,
+            ])  # fmt: skip
+    columns = ["experiment", "scale", "row", *experiment.labels, "metric", "status", "mean", "sd", "sd_training"]
+    columns += ["sd_sampling", "se", "n_train_seeds", "n_sampling_seeds", "num_generated", "paper", "difference"]
+    columns += ["verdict", "chosen", "floor_fd", "seconds_per_image", "speed_setting", "records"]
+    return pd.DataFrame(lines, columns=columns)

@@ -1,18 +1,27 @@
-"""Sheets of generated images: a panel per row of an experiment, arranged as its table is."""
+"""Sheets of images: generated ones, a panel per row as in the table; copies, beside the nearest training images."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.report.figures.style import SHEET, save
-from mar_bench.report.format import column_axes, lines_and_columns, row_at, row_axes, row_words, scale_title
+from mar_bench.report.figures.panels import save
+from mar_bench.report.format import (
+    column_axes,
+    extractors,
+    lines_and_columns,
+    row_at,
+    row_axes,
+    row_words,
+    scale_title,
+)
 from mar_bench.utils.errors import UserError
 
 COLUMNS, ROWS = 10, 3  # images of a panel, at most
@@ -20,6 +29,8 @@ GAP = 1  # white pixels between images
 DARK = 64  # images whose median grey is below this are drawn inverted
 PANEL_INCHES = 3.3
 CHARACTER_INCHES = 0.06  # of the titles, on average
+CLOSENESS = (0.2, 5.0)  # range of the curves of copies
+SHEET: Any = {"font.size": 7, "axes.titlesize": 7}
 
 
 def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Path) -> Path:
@@ -85,3 +96,37 @@ def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
     title = textwrap.fill(f"{experiment.title}, {scale_title(experiment)}", characters)
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     return figure
+
+
+def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
+    """Write one PNG of a row's ``neighbours.Neighbours`` and return its path.
+
+    Left: a line is a generated image, then its nearest training images; first those that are closest of all. Right:
+    which share of images is at least how close, of the generated ones and of held-out ones."""
+    images = np.concatenate([found.samples[:, None], found.found], axis=1)  # (n, 1 + k, C, H, W)
+    inverted, half = is_dark([found.samples]), len(images) // 2
+    sheets = [tiled(np.concatenate(part), images.shape[1], inverted) for part in (images[:half], images[half:])]
+    with rc_context(SHEET):
+        figure = Figure(figsize=(7.2, 0.9 + 2.0 * sheets[0].shape[0] / sheets[0].shape[1]), layout="constrained")
+        closest, first, curves = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+        for ax, sheet, title in ((closest, sheets[0], "closest of all"), (first, sheets[1], "first ones")):
+            ax.imshow(sheet, interpolation="nearest")
+            ax.set_axis_off()
+            ax.set_title(f"{title}: generated | training", loc="left")
+        names = "/".join(extractors(experiment)) or "Inception"
+        for label, values, style in (("generated", found.closeness, "-"), ("real, held out", found.real, "--")):
+            near = np.sort(values).clip(min=CLOSENESS[0])  # a copy is at 0, which a logarithmic axis does not have
+            share = f"{label}: {(values <= 1).mean():.0%} copied"
+            curves.plot(near, np.arange(1, len(near) + 1) / len(near), style, label=share, linewidth=1.2)
+        curves.axvline(1, color="0.5", linewidth=0.8)  # copied are those left of it
+        curves.set(xscale="log", xlim=CLOSENESS, ylim=(0, 1), ylabel="share of images at most so far away")
+        curves.set_xticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"))
+        curves.set_xticks((), minor=True)
+        curves.set_xlabel("distance to the nearest training image /\nthat one's distance to its nearest other")
+        curves.legend(frameon=False, loc="lower right")
+        figure.suptitle(
+            f"{experiment.title}, {scale_title(experiment)}\n{row_words(experiment, row)}\n"
+            f"Generated images and their nearest training images, by the features of {names}",
+            fontsize=8, x=0.01, ha="left",
+        )  # fmt: skip
+        return save(figure, path)
