@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,17 @@ from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")
 ScaleOrAll = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="An overlay in experiments/scale.")]
+
+
+@contextlib.contextmanager
+def _noted(every: bool) -> Iterator[None]:
+    """Print a UserError as a note instead if ``every`` experiment was asked for."""
+    try:
+        yield
+    except UserError as error:
+        if not every:
+            raise
+        print(f"note: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -33,10 +46,8 @@ def table(
     _, found = results(None, records)
     for experiment in load_all(words, every, scale, found):
         made = build.table(experiment, found)
-        if made.is_empty and (every or not save):
-            print(f"note: no records of {experiment.id} at scale {scale}; `mar-bench run` makes them", file=sys.stderr)
-        elif save:
-            for path in build.save_formats(made, Path(reports, scale)):
+        with _noted(every):
+            for path in build.save_formats(made, Path(reports, scale)) if save else ():
                 print(f"wrote {path}", file=sys.stderr)
         print({"md": made.markdown, "csv": made.csv, "tex": made.tex}[output_format](), end="")
 
@@ -56,13 +67,9 @@ def plot(
 
     _, found = results(None, records)
     for experiment in load_all(words, every, scale, found):
-        try:
+        with _noted(every):
             for path in draw(experiment, found, Path(reports, scale, experiment.id)):
                 print(f"wrote {path}")
-        except UserError as error:
-            if not every:
-                raise
-            print(f"note: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -88,11 +95,9 @@ def sample(
     for experiment in load_all(words, every, scale, found):
         chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
         images = previews(chosen, places)
-        if every and not images:
-            print(f"note: no images of {experiment.id} at scale {scale} in {places.runs}", file=sys.stderr)
-            continue
-        path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.id}-samples.png"))
-        print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+        with _noted(every):
+            path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.id}-samples.png"))
+            print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
 
 
 @app.command()

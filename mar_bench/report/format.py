@@ -49,11 +49,6 @@ def count_of(parameters: float | None) -> str:
     return f"{parameters:.0f}"
 
 
-def listed(words: list[str]) -> str:
-    """``FID, IS and parameters``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
 def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
     """A GitHub table; text is printed as it is."""
     escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in line] for line in [heading, *lines]]
@@ -184,14 +179,6 @@ def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
 def label_of(experiment: Experiment, row: str, name: str | None) -> str:
     """A row's value of the label ``name``, empty where it has none."""
     return axis_labels(experiment, experiment.bundles(row)).get(name, "") if name else ""
-
-
-def value_at(experiment: Experiment, row: str, path: str) -> float | None:
-    """A number of a row's spec by its dotted path; None where there is none."""
-    found: object = experiment.rows[row]
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return float(found) if isinstance(found, (int, float)) else None
 
 
 def row_axes(experiment: Experiment) -> list[str]:

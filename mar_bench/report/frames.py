@@ -170,13 +170,13 @@ def _number(value: float | None) -> float:
 # --- which records belong to a row ----------------------------------------------------------------------
 
 
-def select(experiment: Experiment, records: dict[str, Record], on_any_seed: bool = False) -> Selection:
+def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
     """The records of every row by task, ordered by seeds, then by id; empty lists where there are none.
 
     Generation records on the seed of choices belong to no table, and neither do records of a row whose sweep point is
     not chosen yet, except failed sweep points. Rows are shared between tables by their ids, and another table may have
-    measured some of them on more seeds: unless ``on_any_seed``, if the experiment declares its seeds, records on other
-    seeds count only if all rows with results have them."""
+    measured some of them on more seeds: if the experiment declares its seeds, records on other seeds count only if all
+    rows with results have them."""
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records.values(), key=lambda r: (*seeds(r), r.id)):
         if record.task != "generation" or seeds(record)[1] != CHOICE_SEED:
@@ -188,7 +188,7 @@ def select(experiment: Experiment, records: dict[str, Record], on_any_seed: bool
         found[row] = {run.task: list(by_cell[run.task, run.cell_id]) for run in runs}
         if experiment.is_open(row):  # its spec is that of an arbitrary sweep point
             found[row] = {run.task: [] for run in runs} | {"generation": _failed_points(experiment, row, records)}
-    if on_any_seed or not experiment.seeds:
+    if not experiment.seeds:
         return found
     done = [{seeds(r) for r in tasks["generation"] if r.status == "done"} for tasks in found.values()]
     common = set.intersection(*filter(None, done)) if any(done) else set()

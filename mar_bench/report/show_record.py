@@ -17,7 +17,7 @@ def scores_text(record: Record) -> str:
     extractor = record.protocol.get("extractor") or {}
     known = metrics_by_key(extractor) if "kind" in extractor else {}
     lines = []
-    for key in sorted(record.metrics, key=lambda key: list(known).index(key) if key in known else len(known)):
+    for key in [*(key for key in known if key in record.metrics), *sorted(record.metrics.keys() - known.keys())]:
         name = known[key].title(extractor, record.protocol.get("num_generated")) if key in known else key
         doubt = record.uncertainty.get(key, {})
         parts = next((f"{doubt[k]:.4g} over {k[3:]}" for k in ("sd_splits", "sd_subsets") if k in doubt), MISSING)

@@ -14,7 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.experiment import Experiment
 from mar_bench.report.figures import draw as figures
 from mar_bench.report.figures import sheets
 from mar_bench.report.figures.sheets import neighbour_page
@@ -151,12 +151,6 @@ def test_reconstruction_floors_are_dashed_lines(table1, figure_of):
     assert dashed({**generations(table1), **by_id(*(speed(table1, row) for row in table1.rows))}) == []
 
 
-def test_floors_of_rows_in_several_colours_are_named(figure_of):
-    both = replace(load_experiment("same_tokenizer", "tiny"), searches=[])
-    for ax in figure_of(both, everything(both, lambda row, t, s: 5.0 + len(row) + 0.1 * t)).axes:
-        assert {text.get_text(): text.xy[1] for text in ax.texts} == {"KL": 2.6, "VQ": 4.2}
-
-
 @pytest.mark.filterwarnings("error")
 def test_each_device_has_panels_of_its_own(table1, figure_of):
     figure = figure_of(table1, {**everything(table1), **by_id(speed(table1, ROW, GPU, 0.013))})
@@ -170,21 +164,16 @@ def test_each_device_has_panels_of_its_own(table1, figure_of):
 # --- all figures ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["speed", "table1"])
-def test_nothing_is_drawn_over_anything_else(tmp_path, figure_of, name):
-    experiment = load_experiment(name, "tiny") if name == "table1" else made_up(tmp_path, name, "paper")
-    experiment = replace(experiment, title="A title that is a good deal longer than usual, and than its figure is wide")
+def test_nothing_is_drawn_over_anything_else(tmp_path, figure_of):
+    title = "A title that is a good deal longer than usual, and than its figure is wide"
+    systems = replace(made_up(tmp_path, "speed", "paper"), title=title)
     devices = (("Example CPU", 1.0), (f"{GPU} in a machine whose name is a good deal longer than usual", 0.1))
-    if name == "table1":
-        records = {**everything(experiment), **by_id(speed(experiment, ROW, devices[1][0]))}
-    else:
-        records = of_systems(experiment, devices)
-    figure = figure_of(experiment, records)
+    figure = figure_of(systems, of_systems(systems, devices))
     boxes = [ax.get_tightbbox() for ax in figure.axes]
     boxes += [text.get_window_extent() for text in figure.texts] + [figure.legends[0].get_window_extent()]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     names = [t.get_window_extent() for ax in figure.axes for t in ax.texts if t.get_text()]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(names, 2))
+    for of in (boxes, names):
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(of, 2))
 
 
 def test_three_files_with_equal_bytes_whatever_the_order_of_the_records(tmp_path):
@@ -231,15 +220,8 @@ def test_image_i_stands_in_column_i_mod_classes_with_white_between(count, classe
         top, left = 5 * (i // columns), 5 * (i % columns)
         assert np.allclose(sheet[top : top + 4, left : left + 4], i / 255)
     assert (sheet[4::5] == 1).all() and (sheet[:, 4::5] == 1).all()
-
-
-def test_inversion_keeps_the_gaps_white_and_colours_keep_their_channels():
-    plain, inverted = (sheets.panel(grey(6), 3, inverted=i) for i in (False, True))
-    assert np.allclose(inverted[:4, :4], 1 - plain[:4, :4]) and (inverted[4] == 1).all()
-    image = np.zeros((1, 3, 2, 2), np.uint8)
-    image[0, 0], image[0, 2, 0, 1] = 255, 51
-    sheet = sheets.panel(image, 10)
-    assert sheet[1, 0].tolist() == [1, 0, 0] and np.allclose(sheet[0, 1], [1, 0, 0.2])
+    inverted = sheets.panel(grey(count), classes, inverted=True)
+    assert np.allclose(inverted[:4, :4], 1 - sheet[:4, :4]) and (inverted[4:5] == 1).all()
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -263,12 +245,8 @@ def test_a_sheet_has_the_lines_and_columns_that_have_images(table1, tmp_path):
     one, wide, tall = size(ROW), size(ROW, "mar/diff/unguided"), size(ROW, "mar/ce/guided")
     assert (wide[0], wide[1]) == (one[0], 2 * one[1]) and tall[1] == one[1] and tall[0] > 1.5 * one[0]
     assert size(ROW, "mar/ce/unguided") == (tall[0], wide[1])
-
-
-def test_a_sheet_without_images_is_an_error(table1, tmp_path):
-    for nothing in ({}, {ROW: grey(0)}):
-        with pytest.raises(UserError, match="`mar-bench run table1 --scale tiny`"):
-            sheets.sample_grid(table1, nothing, tmp_path / "x.png")
+    with pytest.raises(UserError, match="`mar-bench run table1 --scale tiny`"):
+        sheets.sample_grid(table1, {ROW: grey(0)}, tmp_path / "x.png")
 
 
 def test_the_page_of_neighbours_is_a_png(table1, tmp_path):

@@ -123,18 +123,6 @@ def test_the_frame_keeps_failures_and_warnings(table1):
     assert frames.spreads(frame)[ROW, "fd"].n == 1
 
 
-def test_values_are_read_per_row_and_setting(table1):
-    gpu = by_id(*(speed(table1, row, "GPU", 0.1) for row in list(table1.rows)[:3]))
-    frame = frames.frame(table1, {**everything(table1), **gpu})
-    setting = "Example CPU, 1 thread, float32, batch 64"
-    assert frames.main_setting(frame) == setting
-    assert frames.values(frame, "rfd")[ROW] == 2.6 and frames.values(frame, "rfd")["mar/ce/guided"] == 4.2
-    assert set(frames.values(frame, "seconds_per_image", setting)) == set(table1.rows)
-    assert len(frames.values(frame, "seconds_per_image", "GPU, 1 thread, float32, batch 64")) == 3
-    empty = frames.frame(table1, {})
-    assert empty.empty and not frames.spreads(empty) and frames.main_setting(empty) is None
-
-
 def test_spreads_are_over_the_done_runs_with_a_number(table1):
     made = generations(table1, lambda row, t, s: 10.0 * t + s, sampling_seeds=(0, 1))
     made = {k: replace(r, status="failed") if frames.seeds(r)[0] == 1 else r for k, r in made.items()}

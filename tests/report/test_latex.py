@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.records.paper import PublishedRow
-from mar_bench.report.table.build import escape_tex, table
+from mar_bench.report.render import escape_tex
+from mar_bench.report.table.build import table
 from tests.made_up import base, by_id, everything, generation, generations
 from tests.made_up_files import made_up
 

@@ -13,7 +13,6 @@ from mar_bench.report import format as fmt
 from mar_bench.report.claims.orderings import DIFFERENCE, allowed, compare, difference, difference_cells, pairs_table
 from mar_bench.report.frames import Runs, frame, main_setting, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
-from mar_bench.report.table.grid import quoted_grid
 
 NOT_MEASURED = "not all points are measured"
 OUTSIDE = "outside the range of times"  # of the better system: such a point does not count
@@ -47,12 +46,10 @@ class Ordering:
         return list(dict.fromkeys(row for c in compare(experiment, {}) if c.claim == self.claim for row in c.rows))
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """The verdict with the cost that the claim allows, and Markdown: the pairs and what the paper quotes."""
+        """The verdict with the cost that the claim allows, and its pairs in Markdown."""
         pairs = [c for c in compare(experiment, records) if c.claim == self.claim]
         verdict, cost = all_of([c.difference.verdict for c in pairs]), allowed(pairs)
         text = pairs_table(pairs) if pairs else "This scale has no such pair."
-        if quoted := quoted_grid(experiment):
-            text += f"\n\n{quoted.markdown()}"
         return f"{verdict} ({cost})" if cost else verdict, text
 
 

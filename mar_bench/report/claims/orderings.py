@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
@@ -13,22 +13,11 @@ from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.comparable import differences
 from mar_bench.records.record import Record
 from mar_bench.report import stats
-from mar_bench.report.format import MISSING, listed, markdown_table, metric_title, number, percent
+from mar_bench.report.format import MISSING, markdown_table, number, percent
 from mar_bench.report.frames import Runs, Selection, metric_value, runs_with, select
 
 CONFIDENCE = f"{100 * stats.CONFIDENCE:g} %"
 DIFFERENCE = ["difference", f"{CONFIDENCE} interval", "seeds", "verdict"]  # headings of the last difference_cells
-RULES = (
-    "Difference: the first number minus the second, paired on the seeds that both rows have, in percent of the second; "
-    "negative means that the first is better.",
-    f"Interval: {CONFIDENCE} t-interval over training seeds, for each pair alone (not corrected for the "
-    "number of pairs). Where the rows have a single training seed in common it is over its sampling seeds; "
-    f"'{stats.SAMPLING_ONLY}' marks such pairs, whose interval excludes the variance of training.",
-    f"A claim holds or does not hold on a pair where the interval excludes 0 and the difference is at least "
-    f"{stats.MIN_EFFECT} %. A claim that allows a cost ('at most 25 % worse') holds where the whole interval lies "
-    "below that cost and does not hold where it lies above. Everything else, a single run included, is undecided.",
-    "Rows measured under different protocols are not compared; the verdict names what differs.",
-)
 
 
 @dataclass(frozen=True)
@@ -84,21 +73,11 @@ def difference(first: Runs, second: Runs, costs_at_most: float | None = None) ->
 # --- Markdown -------------------------------------------------------------------------------------------
 
 
-def markdown(experiment: Experiment, comparisons: list[Comparison]) -> str:
-    """A table and the counts of verdicts for every claim; empty where the experiment makes no claims."""
-    if not comparisons:
-        return ""
-    rules = [
-        f"Numbers: {metric_title(experiment, 'fd')}, lower is better, over the seeds that both rows have.",
-        *RULES,
-        "Paper: the same difference of its FIDs, from one run each.",
-    ]
-    parts = ["## What the paper claims, pair by pair", "\n".join(f"- {rule}" for rule in rules)]
+def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]:
+    """Of every claim: its text, the cost it allows, the table of its pairs, and a summary."""
     for claim in dict.fromkeys(c.claim for c in comparisons):
         chosen = [c for c in comparisons if c.claim == claim]
-        cost = allowed(chosen)
-        parts += [f"### Claim: {claim}{f' ({cost})' if cost else ''}", pairs_table(chosen), _summary(chosen)]
-    return "\n\n".join(parts)
+        yield claim, allowed(chosen), pairs_table(chosen), _summary(chosen)
 
 
 def allowed(comparisons: Iterable[Comparison]) -> str:
@@ -140,7 +119,7 @@ def _summary(comparisons: list[Comparison]) -> str:
     for bundle, floor in (item for c in comparisons for item in c.floors.items()):
         floors.setdefault(bundle, {})[number(floor)] = None
     if floors:
-        distances = listed([f"{' / '.join(of)} ({bundle})" for bundle, of in floors.items()])
+        distances = " and ".join(f"{' / '.join(of)} ({bundle})" for bundle, of in floors.items())
         text += f" The axis '{comparisons[0].axis}' also changes the tokenizer, whose reconstructions alone have "
         text += f"distances {distances}."
     return text

@@ -15,26 +15,15 @@ from mar_bench.config.layers import SCALES, experiment_files, experiments_dir, l
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.records.record import Record
 from mar_bench.report.claims.evidence import OUTSIDE, Evidence
-from mar_bench.report.claims.orderings import RULES
-from mar_bench.report.format import MISSING, markdown_table
+from mar_bench.report.format import MISSING
 from mar_bench.report.frames import runs_with, select
+from mar_bench.report.render import render
 from mar_bench.report.stats import UNDECIDED
 from mar_bench.utils.errors import UserError, did_you_mean
 
 NO_EVIDENCE = "smoke"  # its numbers mean nothing
 WHOLE = "paper"  # the scale that has every row
 BY_SIZE = [name for name in reversed(SCALES) if name != NO_EVIDENCE]  # largest first
-HOW_TO_READ = (
-    f"Unless a scale was asked for, each piece of evidence is judged at the largest scale ({', '.join(BY_SIZE)}) with "
-    f"records of all its rows, else at the largest with any. Numbers at {NO_EVIDENCE} scale mean nothing.",
-    "A verdict at a scale below the paper's is about other data and smaller models.",
-    "Evidence holds if it holds on every pair, does not hold if a single pair speaks against it, and is undecided "
-    "otherwise. Distances, lower is better.",
-    *RULES,
-    "A curve below others: each point of the others is compared with the best point of the better system that takes at "
-    f"most as long. A point faster than all of these is '{OUTSIDE}' and does not count, unless it is better than the "
-    "fastest of them, beyond the interval: then the claim does not hold.",
-)
 
 
 @dataclass(frozen=True)
@@ -89,9 +78,8 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
             place, verdict, text = _finding(evidence, load, records, scale)
             details.append(f"### {evidence.title}: {verdict}\n\n{text}")
             summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
-    table = markdown_table(["claim", "", "evidence", "scale", "verdict"], summary)
-    title = f"# The paper's claims and what the records say{f', at {scale} scale' if scale else ''}"
-    return "\n\n".join([title, "\n".join(f"- {line}" for line in HOW_TO_READ), table, *details]) + "\n"
+    parts = {"scale": scale, "by_size": BY_SIZE, "outside": OUTSIDE, "summary": summary, "details": details}
+    return render("claims.md.j2", **parts)
 
 
 def _finding(

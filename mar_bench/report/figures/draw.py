@@ -5,6 +5,7 @@ Both are made into one tidy frame of points, which ``panels.render`` draws."""
 from __future__ import annotations
 
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[l
     """Metrics against a knob of the sampling, as in the paper's figures 4 and 5: one panel a metric."""
     knob, means = experiment.figure["x"], spreads(found)
     metrics = experiment.figure.get("y", ["fd", "is"])
-    places = {row: x for row in looks if (x := fmt.value_at(experiment, row, knob)) is not None}
+    found_at = {row: reduce(lambda block, key: getattr(block, key, None), knob.split("."), spec)
+                for row, spec in experiment.rows.items()}  # fmt: skip
+    places = {row: float(x) for row, x in found_at.items() if isinstance(x, (int, float))}
     points: list[dict] = []
     for row, x in places.items():
         for metric in metrics:

@@ -12,16 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.report import format as fmt
 from mar_bench.report.figures.panels import save
-from mar_bench.report.format import (
-    column_axes,
-    extractors,
-    lines_and_columns,
-    row_at,
-    row_axes,
-    row_words,
-    scale_title,
-)
 from mar_bench.utils.errors import UserError
 
 COLUMNS, ROWS = 10, 3  # images of a panel, at most
@@ -73,16 +65,16 @@ def is_dark(batches: Iterable[np.ndarray]) -> bool:
 
 
 def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
-    lines, columns = lines_and_columns(experiment)
-    lines = [line for line in lines if any(row_at(experiment, line, c) in panels for c in columns)]
-    columns = [c for c in columns if any(row_at(experiment, line, c) in panels for line in lines)]
+    lines, columns = fmt.lines_and_columns(experiment)
+    lines = [line for line in lines if any(fmt.row_at(experiment, line, c) in panels for c in columns)]
+    columns = [c for c in columns if any(fmt.row_at(experiment, line, c) in panels for line in lines)]
     tallest = max(sheet.shape[0] / sheet.shape[1] for sheet in panels.values())
     size = PANEL_INCHES * len(columns), (PANEL_INCHES * tallest + 0.24) * len(lines) + 0.5
     figure = Figure(figsize=size, layout="constrained")
     characters = int(size[0] / CHARACTER_INCHES)
     for line, axes in zip(lines, figure.subplots(len(lines), len(columns), squeeze=False)):
-        rows = [row_at(experiment, line, column) for column in columns]
-        label = textwrap.fill(row_words(experiment, rows[0], row_axes(experiment)), characters)
+        rows = [fmt.row_at(experiment, line, column) for column in columns]
+        label = textwrap.fill(fmt.row_words(experiment, rows[0], fmt.row_axes(experiment)), characters)
         axes[0].set_title(label, loc="left", pad=3)
         for ax, row in zip(axes, rows):
             ax.set_axis_off()
@@ -91,9 +83,9 @@ def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
             else:
                 ax.text(0.5, 0.5, "no samples", ha="center", va="center", color="0.5", transform=ax.transAxes)
             if line == lines[0]:  # above the line's label
-                heading = row_words(experiment, row, column_axes(experiment))
+                heading = fmt.row_words(experiment, row, fmt.column_axes(experiment))
                 ax.set_title(heading + "\n" * (1 + label.count("\n")), pad=3)
-    title = textwrap.fill(f"{experiment.title}, {scale_title(experiment)}", characters)
+    title = textwrap.fill(f"{experiment.title}, {fmt.scale_title(experiment)}", characters)
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     return figure
 
@@ -113,7 +105,7 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
             ax.imshow(sheet, interpolation="nearest")
             ax.set_axis_off()
             ax.set_title(f"{title}: generated | training", loc="left")
-        names = "/".join(extractors(experiment)) or "Inception"
+        names = "/".join(fmt.extractors(experiment)) or "Inception"
         for label, values, style in (("generated", found.closeness, "-"), ("real, held out", found.real, "--")):
             near = np.sort(values).clip(min=CLOSENESS[0])  # a copy is at 0, which a logarithmic axis does not have
             share = f"{label}: {(values <= 1).mean():.0%} copied"
@@ -125,7 +117,7 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
         curves.set_xlabel("distance to the nearest training image /\nthat one's distance to its nearest other")
         curves.legend(frameon=False, loc="lower right")
         figure.suptitle(
-            f"{experiment.title}, {scale_title(experiment)}\n{row_words(experiment, row)}\n"
+            f"{experiment.title}, {fmt.scale_title(experiment)}\n{fmt.row_words(experiment, row)}\n"
             f"Generated images and their nearest training images, by the features of {names}",
             fontsize=8, x=0.01, ha="left",
         )  # fmt: skip

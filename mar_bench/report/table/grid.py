@@ -20,43 +20,19 @@ FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accurac
 
 
 class Measured:
-    """Attributes: experiment, selection (row -> task -> records), left_out (how many records ``frames.select`` leaves
-    out for their seeds), frame, spreads ((row, metric) -> Spread), speed_setting (the one setting whose seconds are
-    shown), seconds (row -> seconds per image in it), speed_column (the last column with a timed row: guided)."""
+    """Attributes: experiment, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
+    speed_setting (the one setting whose seconds are shown) and seconds (row -> seconds per image in it)."""
 
     def __init__(self, experiment: Experiment, records: dict[str, Record]):
         self.experiment, self.selection = experiment, select(experiment, records)
-        everything = select(experiment, records, on_any_seed=True)
-        counts = [
-            len({r.id for tasks in of.values() for r in tasks["generation"]}) for of in (everything, self.selection)
-        ]
-        self.left_out = counts[0] - counts[1]
         self.frame = frame_of(experiment, self.selection)
         self.spreads = spreads(self.frame)
         self.speed_setting = main_setting(self.frame)
         self.seconds = values(self.frame, "seconds_per_image", self.speed_setting)
-        lines, columns = fmt.lines_and_columns(experiment)
-        timed = [c for c in columns if any(fmt.row_at(experiment, line, c) in self.seconds for line in lines)]
-        self.speed_column = (timed or columns)[-1]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no row has a generation record."""
-        return not any(tasks["generation"] for tasks in self.selection.values())
 
     def spread(self, row: str, metric: str) -> Spread:
         """Mean and ± of a metric over the runs of a row; NaN without a number."""
         return self.spreads.get((row, metric), Spread())
-
-    def once(self, metric: str) -> dict[str, float]:
-        """Row -> what a line of the table has once: rfd, parameters, head_parameters, or seconds_per_image of
-        ``speed_column``."""
-        if metric != "seconds_per_image":
-            return values(self.frame, metric)
-        rows = {
-            fmt.row_at(self.experiment, line, self.speed_column) for line in fmt.lines_and_columns(self.experiment)[0]
-        }
-        return {row: seconds for row, seconds in self.seconds.items() if row in rows}
 
     def reconstruction_distance(self) -> str:
         """``FD-1k``: the distance of the reconstructed images, whose number may differ from that of the samples."""
@@ -135,7 +111,7 @@ def main_grid(found: Measured) -> Grid:
 def further_grid(found: Measured) -> Grid | None:
     """What was measured beside the metrics of the main table; None without anything."""
     experiment, layout = found.experiment, found.experiment.layout
-    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in found.once("rfd")}
+    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
     metrics = [m for m in FURTHER if m in measured - {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}]
     columns = [Column(_title(found, metric)) for metric in metrics]
     lines = [[row, *(_cell(found, [row], metric, False) for metric in metrics)] for row in experiment.rows]
@@ -189,8 +165,10 @@ def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> st
     experiment, row, spread = found.experiment, rows[0], found.spread(rows[0], metric)
     published = fmt.published_text(experiment, row, metric)
     if metric in ONCE_METRICS:
-        numbers, papers = found.once(metric), [fmt.published_value(experiment, row, metric) for row in rows]
-        text = fmt.metric_number(experiment, metric, next((numbers[row] for row in rows if row in numbers), None))
+        is_speed, papers = metric == "seconds_per_image", [fmt.published_value(experiment, r, metric) for r in rows]
+        numbers = found.seconds if is_speed else values(found.frame, metric)
+        ours = [numbers[r] for r in (rows[-1:] if is_speed else rows) if r in numbers]  # seconds: of the last column
+        text = fmt.metric_number(experiment, metric, ours[0] if ours else None)
         published = fmt.paper_number(metric, next((value for value in papers if value is not None), None))
     elif row in experiment.absent:  # the reason stands in the first metric's column only
         first = metric == experiment.layout.get("metrics", ["fd"])[0]

@@ -11,7 +11,7 @@ from mar_bench.records.comparable import differences, instrument_differences
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
-from mar_bench.report.frames import seeds
+from mar_bench.report.frames import seeds, values
 from mar_bench.report.paper_agreement import is_comparable
 from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import design
@@ -38,7 +38,7 @@ def notes(found: Measured) -> dict[str, str]:
     if names:
         where = "" if experiment.scale == "paper" else ", another data set at another scale"
         source = f" Source: {experiment.source}." if experiment.source else ""
-        texts["brackets"] = f"In brackets: the paper's {fmt.listed(names)} on ImageNet 256x256{where}.{source}"
+        texts["brackets"] = f"In brackets: the paper's {', '.join(names)} on ImageNet 256x256{where}.{source}"
     if published and not any(is_comparable(experiment, row) for row in published):
         texts["verdicts"] = WHY_NONE
     if extractors := " / ".join(fmt.extractors(experiment)):
@@ -48,11 +48,9 @@ def notes(found: Measured) -> dict[str, str]:
         )
     texts |= {"protocol": _protocol(found), "real": _real(found)}
     if "seconds_per_image" in shown and found.speed_setting is not None:
-        words = fmt.column_words(experiment, found.speed_column), found.speed_setting
+        words = fmt.column_words(experiment, fmt.lines_and_columns(experiment)[1][-1]), found.speed_setting
         texts["speed"] = f"Seconds per image: {', '.join(filter(None, words))}."
     texts["seeds"] = _seeds(found, shown[0])
-    if found.left_out:
-        texts["left out"] = f"Records left out, on seeds of other tables that not all rows have: {found.left_out}."
     texts |= {"settings": _settings(experiment), "origin": _origin(found), **_choices(experiment)}
     return {subject: text for subject, text in texts.items() if text}
 
@@ -93,7 +91,7 @@ def _protocol(found: Measured) -> str:
         "copied": "Copied: percentage of generated images at least as close to a training image as the nearest "
         "different training image is; compare with the percentage of held-out real images.",
     }
-    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in found.once("rfd")}
+    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
     return " ".join(text for metric, text in texts.items() if metric in measured)
 
 
@@ -103,7 +101,9 @@ def _real(found: Measured) -> str:
     for metric in REAL_METRICS:
         base = METRICS[metric].base
         name = found.reconstruction_distance() if base == "fd" else METRICS[base].label
-        numbers = dict.fromkeys(fmt.metric_number(experiment, base, value) for value in found.once(metric).values())
+        numbers = dict.fromkeys(
+            fmt.metric_number(experiment, base, value) for value in values(found.frame, metric).values()
+        )
         if numbers:
             words.append(f"{fmt.with_unit(experiment, name, base)} = {' / '.join(numbers)}")
     return f"Held-out real images against the training images: {', '.join(words)}." if words else ""
