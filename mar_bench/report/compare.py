@@ -13,6 +13,7 @@ from mar_bench.records.record import Record
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent, plus_minus
 from mar_bench.report.frames import Runs, metric_value, runs_with, seeds, standard_error
+from mar_bench.report.render import render
 from mar_bench.report.stats import design, spread
 from mar_bench.utils.errors import UserError
 
@@ -22,13 +23,6 @@ TITLES = {
     "evaluation": "Sets of images",
 }
 HEADING = ["difference", "in percent", "interval", "seeds", "verdict"]
-HOW_TO_READ = (
-    f"Interval: {100 * stats.CONFIDENCE:g} % t-interval over common training seeds, for each metric alone; "
-    f"'{stats.SAMPLING_ONLY}' is over those of the one common training and excludes the variance of training; "
-    f"'{stats.JACKKNIFE}' is ± {stats.STANDARD_ERRORS} standard errors of two single runs, without variance of seeds.",
-    "Lower, higher, differs: the interval excludes 0 and, for a distance, the difference is at least "
-    f"{stats.MIN_EFFECT} %.",
-)
 
 
 def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Record]) -> str:
@@ -36,26 +30,18 @@ def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Re
 
     Speed records are left out: they compare within one device only. Raises UserError where a side has two records with
     equal seeds, which cannot be paired."""
-    parts = [f"# {name_one} against {name_other}"]
+    sections: list[tuple[str, str, list[str]]] = []
     for task, title in TITLES.items():
         one, other = _runs(name_one, ones, task), _runs(name_other, others, task)
         if one and {r.id for r in one.values()} == {r.id for r in other.values()}:
-            parts += [f"## {title}", "The same records on both sides."]
+            sections.append((title, "", []))
             continue
-        found = {metric: _line(one, other, metric) for metric in (*GENERATION_METRICS, *REAL_METRICS)}
-        if lines := [line for line, _ in found.values() if line]:
-            designs = next(texts for line, texts in found.values() if line)
-            notes = [f"{name}, {lines[0][0]}: {text}." for name, text in zip((name_one, name_other), designs)]
-            notes += [f"Difference: {name_one} minus {name_other}, paired on common (training, sampling) seeds; in "
-                      f"percent of {name_other}.", *HOW_TO_READ]  # fmt: skip
-            table = markdown_table(["metric", name_one, name_other, *HEADING], lines)
-            parts += [f"## {title}", table, "\n".join(f"- {text}" for text in notes)]
-    if len(parts) == 1:
-        parts.append("There is no metric that both have.")
-    for name, side in ((name_one, ones), (name_other, others)):
-        if failed := sum(record.status == "failed" for record in side):
-            parts.append(f"Failed runs of {name}, left out: {failed}.")
-    return "\n\n".join(parts) + "\n"
+        found = [line for metric in (*GENERATION_METRICS, *REAL_METRICS) if (line := _line(one, other, metric))]
+        if found:
+            table = markdown_table(["metric", name_one, name_other, *HEADING], [cells for cells, _ in found])
+            sections.append((title, table, found[0][1]))
+    failed = {name: sum(r.status == "failed" for r in side) for name, side in ((name_one, ones), (name_other, others))}
+    return render("compare.md.j2", names=(name_one, name_other), sections=sections, failed=failed)
 
 
 def _runs(name: str, records: list[Record], task: str) -> Runs:
@@ -71,11 +57,11 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
     return runs
 
 
-def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]]:
-    """The cells of a metric, and what the ± of both sides is over; both empty for a metric that not both have."""
+def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] | None:
+    """The cells of a metric, and what the ± of both sides is over; None for a metric that not both have."""
     sides = [runs_with(side.values(), metric) for side in (ones, others)]
     if not all(sides):
-        return [], []
+        return None
     values = [{seed: metric_value(record, metric) for seed, record in side.items()} for side in sides]
     errors = [{seed: standard_error(record, metric) for seed, record in side.items()} for side in sides]
     one, other = (spread(*both) for both in zip(values, errors))
@@ -86,7 +72,7 @@ def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]]:
     else:
         found = stats.paired(values[0], values[1], min_effect, reasons=reasons)
     if metric in REAL_METRICS and found.value == 0:  # both describe the same real images
-        return [], []
+        return None
     keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for side in sides for r in side.values())
     lower, higher = ("differs", "differs") if found.over == "images" else ("lower", "higher")
     word = {stats.HOLDS: lower, stats.FAILS: higher}.get(found.verdict, found.verdict)

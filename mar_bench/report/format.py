@@ -127,14 +127,9 @@ def in_units(experiment: Experiment, metric: str, value: float | None) -> float 
 
 
 def metric_number(experiment: Experiment, metric: str, value: float | None, sd: float | None = None) -> str:
-    """A metric as tables show it, in its unit, with ± if there is one: ``5.41 ± 0.12``.
-
-    KID on features other than Inception's has any size and sign: ``-2.80e4 ± 1.20e2``."""
+    """A metric as tables show it, in its unit, with ± if there is one: ``5.41 ± 0.12``."""
     if METRICS[metric].is_count:
         return count_of(value)
-    if METRICS[metric].unit_of_inception and extractors(experiment):
-        known = [f"{v:.2e}".split("e") for v in (value, sd) if v is not None and not math.isnan(v)]
-        return " ± ".join(f"{digits}e{int(exponent)}" for digits, exponent in known) or MISSING
     return plus_minus(in_units(experiment, metric, value), in_units(experiment, metric, sd))
 
 

@@ -19,8 +19,7 @@ from mar_bench.report.figures import draw as figures
 from mar_bench.report.figures import sheets
 from mar_bench.report.figures.sheets import neighbour_page
 from mar_bench.utils.errors import UserError
-from tests.made_up import base, by_id, everything, generations, speed
-from tests.made_up_files import made_up
+from tests.made_up import base, by_id, everything, generations, made_up, speed
 
 ROW = "mar/diff/guided"
 GPU = "NVIDIA H100 80GB HBM3"
@@ -84,7 +83,7 @@ def entries(figure: Figure) -> list[str]:
 
 
 def test_a_curve_has_a_panel_a_metric_and_a_line_a_label(tmp_path, figure_of):
-    steps = made_up(tmp_path, "steps")
+    steps = made_up("steps")
     figure = figure_of(steps, of_steps(steps))
     assert [ax.get_ylabel() for ax in figure.axes] == ["FD-1k mnist5k", "IS-1k mnist5k"]
     assert {ax.get_xlabel() for ax in figure.axes} == {"denoising steps"}
@@ -108,7 +107,7 @@ def test_a_curve_has_a_panel_a_metric_and_a_line_a_label(tmp_path, figure_of):
     ],
 )
 def test_published_points_are_hollow_and_only_where_they_compare(tmp_path, figure_of, name, records, points):
-    tiny, paper = (made_up(tmp_path, name, scale) for scale in ("tiny", "paper"))
+    tiny, paper = (made_up(name, scale) for scale in ("tiny", "paper"))
     assert hollow(figure_of(tiny, records(tiny))) == []
     figure = figure_of(paper, records(paper))
     assert hollow(figure) == points and any(text.startswith("paper") for text in entries(figure))
@@ -121,7 +120,7 @@ def test_published_points_are_hollow_and_only_where_they_compare(tmp_path, figur
 
 
 def test_points_of_a_system_are_joined_by_seconds_and_named(tmp_path, figure_of):
-    systems = made_up(tmp_path, "speed")
+    systems = made_up("speed")
     backwards = replace(systems, rows=dict(reversed(systems.rows.items())))
     (ax,) = figure_of(backwards, of_systems(systems)).axes
     assert [(0.1, 4.1), (0.2, 2.3), (0.5, 2.1)] in lines(ax) and len(lines(ax)) == 3
@@ -166,7 +165,7 @@ def test_each_device_has_panels_of_its_own(table1, figure_of):
 
 def test_nothing_is_drawn_over_anything_else(tmp_path, figure_of):
     title = "A title that is a good deal longer than usual, and than its figure is wide"
-    systems = replace(made_up(tmp_path, "speed", "paper"), title=title)
+    systems = replace(made_up("speed", "paper"), title=title)
     devices = (("Example CPU", 1.0), (f"{GPU} in a machine whose name is a good deal longer than usual", 0.1))
     figure = figure_of(systems, of_systems(systems, devices))
     boxes = [ax.get_tightbbox() for ax in figure.axes]
@@ -177,7 +176,7 @@ def test_nothing_is_drawn_over_anything_else(tmp_path, figure_of):
 
 
 def test_three_files_with_equal_bytes_whatever_the_order_of_the_records(tmp_path):
-    experiment = made_up(tmp_path, "speed")
+    experiment = made_up("speed")
     made = list(of_systems(experiment).values())
     first = figures.draw(experiment, by_id(*made), tmp_path / "a/x")
     random.Random(0).shuffle(made)
@@ -194,7 +193,7 @@ def test_nothing_to_draw_is_an_error(table1, tmp_path):
         with pytest.raises(UserError, match="no rows with a speed and a generation record; `mar-bench run"):
             figures.draw(table1, records, tmp_path / "x")
     with pytest.raises(UserError, match="no generation records"):
-        figures.draw(made_up(tmp_path, "steps"), {}, tmp_path / "x")
+        figures.draw(made_up("steps"), {}, tmp_path / "x")
     with pytest.raises(UserError, match="`mar-bench sample table1 --scale tiny`"):
         figures.draw(replace(table1, figure={"kind": "gallery"}), {}, tmp_path / "x")
     assert not list(tmp_path.glob("x*"))

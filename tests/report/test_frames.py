@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from statistics import stdev
 
@@ -15,23 +13,10 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import CHOICE_SEED
 from mar_bench.report import frames
 from mar_bench.report.stats import Spread, design, spread
-from tests.made_up import as_before, by_id, everything, generation, generations, speed
-from tests.made_up_files import made_up
+from tests.made_up import as_before, by_id, everything, generation, generations, made_up, speed
 
 ROW = "mar/diff/guided"
 NAN = math.nan
-
-
-def test_reports_never_import_torch():
-    code = (
-        "import importlib, pkgutil, sys, mar_bench.report as report;"
-        "names = [m.name for m in pkgutil.walk_packages(report.__path__, 'mar_bench.report.')];"
-        "[importlib.import_module(name) for name in names];"
-        "heavy = 'torch', 'timm', 'submitit', 'mar_bench.models.ar', 'mar_bench.pipeline.train';"
-        "print(len(names) > 5, [name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "True []\n", done.stderr
 
 
 # --- which records belong to a row ----------------------------------------------------------------------
@@ -51,7 +36,7 @@ def test_a_row_has_its_records_on_every_seed_in_order(table1):
 
 
 def test_the_seed_of_choices_belongs_to_no_table(tmp_path):
-    swept = made_up(tmp_path, "swept")
+    swept = made_up("swept")
     made = by_id(*(generation(swept, "fixed", 0, s, 5.0) for s in (0, CHOICE_SEED)))
     assert pairs(swept, made, "fixed") == [(0, 0)] and pairs(swept, made, "best") == []
 

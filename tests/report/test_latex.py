@@ -9,8 +9,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.records.paper import PublishedRow
 from mar_bench.report.render import escape_tex
 from mar_bench.report.table.build import table
-from tests.made_up import base, by_id, everything, generation, generations
-from tests.made_up_files import made_up
+from tests.made_up import base, by_id, everything, generation, generations, made_up
 
 ROW = "mar/diff/guided"
 ADM = PublishedRow("table4", "adm", "ADM & 100% #1", {"": {"parameters": 554e6}, "unguided": {"fd": 10.94}}, "Table 4")
@@ -46,7 +45,7 @@ def test_it_compiles_with_any_records(table1, tmp_path):
     some = by_id(generation(table1, ROW, 0, 0, 5.0), generation(table1, ROW, 1, 0, None))
     for records in ({}, some, generations(table1, lambda *_: None)):
         checked(table(table1, records).tex())
-    absent = checked(table(made_up(tmp_path, "swept"), {}).tex())
+    absent = checked(table(made_up("swept"), {}).tex())
     assert "paper scale only (7.82) & -- (151.7)" in absent
 
 
@@ -74,7 +73,7 @@ def test_quoted_rows_stand_apart(table1, tmp_path):
     tex = checked(table(replace(table1, quoted=[ADM]), everything(table1)).tex())
     own, quoted = tex.split(r"\emph{Quoted from the paper (Table 4), not measured here:}")
     assert "ADM" not in own and r"ADM \& 100\% \#1 & 554M & 10.94 \\" in quoted
-    speed = made_up(tmp_path, "speed")
+    speed = made_up("speed")
     tex = checked(table(speed, everything(speed, lambda *_: 5.0)).tex())
     headings = "parameters (paper) & head parameters & reconstruction FD-1k & seconds per image (paper) & FD-1k (paper)"
     assert headings in tex and "300k (407M) & 50k & 2.60 &" in tex

@@ -16,14 +16,11 @@ from mar_bench.report.stats import (
     FAILS,
     HOLDS,
     INCOMPARABLE,
-    JACKKNIFE,
     NO_RUNS,
     ONE_SEED,
     SAMPLING_ONLY,
     UNDECIDED,
-    Spread,
     paired,
-    unpaired,
 )
 from mar_bench.report.table.build import table
 from tests.made_up import base, by_id, everything, generation, generations
@@ -89,13 +86,6 @@ def test_verdicts_follow_interval_smallest_effect_and_allowed_cost(change, half,
     assert found.percent == pytest.approx((change, change - half, change + half), abs=1e-3)
     assert found.verdict == verdict
     assert (BELOW in found.notes) == (abs(change) < 1.3 and cost is None)
-
-
-def test_two_single_runs_are_compared_by_their_combined_standard_errors():
-    sides = [Spread(mean, sd, 1, "images", (0,), (0,)) for mean, sd in ((5.0, 0.3), (6.0, 0.4))]
-    found = unpaired(*sides)
-    assert (found.value, found.low, found.high) == pytest.approx((-1.0, -2.0, 0.0))
-    assert (found.over, found.notes) == ("images", (JACKKNIFE,))
 
 
 # --- all pairs of an experiment -------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from mar_bench.report.format import number, plus_minus
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, verdict
 from mar_bench.report.table.build import table
 from mar_bench.report.table.notes import WHY_NONE
-from tests.made_up import by_id, everything, generation, generations, reconstruction, speed
-from tests.made_up_files import made_up
+from tests.made_up import by_id, everything, generation, generations, made_up, reconstruction, speed
 from tests.report.test_tables import first_table
 
 ROW = "mar/diff/guided"
@@ -86,7 +85,7 @@ def points(experiment, row: str, values) -> dict:
 
 
 def test_a_swept_row_names_its_point_and_the_alternatives(tmp_path):
-    swept = made_up(tmp_path, "swept")
+    swept = made_up("swept")
     waiting = table(swept, {})
     assert "- best: not chosen yet; `mar-bench run swept --scale tiny` measures the 4 candidates" in waiting.markdown()
     assert cells_of(waiting.markdown())["best"]["FD-1k (paper)"] == "– (–)"

@@ -87,8 +87,7 @@ def test_a_second_table_has_what_else_was_measured(table1):
     assert heading == ["row", *names] and [line[0] for line in lines] == list(table1.rows)
     for line in lines:
         mean = base(line[0]) + 0.1
-        kid, deviation = line.pop(3).split(" ± ")
-        assert float(kid) == pytest.approx(mean / 1000, rel=0.05) and deviation.endswith("e-4")
+        assert float(line.pop(3).split(" ± ")[0]) == pytest.approx(mean / 1000, rel=0.05)
         shares = ["0.80 ± 0.00", "0.60 ± 0.00", "2.00 ± 0.00", "0.90 ± 0.00"]
         assert line[1:] == ["4.20" if "/ce/" in line[0] else "2.60", f"{mean + 0.4:.2f} ± 0.10", *shares]
     old = {i: as_before(r) for i, r in generations(table1, rows=["mar/ce/guided", ROW]).items()}
@@ -99,7 +98,7 @@ def test_a_second_table_has_what_else_was_measured(table1):
 def test_a_metric_of_the_layout_stands_in_the_main_table_alone(table1):
     chosen = replace(table1, layout={**table1.layout, "metrics": ["fd", "kid"]}, paper={ROW: {"kid": 0.002}})
     text = markdown(chosen, everything(chosen))
-    assert cell(chosen, text, ROW, "kid") == "6.60e-3 ± 1.00e-4 (0.002)"
+    assert cell(chosen, text, ROW, "kid") == "0.0066 ± 0.0001 (0.002)"
     assert cell(chosen, text, ROW) == f"{base(ROW) + 0.1:.2f} ± 0.10", "no brackets without published numbers"
     assert "KID, with CFG (paper)" in first_table(text)[0] and "FD-1k, with CFG" in first_table(text)[0]
     assert "KID" not in further(text)[0]
@@ -113,10 +112,10 @@ def test_the_notes_say_how_it_was_measured(table1):
     for words in (
         "In brackets: the paper's FID, IS on ImageNet 256x256, another data set at another scale.",
         "Fréchet distance on the features of mnist5k",
-        "FD-1k: 1000 generated images (labels balanced) against 4000 training images. Held-out: against 1000 images",
-        "KID: mean over 100 subsets of 500 images each of the generated and of 3000 training images.",
+        "FD-1k: 1000 generated images (labels balanced) against 4000 training images (mnist5k). Held-out: against",
+        "KID: mean over 100 subsets of 500 images each of the generated and of 3000 training images (mnist5k).",
         "alone on held-out images",
-        "FD-1k = 0.45, KID = 3.00e-4, Precision = 0.90, Recall = 0.88, copied % = 1.50.",
+        "FD-1k = 0.45, KID = 0.00030, Precision = 0.90, Recall = 0.88, copied % = 1.50.",
         "over 3 training runs (training seeds 0, 1, 2; sampling seed 0). All seeds share tokenizer",
         "guidance 1 linear / 3 linear; temperature 1;",
         "denoising steps none / 25",
@@ -148,7 +147,7 @@ def test_unusual_protocols_and_origins_are_named(table1):
     second = replace(second, provenance={"git": None, "mar_bench": "0.9", "device": "B"})
     text = markdown(table1, by_id(first, second))
     assert "(labels unbalanced/balanced)" in text
-    assert "against 4000 reference (adm-imagenet256) / training images" in text
+    assert "against 4000 file/training images (adm-imagenet256/mnist5k)" in text
     assert "commit abcdefabcd with uncommitted changes; commit unknown; on A; B." in text
 
 

@@ -85,9 +85,11 @@ def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[l
     """Metrics against a knob of the sampling, as in the paper's figures 4 and 5: one panel a metric."""
     knob, means = experiment.figure["x"], spreads(found)
     metrics = experiment.figure.get("y", ["fd", "is"])
-    found_at = {row: reduce(lambda block, key: getattr(block, key, None), knob.split("."), spec)
-                for row, spec in experiment.rows.items()}  # fmt: skip
-    places = {row: float(x) for row, x in found_at.items() if isinstance(x, (int, float))}
+    places = {}
+    for row, spec in experiment.rows.items():
+        x: Any = reduce(lambda block, key: getattr(block, key, None), knob.split("."), spec)
+        if x is not None:
+            places[row] = float(x)
     points: list[dict] = []
     for row, x in places.items():
         for metric in metrics:

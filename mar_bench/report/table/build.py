@@ -100,6 +100,7 @@ def save_formats(made: Table, folder: Path) -> list[Path]:
     if not any(tasks["generation"] for tasks in made.selection.values()):
         raise UserError(f"no records of {experiment.id} at scale {experiment.scale}; `mar-bench run` makes them")
     texts = {"md": made.markdown(), "csv": made.csv(), "tex": made.tex()}
-    for ending, text in texts.items():
-        atomic_write(folder / f"{experiment.id}.{ending}", text)
-    return [folder / f"{experiment.id}.{ending}" for ending in texts]
+    paths = {folder / f"{experiment.id}.{ending}": text for ending, text in texts.items()}
+    for path, text in paths.items():
+        atomic_write(path, text)
+    return list(paths)

@@ -75,9 +75,7 @@ def _seeds(found: Measured, metric: str) -> str:
 def _protocol(found: Measured) -> str:
     """The images, references and parameters behind each metric that was measured."""
     done = _records(found, "generation")
-    blocks = [record.protocol.get("reference") or {} for record in done]
-    kinds = ("training" if b.get("kind", "training") == "training" else f"reference ({b.get('name')})" for b in blocks)
-    real = f"{' / '.join(dict.fromkeys(kinds))} images"
+    real = f"{_each(done, 'reference.kind')} images ({_each(done, 'reference.name')})"
     generated, features = _each(done, "num_generated"), f"{_each(done, 'reference.num_features')} {real}"
     subsets, size = (_each(done, f"settings.kid_{key}") for key in ("subsets", "subset_size"))
     texts = {
