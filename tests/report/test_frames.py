@@ -150,16 +150,6 @@ def test_spread(values, expected):
     )
 
 
-def test_only_a_single_run_has_the_standard_error_of_its_images():
-    found = spread({(0, 3): 5.0}, {(0, 3): 0.2, (1, 3): 9.0})
-    assert (found.mean, found.sd, found.n, found.over) == (5.0, 0.2, 1, "images")
-    assert spread({(0, 3): 5.0}, {(1, 3): 9.0}).over is None
-    assert spread({(0, 3): 5.0}, {(0, 3): NAN}).over is None
-    several = {(0, 0): 1.0, (1, 0): 3.0}
-    assert spread(several, dict.fromkeys(several, 7.0)) == spread(several)
-    assert spread({(0, 0): NAN}).n == 0 and math.isnan(spread({}).mean)
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
