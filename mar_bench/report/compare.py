@@ -66,8 +66,8 @@ def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] 
     errors = [{seed: standard_error(record, metric) for seed, record in side.items()} for side in sides]
     one, other = (spread(*both) for both in zip(values, errors))
     min_effect = stats.MIN_EFFECT if METRICS[metric].base == "fd" else 0.0  # for other metrics no bound is known
-    reasons, single = _unlike(sides[0], sides[1], metric), one.over == other.over == "images"
-    if single and not reasons:  # two single runs need no common seed
+    reasons = _unlike(sides[0], sides[1], metric)
+    if one.over == other.over == "images" and not reasons:  # two single runs need no common seed
         found = stats.unpaired(one, other, min_effect)
     else:
         found = stats.paired(values[0], values[1], min_effect, reasons=reasons)

@@ -1,8 +1,4 @@
-"""Whether a number agrees with the paper's.
-
-The paper gives no error bars, so the rule is a convention (``tolerance`` in records/metrics.py): an FID within 3 % (or
-0.05 if that is more) of the published one is a match, within 10 % it is close; IS likewise; precision and recall match
-within 0.02."""
+"""Whether a number agrees with the paper's, by ``tolerance`` in records/metrics.py: the paper gives no error bars."""
 
 from __future__ import annotations
 

@@ -28,10 +28,9 @@ NOTES = {"sampling": (SAMPLING_ONLY,), "images": (JACKKNIFE,)}
 class Spread:
     """Mean of a cell's metric, its standard deviation, and what the latter is over.
 
-    ``over`` is "training" or "sampling" seeds: ``sd`` is the sample standard deviation of ``n`` values. It is "images"
-    for a single run (``n`` 1) with a jackknife: ``sd`` is the standard error of its images and excludes the variance
-    of seeds. It is None for a single run without one: no ``sd``. ``sd_sampling`` is the standard deviation over the
-    samplings of one training, pooled over trainings; None unless a training has several."""
+    ``over`` is "training" or "sampling" seeds, with ``sd`` the sample standard deviation of ``n`` values; "images" for
+    a single run with a jackknife, whose ``sd`` is the standard error of its images; None for a single run without.
+    ``sd_sampling`` is the standard deviation over the samplings of one training, pooled over trainings."""
 
     mean: float = math.nan
     sd: float | None = None

@@ -39,7 +39,7 @@ class Ordering:
 
     def unknown(self, experiment: Experiment) -> list[str]:
         """What the evidence names and the experiment lacks at its scale."""
-        return _unknown("ordering", [self.claim], [item["claim"] for item in experiment.orderings])
+        return [f"no ordering '{self.claim}'"] * (self.claim not in [item["claim"] for item in experiment.orderings])
 
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows the evidence is about, of those that the scale has."""
@@ -63,7 +63,7 @@ class Optimum:
     axis: str
 
     def unknown(self, experiment: Experiment) -> list[str]:
-        return _unknown("axis", [self.axis], experiment.labels)
+        return [f"no axis '{self.axis}'"] * (self.axis not in experiment.labels)
 
     def rows(self, experiment: Experiment) -> list[str]:
         return list(experiment.rows) if self.axis in experiment.labels else []
@@ -108,7 +108,7 @@ class Below:
 
     def unknown(self, experiment: Experiment) -> list[str]:
         known = [fmt.label_of(experiment, row, self.label) for row in (*experiment.rows, *experiment.absent)]
-        return _unknown(self.label, (self.better, *self.worse), known)
+        return [f"no {self.label} '{name}'" for name in (self.better, *self.worse) if name not in known]
 
     def rows(self, experiment: Experiment) -> list[str]:
         systems = (self.better, *self.worse)
@@ -159,10 +159,6 @@ def all_of(verdicts: list[str]) -> str:
     if FAILS in verdicts:
         return FAILS
     return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED
-
-
-def _unknown(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    return [f"no {what} '{name}'" for name in names if name not in known]
 
 
 def _runs(experiment: Experiment, records: dict[str, Record]) -> dict[str, Runs]:

@@ -49,11 +49,10 @@ def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparis
 
 def _comparison(experiment: Experiment, selection: Selection, item: dict, rows: tuple[str, str]) -> Comparison:
     axis, limit, bundles = item["axis"], item.get("costs_at_most"), (item["better"], item["worse"])
-    floors: dict[str, float] = {}
-    if len({reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}) > 1:
-        for row, bundle in zip(rows, bundles):
-            measured = runs_with(selection[row]["reconstruction"], "fd").values()
-            floors[bundle] = next((metric_value(record, "fd") for record in measured), math.nan)
+    alone = [runs_with(selection[row]["reconstruction"], "fd").values() for row in rows]
+    floors = {b: next((metric_value(r, "fd") for r in of), math.nan) for b, of in zip(bundles, alone)}
+    if len({reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}) == 1:
+        floors = {}
     first, second = (runs_with(selection[row]["generation"], "fd") for row in rows)
     found = difference(first, second, limit)
     ours, other = (experiment.paper.get(row, {}).get("fd") for row in rows)
