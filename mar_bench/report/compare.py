@@ -22,7 +22,6 @@ TITLES = {
     "reconstruction": "Reconstructions, the tokenizer alone",
     "evaluation": "Sets of images",
 }
-HEADING = ["difference", "in percent", "interval", "seeds", "verdict"]
 
 
 def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Record]) -> str:
@@ -38,7 +37,8 @@ def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Re
             continue
         found = [line for metric in (*GENERATION_METRICS, *REAL_METRICS) if (line := _line(one, other, metric))]
         if found:
-            table = markdown_table(["metric", name_one, name_other, *HEADING], [cells for cells, _ in found])
+            heading = ["metric", name_one, name_other, "difference", "in percent", "interval", "seeds", "verdict"]
+            table = markdown_table(heading, [cells for cells, _ in found])
             sections.append((title, table, found[0][1]))
     failed = {name: sum(r.status == "failed" for r in side) for name, side in ((name_one, ones), (name_other, others))}
     return render("compare.md.j2", names=(name_one, name_other), sections=sections, failed=failed)

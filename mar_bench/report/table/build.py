@@ -25,10 +25,6 @@ from mar_bench.utils.files import atomic_write
 class Table(Measured):
     """The results of an experiment, rendered by ``markdown``, ``tex`` and ``csv``."""
 
-    def __init__(self, experiment: Experiment, records: dict[str, Record]):
-        super().__init__(experiment, records)
-        self.comparisons = orderings.compare(experiment, records)
-
     def markdown(self) -> str:
         """Warnings, table, quoted and further numbers, notes, failed runs, the paper's numbers and its claims."""
         against_paper = agreement_grid(self)
@@ -45,7 +41,7 @@ class Table(Measured):
             against_paper=against_paper,
             verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
             metrics=METRICS,
-            claims=orderings.claims(self.comparisons),
+            claims=orderings.claims(orderings.compare(self.experiment, self.records)),
         )
 
     def tex(self) -> str:

@@ -20,11 +20,11 @@ FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accurac
 
 
 class Measured:
-    """Attributes: experiment, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
+    """Attributes: experiment, records, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
     speed_setting (the one setting whose seconds are shown) and seconds (row -> seconds per image in it)."""
 
     def __init__(self, experiment: Experiment, records: dict[str, Record]):
-        self.experiment, self.selection = experiment, select(experiment, records)
+        self.experiment, self.records, self.selection = experiment, records, select(experiment, records)
         self.frame = frame_of(experiment, self.selection)
         self.spreads = spreads(self.frame)
         self.speed_setting = main_setting(self.frame)
