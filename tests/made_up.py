@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mar_bench.config.experiment import Experiment
+from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, generation_run, reconstruction_run, speed_run, with_seeds
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import RunSpec
@@ -17,7 +18,12 @@ from mar_bench.records.record import Record
 PROVENANCE = {"git": {"commit": "0123456789abcdef" * 2, "dirty": False}, "device": "Example CPU"}
 EXTRACTOR = {"kind": "classifier", "name": "mnist5k", "id": "e" * 12, "sha256": "f" * 64}
 FLOOR = {"vq": 4.2, "kl": 2.6, "ldm_vq": 4.2, "ldm_kl": 2.6}  # reconstruction distances by kind of tokenizer
+EXPERIMENTS = Path(__file__).parent / "made_up_experiments"  # small ones like those of the paper's figures and tables
 Value = Callable[[str, int, int], float]  # row, training seed, sampling seed -> distance
+
+
+def made_up(name: str, scale: str = "tiny") -> Experiment:
+    return load_experiment(str(EXPERIMENTS / f"{name}.yaml"), scale)
 
 
 def base(row: str) -> float:

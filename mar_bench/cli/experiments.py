@@ -58,7 +58,7 @@ def show(
     from mar_bench.pipeline.store import status
     from mar_bench.records.provenance import device_name
     from mar_bench.report.format import paper_name, paper_number
-    from mar_bench.report.record import record_text
+    from mar_bench.report.show_record import record_text
     from mar_bench.utils.console import console_table, to_yaml
 
     def paper(row: str) -> str:

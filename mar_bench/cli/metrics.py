@@ -69,7 +69,7 @@ def evaluate(
     Override settings as in metrics.is_splits=5; those not given are lowered for small sets."""
     places, found = options.results(runs, records)
     from mar_bench.pipeline import eval_images
-    from mar_bench.report.record import how_measured, scores_text, warnings
+    from mar_bench.report.show_record import how_measured, scores_text, warnings
 
     _use_threads(options.cores())
     if not Path(samples).exists() and (".yaml/" in samples or samples.partition("/")[0] in experiment_files()):
@@ -209,7 +209,7 @@ def neighbours(
 
     Writes <reports>/<scale>/<experiment>-neighbours-<row>.png and prints how many are as near as a copy."""
     from mar_bench.pipeline import eval_images
-    from mar_bench.report.neighbours import neighbour_page
+    from mar_bench.report.figures.sheets import neighbour_page
 
     _use_threads(options.cores())
     chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)

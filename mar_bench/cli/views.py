@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import (
-    All,
-    ExperimentNames,
-    Records,
-    Reports,
-    Runs,
-    Scale,
-    app,
-    one_seed,
-    results,
-)
+from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, one_seed, results
 from mar_bench.pipeline.request import load_all
 from mar_bench.utils.errors import UserError, did_you_mean
 
@@ -26,11 +18,15 @@ TABLE_FORMATS = ("md", "csv", "tex")
 ScaleOrAll = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="An overlay in experiments/scale.")]
 
 
-def _save(path: Path, text: str) -> None:
-    from mar_bench.utils.files import atomic_write
-
-    atomic_write(path, text)
-    print(f"wrote {path}", file=sys.stderr)
+@contextlib.contextmanager
+def _noted(every: bool) -> Iterator[None]:
+    """Print a UserError as a note instead if ``every`` experiment was asked for."""
+    try:
+        yield
+    except UserError as error:
+        if not every:
+            raise
+        print(f"note: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -44,22 +40,17 @@ def table(
     records: Records = None,
 ) -> None:
     """Print a table beside the paper's numbers."""
-    from mar_bench.report.table.build import build, save_formats
+    from mar_bench.report.table import build
 
     if output_format not in TABLE_FORMATS:
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
-    places, found = results(None, records)
+    _, found = results(None, records)
     for experiment in load_all(words, every, scale, found):
-        result = build(experiment, found)
-        if not any(tasks["generation"] for tasks in result.selection.values()):
-            nothing = f"no records of {experiment.id} at scale {scale} in {places.records}; `mar-bench run` makes them"
-            if save and not every:
-                raise UserError(nothing)
-            print(f"note: {nothing}", file=sys.stderr)
-        elif save:
-            for path in save_formats(result, Path(reports, scale)):
+        made = build.table(experiment, found)
+        with _noted(every):
+            for path in build.save_formats(made, Path(reports, scale)) if save else ():
                 print(f"wrote {path}", file=sys.stderr)
-        print({"md": result.markdown, "csv": result.csv, "tex": result.tex}[output_format](), end="")
+        print({"md": made.markdown, "csv": made.csv, "tex": made.tex}[output_format](), end="")
 
 
 @app.command()
@@ -77,13 +68,9 @@ def plot(
 
     _, found = results(None, records)
     for experiment in load_all(words, every, scale, found):
-        try:
+        with _noted(every):
             for path in draw(experiment, found, Path(reports, scale, experiment.id)):
                 print(f"wrote {path}")
-        except UserError as error:
-            if not every:
-                raise
-            print(f"note: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -102,18 +89,16 @@ def sample(
     Shows what run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
     from mar_bench.pipeline.store import previews
-    from mar_bench.report.samples import sample_grid
+    from mar_bench.report.figures.sheets import sample_grid
 
     places, found = results(runs, records)
     pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
     for experiment in load_all(words, every, scale, found):
         chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
         images = previews(chosen, places)
-        if every and not images:
-            print(f"note: no images of {experiment.id} at scale {scale} in {places.runs}", file=sys.stderr)
-            continue
-        path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.id}-samples.png"))
-        print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+        with _noted(every):
+            path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.id}-samples.png"))
+            print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
 
 
 @app.command()
@@ -127,10 +112,12 @@ def claims(
 
     Each at the largest scale that has its evidence, or all at --scale. --save writes <reports>/claims.md, with --scale
     <reports>/<scale>/claims.md."""
-    from mar_bench.report.claims.file import claims_file
-    from mar_bench.report.claims.report import markdown
+    from mar_bench.report.claims.report import claims_file, markdown
+    from mar_bench.utils.files import atomic_write
 
     text = markdown(claims_file(), results(None, records)[1], scale)
     print(text, end="")
     if save:
-        _save(Path(reports, scale or "", "claims.md"), text)
+        path = Path(reports, scale or "", "claims.md")
+        atomic_write(path, text)
+        print(f"wrote {path}", file=sys.stderr)

@@ -21,7 +21,7 @@ from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
 from mar_bench.records.record import read_records
-from mar_bench.report.table.build import build, save_formats
+from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils import locks
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import Stopped, UserError
@@ -116,7 +116,7 @@ def conclude(submission: Submission) -> None:
     records = read_records(submission.places.records)
     for experiment in load_all(list(request.words), request.every, request.scale, records):
         try:
-            for path in save_formats(build(experiment, records), Path(request.reports, request.scale)):
+            for path in save_formats(table(experiment, records), Path(request.reports, request.scale)):
                 print(f"wrote {path}", file=sys.stderr)
         except UserError as error:
             print(f"no table: {error}", file=sys.stderr, flush=True)

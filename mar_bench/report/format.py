@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Iterable
 
 from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.spec import RunSpec
 from mar_bench.records.metrics import METRICS
 
-MISSING, FAILED = "–", "FAILED"
+MISSING = "–"
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished
 
 # --- numbers --------------------------------------------------------------------------------------------
 
 
-def number(value: float | None, like: float | None = None) -> str:
+def number(value: float | None, like: float | None = None, signed: bool = False) -> str:
     """Two decimals, one from 100 on, two digits below 0.1; ``like`` sets the decimals so that mean and std match."""
     if value is None or math.isnan(value):
         return MISSING
     size = abs(value if like is None else like)
-    if size >= 100:
-        return f"{value:.1f}"
-    if size >= 0.1 or size == 0:
-        return f"{value:.2f}"
-    return f"{value:.{1 - math.floor(math.log10(size))}f}"
-
-
-def signed(value: float) -> str:
-    return f"{'+' if value > 0 else ''}{number(value)}"
+    small = 0 < size < 0.1
+    decimals = 1 - math.floor(math.log10(size)) if small else 1 if size >= 100 else 2
+    return f"{value:{'+' * signed}.{decimals}f}"
 
 
 def plus_minus(value: float | None, sd: float | None) -> str:
@@ -52,15 +44,15 @@ def count_of(parameters: float | None) -> str:
     if parameters is None or math.isnan(parameters):
         return MISSING
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= size:
-            scaled = parameters / size
+        if (scaled := parameters / size) >= 1:
             return f"{f'{scaled:.1f}'.removesuffix('.0') if scaled < 10 else f'{scaled:.0f}'}{letter}"
     return f"{parameters:.0f}"
 
 
-def listed(words: list[str]) -> str:
-    """``FID, IS and parameters``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
+    """A GitHub table; text is printed as it is."""
+    escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in line] for line in [heading, *lines]]
+    return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)
 
 
 # --- published numbers ----------------------------------------------------------------------------------
@@ -73,10 +65,8 @@ def paper_name(metric: str) -> str:
 
 def paper_number(metric: str, value: float | None) -> str:
     """A published value with as many decimals as the paper gives."""
-    if value is None:
-        return MISSING
     spec = METRICS.get(metric)
-    if spec and spec.is_count:
+    if value is None or (spec and spec.is_count):
         return count_of(value)
     return f"{value:g}" if spec is None or spec.paper_decimals is None else f"{value:.{spec.paper_decimals}f}"
 
@@ -88,13 +78,10 @@ def number_or_bound(numbers: dict[str, float], metric: str, factor: float = 1.0)
     return paper_number(metric, factor * numbers[metric] if metric in numbers else None)
 
 
-def published_text(experiment: Experiment, row: str, metric: str) -> str | None:
-    """The paper's number for a row, or a bound as in ``> 100``; None if the paper has no such column."""
-    if not in_paper(experiment, metric):
-        return None
-    return number_or_bound(
-        experiment.paper.get(row, {}), metric, METRICS[metric].scaling(not extractors(experiment))[0]
-    )
+def published_text(experiment: Experiment, row: str, metric: str) -> str:
+    """The paper's number for a row in the unit of tables, or a bound as in ``> 100``."""
+    factor, _ = METRICS[metric].scaling(not extractors(experiment))
+    return number_or_bound(experiment.paper.get(row, {}), metric, factor)
 
 
 def published_value(experiment: Experiment, row: str, metric: str) -> float | None:
@@ -107,26 +94,19 @@ def published_value(experiment: Experiment, row: str, metric: str) -> float | No
 
 def in_paper(experiment: Experiment, metric: str) -> bool:
     """Whether the paper gives this number, or a bound on it, for any row."""
-    return any(metric in numbers or f"{metric}_above" in numbers for numbers in experiment.paper.values())
+    return any(numbers.keys() & {metric, f"{metric}_above"} for numbers in experiment.paper.values())
 
 
 # --- metrics --------------------------------------------------------------------------------------------
 
 
-def extractor_block(spec: RunSpec) -> dict[str, str]:
-    """The part of a spec that names of metrics depend on."""
-    return {"kind": spec.metrics.extractor.kind, "name": spec.metrics.extractor.name}
-
-
-def metric_title(
-    experiment: Experiment, metric: str, named: bool = True, images: int | Literal["samples"] | None = "samples"
-) -> str:
+def metric_title(experiment: Experiment, metric: str, named: bool = True, images: int | None = 0) -> str:
     """``FD-1k mnist5k``, ``FID-5k``; without the extractor's name unless ``named`` (see ``MetricSpec.title``).
 
-    ``images`` is a number other than that of the rows' samples; None leaves it out."""
+    ``images`` replaces the number of the rows' samples; None leaves it out."""
     titles = (
-        METRICS[metric].title(extractor_block(s), s.sampling.num_images if images == "samples" else images, named)
-        for s in experiment.rows.values()
+        METRICS[metric].title(vars(spec.metrics.extractor), spec.sampling.num_images if images == 0 else images, named)
+        for spec in experiment.rows.values()
     )
     return " / ".join(dict.fromkeys(titles))
 
@@ -147,20 +127,10 @@ def in_units(experiment: Experiment, metric: str, value: float | None) -> float 
 
 
 def metric_number(experiment: Experiment, metric: str, value: float | None, sd: float | None = None) -> str:
-    """A metric as tables show it, in its unit, with ± if there is one: ``5.41 ± 0.12``.
-
-    KID on features other than Inception's has any size and sign: ``-2.80e4 ± 1.20e2``."""
+    """A metric as tables show it, in its unit, with ± if there is one: ``5.41 ± 0.12``."""
     if METRICS[metric].is_count:
         return count_of(value)
-    if METRICS[metric].unit_of_inception and extractors(experiment):
-        known = [v for v in (value, sd) if v is not None and not math.isnan(v)]
-        return " ± ".join(map(_power_of_ten, known)) if known else MISSING
     return plus_minus(in_units(experiment, metric, value), in_units(experiment, metric, sd))
-
-
-def _power_of_ten(value: float) -> str:
-    digits, exponent = f"{value:.2e}".split("e")
-    return f"{digits}e{int(exponent)}" if value else "0"
 
 
 def extractors(experiment: Experiment) -> list[str]:
@@ -179,33 +149,31 @@ def scale_title(experiment: Experiment) -> str:
 # --- rows and axes --------------------------------------------------------------------------------------
 
 
-def describe(labels: dict[str, str]) -> str:
-    """Labels in one line; a value without letters is preceded by its name: ``AR, raster, tokens per step 1``."""
-    return ", ".join(v if any(c.isalpha() for c in v) else f"{k} {v}" for k, v in labels.items())
+def axis_labels(experiment: Experiment, bundles: dict[str, str]) -> dict[str, str]:
+    """What the table prints for bundles of axes: label name -> value."""
+    return {k: str(v) for axis, bundle in bundles.items() for k, v in experiment.labels[axis][bundle].items()}
 
 
-def axis_labels(experiment: Experiment, row: str, axes: Iterable[str]) -> dict[str, str]:
-    """What the table prints for a row's bundles on ``axes``: label name -> value."""
-    bundles = experiment.bundles(row)
-    return {k: str(v) for axis in axes for k, v in experiment.labels[axis][bundles[axis]].items()}
+def words(experiment: Experiment, bundles: dict[str, str]) -> str:
+    """The labels of bundles in one line; a value without letters is preceded by its name: ``AR, tokens per step 1``."""
+    labels = axis_labels(experiment, bundles).items()
+    return ", ".join(v if any(c.isalpha() for c in v) else f"{k} {v}" for k, v in labels)
 
 
 def row_words(experiment: Experiment, row: str, axes: Iterable[str] | None = None) -> str:
     """A row's labels on ``axes`` (None: on all) in one line."""
-    return describe(axis_labels(experiment, row, experiment.labels if axes is None else axes))
+    bundles = experiment.bundles(row)
+    return words(experiment, bundles if axes is None else {axis: bundles[axis] for axis in axes})
+
+
+def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
+    """``without CFG``; empty if the layout has no columns."""
+    return words(experiment, dict(zip(column_axes(experiment), column)))
 
 
 def label_of(experiment: Experiment, row: str, name: str | None) -> str:
     """A row's value of the label ``name``, empty where it has none."""
-    return axis_labels(experiment, row, experiment.labels).get(name, "") if name else ""
-
-
-def value_at(experiment: Experiment, row: str, path: str) -> float | None:
-    """A number of a row's spec by its dotted path; None where there is none."""
-    found: Any = experiment.rows[row]
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return float(found) if isinstance(found, (int, float)) else None
+    return axis_labels(experiment, experiment.bundles(row)).get(name, "") if name else ""
 
 
 def row_axes(experiment: Experiment) -> list[str]:
@@ -229,30 +197,3 @@ def row_at(experiment: Experiment, line: tuple[str, ...], column: tuple[str, ...
     """The row of the experiment at a line and column of its table."""
     bundles = dict(zip([*row_axes(experiment), *column_axes(experiment)], [*line, *column]))
     return "/".join(bundles[axis] for axis in experiment.labels)
-
-
-def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
-    """``without CFG``; empty if the layout has no columns."""
-    bundles = dict(zip(column_axes(experiment), column))
-    return describe({k: str(v) for axis, b in bundles.items() for k, v in experiment.labels[axis][b].items()})
-
-
-def by_axes(experiment: Experiment, value_of: Callable[[RunSpec], str]) -> str:
-    """A setting's value in all rows, by as few axes as determine it: ``25 (diff), none (ce)``, or just ``ema``."""
-    for size in range(len(experiment.labels) + 1):
-        for axes in itertools.combinations(experiment.labels, size):
-            values: dict[str, str] = {}  # bundles -> value
-            for row, spec in experiment.rows.items():
-                bundles = experiment.bundles(row)
-                if values.setdefault("/".join(bundles[a] for a in axes), value_of(spec)) != value_of(spec):
-                    break
-            else:
-                groups = {v: ", ".join(name for name in values if values[name] == v) for v in values.values()}
-                return ", ".join(f"{v} ({names})" if len(groups) > 1 else v for v, names in groups.items())
-    raise AssertionError("all axes together determine a row")
-
-
-def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
-    """A GitHub table; text is printed as it is."""
-    escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in line] for line in [heading, *lines]]
-    return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)

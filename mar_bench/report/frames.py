@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,7 +19,8 @@ from mar_bench.config.ids import CHOICE_SEED, choosing_run, generation_run, reco
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record, read_records, records_dir
 from mar_bench.report.format import published_value
-from mar_bench.report.spread import Spread, spread
+from mar_bench.report.show_record import weaknesses
+from mar_bench.report.stats import Spread, spread
 
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
@@ -46,77 +47,58 @@ def frame(experiment: Experiment | str, records: dict[str, Record] | None = None
     - status (done or failed), error, warnings (as in ``singular, 3 repeated images``), record (its id)
 
     Raises UserError for an unknown experiment or a broken record."""
+    experiment, records = loaded(experiment, records, scale)
+    return frame_of(experiment, select(experiment, records))
+
+
+def loaded(experiment: Experiment | str, records: dict[str, Record] | None, scale: str) -> tuple[Experiment, dict]:
+    """The experiment, loaded at ``scale`` if it is an id, and the records, those of the default folder if None."""
     records = read_records(records_dir()) if records is None else records
     if isinstance(experiment, str):
         experiment = with_choices(load_experiment(experiment, scale), records)
-    return frame_of(experiment, select(experiment, records))
+    return experiment, records
 
 
 def frame_of(experiment: Experiment, selection: Selection) -> pd.DataFrame:
     """``frame`` of records that are already selected."""
+    lines = []
+    for row, tasks in selection.items():
+        for record in itertools.chain(*tasks.values()):
+            train_seed, sampling_seed = seeds(record)
+            for metric, (key, value, se) in _numbers(record).items():
+                paper = _number(published_value(experiment, row, metric))
+                lines.append([
+                    experiment.id, experiment.scale, row, *experiment.bundles(row).values(), record.task,
+                    _setting(record.protocol) if record.task == "speed" else "", metric, key, train_seed, sampling_seed,
+                    value, se, _number(record.protocol.get("num_generated")), paper, record.status, record.error,
+                    ", ".join(weaknesses(record.protocol)), record.id,
+                ])  # fmt: skip
     columns = ["experiment", "scale", "row", *experiment.labels, "task", "setting", "metric", "key"]
     columns += ["train_seed", "sampling_seed", "value", "se", "num_images", "paper"]
     columns += ["status", "error", "warnings", "record"]
-    lines = []
-    for row, tasks in selection.items():
-        about = {"experiment": experiment.id, "scale": experiment.scale, "row": row, **experiment.bundles(row)}
-        for record in itertools.chain(*tasks.values()):
-            common = {
-                **about,
-                "task": record.task,
-                "setting": _setting(record.protocol) if record.task == "speed" else "",
-                **dict(zip(("train_seed", "sampling_seed"), seeds(record))),
-                "num_images": _number(record.protocol.get("num_generated")),
-                "status": record.status,
-                "error": record.error,
-                "warnings": ", ".join(_warnings(record.protocol)),
-                "record": record.id,
-            }
-            for metric, key, value, se in _numbers(record):
-                paper = _number(published_value(experiment, row, metric))
-                lines.append({**common, "metric": metric, "key": key, "value": value, "se": se, "paper": paper})
     return pd.DataFrame(lines, columns=columns)
 
 
-def _numbers(record: Record) -> Iterator[tuple[str, str, float, float]]:
-    """Metric, its key in the record, value and standard error."""
+def _numbers(record: Record) -> dict[str, tuple[str, float, float]]:
+    """Metric -> its key in the record, value and standard error."""
     names: dict[str, str] = {}  # of images
-    others: dict[str, float | None] = {}
+    others = dict(record.metrics)
     if record.task == "generation":
-        extractor = record.spec["metrics"]["extractor"]
-        names = {metric: metric for metric in GENERATION_METRICS if is_shown(metric, extractor)}
+        names = {m: m for m in GENERATION_METRICS if is_shown(m, record.spec["metrics"]["extractor"])}
         others = {name: record.training.get(name) for name in ("loss_train", "loss_heldout")}
         others |= {"parameters": record.parameters.get("total"), "head_parameters": record.parameters.get("head")}
     elif record.task == "reconstruction":
         names = {"rfd": "fd", "rfd:heldout": "fd:heldout", **{metric: metric for metric in REAL_METRICS}}
         others = {"psnr": record.metrics.get("psnr")}
-    else:
-        others = {**record.metrics}
-    for name, metric in names.items():
-        yield name, _key(record, metric), metric_value(record, metric), standard_error(record, metric)
-    for name, number in others.items():
-        yield name, name, _number(number), math.nan
+    found = {name: (_key(record, m), metric_value(record, m), standard_error(record, m)) for name, m in names.items()}
+    return found | {name: (name, _number(number), math.nan) for name, number in others.items()}
 
 
 def _setting(protocol: dict[str, Any]) -> str:
     """``NVIDIA A100, 1 thread, float32, batch 64``."""
     threads, batch = protocol.get("threads"), protocol.get("batch_size")
-    words = [
-        protocol.get("device"),
-        threads and f"{threads} thread{'s' if threads != 1 else ''}",
-        protocol.get("dtype"),
-        batch and f"batch {batch}",
-    ]
-    return ", ".join(str(word) for word in words if word)
-
-
-def _warnings(protocol: dict[str, Any]) -> Iterator[str]:
-    if protocol.get("singular"):
-        yield "singular"
-    if repeated := (protocol.get("samples") or {}).get("duplicates"):
-        yield f"{repeated} repeated images"
-    if protocol.get("label_mode", "balanced") != "balanced":
-        yield f"labels {protocol['label_mode']}"
+    words = (threads and f"{threads} thread{'s' * (threads != 1)}", protocol.get("dtype"), batch and f"batch {batch}")
+    return ", ".join(filter(None, (protocol.get("device"), *words)))
 
 
 # --- reading the frame ----------------------------------------------------------------------------------
@@ -145,8 +127,7 @@ def values(frame: pd.DataFrame, metric: str, setting: str | None = None) -> dict
 def main_setting(frame: pd.DataFrame) -> str | None:
     """The setting in which most rows were timed, the first by name among equals; None without speed records."""
     timed = frame[(frame["metric"] == "seconds_per_image") & (frame["status"] == "done")]
-    counts = Counter(timed["setting"])
-    return min((setting for setting, n in counts.items() if n == max(counts.values())), default=None)
+    return min(timed["setting"].mode(), default=None)
 
 
 # --- one record -----------------------------------------------------------------------------------------
@@ -159,9 +140,8 @@ def seeds(record: Record) -> tuple[int, int]:
 
 def metric_value(record: Record, metric: str) -> float:
     """The value of ``metric`` (as in ``fd:heldout``); NaN if the record has none or it means nothing here."""
-    if not is_shown(metric, record.spec["metrics"]["extractor"]):
-        return math.nan
-    return _number(record.metrics.get(_key(record, metric)))
+    shown = is_shown(metric, record.spec["metrics"]["extractor"])
+    return _number(record.metrics.get(_key(record, metric)) if shown else None)
 
 
 def standard_error(record: Record, metric: str) -> float:
@@ -196,15 +176,7 @@ def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
     Generation records on the seed of choices belong to no table, and neither do records of a row whose sweep point is
     not chosen yet, except failed sweep points. Rows are shared between tables by their ids, and another table may have
     measured some of them on more seeds: if the experiment declares its seeds, records on other seeds count only if all
-    rows have them (see ``left_out``)."""
-    found, outside = _found(experiment, records), left_out(experiment, records)
-    for tasks in found.values():
-        tasks["generation"] = [record for record in tasks["generation"] if record.id not in outside]
-    return found
-
-
-def _found(experiment: Experiment, records: dict[str, Record]) -> Selection:
-    """The records of every row on any seeds."""
+    rows with results have them."""
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records.values(), key=lambda r: (*seeds(r), r.id)):
         if record.task != "generation" or seeds(record)[1] != CHOICE_SEED:
@@ -215,34 +187,24 @@ def _found(experiment: Experiment, records: dict[str, Record]) -> Selection:
         runs = (generation_run(row, spec), reconstruction_run(row, spec), speed_run(row, spec, "any"))
         found[row] = {run.task: list(by_cell[run.task, run.cell_id]) for run in runs}
         if experiment.is_open(row):  # its spec is that of an arbitrary sweep point
-            found[row] = {task: [] for task in found[row]} | {"generation": _failed_points(experiment, row, records)}
+            found[row] = {run.task: [] for run in runs} | {"generation": _failed_points(experiment, row, records)}
+    if not experiment.seeds:
+        return found
+    done = [{seeds(r) for r in tasks["generation"] if r.status == "done"} for tasks in found.values()]
+    common = set.intersection(*filter(None, done)) if any(done) else set()
+    for row, tasks in found.items():
+        if not experiment.is_open(row):  # failed sweep points are on the seed of choices
+            spec, declared = experiment.rows[row], experiment.seeds
+            training, sampling = declared.get("training"), declared.get("sampling")
+            pairs = set(itertools.product(training or [spec.train.seed], sampling or [spec.sampling.seed]))
+            tasks["generation"] = [record for record in tasks["generation"] if seeds(record) in pairs | common]
     return found
 
 
 def _failed_points(experiment: Experiment, row: str, records: dict[str, Record]) -> list[Record]:
     """Failed records of the sweep points among which the row's is chosen; they keep the row open until run again."""
-    sweep = experiment.sweeps.get(row)
-    points = [choosing_run(row, spec) for _, spec in sweep.points] if sweep else []
-    for search in experiment.searches:
-        points += [choosing_run(search.judge, spec) for _, spec in search.points if row in search.rows]
-    found = (records.get(run.id) for run in points)
-    return [record for record in found if record is not None and record.status == "failed"]
-
-
-def left_out(experiment: Experiment, records: dict[str, Record]) -> set[str]:
-    """The ids of generation records on undeclared seeds that some row with results lacks."""
-    if not experiment.seeds:
-        return set()
-    by_row = {row: tasks["generation"] for row, tasks in _found(experiment, records).items()}
-    done = [pairs for runs in by_row.values() if (pairs := {seeds(r) for r in runs if r.status == "done"})]
-    common = set.intersection(*done) if done else set()
-    outside: set[str] = set()
-    for row, runs in by_row.items():
-        if experiment.is_open(row):  # failed sweep points, on the seed of choices
-            continue
-        spec = experiment.rows[row]
-        training = experiment.seeds.get("training") or [spec.train.seed]
-        sampling = experiment.seeds.get("sampling") or [spec.sampling.seed]
-        allowed = {*itertools.product(training, sampling), *common}
-        outside |= {record.id for record in runs if seeds(record) not in allowed}
-    return outside
+    searches = [(search.judge, search.points) for search in experiment.searches if row in search.rows]
+    sweeps = [(row, experiment.sweeps[row].points)] if row in experiment.sweeps else []
+    runs = [choosing_run(name, spec) for name, points in [*sweeps, *searches] for _, spec in points]
+    found = [records[run.id] for run in runs if run.id in records]
+    return [record for record in found if record.status == "failed"]

@@ -1,4 +1,4 @@
-"""The difference of a metric between two sets of runs, with its interval and verdict.
+"""Mean and ± of a metric over runs, and the difference between two sets of runs with its interval and verdict.
 
 Orderings, the claims report and ``mar-bench compare`` share this one rule. Verdicts are conservative: an interval
 containing zero, an effect below MIN_EFFECT or a single run is "undecided"; runs measured under different protocols are
@@ -7,13 +7,14 @@ containing zero, an effect below MIN_EFFECT or a single run is "undecided"; runs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from statistics import mean, stdev, variance
 
 from scipy.stats import t as student
 
-from mar_bench.report.spread import SeedValues, Spread, spread
-
+SeedValues = Mapping[tuple[int, int], float]  # (training seed, sampling seed) -> value
 HOLDS, FAILS, UNDECIDED, INCOMPARABLE = "holds", "does not hold", "undecided", "not comparable"
 CONFIDENCE = 0.95
 MIN_EFFECT = 1.3  # percent; smaller differences of FID are inconclusive ("The FID Lottery", arXiv 2606.20536)
@@ -21,6 +22,62 @@ STANDARD_ERRORS = 2  # half the width of the interval of two single runs
 NO_RUNS, ONE_SEED, BELOW = "no common runs", "one seed", f"below {MIN_EFFECT} %"
 SAMPLING_ONLY, JACKKNIFE = "sampling seeds only", "jackknife"
 NOTES = {"sampling": (SAMPLING_ONLY,), "images": (JACKKNIFE,)}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a cell's metric, its standard deviation, and what the latter is over.
+
+    ``over`` is "training" or "sampling" seeds, with ``sd`` the sample standard deviation of ``n`` values; "images" for
+    a single run with a jackknife, whose ``sd`` is the standard error of its images; None for a single run without.
+    ``sd_sampling`` is the standard deviation over the samplings of one training, pooled over trainings."""
+
+    mean: float = math.nan
+    sd: float | None = None
+    n: int = 0
+    over: str | None = None
+    train_seeds: tuple[int, ...] = ()
+    sampling_seeds: tuple[int, ...] = ()
+    sd_sampling: float | None = None
+
+
+def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
+    """Average sampling seeds within each training seed first, so repeated sampling does not pass for repeated training.
+
+    ``sd`` (ddof 1) is over training seeds if there are several, else over sampling seeds if there are several, else
+    the run's standard error in ``errors``, else None. NaN values are ignored."""
+    kept = {seed: value for seed, value in sorted(values.items()) if not math.isnan(value)}
+    if not kept:
+        return Spread()
+    by_training: dict[int, list[float]] = defaultdict(list)
+    for (train_seed, _), value in kept.items():
+        by_training[train_seed].append(value)
+    seeds = tuple(by_training), tuple(sorted({sampling_seed for _, sampling_seed in kept}))
+    if len(kept) == 1:
+        ((seed, value),) = kept.items()
+        error = (errors or {}).get(seed, math.nan)
+        return Spread(value, None, 1, None, *seeds) if math.isnan(error) else Spread(value, error, 1, "images", *seeds)
+    over = "training" if len(by_training) > 1 else "sampling"
+    numbers = [mean(group) for group in by_training.values()] if over == "training" else list(kept.values())
+    freedom = len(kept) - len(by_training)
+    squares = sum((len(group) - 1) * variance(group) for group in by_training.values() if len(group) > 1)
+    pooled = math.sqrt(squares / freedom) if freedom else None
+    return Spread(mean(numbers), stdev(numbers), len(numbers), over, *seeds, pooled)
+
+
+def design(spread: Spread) -> str:
+    """What the ± of a cell is over."""
+    texts = {
+        "training": f"± is the standard deviation over {spread.n} training runs",
+        "sampling": f"± is the standard deviation over {spread.n} samplings of one training run",
+        "images": "± is the jackknife standard error over images of one run",
+    }
+    training, sampling = (
+        f"{kind} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        for kind, seeds in (("training", spread.train_seeds), ("sampling", spread.sampling_seeds))
+    )
+    averaged = ", averaged" * (spread.over == "training" and len(spread.sampling_seeds) > 1)
+    return f"{texts.get(spread.over or '', 'one run without ±')} ({training}; {sampling}{averaged})"
 
 
 @dataclass(frozen=True)
@@ -58,15 +115,9 @@ class Difference:
     @property
     def words(self) -> str:
         """The verdict with its notes."""
-        if not self.notes:
-            return self.verdict
         if self.verdict == INCOMPARABLE:
             return f"{INCOMPARABLE}: {'; '.join(self.notes)}"
-        return f"{self.verdict} ({', '.join(self.notes)})"
-
-    def without_value(self, verdict: str, notes: Iterable[str]) -> Difference:
-        """The same runs with no difference between them, for the reasons in ``notes``."""
-        return replace(self, value=math.nan, low=math.nan, high=math.nan, verdict=verdict, notes=tuple(notes))
+        return f"{self.verdict} ({', '.join(self.notes)})" if self.notes else self.verdict
 
 
 def paired(
@@ -83,13 +134,15 @@ def paired(
     common = sorted(first.keys() & second.keys())
     one, other = (spread({seed: side[seed] for seed in common}).mean for side in (first, second))
     change = spread({seed: first[seed] - second[seed] for seed in common})
+    seeds = len(change.train_seeds), len(change.sampling_seeds)
+    if reasons:
+        nothing = math.nan, math.nan, math.nan
+        return Difference(one, other, *nothing, change.over, *seeds, INCOMPARABLE, tuple(reasons))
     # not scipy.stats.ttest_rel, whose interval is NaN where all differences are equal
     quantile = student.ppf(0.5 + CONFIDENCE / 2, change.n - 1)
     half = math.nan if change.sd is None else float(quantile) * change.sd / math.sqrt(change.n)
     ends = change.mean - half, change.mean + half
-    seeds = len(change.train_seeds), len(change.sampling_seeds)
-    found = Difference(one, other, change.mean, *ends, change.over, *seeds)
-    return found.without_value(INCOMPARABLE, reasons) if reasons else _judged(found, min_effect, costs_at_most)
+    return _judged(Difference(one, other, change.mean, *ends, change.over, *seeds), min_effect, costs_at_most)
 
 
 def unpaired(first: Spread, second: Spread, min_effect: float = MIN_EFFECT) -> Difference:
@@ -102,12 +155,12 @@ def unpaired(first: Spread, second: Spread, min_effect: float = MIN_EFFECT) -> D
 def _judged(found: Difference, min_effect: float, costs_at_most: float | None = None) -> Difference:
     if found.over is None:
         return replace(found, notes=(ONE_SEED if found.trainings else NO_RUNS,))
-    small = costs_at_most is None and abs(found.value) < min_effect / 100 * abs(found.second)
+    notes = NOTES.get(found.over, ())
     if costs_at_most is not None:
         limit = costs_at_most * found.second
         verdict = HOLDS if found.high <= limit else FAILS if found.low > limit else UNDECIDED
-    elif small or found.low <= 0 <= found.high:
-        verdict = UNDECIDED
+    elif abs(found.value) < min_effect / 100 * abs(found.second):
+        verdict, notes = UNDECIDED, (*notes, BELOW)
     else:
-        verdict = HOLDS if found.value < 0 else FAILS
-    return replace(found, verdict=verdict, notes=NOTES.get(found.over, ()) + (BELOW,) * small)
+        verdict = HOLDS if found.high < 0 else FAILS if found.low > 0 else UNDECIDED
+    return replace(found, verdict=verdict, notes=notes)

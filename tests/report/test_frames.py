@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from statistics import stdev
 
@@ -14,24 +12,11 @@ import pytest
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import CHOICE_SEED
 from mar_bench.report import frames
-from mar_bench.report.spread import Spread, design, spread
-from tests.made_up import as_before, by_id, everything, generation, generations, speed
-from tests.made_up_files import made_up
+from mar_bench.report.stats import Spread, design, spread
+from tests.made_up import as_before, by_id, everything, generation, generations, made_up, speed
 
 ROW = "mar/diff/guided"
 NAN = math.nan
-
-
-def test_reports_never_import_torch():
-    code = (
-        "import importlib, pkgutil, sys, mar_bench.report as report;"
-        "names = [m.name for m in pkgutil.walk_packages(report.__path__, 'mar_bench.report.')];"
-        "[importlib.import_module(name) for name in names];"
-        "heavy = 'torch', 'timm', 'submitit', 'mar_bench.models.ar', 'mar_bench.pipeline.train';"
-        "print(len(names) > 5, [name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "True []\n", done.stderr
 
 
 # --- which records belong to a row ----------------------------------------------------------------------
@@ -51,9 +36,9 @@ def test_a_row_has_its_records_on_every_seed_in_order(table1):
 
 
 def test_the_seed_of_choices_belongs_to_no_table(tmp_path):
-    swept = made_up(tmp_path, "swept")
+    swept = made_up("swept")
     made = by_id(*(generation(swept, "fixed", 0, s, 5.0) for s in (0, CHOICE_SEED)))
-    assert pairs(swept, made, "fixed") == [(0, 0)] and not frames.left_out(swept, made)
+    assert pairs(swept, made, "fixed") == [(0, 0)] and pairs(swept, made, "best") == []
 
 
 def pairs(experiment, made, row: str = ROW) -> list[tuple[int, int]]:
@@ -63,11 +48,11 @@ def pairs(experiment, made, row: str = ROW) -> list[tuple[int, int]]:
 def test_undeclared_seeds_count_only_if_all_rows_with_results_have_them(table1):
     declared = replace(table1, seeds={"training": [0]})
     of_two = generations(table1, lambda *_: 5.0, seeds=(0, 7), rows=[ROW, "mar/ce/guided"])
-    assert pairs(declared, of_two) == [(0, 0), (7, 0)] and not frames.left_out(declared, of_two)
+    assert pairs(declared, of_two) == [(0, 0), (7, 0)]
     failed = by_id(generation(table1, "mar/ce/unguided", 0, 0, None))
     assert pairs(declared, {**of_two, **failed}) == [(0, 0), (7, 0)]
     third = by_id(generation(table1, "mar/ce/unguided", 0, 0, 5.0))
-    assert pairs(declared, {**of_two, **third}) == [(0, 0)] and len(frames.left_out(declared, {**of_two, **third})) == 2
+    assert pairs(declared, {**of_two, **third}) == [(0, 0)]
     assert pairs(replace(table1, seeds={}), {**of_two, **third}) == [(0, 0), (7, 0)]
     alone = by_id(generation(table1, ROW, 3, 0, None))
     assert pairs(declared, {**of_two, **third, **alone}) == [(0, 0)]
@@ -95,14 +80,21 @@ def test_every_number_is_a_line(table1):
 
 
 def test_an_id_loads_the_experiment_and_the_default_records(monkeypatch, tmp_path):
+    from mar_bench import frame, table
     from mar_bench.records.record import write_record
-    from mar_bench.report import frame
 
     monkeypatch.setenv("MAR_BENCH_RECORDS", str(tmp_path))
     smoke = load_experiment("table1", "smoke")
     write_record(tmp_path, generation(smoke, ROW, 0, 0, 5.0))
     found = frame("table1", scale="smoke")
     assert set(found["row"]) == {ROW} and set(found["scale"]) == {"smoke"}
+    assert table("table1", scale="smoke").status(ROW) == "done"
+
+
+def test_every_public_name_resolves():
+    import mar_bench
+
+    assert all(callable(getattr(mar_bench, name)) for name in mar_bench._PUBLIC)
 
 
 def test_the_frame_keeps_failures_and_warnings(table1):
@@ -114,18 +106,6 @@ def test_the_frame_keeps_failures_and_warnings(table1):
     assert done["warnings"] == "singular, 3 repeated images, labels unbalanced"
     assert failed["status"] == "failed" and math.isnan(failed["value"]) and "not finite" in failed["error"]
     assert frames.spreads(frame)[ROW, "fd"].n == 1
-
-
-def test_values_are_read_per_row_and_setting(table1):
-    gpu = by_id(*(speed(table1, row, "GPU", 0.1) for row in list(table1.rows)[:3]))
-    frame = frames.frame(table1, {**everything(table1), **gpu})
-    setting = "Example CPU, 1 thread, float32, batch 64"
-    assert frames.main_setting(frame) == setting
-    assert frames.values(frame, "rfd")[ROW] == 2.6 and frames.values(frame, "rfd")["mar/ce/guided"] == 4.2
-    assert set(frames.values(frame, "seconds_per_image", setting)) == set(table1.rows)
-    assert len(frames.values(frame, "seconds_per_image", "GPU, 1 thread, float32, batch 64")) == 3
-    empty = frames.frame(table1, {})
-    assert empty.empty and not frames.spreads(empty) and frames.main_setting(empty) is None
 
 
 def test_spreads_are_over_the_done_runs_with_a_number(table1):
@@ -146,17 +126,17 @@ def test_spreads_are_over_the_done_runs_with_a_number(table1):
     [
         (  # sampling seeds are averaged within trainings first
             {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0, (1, 1): 6.0},
-            Spread(3.5, stdev([2, 5]), 2, "training", (0, 1), (0, 1), True, math.sqrt(2)),
+            Spread(3.5, stdev([2, 5]), 2, "training", (0, 1), (0, 1), math.sqrt(2)),
         ),
         (  # trainings have equal weight; the std of samplings is pooled
             {(0, 0): 1.0, (0, 1): 3.0, (0, 2): 5.0, (1, 0): 10.0, (1, 1): 14.0, (2, 0): 7.0},
-            Spread(22 / 3, stdev([3, 12, 7]), 3, "training", (0, 1, 2), (0, 1, 2), False, math.sqrt((2 * 4 + 8) / 3)),
+            Spread(22 / 3, stdev([3, 12, 7]), 3, "training", (0, 1, 2), (0, 1, 2), math.sqrt((2 * 4 + 8) / 3)),
         ),
         (
             {(7, 0): 1.0, (7, 1): 2.0, (7, 2): 6.0},
-            Spread(3.0, stdev([1, 2, 6]), 3, "sampling", (7,), (0, 1, 2), True, stdev([1, 2, 6])),
+            Spread(3.0, stdev([1, 2, 6]), 3, "sampling", (7,), (0, 1, 2), stdev([1, 2, 6])),
         ),
-        ({(0, 0): 1.0, (1, 0): 3.0}, Spread(2.0, stdev([1, 3]), 2, "training", (0, 1), (0,), True, None)),
+        ({(0, 0): 1.0, (1, 0): 3.0}, Spread(2.0, stdev([1, 3]), 2, "training", (0, 1), (0,), None)),
         ({(0, 3): 5.0, (1, 3): NAN}, Spread(5.0, None, 1, None, (0,), (3,))),
     ],
 )
@@ -168,26 +148,15 @@ def test_spread(values, expected):
         sd=expected.sd and pytest.approx(expected.sd),
         sd_sampling=expected.sd_sampling and pytest.approx(expected.sd_sampling),
     )
-    assert found.sd_training == (found.sd if found.over == "training" else None)
-
-
-def test_only_a_single_run_has_the_standard_error_of_its_images():
-    found = spread({(0, 3): 5.0}, {(0, 3): 0.2, (1, 3): 9.0})
-    assert (found.mean, found.sd, found.n, found.over) == (5.0, 0.2, 1, "images")
-    assert spread({(0, 3): 5.0}, {(1, 3): 9.0}).over is None
-    assert spread({(0, 3): 5.0}, {(0, 3): NAN}).over is None
-    several = {(0, 0): 1.0, (1, 0): 3.0}
-    assert spread(several, dict.fromkeys(several, 7.0)) == spread(several)
-    assert spread({(0, 0): NAN}).n == 0 and math.isnan(spread({}).mean)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({(0, 0): 1, (1, 0): 2}, "over 2 training runs (training seeds 0, 1; sampling seed 0)"),
-        ({(0, 3): 1, (0, 4): 2, (1, 3): 3}, "(sampling seeds 3, 4, not all of them for each)"),
-        ({(5, 0): 1, (5, 1): 2}, "over 2 samplings (sampling seeds 0, 1) of one training run (training seed 5)"),
+        ({(0, 3): 1, (0, 4): 2, (1, 3): 3}, "(training seeds 0, 1; sampling seeds 3, 4, averaged)"),
+        ({(5, 0): 1, (5, 1): 2}, "over 2 samplings of one training run (training seed 5; sampling seeds 0, 1)"),
     ],
 )
 def test_the_design_names_what_the_std_is_over(values, words):
-    assert words in design(spread(values, dict.fromkeys(values, 0.1)), "10 groups")
+    assert words in design(spread(values, dict.fromkeys(values, 0.1)))

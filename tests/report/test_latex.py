@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.records.paper import PublishedRow
-from mar_bench.report.table.build import build, escape_tex
-from tests.made_up import base, by_id, everything, generation, generations
-from tests.made_up_files import made_up
+from mar_bench.report.render import escape_tex
+from mar_bench.report.table.build import table
+from tests.made_up import base, by_id, everything, generation, generations, made_up
 
 ROW = "mar/diff/guided"
 ADM = PublishedRow("table4", "adm", "ADM & 100% #1", {"": {"parameters": 554e6}, "unguided": {"fd": 10.94}}, "Table 4")
@@ -41,54 +41,39 @@ def width(line: str) -> int:
     return 1 + len(re.findall(r"(?<!\\)&", line)) + sum(spans)
 
 
-def bold(tex: str) -> list[list[int]]:
-    """For each line of numbers the columns that are bold."""
-    found = [line for line in lines(tex) if r"\pm" in line or "--" in line]
-    return [[i for i, cell in enumerate(line.split(" & ")) if r"\textbf" in cell] for line in found]
-
-
 def test_it_compiles_with_any_records(table1, tmp_path):
     some = by_id(generation(table1, ROW, 0, 0, 5.0), generation(table1, ROW, 1, 0, None))
     for records in ({}, some, generations(table1, lambda *_: None)):
-        checked(build(table1, records).tex())
-    absent = checked(build(made_up(tmp_path, "swept"), {}).tex())
+        checked(table(table1, records).tex())
+    absent = checked(table(made_up("swept"), {}).tex())
     assert "paper scale only (7.82) & -- (151.7)" in absent
 
 
 def test_caption_label_and_numbers(table1):
-    tex = checked(build(table1, everything(table1)).tex())
+    tex = checked(table(table1, everything(table1)).tex())
     caption = re.search(r"\\caption\{(.*)\}", tex)[1]
     assert caption.startswith(f"{table1.title}. Tiny scale, not comparable with the paper's FID. In brackets")
     assert r"$\pm$ is the standard deviation over 3 training runs" in caption and r"\label{tab:table1-tiny}" in tex
     for row in table1.rows:
         assert rf"{base(row) + 0.1:.2f} $\pm$ 0.10" in tex and f"({table1.paper[row]['fd']:.2f})" in tex
     assert r"\multicolumn{2}{c}{without CFG}" in tex and "\\cmidrule(lr){6-7}\n\\cmidrule(lr){8-9}" in tex
-    paper = checked(build(load_experiment("table1", "paper"), {}).tex())
+    paper = checked(table(load_experiment("table1", "paper"), {}).tex())
     assert "Paper scale. In brackets" in paper and "not comparable" not in paper
-
-
-def test_the_best_of_each_column_is_bold(table1):
-    found = bold(build(table1, everything(table1)).tex())
-    assert found[1] == [5, 6, 7, 8] and not any(found[:1] + found[2:])  # lowest distance, highest score
-    ties = build(table1, generations(table1, lambda row, *_: 5.0 if row == ROW else 5.001)).tex()
-    assert all({5, 7} <= set(places) for places in bold(ties)), "5.00 beside 5.00"
-    alone = build(table1, generations(table1, lambda *_: 5.0, rows=[ROW])).tex()
-    assert r"\textbf" not in alone
 
 
 def test_text_is_escaped(table1):
     odd = r"50% of #1 & a_b $x$ {y} ~ ^ \ < > | “é” ±"
     named = replace(table1, title=odd, labels={**table1.labels, "loss": {"ce": {odd: odd}, "diff": {odd: "[*x]"}}})
-    tex = checked(build(named, everything(table1)).tex())
+    tex = checked(table(named, everything(table1)).tex())
     assert escape_tex(odd) in tex and "{[}{*}x]" in tex
     assert escape_tex("\\_{") == r"\textbackslash{}\_\{"
 
 
 def test_quoted_rows_stand_apart(table1, tmp_path):
-    tex = checked(build(replace(table1, quoted=[ADM]), everything(table1)).tex())
+    tex = checked(table(replace(table1, quoted=[ADM]), everything(table1)).tex())
     own, quoted = tex.split(r"\emph{Quoted from the paper (Table 4), not measured here:}")
-    assert "ADM" not in own and r"ADM \& 100\% \#1 & 554M & 10.94 \\" in quoted and r"\textbf" not in quoted
-    speed = made_up(tmp_path, "speed")
-    tex = checked(build(speed, everything(speed, lambda *_: 5.0)).tex())
+    assert "ADM" not in own and r"ADM \& 100\% \#1 & 554M & 10.94 \\" in quoted
+    speed = made_up("speed")
+    tex = checked(table(speed, everything(speed, lambda *_: 5.0)).tex())
     headings = "parameters (paper) & head parameters & reconstruction FD-1k & seconds per image (paper) & FD-1k (paper)"
     assert headings in tex and "300k (407M) & 50k & 2.60 &" in tex

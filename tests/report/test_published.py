@@ -14,10 +14,10 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import CHOICE_SEED, with_seeds
 from mar_bench.records.paper import PublishedRow
 from mar_bench.report.format import number, plus_minus
-from mar_bench.report.table.build import build
-from mar_bench.report.verdict import CLOSE, DIFFERS, MATCH, WHY_NONE, is_comparable, verdict
-from tests.made_up import by_id, everything, generation, generations, reconstruction, speed
-from tests.made_up_files import made_up
+from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, verdict
+from mar_bench.report.table.build import table
+from mar_bench.report.table.notes import WHY_NONE
+from tests.made_up import by_id, everything, generation, generations, made_up, reconstruction, speed
 from tests.report.test_tables import first_table
 
 ROW = "mar/diff/guided"
@@ -34,8 +34,8 @@ def cells_of(text: str) -> dict[str, dict[str, str]]:
     return {line[0]: dict(zip(heading, line)) for line in lines}
 
 
-def by_row(table) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(table.csv())).drop_duplicates("row").set_index("row")
+def by_row(made) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(made.csv())).drop_duplicates("row").set_index("row")
 
 
 # --- columns once per line, absent and quoted rows ------------------------------------------------------
@@ -45,30 +45,30 @@ def test_a_line_has_its_columns_once(table1):
     laid = {**table1.layout, "beside": ["parameters", "head_parameters", "rfd", "seconds_per_image"]}
     line = {"parameters": 407e6, "head_parameters": 21e6, "rfd": 1.43, "seconds_per_image": 0.288}
     beside = replace(table1, layout=laid, paper={**table1.paper, "mar/diff": line})
-    text = build(beside, everything(table1)).markdown()
+    text = table(beside, everything(table1)).markdown()
     heading, *lines = first_table(text)
     names = ["parameters", "head parameters", "reconstruction FD-1k", "seconds per image"]
     assert heading[5:9] == [f"{name} (paper)" for name in names]
     seconds = number(speed(table1, ROW).metrics["seconds_per_image"])
     assert lines[-1][5:9] == ["300k (407M)", "50k (21M)", "2.60 (1.43)", f"{seconds} (0.288)"]
     assert lines[0][5:8] == ["300k (–)", "50k (–)", "4.20 (–)"]
-    assert "reconstruction FID and seconds per image" in text
+    assert "reconstruction FID, seconds per image" in text
     assert "Seconds per image: with CFG, Example CPU, 1 thread, float32, batch 64." in text
-    assert "reconstruction FD-1k   |" not in text.split("The same rows")[1], "not twice"
+    assert "reconstruction FD-1k   |" not in text.split("Further metrics")[1], "not twice"
 
 
 def test_quoted_rows_have_a_table_of_their_own(table1):
     adm = {"": {"parameters": 554e6}, "unguided": {"fd": 10.94, "is": 101.0}}
     vdm = {"": {"parameters": 2e9}, "guided": {"fd": 2.12}}
     rows = [PublishedRow("t4", "adm", "ADM", adm, "Table 4"), PublishedRow("t4", "vdm", "VDM++", vdm, "Table 4")]
-    part = build(replace(table1, quoted=rows), {}).markdown().split("Quoted from the paper (Table 4)")[1]
+    part = table(replace(table1, quoted=rows), {}).markdown().split("Quoted from the paper (Table 4)")[1]
     assert first_table(part) == [
         ["system", "parameters", "FID, without CFG", "IS, without CFG", "FID, with CFG"],
         ["ADM", "554M", "10.94", "101.0", "–"],
         ["VDM++", "2B", "–", "–", "2.12"],
     ]
-    assert "Quoted" not in build(table1, {}).markdown()
-    bound = build(load_experiment("appendix_l2", "tiny"), {}).markdown().split("Quoted from the paper")[1]
+    assert "Quoted" not in table(table1, {}).markdown()
+    bound = table(load_experiment("appendix_l2", "tiny"), {}).markdown().split("Quoted from the paper")[1]
     assert first_table(bound) == [["system", "FID"], ["L2 loss instead of DiffLoss", "> 100"]]
 
 
@@ -85,20 +85,20 @@ def points(experiment, row: str, values) -> dict:
 
 
 def test_a_swept_row_names_its_point_and_the_alternatives(tmp_path):
-    swept = made_up(tmp_path, "swept")
-    waiting = build(swept, {})
-    assert "- best: not chosen yet; `mar-bench run swept --scale tiny` measures the 4 points" in waiting.markdown()
+    swept = made_up("swept")
+    waiting = table(swept, {})
+    assert "- best: not chosen yet; `mar-bench run swept --scale tiny` measures the 4 candidates" in waiting.markdown()
     assert cells_of(waiting.markdown())["best"]["FD-1k (paper)"] == "– (–)"
     assert waiting.status("best") == by_row(waiting).loc["best", "chosen"] == "not chosen yet"
     assert pd.isna(by_row(waiting).loc["fixed", "chosen"])
     records = points(swept, "best", (5.0, 4.0, 3.0, 3.5))
     chosen = with_choices(swept, records)
-    table = build(chosen, {**records, **generations(chosen, lambda *_: 3.1, rows=["best"])})
-    (note,) = [line for line in table.markdown().splitlines() if line.startswith("- best: ")]
+    made = table(chosen, {**records, **generations(chosen, lambda *_: 3.1, rows=["best"])})
+    (note,) = [line for line in made.markdown().splitlines() if line.startswith("- best: ")]
     assert "guidance_scale 3, temperature 0.9, chosen by the lowest FD-1k on sampling seed 1000" in note
     assert "guidance_scale 2, temperature 0.9: 5.00; guidance_scale 2, temperature 1: 4.00;" in note
-    assert cells_of(table.markdown())["best"]["FD-1k (paper)"] == "3.10 ± 0.00 (–)"
-    assert by_row(table).loc["best", "chosen"] == "guidance_scale=3;temperature=0.9"
+    assert cells_of(made.markdown())["best"]["FD-1k (paper)"] == "3.10 ± 0.00 (–)"
+    assert by_row(made).loc["best", "chosen"] == "guidance_scale=3;temperature=0.9"
 
 
 def tried(experiment, distances=(3.0, 2.0, 4.0), losses=(1.0, 1.5, 2.0)) -> dict:
@@ -116,24 +116,24 @@ def tried(experiment, distances=(3.0, 2.0, 4.0), losses=(1.0, 1.5, 2.0)) -> dict
 
 def test_a_search_names_its_tokenizer_once_for_all_rows(searched):
     made = tried(searched)
-    chosen = build(with_choices(searched, made), made)
-    notes = [line for line in chosen.markdown().splitlines() if "tokenizer with" in line]
+    chosen = table(with_choices(searched, made), made)
+    notes = [line for line in chosen.markdown().splitlines() if "short training" in line]
     assert len(notes) == 2 and notes[0].startswith("- vq_ce/unguided, vq_ce/guided, vq_diff/unguided, vq_diff/guided: ")
-    assert "commitment_weight 1: 3.00 and 1.00, score 2.50; commitment_weight 0.25: 2.00 and 1.50" in notes[0]
-    assert "after 1000 training steps of vq_ce/unguided" in notes[0] and "kl_weight 0.02: 3.00 and 1.00" in notes[1]
+    assert "commitment_weight 1: 2.50; commitment_weight 0.25: 2.50; code_dim 4: 4.00." in notes[0]
+    assert "of a short training of vq_ce/unguided" in notes[0] and "kl_weight 0.02: 2.50;" in notes[1]
     assert by_row(chosen).loc["vq_diff/guided", "chosen"] == "commitment_weight=1"
-    waiting = build(searched, everything(searched, lambda *_: 5.0))
+    waiting = table(searched, everything(searched, lambda *_: 5.0))
     assert {waiting.status(row) for row in searched.rows} == {"not chosen yet"} and waiting.frame.empty
-    assert waiting.markdown().count("measures the 3 tokenizers of their search") == 2
+    assert waiting.markdown().count("measures the 3 candidates") == 2
 
 
 def test_a_failed_point_shows_in_the_rows_that_wait_for_it(searched):
     search = searched.searches[0]
     alone = replace(searched, rows={search.judge: with_seeds(search.points[1][1], 0, 0)})
     failed = by_id(generation(alone, search.judge, 0, CHOICE_SEED, None))
-    table = build(replace(searched, seeds={"training": [0], "sampling": [0]}), {**tried(searched), **failed})
-    assert {row for row in searched.rows if table.status(row) == "failed"} == set(search.rows)
-    assert "FAILED" in table.markdown() and "Failed runs" in table.markdown() and table.left_out == 0
+    made = table(replace(searched, seeds={"training": [0], "sampling": [0]}), {**tried(searched), **failed})
+    assert {row for row in searched.rows if made.status(row) == "failed"} == set(search.rows)
+    assert "FAILED" in made.markdown() and "Failed runs" in made.markdown()
 
 
 # --- verdicts -------------------------------------------------------------------------------------------
@@ -154,26 +154,19 @@ def test_verdicts_at_the_limits(metric, ours, published, expected):
     assert verdict(metric, ours, published) == expected
 
 
-def test_only_the_paper_s_own_protocol_compares(paper, table1):
-    assert is_comparable(paper, ROW) and not is_comparable(paper, "no such row") and not is_comparable(table1, ROW)
-    assert not is_comparable(load_experiment("table1", "paper", ["sampling.num_images=5000"]), ROW)
-    other = ["metrics.extractor={kind: efficientnet_lite0}", "metrics.reference={kind: training}"]
-    assert not is_comparable(load_experiment("table1", "paper", other), ROW)
-
-
 def judged(text: str) -> list[list[str]]:
     return first_table(text.split("## Against the paper")[1])[1:]
 
 
 def test_the_paper_scale_has_verdicts(paper):
     made = generation(paper, ROW, 0, 0, 2.02)
-    table = build(paper, by_id(replace(made, metrics={**made.metrics, "is": 250.0})))
-    assert judged(table.markdown()) == [
+    made = table(paper, by_id(replace(made, metrics={**made.metrics, "is": 250.0})))
+    assert judged(made.markdown()) == [
         [ROW, "FID", "2.02 ± 0.04", "1.98", "+0.04 (+2.0 %)", "match"],
         [ROW, "IS", "250.0 ± 0.2", "290.3", "-40.3 (-13.9 %)", "differs"],
     ]
-    assert "**match: 1, close: 0, differs: 1.**" in table.markdown() and WHY_NONE not in table.markdown()
-    frame = pd.read_csv(io.StringIO(table.csv())).set_index(["row", "metric"])
+    assert "**match: 1, close: 0, differs: 1.**" in made.markdown() and WHY_NONE not in made.markdown()
+    frame = pd.read_csv(io.StringIO(made.csv())).set_index(["row", "metric"])
     fid, kid, missing = (frame.loc[key] for key in ((ROW, "fid"), (ROW, "kid"), ("mar/ce/guided", "fid")))
     assert fid["difference"] == pytest.approx(0.04) and fid["verdict"] == "match"
     assert math.isnan(kid["difference"]) and pd.isna(kid["verdict"])
@@ -183,18 +176,18 @@ def test_the_paper_scale_has_verdicts(paper):
 @pytest.mark.parametrize(("fid", "word"), [(120.0, "match"), (80.0, "differs")])
 def test_a_published_bound_has_a_verdict_and_no_difference(paper, fid, word):
     bounded = replace(paper, paper={ROW: {"fd_above": 100.0}})
-    text = build(bounded, by_id(generation(paper, ROW, 0, 0, fid))).markdown()
+    text = table(bounded, by_id(generation(paper, ROW, 0, 0, fid))).markdown()
     ((*_, published, difference, found),) = judged(text)
     assert (published, difference, found) == ("> 100", "–", word)
     assert f"{plus_minus(fid, 0.02 * fid)} (> 100)" in text
 
 
 def test_other_scales_have_no_verdicts_and_say_why(table1):
-    table = build(table1, generations(table1))
-    text, frame = table.markdown(), pd.read_csv(io.StringIO(table.csv()))
+    made = table(table1, generations(table1))
+    text, frame = made.markdown(), pd.read_csv(io.StringIO(made.csv()))
     assert "## Against the paper" not in text and text.count(WHY_NONE) == 1
     published = frame["paper"].notna()
     assert set(frame.loc[published, "verdict"]) == {"not comparable"} and frame.loc[~published, "verdict"].isna().all()
     assert frame["difference"].isna().all()
     unpublished = replace(table1, paper={})
-    assert WHY_NONE not in build(unpublished, generations(table1)).markdown()
+    assert WHY_NONE not in table(unpublished, generations(table1)).markdown()

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.claims.orderings import DIFFERENCE, allowed, compare, difference, difference_cells, pairs_table
-from mar_bench.report.frames import Runs, frame, metric_value, runs_with, select, values
+from mar_bench.report.frames import Runs, frame, main_setting, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
-from mar_bench.report.table.grid import quoted_grid
 
 NOT_MEASURED = "not all points are measured"
 OUTSIDE = "outside the range of times"  # of the better system: such a point does not count
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The verdict at one setting of the other axes, or on one point of another system.
+class _Line(NamedTuple):
+    """The verdict at one setting of the other axes, or on one point of another system."""
 
-    ``pairs`` is a list of (what is compared, difference); ``setting`` is that of the seconds the verdict relies on."""
-
-    name: str
+    where: str
     verdict: str
     why: str
-    pairs: list[tuple[str, Difference]]
-    setting: str = ""
+    pair: str = fmt.MISSING
+    found: Difference | None = None  # of the pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +39,23 @@ class Ordering:
 
     def unknown(self, experiment: Experiment) -> list[str]:
         """What the evidence names and the experiment lacks at its scale."""
-        return _unknown("ordering", [self.claim], [item["claim"] for item in experiment.orderings])
+        return [f"no ordering '{self.claim}'"] * (self.claim not in [item["claim"] for item in experiment.orderings])
 
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows the evidence is about, of those that the scale has."""
-        pairs = [c for c in compare(experiment, {}) if c.claim == self.claim]
-        return list(dict.fromkeys(row for c in pairs for row in (c.better_row, c.worse_row)))
+        return list(dict.fromkeys(row for c in compare(experiment, {}) if c.claim == self.claim for row in c.rows))
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """The verdict with the cost that the claim allows, and Markdown: the pairs and what the paper quotes."""
+        """The verdict with the cost that the claim allows, and its pairs in Markdown."""
         pairs = [c for c in compare(experiment, records) if c.claim == self.claim]
         verdict, cost = all_of([c.difference.verdict for c in pairs]), allowed(pairs)
         text = pairs_table(pairs) if pairs else "This scale has no such pair."
-        if quoted := quoted_grid(experiment):
-            text += f"\n\n{quoted.markdown()}"
         return f"{verdict} ({cost})" if cost else verdict, text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """Along ``axis``, in the order of the figure's x, the lowest distance is inside the range and beats both ends."""
+    """Along ``axis``, in the order of its bundles, the lowest distance is inside the range and beats both ends."""
 
     kind: Literal["optimum"] = "optimum"
     title: str
@@ -70,37 +63,33 @@ class Optimum:
     axis: str
 
     def unknown(self, experiment: Experiment) -> list[str]:
-        return _unknown("axis", [self.axis], experiment.labels)
+        return [f"no axis '{self.axis}'"] * (self.axis not in experiment.labels)
 
     def rows(self, experiment: Experiment) -> list[str]:
         return list(experiment.rows) if self.axis in experiment.labels else []
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """One part for each setting of the other axes."""
+        """Lines for each setting of the other axes."""
         runs = _runs(experiment, records)
         groups: dict[str, list[str]] = {}
         for row in experiment.rows:
             others = [bundle for axis, bundle in experiment.bundles(row).items() if axis != self.axis]
             groups.setdefault("/".join(others) or self.axis, []).append(row)
-        return _judged([self._part(name, experiment, rows, runs) for name, rows in groups.items()])
+        return _judged(line for name, rows in groups.items() for line in self._lines(name, experiment, rows, runs))
 
-    def _part(self, name: str, experiment: Experiment, rows: list[str], runs: dict[str, Runs]) -> _Part:
-        places = {row: fmt.value_at(experiment, row, experiment.figure.get("x", "")) for row in rows}
-        if None not in places.values():
-            rows = sorted(rows, key=lambda row: places[row] or 0.0)
+    def _lines(self, name: str, experiment: Experiment, rows: list[str], runs: dict[str, Runs]) -> list[_Line]:
         common = sorted(set.intersection(*(set(runs[row]) for row in rows)))
         if not common:
-            return _Part(name, UNDECIDED, NO_RUNS if all(runs[row] for row in rows) else NOT_MEASURED, [])
-        means = {row: mean(metric_value(runs[row][seed], "fd") for seed in common) for row in rows}
-        best, first, last = min(rows, key=means.__getitem__), rows[0], rows[-1]
-        at_end = best in (first, last)
+            return [_Line(name, UNDECIDED, NO_RUNS if all(runs[row] for row in rows) else NOT_MEASURED)]
+        best = min(rows, key=lambda row: mean(metric_value(runs[row][seed], "fd") for seed in common))
+        ends, bundle = (rows[0], rows[-1]), {row: experiment.bundles(row)[self.axis] for row in rows}
         # a best point at an end speaks against an optimum if it beats its neighbour
-        against = [first, last] if not at_end else rows[1:2] if best == first else rows[-2:-1]
-        bundle = {row: experiment.bundles(row)[self.axis] for row in rows}
-        pairs = [(f"{bundle[best]} against {bundle[row]}", difference(runs[best], runs[row])) for row in against]
-        beaten = bool(pairs) and all(found.verdict == HOLDS for _, found in pairs)
-        verdict = UNDECIDED if not beaten else FAILS if at_end else HOLDS
-        return _Part(name, verdict, f"the best is {bundle[best]}{', an end' if at_end else ''}", pairs)
+        against = list(ends) if best not in ends else rows[1:2] if best == rows[0] else rows[-2:-1]
+        found = {row: difference(runs[best], runs[row]) for row in against}
+        beaten = all(one.verdict == HOLDS for one in found.values())
+        verdict = UNDECIDED if not beaten else FAILS if best in ends else HOLDS
+        why = f"the best is {bundle[best]}{', an end' * (best in ends)}"
+        return [_Line(name, verdict, why, f"{bundle[best]} against {bundle[row]}", one) for row, one in found.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,51 +108,47 @@ class Below:
 
     def unknown(self, experiment: Experiment) -> list[str]:
         known = [fmt.label_of(experiment, row, self.label) for row in (*experiment.rows, *experiment.absent)]
-        return _unknown(self.label, (self.better, *self.worse), known)
+        return [f"no {self.label} '{name}'" for name in (self.better, *self.worse) if name not in known]
 
     def rows(self, experiment: Experiment) -> list[str]:
         systems = (self.better, *self.worse)
         return [row for row in experiment.rows if fmt.label_of(experiment, row, self.label) in systems]
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """One part for each point of the worse systems and setting in which it was timed."""
-        return _judged(list(self._parts(experiment, records)))
-
-    def _parts(self, experiment: Experiment, records: dict[str, Record]) -> Iterator[_Part]:
+        """A line for each point of the worse systems, by the seconds of the one setting in which most were timed."""
         runs, found, columns = _runs(experiment, records), frame(experiment, records), fmt.column_axes(experiment)
-        settings = dict.fromkeys(found["setting"][found["task"] == "speed"])
-        seconds = {setting: values(found, "seconds_per_image", setting) for setting in settings}
+        setting = main_setting(found)
+        seconds = values(found, "seconds_per_image", setting)
         systems = {row: fmt.label_of(experiment, row, self.label) for row in experiment.rows}
         names = {row: fmt.row_words(experiment, row) for row in experiment.rows}
-        column = {row: fmt.axis_labels(experiment, row, columns) for row in experiment.rows}
+        column = {row: fmt.row_words(experiment, row, columns) for row in experiment.rows}
+        lines = []
         for row in (row for row, system in systems.items() if system in self.worse):
-            alike = [o for o, system in systems.items() if system == self.better and column[o] == column[row]]
-            if not any(row in timed for timed in seconds.values()):
-                yield _Part(names[row], UNDECIDED, "it was not timed", [])
-            for setting, timed in seconds.items():
-                if row in timed:
-                    yield _one_point(names, row, alike, timed, runs, setting)
+            ours = [other for other in systems if systems[other] == self.better and column[other] == column[row]]
+            lines.append(_one_point(names, row, ours, seconds, runs))
+        verdict, text = _judged(lines)
+        return verdict, f"Seconds per image: {setting}.\n\n" * (setting is not None) + text
 
 
 def _one_point(
-    names: dict[str, str], row: str, ours: list[str], seconds: dict[str, float], runs: dict[str, Runs], setting: str
-) -> _Part:
-    """Judge ``row`` against ``ours`` by ``seconds`` of one setting; a point not measured yet leaves it undecided."""
-    if not runs[row]:
-        return _Part(names[row], UNDECIDED, "it has no distance", [], setting)
+    names: dict[str, str], row: str, ours: list[str], seconds: dict[str, float], runs: dict[str, Runs]
+) -> _Line:
+    """Judge ``row`` against ``ours`` by ``seconds``; a point not measured yet leaves it undecided."""
+    if row not in seconds:
+        return _Line(names[row], UNDECIDED, "it was not timed")
     fast = [other for other in ours if other in seconds and seconds[other] <= seconds[row]]
     outside = bool(ours) and not fast and all(other in seconds for other in ours)
     candidates = [min(ours, key=seconds.__getitem__)] if outside else fast
     measured = [other for other in candidates if runs[other]]
-    if not measured:
-        return _Part(names[row], UNDECIDED, NOT_MEASURED, [], setting)
+    if not runs[row] or not measured:
+        return _Line(names[row], UNDECIDED, NOT_MEASURED if runs[row] else "it has no distance")
     best = min(measured, key=lambda other: mean(metric_value(run, "fd") for run in runs[other].values()))
     found = difference(runs[best], runs[row])
     verdict = UNDECIDED if found.verdict == INCOMPARABLE else found.verdict
     if outside and found.verdict in (HOLDS, UNDECIDED):
         verdict = OUTSIDE
     why = f"{fmt.number(seconds[best])} s against {fmt.number(seconds[row])} s"
-    return _Part(names[row], verdict, why, [(f"{names[best]} against {names[row]}", found)], setting)
+    return _Line(names[row], verdict, why, f"{names[best]} against {names[row]}", found)
 
 
 Evidence = Ordering | Optimum | Below
@@ -176,24 +161,17 @@ def all_of(verdicts: list[str]) -> str:
     return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED
 
 
-def _unknown(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    return [f"no {what} '{name}'" for name in names if name not in known]
-
-
 def _runs(experiment: Experiment, records: dict[str, Record]) -> dict[str, Runs]:
     """The runs of every row that have a distance."""
     return {row: runs_with(tasks["generation"], "fd") for row, tasks in select(experiment, records).items()}
 
 
-def _judged(parts: list[_Part]) -> tuple[str, str]:
-    """The verdict of all parts, and their tables: one for each setting in which seconds were taken."""
-    texts = []
-    for setting in dict.fromkeys(part.setting for part in parts):
-        lines = []
-        for part in (part for part in parts if part.setting == setting):
-            cells = [[what, *difference_cells(found)] for what, found in part.pairs]
-            for line in cells or [[fmt.MISSING] * (3 + len(DIFFERENCE))]:
-                lines.append([part.name, f"{part.verdict}: {part.why}", *line])
-        heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "this pair"]
-        texts += [f"Seconds per image: {setting}."] * bool(setting) + [fmt.markdown_table(heading, lines)]
-    return all_of([part.verdict for part in parts]), "\n\n".join(texts) or "This scale has no such points."
+def _judged(lines: Iterable[_Line]) -> tuple[str, str]:
+    """The verdict of all lines, and their table."""
+    cells, verdicts = [], []
+    for where, verdict, why, pair, found in lines:
+        numbers = difference_cells(found) if found else [fmt.MISSING] * (2 + len(DIFFERENCE))
+        cells.append([where, f"{verdict}: {why}", pair, *numbers])
+        verdicts.append(verdict)
+    heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "this pair"]
+    return all_of(verdicts), fmt.markdown_table(heading, cells) if cells else "This scale has no such points."

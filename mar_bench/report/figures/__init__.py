@@ -1,3 +1,3 @@
-"""Figures drawn from the tidy frame of an experiment's records.
+"""Figures. draw.py makes points of an experiment's tidy frame, panels.py draws them; sheets.py draws sheets of images.
 
-draw.py makes points of the records, panels.py draws them, style.py holds the one style. Start with draw.py."""
+Start with draw.py."""

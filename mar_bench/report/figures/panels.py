@@ -1,10 +1,14 @@
-"""Draw a tidy frame of points: a column of panels for each metric or guidance, a line of panels for each device."""
+"""Draw a tidy frame of points: a column of panels for each metric or guidance, a line of panels for each device.
+
+The one style of all figures and how files are written are here, too."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +16,47 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from mar_bench.report.figures.style import (
-    FLOOR,
-    HOLLOW_SIZE,
-    MARKER_SIZE,
-    MARKERS,
-    NEUTRAL,
-    handle,
-    legend_below,
-)
+from mar_bench.utils.files import atomic_write
 
+MARKERS = "os^DvPX<>*"
+MARKER_SIZE = 5.5
+HOLLOW_SIZE = 8  # of the paper's points, which may coincide with ours
+NEUTRAL = "0.35"
+FLOOR: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
+STYLE = {
+    **sns.axes_style("ticks"),
+    **sns.plotting_context("paper", rc={"lines.markersize": MARKER_SIZE}),
+    "legend.frameon": False,
+    "legend.columnspacing": 1.5,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "axes.edgecolor": "0.5",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "mar_bench",  # equal records give equal ids in the svg
+    "pdf.fonttype": 42,
+}
+# without dates and versions, so that equal records give equal bytes
+METADATA: dict[str, dict[str, str | None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
+}
 PANEL_INCHES = 3.2, 2.7
 CHARACTERS = 44  # on the width of a panel
 MOST_TICKS = 6  # more values of a knob than that do not get a tick each
 MIN_RATIO = 6  # of the ends of the axis of seconds, so that at least two of its ticks at 1, 2 and 5 are in view
 MOST_RATIO = 60  # up to which there is room for all of these ticks
+
+
 # offsets of a name from its point in points of 1/72 inch, best first
-PLACES = ((5, 4), (-5, 4), (5, -4), (-5, -4), (0, 8), (0, -8), (8, 0), (-8, 0), (9, 12), (-9, -12), (12, -12))
-SIDES = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}  # alignment by the sign of an offset
+PLACES = ((9, 4), (-9, 4), (9, -9), (-9, -9), (0, 8), (0, -12), (12, 9), (-12, 9), (12, -14), (0, 16), (0, -20))
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,14 @@ class Plot:
     floors: pd.DataFrame | None = None  # panel, value, colour, name
 
 
+def save(figure: Figure, path: Path, **layout: Any) -> Path:
+    """Write a figure in the format that the path ends with; return the path."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=METADATA[path.suffix], **layout)
+    atomic_write(path, content.getvalue())
+    return path
+
+
 def render(plot: Plot) -> Figure:
     points, (first, *_, last) = plot.points, [*plot.legend.values()] * 2
     colours = dict(zip(first, sns.color_palette("colorblind", len(first)).as_hex()))
@@ -61,7 +92,6 @@ def render(plot: Plot) -> Figure:
     size = PANEL_INCHES[0] * len(panels), PANEL_INCHES[1] * len(settings)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(settings), len(panels), squeeze=False, sharex="row")
-    drawn = []
     for axes, setting in zip(grid, settings):
         for ax, panel in zip(axes, panels):
             here = points[(points["setting"] == setting) & (points["panel"] == panel)]
@@ -71,7 +101,6 @@ def render(plot: Plot) -> Figure:
                 ax.set_axis_off()
                 ax.text(0.5, 0.5, "no points", ha="center", color=NEUTRAL, transform=ax.transAxes)
                 continue
-            drawn.append((ax, here))
             _points(ax, here, plot.joined, colours, markers)
             if plot.floors is not None:
                 _floors(ax, plot.floors[plot.floors["panel"] == panel], colours)
@@ -83,8 +112,8 @@ def render(plot: Plot) -> Figure:
     title = "\n".join(textwrap.fill(line, CHARACTERS * len(panels)) for line in plot.title.splitlines())
     figure.suptitle(title, fontsize=9, x=0.01, y=1.01, ha="left", va="bottom")
     figure.draw_without_rendering()  # fixes the places of the points
-    for ax, here in drawn:
-        _place_names(ax, here)
+    for ax in grid.flat:
+        _place_names(ax)
     return figure
 
 
@@ -101,7 +130,9 @@ def _points(ax: Axes, points: pd.DataFrame, joined: bool, colours: dict[str, str
         for name, x, y in zip(ours["name"], ours["x"], ours["y"]):
             if name:
                 halo = [withStroke(linewidth=2, foreground="white")]
-                text = ax.annotate(name, (x, y), xytext=PLACES[0], textcoords="offset points", fontsize=7, zorder=5)
+                text = ax.annotate(
+                    name, (x, y), xytext=PLACES[0], textcoords="offset points", fontsize=7, zorder=5, ha="center"
+                )
                 text.set(color=look["color"], path_effects=halo, in_layout=False)
 
 
@@ -119,55 +150,64 @@ def _scale_x(ax: Axes, plot: Plot) -> None:
     """A tick at every value of a knob if there is room; seconds on a logarithmic axis with a few ticks a decade."""
     if plot.log_x:
         ax.set_xscale("log")
+    ax.margins(x=0.06 if plot.x_values else 0.12)
     if not plot.x_values:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.margins(x=0.12)
         low, high = ax.get_xlim()
         factor = max(1.0, MIN_RATIO * low / high) ** 0.5
         ax.set_xlim(low / factor, high * factor)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < MOST_RATIO else (1, 3)))
-        return
-    if plot.log_x:
-        ax.xaxis.set_minor_locator(NullLocator())
-    if plot.log_x or len(plot.x_values) <= MOST_TICKS:
+    elif plot.log_x or len(plot.x_values) <= MOST_TICKS:
         ax.set_xticks(plot.x_values, [f"{value:g}" for value in plot.x_values])
-    ax.margins(x=0.06)
+        ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _handle(label: str, **look: Any) -> Line2D:
+    """An entry of the legend; by default text alone."""
+    return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "markersize": MARKER_SIZE, "label": label, **look})
 
 
 def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[str, str]) -> None:
+    """One legend below the panels. Colours and markers become columns under bold headings, or one below the other."""
     line = {"linestyle": "-" if plot.joined else "none", "markeredgecolor": "none"}
-    titles = list(plot.legend)
-    groups = {titles[0]: [handle(t, color=colours[t], marker=markers.get(t, "o"), **line) for t in colours if t]}
-    if len(titles) > 1:
-        groups[titles[1]] = [handle(t, marker=markers[t], markeredgecolor="none") for t in markers]
     notes = []
     if plot.floors is not None and len(plot.floors):
-        notes.append(handle("reconstruction alone", **FLOOR))
+        notes.append(_handle("reconstruction alone", **FLOOR))
     if plot.points["published"].any():
         where = "" if plot.x_values else " (one A100)"
-        notes.append(handle(f"paper{where}", marker="o", fillstyle="none", markersize=HOLLOW_SIZE))
+        notes.append(_handle(f"paper{where}", marker="o", fillstyle="none", markersize=HOLLOW_SIZE))
     if plot.bars:
-        notes.append(handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
-    legend_below(figure, groups, notes, wide=len(plot.panels) > 1)
+        notes.append(_handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
+    title, *second = plot.legend
+    wide = len(plot.panels) > 1
+    first = [_handle(t, color=colours[t], marker=markers.get(t, "o"), **line) for t in colours if t]
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01)}
+    if not second:
+        figure.legend(handles=[*first, *notes], ncols=3 if wide else 1, title=title or None, **place)
+        return
+    columns = [
+        [_handle(title), *first],
+        [_handle(second[0]), *(_handle(t, marker=markers[t], markeredgecolor="none") for t in markers)],
+    ]
+    min(columns, key=len).extend(notes)
+    longest = max(map(len, columns)) if wide else 0
+    handles = [h for column in columns for h in column + [_handle("")] * (longest - len(column))]
+    legend = figure.legend(handles=handles, ncols=2 if wide else 1, **place)
+    for column in columns:
+        legend.get_texts()[handles.index(column[0])].set_fontweight("bold")
 
 
-def _place_names(ax: Axes, points: pd.DataFrame) -> None:
-    """Write each name at the place beside its point that hides the fewest names, markers and bars."""
-    bars = points["sd"].fillna(0)
-    ends = [ax.transData.transform(np.column_stack([points["x"], y])) for y in (points["y"] - bars, points["y"] + bars)]
-    taken = [Bbox([low - MARKER_SIZE, high + MARKER_SIZE]) for low, high in zip(*ends)]
-    page = ax.get_window_extent()
-    for text in ax.texts:
-        if not text.get_path_effects():  # not the name of a point
-            continue
-        found = []
-        for x, y in PLACES:
-            look = {"position": (x, y), "ha": SIDES[np.sign(x)][0], "va": SIDES[np.sign(y)][1]}
-            text.set(**look)
-            box = text.get_window_extent()
-            inside = page.containsx(box.x0) and page.containsx(box.x1) and page.containsy(box.y1)
-            found.append((box.count_overlaps(taken) + 10 * (not inside), look, box))
-        _, look, box = min(found, key=lambda place: place[0])
-        text.set(**look)
-        taken += [box] * 5  # worse to hide than a marker
+def _place_names(ax: Axes) -> None:
+    """Write each name at the place beside its point that hides the fewest points and names."""
+    names = [text for text in ax.texts if isinstance(text, Annotation) and text.get_path_effects()]
+    points = [ax.transData.transform(text.xy) for text in names]
+    taken = [Bbox([at - MARKER_SIZE, at + MARKER_SIZE]) for at in points]
+    for text in names:
+        boxes = {}
+        for place in PLACES:
+            text.set_position(place)
+            boxes[place] = text.get_window_extent()
+        best = min(PLACES, key=lambda place: boxes[place].count_overlaps(taken))
+        text.set_position(best)
+        taken += [boxes[best]] * 2  # worse to hide than a marker

@@ -1,154 +1,102 @@
 """The table of an experiment in Markdown, LaTeX and CSV, laid out as in the paper.
 
-``build`` collects what was measured; the templates in ``report/templates`` lay out the parts of ``Table``."""
+``table`` collects what was measured; the templates in ``report/templates`` lay out the parts of ``Table``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import pandas as pd
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
 from mar_bench.records.record import Record
 from mar_bench.report.claims import orderings
-from mar_bench.report.claims.orderings import Comparison, compare
-from mar_bench.report.format import extractor_block, scale_title
-from mar_bench.report.frames import is_shown, left_out, select, values
-from mar_bench.report.table import caveats, notes
-from mar_bench.report.table.grid import agreement_grid, further_grids, main_grid, quoted_grid
-from mar_bench.report.table.measured import Measured
-from mar_bench.report.verdict import CLOSE, DIFFERS, MATCH, agreement
+from mar_bench.report.frames import is_shown, loaded, values
+from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
+from mar_bench.report.render import render
+from mar_bench.report.table import notes
+from mar_bench.report.table.grid import Measured, agreement_grid, further_grid, main_grid, quoted_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write
 
-TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
-    "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$",
-    '"': "''", "\n": " ", "[": "{[}", "*": "{*}",  # the last two would be arguments of the \\ before them
-}  # fmt: skip
 
-
-@dataclass(frozen=True)
 class Table(Measured):
-    """What was measured, with the pairwise comparisons of the experiment's orderings."""
-
-    comparisons: list[Comparison] = field(default_factory=list)
-
-    def parts(self) -> dict[str, Any]:
-        """All that templates lay out: texts, lists of notes, and grids (see ``Grid``)."""
-        experiment, against_paper = self.experiment, agreement_grid(self)
-        verdicts = [cells[-1].text for _, cells in against_paper.lines] if against_paper else []
-        return {
-            "experiment": experiment,
-            "scale": scale_title(experiment),
-            "warnings": caveats.warnings(self),
-            "main": main_grid(self),
-            "quoted": quoted_grid(experiment),
-            "further": list(further_grids(self)),
-            "notes": notes.notes(self),
-            "short_notes": notes.short_notes(self),
-            "failures": caveats.failures(self),
-            "against_paper": against_paper,
-            "verdicts": {word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
-            "metrics": METRICS,
-            "orderings": orderings.markdown(experiment, self.comparisons),
-        }
+    """The results of an experiment, rendered by ``markdown``, ``tex`` and ``csv``."""
 
     def markdown(self) -> str:
         """Warnings, table, quoted and further numbers, notes, failed runs, the paper's numbers and its claims."""
-        return render("table.md.j2", self.parts())
+        against_paper = agreement_grid(self)
+        verdicts = [line[-1] for line in against_paper.lines] if against_paper else []
+        return render(
+            "table.md.j2",
+            experiment=self.experiment,
+            warnings=notes.warnings(self),
+            main=main_grid(self),
+            quoted=quoted_grid(self.experiment),
+            further=further_grid(self),
+            notes=notes.notes(self),
+            failures=notes.failures(self),
+            against_paper=against_paper,
+            verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
+            metrics=METRICS,
+            claims=orderings.claims(orderings.compare(self.experiment, self.records)),
+        )
 
     def tex(self) -> str:
-        """The main table and quoted numbers in LaTeX, for the package booktabs; the best numbers are bold."""
-        return render("table.tex.j2", self.parts())
+        """The main table and quoted numbers in LaTeX, for the package booktabs."""
+        experiment, texts = self.experiment, notes.notes(self)
+        short = [texts[subject] for subject in notes.SHORT if subject in texts]
+        grids = {"main": main_grid(self), "quoted": quoted_grid(experiment)}
+        return render("table.tex.j2", experiment=experiment, short_notes=short, **grids)
 
     def csv(self) -> str:
-        """``wide_frame`` as CSV."""
-        return wide_frame(self).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        """One line per row and metric, under the records' own metric names.
+
+        ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
+        (``speed_setting``); ``difference`` and ``verdict`` are against the paper, ``chosen`` is the sweep point."""
+        experiment, lines, floors = self.experiment, [], values(self.frame, "rfd")
+        generated = self.frame[self.frame["task"] == "generation"]
+        errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
+        for row, spec in experiment.rows.items():
+            mine = generated[generated["row"] == row]
+            done = mine[mine["status"] == "done"]
+            images = "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna())))
+            records = " ".join((done if len(done) else mine)["record"].unique())
+            seconds, extractor = self.seconds.get(row, math.nan), vars(spec.metrics.extractor)
+            for metric in (metric for metric in GENERATION_METRICS if is_shown(metric, extractor)):
+                found = self.spread(row, metric)
+                lines.append([
+                    experiment.id, experiment.scale, row, *experiment.bundles(row).values(),
+                    metric_name(metric, extractor), self.status(row), found.mean,
+                    math.nan if found.over == "images" else found.sd,
+                    found.sd if found.over == "training" else math.nan, found.sd_sampling,
+                    errors.get((row, metric), math.nan), len(found.train_seeds), len(found.sampling_seeds), images,
+                    *agreement(experiment, row, metric, found.mean), notes.chosen_words(experiment, row),
+                    floors.get(row, math.nan), seconds, None if math.isnan(seconds) else self.speed_setting, records,
+                ])  # fmt: skip
+        columns = ["experiment", "scale", "row", *experiment.labels, "metric", "status", "mean", "sd", "sd_training"]
+        columns += ["sd_sampling", "se", "n_train_seeds", "n_sampling_seeds", "num_generated", "paper", "difference"]
+        columns += ["verdict", "chosen", "floor_fd", "seconds_per_image", "speed_setting", "records"]
+        frame = pd.DataFrame(lines, columns=columns)
+        return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def build(experiment: Experiment, records: dict[str, Record]) -> Table:
-    """The table of an experiment from whatever records exist. Raises UserError for a bad ordering."""
-    outside = left_out(experiment, records)
-    return Table(experiment, select(experiment, records), len(outside), compare(experiment, records))
+def table(experiment: Experiment | str, records: dict[str, Record] | None = None, scale: str = "tiny") -> Table:
+    """The table of an experiment from whatever records exist; arguments as in ``report.frames.frame``.
+
+    Raises UserError for an unknown experiment, a bad ordering or a broken record."""
+    return Table(*loaded(experiment, records, scale))
 
 
-def save_formats(table: Table, folder: Path) -> list[Path]:
-    """Write a table as Markdown, CSV and LaTeX. Raises UserError if it has no records."""
-    experiment = table.experiment
-    if not any(tasks["generation"] for tasks in table.selection.values()):
+def save_formats(made: Table, folder: Path) -> list[Path]:
+    """Write a table as Markdown, CSV and LaTeX to ``folder``; return the paths. Raises UserError without records."""
+    experiment = made.experiment
+    if not any(tasks["generation"] for tasks in made.selection.values()):
         raise UserError(f"no records of {experiment.id} at scale {experiment.scale}; `mar-bench run` makes them")
-    texts = {"md": table.markdown(), "csv": table.csv(), "tex": table.tex()}
-    for ending, text in texts.items():
-        atomic_write(folder / f"{experiment.id}.{ending}", text)
-    return [folder / f"{experiment.id}.{ending}" for ending in texts]
-
-
-def render(template: str, parts: dict[str, Any]) -> str:
-    """Fill a template of ``report/templates``."""
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    if ".tex" in template:  # braces are LaTeX's own
-        options |= {"variable_start_string": "<<", "variable_end_string": ">>"}
-        options |= {"block_start_string": "<%", "block_end_string": "%>"}
-    loader = jinja2.PackageLoader("mar_bench.report")
-    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
-    environment.filters["tex"] = escape_tex
-    return environment.get_template(template).render(parts)
-
-
-def escape_tex(text: object) -> str:
-    """Any text as LaTeX prints it."""
-    return "".join(TEX.get(character, character) for character in str(text))
-
-
-def wide_frame(table: Table) -> pd.DataFrame:
-    """One line per row and metric, under the records' own metric names.
-
-    ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
-    (``speed_setting``); ``difference`` and ``verdict`` are against the paper; ``chosen`` is the row's sweep point."""
-    experiment = table.experiment
-    generated = table.frame[table.frame["task"] == "generation"]
-    errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
-    rfd, lines = values(table.frame, "rfd"), []
-    for row, spec in experiment.rows.items():
-        mine = generated[generated["row"] == row]
-        images = sorted(set(mine["num_images"].dropna()))
-        done = mine[mine["status"] == "done"]
-        seconds = table.seconds.get(row, math.nan)
-        extractor = extractor_block(spec)
-        for metric in (metric for metric in GENERATION_METRICS if is_shown(metric, extractor)):
-            found = table.spread(row, metric)
-            against = agreement(experiment, row, metric, found.mean)
-            lines.append(
-                {
-                    "experiment": experiment.id,
-                    "scale": experiment.scale,
-                    "row": row,
-                    **experiment.bundles(row),
-                    "metric": metric_name(metric, extractor),
-                    "status": table.status(row),
-                    "mean": found.mean,
-                    "sd": found.sd if found.over in ("training", "sampling") else math.nan,
-                    "sd_training": found.sd_training,
-                    "sd_sampling": found.sd_sampling,
-                    "se": errors.get((row, metric), math.nan),
-                    "n_train_seeds": len(found.train_seeds),
-                    "n_sampling_seeds": len(found.sampling_seeds),
-                    "num_generated": "/".join(f"{n:.0f}" for n in images),
-                    "paper": against.published,
-                    "difference": against.difference,
-                    "verdict": against.verdict,
-                    "chosen": notes.chosen_words(experiment, row),
-                    "floor_fd": rfd.get(row, math.nan),
-                    "seconds_per_image": seconds,
-                    "speed_setting": None if math.isnan(seconds) else table.speed_setting,
-                    "records": " ".join((done if len(done) else mine)["record"].unique()),
-                }
-            )
-    return pd.DataFrame(lines)
+    texts = {"md": made.markdown(), "csv": made.csv(), "tex": made.tex()}
+    paths = {folder / f"{experiment.id}.{ending}": text for ending, text in texts.items()}
+    for path, text in paths.items():
+        atomic_write(path, text)
+    return list(paths)

@@ -1,21 +1,60 @@
-"""Tables as data: columns and lines of cells. Templates only lay them out."""
+"""Everything measured of one experiment, and tables of it as data: columns and lines of cells."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, ONCE_METRICS, PUBLISHED
+from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
-from mar_bench.report.table.measured import Measured
-from mar_bench.report.verdict import NOT_COMPARABLE, agreement
+from mar_bench.report.frames import frame_of, main_setting, metric_value, select, spreads, values
+from mar_bench.report.paper_agreement import NOT_COMPARABLE, agreement
+from mar_bench.report.stats import Spread
 
-QUOTED = "Quoted from the paper"
+FAILED = "FAILED"
 PARTLY = "†"  # some runs of the cell failed
 FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
+
+
+class Measured:
+    """Attributes: experiment, records, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
+    speed_setting (the one setting whose seconds are shown) and seconds (row -> seconds per image in it)."""
+
+    def __init__(self, experiment: Experiment, records: dict[str, Record]):
+        self.experiment, self.records, self.selection = experiment, records, select(experiment, records)
+        self.frame = frame_of(experiment, self.selection)
+        self.spreads = spreads(self.frame)
+        self.speed_setting = main_setting(self.frame)
+        self.seconds = values(self.frame, "seconds_per_image", self.speed_setting)
+
+    def spread(self, row: str, metric: str) -> Spread:
+        """Mean and ± of a metric over the runs of a row; NaN without a number."""
+        return self.spreads.get((row, metric), Spread())
+
+    def reconstruction_distance(self) -> str:
+        """``FD-1k``: the distance of the reconstructed images, whose number may differ from that of the samples."""
+        counts = {int(n) for n in self.frame.loc[self.frame["metric"] == "rfd", "num_images"].dropna()}
+        return fmt.metric_title(self.experiment, "fd", named=False, images=counts.pop() if len(counts) == 1 else None)
+
+    def statuses(self, row: str) -> set[str]:
+        """The statuses of the row's generation records."""
+        return {record.status for record in self.selection.get(row, {}).get("generation", [])}
+
+    def status(self, row: str) -> str:
+        """``done`` (at least one run), ``failed``, ``absent`` at this scale, ``not chosen yet`` or ``missing``."""
+        if row in self.experiment.absent:
+            return "absent"
+        missing = fmt.NOT_CHOSEN if self.experiment.is_open(row) else "missing"
+        return min(self.statuses(row), default=missing)  # done before failed
+
+    def done(self, *tasks: str, metric: str | None = None) -> list[tuple[str, Record]]:
+        """The rows' done records of the tasks, if ``metric`` is given only those with a number for it."""
+        found = [(row, r) for task in tasks for row, of_row in self.selection.items() for r in of_row[task]]
+        done = [(row, r) for row, r in found if r.status == "done"]
+        return [(row, r) for row, r in done if metric is None or not math.isnan(metric_value(r, metric))]
 
 
 @dataclass(frozen=True)
@@ -25,27 +64,10 @@ class Column:
     title: str
     group: str = ""
     published: bool = False
-    metric: str = ""
-    bundles: list[tuple[str, ...]] = field(default_factory=list)  # of the column axes, for each row behind a cell
 
     def __str__(self) -> str:
         """``FD-1k, without CFG (paper)``."""
-        text = ", ".join(filter(None, (self.title, self.group)))
-        return f"{text} (paper)" if self.published else text
-
-
-@dataclass(frozen=True)
-class Cell:
-    """``published`` is None if the column has no published numbers; ``best`` marks the best of our column."""
-
-    text: str
-    published: str | None = None
-    value: float = math.nan
-    best: bool = False
-
-    def __str__(self) -> str:
-        """``5.41 ± 0.12 (19.58)``."""
-        return self.text if self.published is None else f"{self.text} ({self.published})"
+        return ", ".join(filter(None, (self.title, self.group))) + " (paper)" * self.published
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,7 @@ class Grid:
 
     labels: list[str]
     columns: list[Column]
-    lines: list[tuple[list[str], list[Cell]]]
+    lines: list[list[str]]  # the labels, then the cells: ``5.41 ± 0.12 (19.58)``
     intro: str = ""
 
     @property
@@ -64,47 +86,43 @@ class Grid:
 
     def markdown(self) -> str:
         heading = [*self.labels, *map(str, self.columns)]
-        table = fmt.markdown_table(heading, [[*labels, *map(str, cells)] for labels, cells in self.lines])
+        table = fmt.markdown_table(heading, self.lines)
         return f"{self.intro}\n\n{table}" if self.intro else table
 
 
 def main_grid(found: Measured) -> Grid:
     """The paper's table: what a line has once, then the metrics of every column; absent rows too."""
     experiment, layout = found.experiment, found.experiment.layout
-    lines, bundles = fmt.lines_and_columns(experiment)
-    columns = []
-    for metric in layout.get("beside", []):
-        columns.append(Column(_title(found, metric), "", fmt.in_paper(experiment, metric), metric, bundles))
-    for column, metric in itertools.product(bundles, layout.get("metrics", ["fd"])):
-        group, published = fmt.column_words(experiment, column), fmt.in_paper(experiment, metric)
-        columns.append(Column(_title(found, metric), group, published, metric, [column]))
-    axes, first = fmt.row_axes(experiment), [fmt.row_at(experiment, line, bundles[0]) for line in lines]
-    labels = [fmt.axis_labels(experiment, row, axes) for row in first]
+    lines, columns = fmt.lines_and_columns(experiment)
+    shown = [(metric, columns) for metric in layout.get("beside", [])]
+    shown += [(metric, [column]) for column in columns for metric in layout.get("metrics", ["fd"])]
+    heading, by_column = [], []
+    for metric, of in shown:
+        group = "" if metric in ONCE_METRICS else fmt.column_words(experiment, of[0])
+        heading.append(Column(_title(found, metric), group, fmt.in_paper(experiment, metric)))
+        rows = [[fmt.row_at(experiment, line, column) for column in of] for line in lines]
+        by_column.append([_cell(found, of_line, metric, heading[-1].published) for of_line in rows])
+    labels = [fmt.axis_labels(experiment, dict(zip(fmt.row_axes(experiment), line))) for line in lines]
     names = list(dict.fromkeys(name for of_line in labels for name in of_line)) or [""]
-    by_column = [_with_best(experiment, c, [_cell(found, line, c) for line in lines]) for c in columns]
-    cells = [[of_column[i] for of_column in by_column] for i in range(len(lines))]
-    return Grid(names, columns, [([of.get(name, "") for name in names], line) for of, line in zip(labels, cells)])
+    texts = [[of_line.get(name, "") for name in names] for of_line in labels]
+    return Grid(names, heading, [[*line, *cells] for line, cells in zip(texts, zip(*by_column))])
 
 
-def further_grids(found: Measured) -> Iterator[Grid]:
-    """For each column of the main table, what was measured beside the paper's metrics."""
+def further_grid(found: Measured) -> Grid | None:
+    """What was measured beside the metrics of the main table; None without anything."""
     experiment, layout = found.experiment, found.experiment.layout
-    lines, bundles = fmt.lines_and_columns(experiment)
-    shown = {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}
-    measured = {*found.spreads, *((row, "rfd") for row in found.once("rfd"))}
-    for column in bundles:
-        rows = {line: row for line in lines if (row := fmt.row_at(experiment, line, column)) in experiment.rows}
-        new = (m for m in FURTHER if m not in shown and any((row, m) in measured for row in rows.values()))
-        columns = [Column(_title(found, metric), metric=metric, bundles=[column]) for metric in new]
-        if columns:
-            cells = [(["/".join(line)], [_cell(found, line, c) for c in columns]) for line in rows]
-            words = ", ".join(filter(None, ("The same rows", fmt.column_words(experiment, column))))
-            yield Grid(["row"], columns, cells, f"{words}, beside the columns above:")
+    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
+    metrics = [m for m in FURTHER if m in measured - {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}]
+    columns = [Column(_title(found, metric)) for metric in metrics]
+    lines = [[row, *(_cell(found, [row], metric, False) for metric in metrics)] for row in experiment.rows]
+    return Grid(["row"], columns, lines, "Further metrics of every row:") if metrics else None
 
 
 def quoted_grid(experiment: Experiment) -> Grid | None:
     """Published rows of systems that the suite does not measure; None without any."""
     rows, own = experiment.quoted, ["/".join(column) for column in fmt.lines_and_columns(experiment)[1]]
+    if not rows:
+        return None
     keys = dict.fromkeys(["", *own, *(key for row in rows for key in row.numbers)])  # the row itself, columns, others
     columns, texts = [], []
     for key, metric in itertools.product(keys, [metric for metric in PUBLISHED if metric in METRICS]):
@@ -112,66 +130,52 @@ def quoted_grid(experiment: Experiment) -> Grid | None:
         if set(of_column) - {fmt.MISSING}:
             group = fmt.column_words(experiment, tuple(key.split("/"))) if key in own else key
             columns.append(Column(fmt.paper_name(metric), group))
-            texts.append([Cell(text) for text in of_column])
+            texts.append(of_column)
     sources = "; ".join(dict.fromkeys(row.source for row in rows if row.source))
-    intro = f"{QUOTED}{f' ({sources})' if sources else ''}, not measured here:"
-    lines = [([row.label], list(cells)) for row, cells in zip(rows, zip(*texts))]
-    return Grid(["system"], columns, lines, intro) if rows else None
+    intro = f"Quoted from the paper{f' ({sources})' if sources else ''}, not measured here:"
+    return Grid(["system"], columns, [[row.label, *cells] for row, cells in zip(rows, zip(*texts))], intro)
 
 
 def agreement_grid(found: Measured) -> Grid | None:
     """Ours beside the paper's, number by number; None if nothing is comparable."""
-    experiment = found.experiment
-    lines = []
+    experiment, lines = found.experiment, []
     for row, metric in itertools.product(experiment.rows, GENERATION_METRICS):
         spread = found.spread(row, metric)
-        one = agreement(experiment, row, metric, spread.mean)
-        if one.verdict in ("", NOT_COMPARABLE):
+        published, difference, verdict = agreement(experiment, row, metric, spread.mean)
+        if verdict in ("", NOT_COMPARABLE):
             continue
-        change = fmt.number(one.difference, like=spread.mean)
-        if one.published and not math.isnan(one.difference):
-            sign = "+" if one.difference > 0 else ""
-            change = f"{sign}{change} ({fmt.percent(100 * one.difference / one.published)})"
-        published = fmt.published_text(experiment, row, metric) or fmt.MISSING
-        texts = [fmt.plus_minus(spread.mean, spread.sd), published, change, one.verdict]
-        lines.append(([row, _title(found, metric)], [Cell(text) for text in texts]))
+        change = fmt.number(difference, like=spread.mean, signed=True)
+        if published and not math.isnan(difference):
+            change += f" ({fmt.percent(100 * difference / published)})"
+        paper = fmt.published_text(experiment, row, metric)
+        ours = fmt.plus_minus(spread.mean, spread.sd)
+        lines.append([row, _title(found, metric), ours, paper, change, verdict])
     columns = [Column(title) for title in ("ours", "published", "difference", "verdict")]
     return Grid(["row", "metric"], columns, lines) if lines else None
 
 
 def _title(found: Measured, metric: str) -> str:
     if metric == "rfd":
-        return f"reconstruction {found.reconstruction_distance}"
-    if metric in ONCE_METRICS:
-        return METRICS[metric].label
-    return fmt.column_title(found.experiment, metric)
+        return f"reconstruction {found.reconstruction_distance()}"
+    return METRICS[metric].label if metric in ONCE_METRICS else fmt.column_title(found.experiment, metric)
 
 
-def _cell(found: Measured, line: tuple[str, ...], column: Column) -> Cell:
-    experiment, metric = found.experiment, column.metric
-    rows = [fmt.row_at(experiment, line, bundles) for bundles in column.bundles]
+def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> str:
+    """The number of a row, or the one that all rows of a line have in common, with the paper's in brackets."""
+    experiment, row, spread = found.experiment, rows[0], found.spread(rows[0], metric)
+    published = fmt.published_text(experiment, row, metric)
     if metric in ONCE_METRICS:
-        numbers, papers = found.once(metric), [fmt.published_value(experiment, row, metric) for row in rows]
-        text = fmt.metric_number(experiment, metric, next((numbers[row] for row in rows if row in numbers), None))
-        paper = next((value for value in papers if value is not None), None)
-        return Cell(text, fmt.paper_number(metric, paper) if column.published else None)
-    (row,) = rows
-    published = fmt.published_text(experiment, row, metric) if column.published else None
-    if row in experiment.absent:  # the reason stands in the first metric's column only
+        is_speed, papers = metric == "seconds_per_image", [fmt.published_value(experiment, r, metric) for r in rows]
+        numbers = found.seconds if is_speed else values(found.frame, metric)
+        ours = [numbers[r] for r in (rows[-1:] if is_speed else rows) if r in numbers]  # seconds: of the last column
+        text = fmt.metric_number(experiment, metric, ours[0] if ours else None)
+        published = fmt.paper_number(metric, next((value for value in papers if value is not None), None))
+    elif row in experiment.absent:  # the reason stands in the first metric's column only
         first = metric == experiment.layout.get("metrics", ["fd"])[0]
-        return Cell(experiment.absent[row] if first else fmt.MISSING, published)
-    spread = found.spread(row, metric)
-    if not spread.n:
-        return Cell(fmt.FAILED if found.status(row) == "failed" else fmt.MISSING, published)
-    text = fmt.metric_number(experiment, metric, spread.mean, spread.sd)
-    return Cell(f"{text} {PARTLY}" if "failed" in found.statuses(row) else text, published, spread.mean)
-
-
-def _with_best(experiment: Experiment, column: Column, cells: list[Cell]) -> list[Cell]:
-    """The cells of a column, the best means among several marked; means that print alike tie."""
-    means = [cell.value for cell in cells if not math.isnan(cell.value)]
-    if len(means) < 2:
-        return cells
-    best = min(means) if METRICS[column.metric].lower_is_better else max(means)
-    shown = fmt.metric_number(experiment, column.metric, best)
-    return [replace(cell, best=fmt.metric_number(experiment, column.metric, cell.value) == shown) for cell in cells]
+        text = experiment.absent[row] if first else fmt.MISSING
+    elif not spread.n:
+        text = FAILED if found.status(row) == "failed" else fmt.MISSING
+    else:
+        text = fmt.metric_number(experiment, metric, spread.mean, spread.sd)
+        text += f" {PARTLY}" * ("failed" in found.statuses(row))
+    return f"{text} ({published})" if with_paper else text

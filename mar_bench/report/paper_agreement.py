@@ -1,27 +1,18 @@
-"""Whether a number agrees with the paper's.
-
-The paper gives no error bars, so the rule is a convention (``tolerance`` in records/metrics.py): an FID within 3 % (or
-0.05 if that is more) of the published one is a match, within 10 % it is close; IS likewise; precision and recall match
-within 0.02."""
+"""Whether a number agrees with the paper's, by ``tolerance`` in records/metrics.py: the paper gives no error bars."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import METRICS, PAPER_SAMPLES
 
 MATCH, CLOSE, DIFFERS, NOT_COMPARABLE = "match", "close", "differs", "not comparable"
 ROUNDING = 1e-9  # 0.80 - 0.78 counts as 0.02
-WHY_NONE = (
-    "No verdict against the paper's numbers: they are from 50,000 ImageNet images at paper scale, measured with the "
-    "2015 Inception network."
-)
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """``difference`` is ours minus published, NaN if the two are not comparable or the paper gives a bound."""
 
     published: float = math.nan

@@ -1,0 +1,71 @@
+"""One record in full, for ``mar-bench show`` and ``eval``: numbers, uncertainty, and how to reproduce them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mar_bench.records.metrics import PAPER_SAMPLES, metrics_by_key
+from mar_bench.records.record import Record
+from mar_bench.report.format import MISSING
+from mar_bench.utils.console import console_table, to_yaml
+
+BLOCKS = ("ids", "protocol", "uncertainty", "training", "parameters", "provenance", "spec")
+
+
+def scores_text(record: Record) -> str:
+    """One line per metric: value, standard error, and the std over the splits or subsets it is a mean of."""
+    extractor = record.protocol.get("extractor") or {}
+    known = metrics_by_key(extractor) if "kind" in extractor else {}
+    lines = []
+    for key in [*(key for key in known if key in record.metrics), *sorted(record.metrics.keys() - known.keys())]:
+        name = known[key].title(extractor, record.protocol.get("num_generated")) if key in known else key
+        doubt = record.uncertainty.get(key, {})
+        parts = next((f"{doubt[k]:.4g} over {k[3:]}" for k in ("sd_splits", "sd_subsets") if k in doubt), MISSING)
+        error = f"{doubt['standard_error']:.4g}" if "standard_error" in doubt else MISSING
+        lines.append([name, f"{record.metrics[key]:.6g}", error, parts])
+    return console_table(["metric", "value", "± jackknife", "std"], lines)
+
+
+def how_measured(record: Record) -> list[str]:
+    """The protocol in plain lines: what was measured, against what, with which network and settings."""
+    blocks = {name: dict(record.protocol[name]) for name in ("samples", "reference", "extractor", "settings")}
+    blocks["samples"]["labels"] = record.protocol["label_mode"]
+    blocks["reference"].pop("notes", None)  # among the warnings
+    words = {name: [f"{key} {value}" for key, value in block.items()] for name, block in blocks.items()}
+    return [f"{name:11}{', '.join(of)}" for name, of in words.items()]
+
+
+def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
+    """What makes a run's numbers weaker than they look: in a word or two -> in words that are the same for all runs."""
+    copies, labels = (protocol.get("samples") or {}).get("duplicates"), protocol.get("label_mode", "balanced")
+    found = {}
+    if protocol.get("singular"):
+        found["singular"] = "fewer images than features, so the covariance is singular and the distance biased upwards"
+    if copies:
+        found[f"{copies} repeated images"] = "some images are copies of another one"
+    if labels != "balanced":
+        found[f"labels {labels}"] = "classes are not known to be equally frequent, as the usual protocol requires"
+    return found
+
+
+def warnings(record: Record) -> list[str]:
+    """Everything to say about how far the numbers can be trusted."""
+    images, found = (
+        record.protocol["num_generated"],
+        [f"{word}: {text}" for word, text in weaknesses(record.protocol).items()],
+    )
+    if images != PAPER_SAMPLES:
+        found.append(f"{images} images: distances depend on their number, the custom is {PAPER_SAMPLES}")
+    return found + [f"reference: {note}" for note in record.protocol["reference"].get("notes", [])]
+
+
+def record_text(record: Record) -> str:
+    """The whole record: numbers, protocol, and what reproduces them."""
+    parts = [f"record {record.id}: {record.task}, {record.status}", *([record.error.rstrip()] if record.error else [])]
+    if record.metrics:
+        parts.append(scores_text(record))
+    if {"samples", "reference", "settings"} <= record.protocol.keys():
+        parts.append("\n".join([*how_measured(record), *(f"note: {warning}" for warning in warnings(record))]))
+    command = record.provenance.get("command") or "unknown: it was not run by mar-bench"
+    parts.append(f"to reproduce it, on the commit, device and seeds below: {command}")
+    return "\n\n".join([*parts, to_yaml({name: block for name in BLOCKS if (block := getattr(record, name))})])
