@@ -39,19 +39,18 @@ from mar_bench.utils.errors import UserError, did_you_mean
 @app.command("list")
 def list_experiments() -> None:
     """List experiments and scales."""
-    from mar_bench.config.layers import experiment_files, experiment_summary, experiments_dir, scales
+    from mar_bench.config.layers import experiment_files, experiments_dir, load_yaml, scales
     from mar_bench.utils.console import console_table
 
     if not (files := experiment_files()):
         raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
     lines, broken = [], []
-    for file in files.values():
+    for name, file in files.items():
         try:
-            summary = experiment_summary(file)
-            lines.append([summary["id"], summary["title"], str(summary["rows"])])
+            lines.append([name, str(load_yaml(file).get("title", ""))])
         except UserError as error:
             broken.append(str(error))
-    print(console_table(["experiment", "title", "evaluations"], lines))
+    print(console_table(["experiment", "title"], lines))
     print(f"scales: {', '.join(scales())}")
     if broken:
         raise UserError("; ".join(broken))

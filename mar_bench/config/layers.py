@@ -5,25 +5,15 @@ of a row and ``key=value`` from the command line come on top (experiment.py)."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mar_bench.config.experiment_file import EXPERIMENT_KEYS
-from mar_bench.config.parse import KeyPathError, check_keys, join, overlay, parse
-from mar_bench.config.spec import RUN_KEYS
+from mar_bench.config.parse import KeyPathError, check_keys, join, overlay
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import reading, shipped
 
 SCALES = ("smoke", "tiny", "desk", "paper")
-LAYER_KEYS = ("run", "parts", "seeds")  # of a base and of a scale
-SECTION_KEYS = tuple(key for key in EXPERIMENT_KEYS if key not in ("id", "base", "scales"))
-
-
-# --- where experiments are ------------------------------------------------------------------------------
 
 
 def experiments_dir() -> Path:
@@ -38,16 +28,7 @@ def experiment_files() -> dict[str, Path]:
 def scales() -> list[str]:
     """The available scale overlays: the standard ones first, from small to large."""
     found = {path.stem for path in (experiments_dir() / "scale").glob("*.yaml")}
-    return sorted(found, key=lambda s: (SCALES.index(s) if s in SCALES else len(SCALES), s))
-
-
-def experiment_summary(file: Path) -> dict[str, Any]:
-    """An experiment's id, title and number of rows, without resolving it."""
-    tree = load_yaml(file)
-    axes = tree.get("axes")
-    bundles: list[Any] = list(axes.values()) if isinstance(axes, dict) else [None]
-    rows = math.prod(map(len, bundles)) if all(isinstance(b, dict) for b in bundles) else 0
-    return {"id": file.stem, "title": str(tree.get("title", "")), "rows": rows}
+    return [*(scale for scale in SCALES if scale in found), *sorted(found - {*SCALES})]
 
 
 def find_experiment(name: str) -> Path:
@@ -60,22 +41,6 @@ def find_experiment(name: str) -> Path:
     if name not in known:
         raise UserError(f"no experiment '{name}' in {experiments_dir()}: {did_you_mean(name, known)}")
     return known[name]
-
-
-def _overlay_file(file: Path, folder: str, name: str) -> Path:
-    known = _overlays(file, folder)
-    if name not in known:
-        raise UserError(f"{file}: no {folder} overlay '{name}', {did_you_mean(name, known)}")
-    return known[name]
-
-
-def _overlays(file: Path, folder: str) -> dict[str, Path]:
-    """The overlays of ``base`` or ``scale`` by name: shipped ones and, before them, those beside the experiment."""
-    roots = (experiments_dir(), file.parent)
-    return {path.stem: path for root in roots for path in sorted((root / folder).glob("*.yaml"))}
-
-
-# --- YAML -----------------------------------------------------------------------------------------------
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -91,122 +56,72 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], tree)
 
 
-def _resolve(tree: dict, source: Path) -> dict[str, Any]:
-    """Replace interpolations by the values they refer to."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return cast(dict, OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {error.full_key or ''}: {str(error).splitlines()[0]}") from None
-
-
-def leaves_and_blocks(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All dotted paths of a tree with their values."""
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        yield join(path, key), value
-        yield from leaves_and_blocks(value, join(path, key))
-
-
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """``key=value`` words as a tree; values are read as YAML."""
-    import yaml
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    known = (*RUN_KEYS, "parts")
     for pair in pairs:
-        key, sign, _ = pair.partition("=")
-        if not sign or not key:
+        if not pair.partition("=")[1] or pair.startswith("="):
             raise UserError(f"'{pair}': overrides are written key=value, as in train.steps=100")
-        top = key.split(".")[0]
-        if top not in known:
-            raise UserError(f"override '{pair}': unknown key '{top}', {did_you_mean(top, known)}")
-    try:
+    with reading("command line", "list of overrides", "write key=value, as in train.steps=100"):
         tree = cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)), resolve=False))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise UserError(f"overrides {' '.join(pairs)}: {_one_line(error)}") from None
     if not isinstance(tree.get("parts", {}), dict):
         raise UserError(f"override parts={tree['parts']}: parts are blocks; name one, as in parts.few_steps=4")
     return tree
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def layered(file: Path, scale: str, parts: dict[str, Any]) -> dict[str, Any]:
+    """The merged, resolved layers of an experiment below its bundles; ``parts`` are the overrides of parts.
 
-
-# --- layers ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Layered:
-    """An experiment's layers, merged and resolved, and the tree of each file."""
-
-    tree: dict[str, Any]
-    files: dict[Path, dict[str, Any]]
-
-    def source(self, error: KeyPathError, overrides: Sequence[str] = ()) -> str:
-        """The source of a bad key or value: the command line, or the last file that sets it."""
-        path = re.sub(r"\[\d+\]", "", error.path)
-        name = path.rpartition(".")[2]
-        for key, _, text in (override.partition("=") for override in overrides):
-            through_part = key.startswith("parts.") and (key.endswith(f".{name}") or str(error.value) in text)
-            if through_part or f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}."):
-                return "command line"
-        for tail in (path, name):  # parts and bundles have the key under another path
-            found = [
-                file
-                for file, tree in self.files.items()
-                for where, value in leaves_and_blocks(tree)
-                if f".{where}".endswith(f".{tail}") and error.value in (None, value)
-            ]
-            if found:
-                return str(found[-1])
-        return str(list(self.files)[-2])  # the experiment's own
-
-
-def layered(file: Path, scale: str, parts: Any = None) -> Layered:
-    """All layers but bundles and overrides; ``parts`` are the overrides of parts, which come before interpolation."""
-    own = _checked(file, load_yaml(file), EXPERIMENT_KEYS)
-    base_files = [_overlay_file(file, "base", own["base"])] if own.get("base") else []
-    base, scaled = (
-        {path: _checked(path, load_yaml(path), LAYER_KEYS) for path in paths}
-        for paths in (base_files, [_overlay_file(file, "scale", scale)])
-    )
-    sections = _checked(file, own.get("scales") or {}, _overlays(file, "scale"), "scales")
-    section = _checked(file, sections.get(scale) or {}, SECTION_KEYS, f"scales.{scale}")
-    tree: dict[str, Any] = {}
+    Raises UserError naming the file for an unknown overlay or part and for an interpolation of nothing."""
+    own = load_yaml(file)
+    sections = own.pop("scales", None) or {}
     try:
-        for layer in (*base.values(), {**own, "base": None, "scales": None}, *scaled.values(), section):
+        check_keys("scales", sections, _overlays(file, "scale"))
+        check_keys(f"scales.{scale}", section := sections.get(scale) or {})
+        tree: dict[str, Any] = {}
+        base = _overlay(file, "base", own["base"]) if own.get("base") else {}
+        for layer in (base, own, _overlay(file, "scale", scale), section):
+            for key in ("run", "parts"):
+                check_keys(key, layer.get(key) or {})
             tree = overlay(tree, {k: v for k, v in layer.items() if v is not None})
-    except UserError as error:
+        _check_parts(tree.get("parts", {}), parts, "parts")
+        return _resolved(overlay(tree, {"parts": parts}) if parts else tree)
+    except (KeyPathError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
-    if parts is not None:
-        _check_parts(tree, parts)
-        tree = overlay(tree, {"parts": parts})
-    return Layered(_resolve(tree, file), {**base, file: own, **scaled})
 
 
-def _checked(file: Path, tree: Any, known: Collection[str], path: str = "") -> dict[str, Any]:
-    """``tree``, a layer of ``file``. Raises UserError for an unknown key or if run or parts is not a block."""
-    try:
-        check_keys(path, tree, known)
-        for key in ("run", "parts"):
-            parse(dict[str, Any], tree.get(key) or {}, join(path, key))
-    except KeyPathError as error:
-        raise UserError(f"{file}: {error}") from None
-    return tree
+def _overlays(file: Path, folder: str) -> dict[str, Path]:
+    """The overlays of ``base`` or ``scale`` by name: shipped ones and, before them, those beside the experiment."""
+    roots = (experiments_dir(), file.parent)
+    return {path.stem: path for root in roots for path in sorted((root / folder).glob("*.yaml"))}
 
 
-def _check_parts(tree: dict, parts: Any) -> None:
+def _overlay(file: Path, folder: str, name: Any) -> dict[str, Any]:
+    known = _overlays(file, folder)
+    if str(name) not in known:
+        raise UserError(f"no {folder} overlay '{name}', {did_you_mean(name, known)}")
+    return load_yaml(known[str(name)])
+
+
+def _check_parts(block: dict[str, Any], over: dict[str, Any], path: str) -> None:
     """Raises UserError for an override of a part that does not exist.
 
-    A row may refer to a whole block; the keys inside it are checked with the spec."""
-    known = dict(leaves_and_blocks(tree))
-    used = set(re.findall(r"\$\{([\w.]+)\}", str(tree)))
-    for path, _ in leaves_and_blocks({"parts": parts}):
-        inside = any(path.startswith(f"{block}.") for block in used)
-        if path not in known and not inside:
-            parts_known = [name for name in known if name.startswith("parts.")]
-            raise UserError(f"override '{path}': no such part, {did_you_mean(path, parts_known)}")
+    A block with a kind or without inner blocks stands for a block of the spec, so its keys are checked there."""
+    whole = "kind" in block or not any(isinstance(value, dict) for value in block.values())
+    for key, value in over.items():
+        if key not in block and not (whole and path != "parts"):
+            raise UserError(f"override '{join(path, key)}': no such part, {did_you_mean(key, block)}")
+        if isinstance(value, dict) and isinstance(block.get(key), dict):
+            _check_parts(block[key], value, join(path, key))
+
+
+def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the values that its interpolations refer to."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or ''}: {str(error).splitlines()[0]}") from None

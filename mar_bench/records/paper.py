@@ -71,16 +71,15 @@ def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where
         rows[key] = replace(row, source=f"{row.source}; {source}")
 
 
-def lookup(reference: str) -> dict[str, float]:
-    """The numbers of one cell, as in ``table2/vq16/unguided`` or, of a row itself, ``table3/w1024``.
+def lookup(reference: str) -> dict[str, dict[str, float]]:
+    """The numbers of a row by column, as in ``table2/vq16``, or those of one of its columns under "", as in
+    ``table2/vq16/unguided``.
 
-    Raises UserError where there is no such table, row or cell."""
-    table, _, cell = reference.partition("/")
-    known = {
-        f"{row.row}/{column}" if column else row.row: numbers
-        for row in published(table).values()
-        for column, numbers in row.numbers.items()
-    }
-    if cell not in known:
-        raise UserError(f"published numbers '{reference}': no '{cell}' in {table}, {did_you_mean(cell, known)}")
-    return known[cell]
+    Raises UserError where there is no such table, row or column."""
+    table, _, name = reference.partition("/")
+    known = {key: row.numbers for key, row in published(table).items()}
+    for key, row in published(table).items():
+        known |= {f"{key}/{column}": {"": numbers} for column, numbers in row.numbers.items() if column}
+    if name not in known:
+        raise UserError(f"published numbers '{reference}': no '{name}' in {table}, {did_you_mean(name, known)}")
+    return known[name]

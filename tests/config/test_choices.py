@@ -137,7 +137,7 @@ def test_mistakes_in_a_sweep(old, new, hints, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "hints"),
     [
-        ("judge: small", "judge: smal", ("search.kl.judge", "smal", "small, large")),
+        ("judge: small", "judge: smal", ("search.kl: judge", "smal", "small, large")),
         ("steps: 3, ", "", ("search.kl.steps", "is missing")),
         ("kl_weight: 0.1", "kl_wieght: 0.1", ("search.kl", "kl_wieght", "did you mean 'kl_weight'")),
         ("[{kl_weight: 0.1}, {kl_weight: 0.2}]", "[]", ("search.kl.tokenizers",)),
