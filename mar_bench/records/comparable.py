@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from mar_bench.records.metrics import IMAGES, METRICS
 from mar_bench.records.record import Record
 
-SHA_DIGITS = 8  # enough to tell a few files apart
-
 
 class Condition(NamedTuple):
     """A property of a protocol that must be equal."""
@@ -71,17 +69,16 @@ def _differences(one: Record, other: Record, names: Iterable[str]) -> list[str]:
         if (values[0] is None) != (values[1] is None):
             half_known.append(condition.noun)
         elif values[0] != values[1]:
-            texts = _described(*found) if condition.is_content else map(_text, found)
-            reasons.append(condition.phrase.format(*texts))
+            reasons.append(condition.phrase.format(*(_described(*found) if condition.is_content else found)))
     return reasons + [f"recorded for one of them only: {', '.join(half_known)}"] * bool(half_known)
 
 
 def _get(protocol: dict[str, Any], path: str) -> Any:
-    """``samples.size`` of a protocol; lists as tuples, so that a record read from JSON equals one just made."""
+    """``samples.size`` of a protocol; sizes as ``32x32``, so that a record read from JSON equals one just made."""
     found: Any = protocol
     for key in path.split("."):
         found = found.get(key) if isinstance(found, dict) else None
-    return tuple(found) if isinstance(found, list) else found
+    return "x".join(map(str, found)) if isinstance(found, (list, tuple)) else found
 
 
 def _identity(block: Any) -> Any:
@@ -91,10 +88,5 @@ def _identity(block: Any) -> Any:
 def _described(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
     """Two networks or sets of images by name or, where the names are equal, by the start of their SHA-256."""
     names = [str(block.get("name") or "unnamed") for block in (one, other)]
-    digests = [(block.get("sha256") or "unknown")[:SHA_DIGITS] for block in (one, other)]
+    digests = [(block.get("sha256") or "unknown")[:8] for block in (one, other)]
     return (names[0], names[1]) if names[0] != names[1] else (f"sha256 {digests[0]}", digests[1])
-
-
-def _text(value: Any) -> str:
-    """``32x32`` of a size."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

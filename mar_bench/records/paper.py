@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import csv
-import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,12 +61,9 @@ def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where
     numbers = row.numbers.setdefault(column, {})
     if label != row.label or metric in numbers:
         raise ValueError(f"{where}: row '{key}' has another label or another {metric} above")
-    try:
-        numbers[metric] = float(text)
-    except ValueError:
-        numbers[metric] = math.nan
-    if not math.isfinite(numbers[metric]):
+    if not re.fullmatch(r"\d+(\.\d+)?(e\d+)?", text):
         raise ValueError(f"{where}: value '{text}' is not a finite number; leave blanks of the paper out")
+    numbers[metric] = float(text)
     if source not in row.source.split("; "):
         rows[key] = replace(row, source=f"{row.source}; {source}")
 

@@ -118,7 +118,6 @@ def changed(**changes) -> str:
         (changed(ids=["eval_id"]), "ids"),
         (changed(metrics={"fd": "abc"}), "metrics"),
         (changed(spec={}), "extractor"),
-        (changed(spec={**DONE.spec, "train": {"seed": "a"}}), "seeds"),
         (changed(status="perhaps"), "perhaps"),
         (changed(schema_version=SCHEMA_VERSION + 1), "update mar_bench"),
         (changed(ids={"eval_id": "fedcba987654"}), "fedcba987654"),
