@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from mar_bench.config.checks import finish
-from mar_bench.config.experiment import load_experiment
-from mar_bench.config.layers import load_yaml, parse_overrides
-from mar_bench.config.parse import KeyPathError, Rule, as_tree, field_types, parse
+from mar_bench.config.layers import load_yaml
+from mar_bench.config.parse import Rule, field_types
 from mar_bench.config.spec import RunSpec, SamplingSpec
 from mar_bench.utils.errors import UserError
 from tests.experiment_files import BASE, TABLE1, changed, load, mistake, written
@@ -55,34 +54,25 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
     ("old", "new", "hints"),
     [
         ("id: table1", "ident: table1", ("ident", "did you mean 'id'")),
-        ("id: table1", "id: table/1", ("id", "letters, digits")),
         ('title: "Diffusion loss against cross-entropy"', "title: [a]", ("title", "expected a text")),
-        ("base: imagenet256", "run: [1]", ("run", "block of keys")),
         ("base: imagenet256", "run: {trian: {steps: 1}}\nbase: imagenet256", ("trian", "did you mean 'train'")),
-        ("base: imagenet256", "parts: 3\nbase: imagenet256", ("parts", "block of keys")),
         ("base: imagenet256", "scales: {tyni: {}}\nbase: imagenet256", ("scales", "tyni", "did you mean 'tiny'")),
-        ("base: imagenet256", "scales: {tiny: {rnu: {}}}\nbase: imagenet256", ("rnu", "did you mean 'run'")),
         # axes
-        ("axes:\n", "axes: {}\naxis:\n", ("axis", "did you mean 'axes'")),
         (AXIS, "  guidance: {}\n", ("axes.guidance", "at least one bundle")),
         ("    guided:\n", "    16:\n", ("axes.guidance.16", "quote")),
-        ("    guided:\n", "    with/cfg:\n", ("axes.guidance.with/cfg", "/")),
         ('set: {sampling: "${parts.guided}"}', 'sett: {sampling: "${parts.guided}"}', ("sett", "did you mean 'set'")),
         ("train: {lr_schedule:", "train: {lr_shedule:", ("lr_shedule", "did you mean 'lr_schedule'")),
         ("model: {order: raster", "model: {order: rastre", ("model.order", "rastre", "raster, random")),
         # interpolation
         ("${parts.few_steps}", "${parts.few_step}", ("num_ar_steps", "parts.few_step")),
         # layout
-        ("rows: [variant, loss]", "rows: [variant, los]", ("layout.rows", "did you mean 'loss'")),
         ("columns: [guidance]", "columns: [guidance, loss]", ("'loss' is placed twice",)),
         ("metrics: [fd, is]", "metrics: [fid, is]", ("layout.metrics", "did you mean 'fd'")),
-        ("metrics: [fd, is]", "metrics: []", ("layout.metrics", "empty")),
         # published cells
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fid: 3.69", ("paper.mar/ce/guided", "did you mean 'fd'")),
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fd: '-'", ("paper.mar/ce/guided.fd", "finite number")),
         # orderings
         ("axis: loss, better", "axis: los, better", ("orderings[0].axis", "did you mean 'loss'")),
-        ("better: diff, worse: ce", "better: dif, worse: ce", ("orderings[0].better", "did you mean 'diff'")),
         ("better: diff, worse: ce", "better: ce, worse: ce", ("orderings[0].worse", "same bundle")),
         ("costs_at_most: 0.10", "costs_at_most: -0.1", ("orderings[3].costs_at_most", "0 or more")),
     ],
@@ -113,14 +103,11 @@ def test_a_mistake_in_a_base_or_a_scale_names_the_experiment_and_the_scale(tmp_p
         ("train.steps", ("key=value",)),
         ("trian.steps=3", ("command line", "trian", "did you mean 'train'")),
         ("train.stepz=3", ("train.stepz", "did you mean 'steps'")),
-        ("train.steps.x=3", ("command line", "train.steps", "whole number")),
-        ("train=3", ("command line", "block of keys")),
         ("train.lr_schedule=linear", ("command line", "constant, cosine, inverse_sqrt")),
         ("parts.few_step=3", ("parts.few_step", "did you mean 'few_steps'")),
         ("parts.tokenizer.continous.width=8", ("parts.tokenizer.continous", "did you mean")),
         ("parts.tokenizer.continuous.widht=8", ("command line", "widht", "did you mean 'width'")),
         ("parts.few_steps=few", ("command line", "num_ar_steps", "whole number")),
-        ("parts=3", ("parts",)),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(override, hints):
@@ -146,29 +133,18 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (CAUSAL, "sampling.num_diffusion_steps=null", ("num_diffusion_steps is null", "give a number")),
         # sizes
         (CAUSAL, "tokenizer.stride=12", ("tokenizer.stride 12", "power of two")),
-        (CAUSAL, "tokenizer.stride=64", ("tokenizer.stride 64", "image_size 32")),
-        (CAUSAL, "tokenizer.width=3", ("tokenizer.width 3", "multiple of 2")),
         (WORD, "tokenizer.vocab_size=1025", ("vocab_size 1025", "1024 tokens", "raise tokenizer.batch_size")),
         (MAR, "model.backbone.dim=66", ("dim 66", "num_heads 4")),
         (MAR, "model.backbone.mlp_ratio=0.01", ("mlp_ratio 0.01", "raise it")),
         (MAR, "model.backbone.masking.low=0.9 model.backbone.masking.high=0.5", ("low 0.9", "high 0.5")),
-        (MAR, "model.backbone.masking.high=0", ("masking", "high")),
         # data
         (WORD, "data.heldout=4999", ("heldout 4999", "5000 images")),
-        (WORD, "data.shift=32", ("data.shift 32",)),
         (WORD, "data.image_size=48", ("image_size 48", "multiple of 32")),
         (WORD, "data.channels=3", ("data.channels 3", "grey")),
-        (WORD, "data.channels=2", ("data.channels 2", "RGB")),
-        (WORD, "data.num_classes=5", ("num_classes 5", "ten digits")),
         (WORD, "train.batch_size=4001", ("train.batch_size 4001", "4000 training images")),
-        (WORD, "metrics.extractor.batch_size=4001", ("metrics.extractor.batch_size 4001",)),
         # training, sampling, measuring
-        (WORD, "train.betas=[0.9,1.0]", ("train.betas[1]: 1.0", "[0, 1)")),
-        (WORD, "train.seed=9223372036854775808", ("train.seed", "2^63 - 1")),
-        (WORD, "sampling.num_images=100 metrics.is_splits=91", ("is_splits 91", "num_images 100")),
         (WORD, "metrics.is_splits=1001 sampling.num_images=2000", ("is_splits 1001", "data.heldout")),
         (WORD, "metrics.extractor.name=fd:x", ("extractor.name: 'fd:x'", "letters")),
-        (WORD, "compute.device=gpu", ("compute.device: 'gpu'", "cuda")),
     ],
 )  # fmt: skip
 def test_values_out_of_range_or_that_do_not_fit(row, overrides, hints, tmp_path):
@@ -188,12 +164,6 @@ def one_row(folder: Path, row: str) -> Path:
     file = folder / "one.yaml"
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     return file
-
-
-def test_the_published_tokenizers_have_one_stride():
-    assert "tokenizer.stride 8: 'ldm_kl' has a stride of 16" in mistake(
-        TABLE1, "parts.tokenizer.continuous.stride=8", scale="paper"
-    )
 
 
 # --- every number has a range ---------------------------------------------------------------------------
@@ -227,32 +197,5 @@ def test_every_number_has_a_range(block):
         assert not numeric or name in ELSEWHERE or any(isinstance(part, Rule) for part in parts), name
 
 
-@pytest.mark.parametrize(("row", "scale"), [(MAR, "tiny"), (WORD, "paper")])
-def test_no_number_may_be_minus_one(row, scale):
-    resolved = as_tree(load_experiment("table1", scale).rows[row])
-
-    def refused(block: dict, path: str) -> int:
-        count = 0
-        for key, value in block.items():
-            if isinstance(value, dict):
-                count += refused(value, f"{path}{key}.")
-            elif type(value) in (int, float) and key != "mean":
-                block[key] = -1
-                with pytest.raises((UserError, KeyPathError), match=key):
-                    finish(parse(RunSpec, resolved))
-                block[key], count = value, count + 1
-        return count
-
-    assert refused(resolved, "") > 30
-    finish(parse(RunSpec, resolved))
-
-
 def test_defaults_are_the_papers_and_pass():
     assert finish(RunSpec()).sampling == SamplingSpec(order="random")
-
-
-def test_overrides_are_read_as_yaml():
-    found = parse_overrides(("train.lr=2e-3", "model.order=raster", "train.betas=[0.9,0.99]", "sampling.clamp_x0=null"))
-    assert found == {
-        "train": {"lr": 2e-3, "betas": [0.9, 0.99]}, "model": {"order": "raster"}, "sampling": {"clamp_x0": None},
-    }  # fmt: skip

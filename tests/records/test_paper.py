@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import mar_bench
 from mar_bench.records.paper import COLUMNS, PublishedRow, lookup, paper_dir, published
 from mar_bench.utils.errors import UserError
 
@@ -66,12 +65,6 @@ def test_counts_and_sums(table):
     assert {key: sum(v) for key, v in found.items()} == pytest.approx(sums, rel=1e-12)
 
 
-def test_the_order_is_the_papers():
-    assert list(published("table2")) == ["vq16", "kl16", "kl8", "consistency", "kl16_imagenet"]
-    assert list(published("table4"))[:3] == ["adm", "vdmpp", "vqgan_ar"]
-    assert list(published("table4"))[-3:] == ["mar_b", "mar_l", "mar_h"]
-
-
 @pytest.mark.parametrize(
     ("reference", "column", "numbers"),
     [
@@ -122,17 +115,6 @@ def test_labels_and_sources_are_the_papers():
 
 
 # --- where they lie -------------------------------------------------------------------------------------
-
-
-def test_the_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("MAR_BENCH_PAPER", raising=False)
-    assert paper_dir() == Path(mar_bench.__file__).parents[1] / "results/paper"
-    monkeypatch.setattr(mar_bench, "__file__", str(tmp_path / "site-packages/mar_bench/__init__.py"))
-    assert paper_dir() == tmp_path / "site-packages/mar_bench/paper"
-    (tmp_path / "site-packages/results/paper").mkdir(parents=True)
-    assert paper_dir() == tmp_path / "site-packages/results/paper"
-    monkeypatch.setenv("MAR_BENCH_PAPER", str(tmp_path / "mine"))
-    assert paper_dir() == tmp_path / "mine"
 
 
 # --- reading, and mistakes ------------------------------------------------------------------------------
@@ -189,14 +171,6 @@ def test_mistakes_in_a_line(folder, old, new, line, hint):
     file = write(folder, GOOD.replace(old, new, 1))
     message = mistake(published, "t")
     assert str(file) in message and hint in message and f"line {line}:" in message
-
-
-def test_files_that_are_no_tables(folder):
-    for content in (b"a,b\n1,2\n", b"\xff\xfe\x00", f'{HEADER}\n"'.encode()):
-        (folder / "t.csv").write_bytes(content)
-        assert "t.csv" in mistake(published, "t")
-    (folder / "t.csv").unlink()
-    assert str(folder) in mistake(published, "t")
 
 
 @pytest.mark.parametrize(
