@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mar_bench.config import spec
 from mar_bench.config.checks import finish
 from mar_bench.config.layers import load_yaml
 from mar_bench.config.parse import Rule, field_types
@@ -170,17 +171,7 @@ def one_row(folder: Path, row: str) -> Path:
 
 # numbers with cross-field rules in checks.py; of a mean any is allowed
 ELSEWHERE = {"shift", "channels", "stride", "group", "num_ar_steps", "num_diffusion_steps", "mean"}
-
-
-def visited(hint: object, found: dict[type, None]) -> dict[type, None]:
-    """Every dataclass that a type holds."""
-    if isinstance(hint, type) and is_dataclass(hint) and hint not in found:
-        found[hint] = None
-        for inner in field_types(hint).values():
-            visited(inner, found)
-    for inner in typing.get_args(hint):
-        visited(inner, found)
-    return found
+SPACES = (spec.Discrete, spec.Continuous)  # not read from YAML
 
 
 def flat(hint: object) -> list[object]:
@@ -189,7 +180,10 @@ def flat(hint: object) -> list[object]:
     return [hint, *(part for other in inner for part in flat(other))]
 
 
-@pytest.mark.parametrize("block", visited(RunSpec, {}), ids=lambda block: block.__name__)
+BLOCKS = {block.__name__: block for block in vars(spec).values() if is_dataclass(block) and block not in SPACES}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_every_number_has_a_range(block):
     for name, hint in field_types(block).items():
         parts = flat(hint)

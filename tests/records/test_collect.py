@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 
 from mar_bench.cli import app
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.ids import generation_run, with_seeds
-from mar_bench.pipeline.store import Places, mark_done, publish
 from mar_bench.records import collect as module
 from mar_bench.records.collect import LOCK, collect
 from mar_bench.records.record import CONFLICTS, Record, conflicting_ids, read_records, write_record
@@ -204,21 +202,6 @@ def test_an_id_stays_set_aside_until_it_is_settled(disagreed, tmp_path, table1):
     plan = collect([other], records)
     assert plan.summary() == "1 unchanged" and not plan.conflicts()
     assert read_records(records)[mine.id] == mine
-
-
-def test_a_run_does_not_bring_back_what_is_set_aside(disagreed, tmp_path, table1):
-    records, other, mine = disagreed
-    collect([other], records)
-    run = generation_run(ROW, with_seeds(table1.rows[ROW], 0, 0))
-    places = Places(tmp_path / "runs", records)
-    folder = places.folder("generation", run.id)
-    write_record(folder, mine).rename(folder / "record.json")
-    mark_done(folder, 1.0)
-    for target in (places, Places(places.runs, tmp_path / "other records")):
-        publish([run], target)
-        assert (run.id in read_records(target.records)) == (target is not places)
-    with pytest.raises(UserError, match=mine.id):
-        CliRunner().invoke(app, ["show", mine.id, "--records", str(records)], catch_exceptions=False)
 
 
 # --- interrupted, concurrent, dry -----------------------------------------------------------------------

@@ -95,10 +95,10 @@ def test_a_sha256_that_only_one_record_has_is_a_difference(record):
 def test_a_value_that_only_one_record_has_is_a_difference(record):
     old = as_before(record)
     found = {metric: differences(record, old, metric) for metric in ("fd", "is", "accuracy")}
-    images = "image size, channels, conversion to bytes"
+    images = "image_size, channels, conversion"
     assert found == {
         "fd": [f"recorded for one of them only: reference, {images}"],
-        "is": [f"recorded for one of them only: number of IS splits, {images}"],
+        "is": [f"recorded for one of them only: is_splits, {images}"],
         "accuracy": [f"recorded for one of them only: {images}"],
     }
     assert all(differences(old, record, metric) == reasons for metric, reasons in found.items())
