@@ -85,7 +85,7 @@ def evaluate(
 
     Override settings as in metrics.is_splits=5; those not given are lowered for small sets."""
     places, _ = results(runs, records)
-    from mar_bench.config.layers import experiment_files
+    from mar_bench.config.yaml_layers import experiment_files
     from mar_bench.pipeline import eval_images
 
     _use_threads(cores())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mar_bench.config.layers import load_yaml
 from mar_bench.config.parse import Count, CountOrZero, KeyPathError, OneOf, Positive, parse
 from mar_bench.config.stages import RESOURCES, STAGES
+from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import shipped
 

@@ -1,6 +1,6 @@
 """An experiment: its layers of YAML, expanded over axes of named bundles into rows, each parsed and checked.
 
-``load_experiment`` is the entry point; layers.py merges the files, experiment_file.py checks what is not a spec."""
+``load_experiment`` is the entry point; yaml_layers.py merges the files, experiment_file.py checks what is not a spec."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from mar_bench.config.checks import finish
 from mar_bench.config.experiment_file import Bundle, ExperimentFile, parse_experiment
-from mar_bench.config.layers import find_experiment, layered, parse_overrides
 from mar_bench.config.parse import KeyPathError, OneOf, overlay, parse
 from mar_bench.config.spec import CHOICE_SEED, RunSpec
 from mar_bench.config.sweeps import Sweep, points_of, searches_of, sweep_of
+from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
 from mar_bench.records.metrics import PUBLISHED
 from mar_bench.records.paper import PublishedRow, lookup, published
 from mar_bench.utils.errors import UserError, did_you_mean

@@ -29,7 +29,7 @@ def test_a_copy_has_all_that_a_job_reads(taken):
     assert ours <= {path.relative_to(taken) for path in taken.rglob("*.py")}
     assert (taken / "experiments/table1.yaml").is_file() and list((taken / "results/paper").iterdir())
     assert not list(taken.rglob("__pycache__")) and (taken.stat().st_mode & 0o755) == 0o755
-    code = "from mar_bench.config.layers import experiment_files as f; print(f()['table1'])"
+    code = "from mar_bench.config.yaml_layers import experiment_files as f; print(f()['table1'])"
     assert python(taken, code) == str(taken / "experiments/table1.yaml")
 
 

@@ -9,9 +9,9 @@ import yaml
 
 from mar_bench.config import spec
 from mar_bench.config.experiment import load_experiment
-from mar_bench.config.layers import experiment_files, find_experiment, scales
 from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
 from mar_bench.config.spec import DiffusionHead, KLTokenizer, TrainSpec
+from mar_bench.config.yaml_layers import experiment_files, find_experiment, scales
 from tests.experiment_files import BASE, MINE, load, written
 
 # --- layers ---------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import torch
 
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import plan_runs, stage_ids
-from mar_bench.config.layers import experiment_files, scales
 from mar_bench.config.spec import DiffusionHead, MaskedBackbone, RunSpec, num_tokens
+from mar_bench.config.yaml_layers import experiment_files, scales
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.plan import make_plan

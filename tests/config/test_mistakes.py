@@ -11,9 +11,9 @@ import yaml
 
 from mar_bench.config import spec
 from mar_bench.config.checks import finish
-from mar_bench.config.layers import load_yaml
 from mar_bench.config.parse import Rule, field_types
 from mar_bench.config.spec import RunSpec, SamplingSpec
+from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError
 from tests.experiment_files import BASE, TABLE1, changed, load, mistake, written
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import mar_bench
-from mar_bench.config.layers import load_yaml
 from mar_bench.config.parse import KeyPathError, parse
+from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
 from mar_bench.utils.locks import held

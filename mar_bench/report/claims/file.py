@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mar_bench.config.layers import experiments_dir, load_yaml
 from mar_bench.config.parse import KeyPathError, parse
+from mar_bench.config.yaml_layers import experiments_dir, load_yaml
 from mar_bench.report.claims.evidence import Evidence
 from mar_bench.utils.errors import UserError
 
