@@ -111,9 +111,8 @@ def _model(spec: RunSpec) -> None:
     role = "head" if isinstance(model, ARModel) else "model"
     needed, given = part.space.__name__.lower(), type(space).__name__.lower()
     _need(needed == given, f"{role} '{part.kind}' needs {needed} tokens but tokenizer '{tokenizer}' gives {given} ones")
-    dim, heads, ratio = backbone.dim, backbone.num_heads, backbone.mlp_ratio
+    dim, heads = backbone.dim, backbone.num_heads
     _need(dim % heads == 0, f"{path}.dim {dim} is not a multiple of num_heads {heads}")
-    _need(int(dim * ratio) >= 1, f"{path}.mlp_ratio {ratio} leaves the MLP no unit at dim {dim}; raise it")
     if isinstance(model, DiTModel):
         side, patch = space.grid[0], model.patch_size
         _need(side % patch == 0, f"model.patch_size {patch} does not divide the {side} x {side} latents of an image")

@@ -1,6 +1,6 @@
 """An experiment: its layers of YAML, expanded over axes of named bundles into rows, each parsed and checked.
 
-``load_experiment`` is the entry point; yaml_layers.py merges the files, experiment_file.py checks what is not a spec."""
+``load_experiment`` is the entry point; yaml_layers.py merges files, experiment_file.py checks what is not a spec."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         try:
             specs = _specs(file.run, bundles, command_line)
         except (KeyPathError, UserError) as error:
-            by_kind = overrides and " of kind " in str(error)
-            hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
-            raise UserError(f"{where}: row '{row}': {error}{hint}") from None
+            raise UserError(f"{where}: row '{row}': {error}") from None
         rows[row] = specs[0]
         if len(specs) > 1:
             sweeps[row] = sweep_of(row, bundles, specs)

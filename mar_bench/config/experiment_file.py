@@ -119,11 +119,8 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
             _need(texts, f"axes.{axis}.{name}.absent", "expected a text, or a text for each bundle of another axis")
             one = bundle.select is None or (bundle.select.minimise is None) != (bundle.select.maximise is None)
             _need(one, f"axes.{axis}.{name}.select", "needs one of minimise and maximise")
-    placed = [*file.layout.rows, *file.layout.columns]
-    for axis in placed:
-        key = "layout.rows" if axis in file.layout.rows else "layout.columns"
-        _one_of(key, axis, file.axes, "axis")
-        _need(placed.count(axis) == 1, key, f"axis '{axis}' is placed twice")
+    for axis in (*file.layout.rows, *file.layout.columns):
+        _one_of("layout", axis, file.axes, "axis")
     if (figure := file.figure) is not None:
         for key in ("line", "point"):
             if (name := getattr(figure, key)) is not None:

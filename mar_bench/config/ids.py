@@ -72,10 +72,7 @@ def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """A planned record: one task on a resolved spec.
-
-    ``id`` addresses the record. ``cell_id`` is the same for all seeds (for speed: for all devices); tables find the
-    records of a cell by it."""
+    """A planned record: one task on a resolved spec. ``cell_id`` is the same for all seeds (speed: all devices)."""
 
     task: str
     row: str

@@ -65,8 +65,7 @@ def unhashed(default: Any) -> Any:
 
 
 def view(default: Any) -> Any:
-    """A field of a tokenizer that determines how its output becomes tokens, but neither its weights nor its
-    reconstructions."""
+    """A field of a tokenizer that affects how its output becomes tokens, not its weights and reconstructions."""
     return field(default=default, metadata={"view": True})
 
 

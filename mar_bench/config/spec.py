@@ -14,8 +14,7 @@ from mar_bench.config import parse, spec_data, spec_model
 from mar_bench.config.spec_data import *  # noqa: F403
 from mar_bench.config.spec_model import *  # noqa: F403
 
-DEVICE = re.compile(r"(auto|cpu|cuda(:\d+)?)\Z")
-Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:<number>", DEVICE.match)]
+Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", re.compile(r"(auto|cpu|cuda(:\d+)?)\Z").match)]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 

@@ -12,22 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mar_bench.records.record import (
-    CONFLICTS,
-    RECORDED,
-    Record,
-    conflicting_files,
-    conflicting_ids,
-    parse_record,
-    to_json,
-)
+from mar_bench.records import record as files
+from mar_bench.records.record import Record, conflicting_files, conflicting_ids
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, reading
 
 LOCK = ".collect.lock"  # in the folder of records
 TOLERANCE = 1e-4  # relative: metrics of the same images differ by less between machines
-NEW, UPDATED, SAME, LEFT_OUT, SET_ASIDE = "new", "updated", "unchanged", "failed, left out", "set aside"
 
 
 class Found(NamedTuple):
@@ -52,20 +44,20 @@ class Collection:
     def summary(self) -> str:
         """``12 new, 3 unchanged, 1 set aside``."""
         counts = Counter(outcome for outcome, _, _ in self.outcomes)
-        return ", ".join(f"{counts[key]} {key}" for key in (NEW, UPDATED, SAME, LEFT_OUT, SET_ASIDE) if counts[key])
+        return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
 
     def changes(self) -> list[str]:
         """A line for each file that does not leave everything as it is."""
-        return [f"{outcome}: {name} ({path})" for outcome, name, path in self.outcomes if outcome != SAME]
+        return [f"{outcome}: {name} ({path})" for outcome, name, path in self.outcomes if outcome != "unchanged"]
 
     def conflicts(self) -> list[str]:
         """A line for each id that is set aside: its files, their first difference and the way out."""
         lines = []
-        for name, files in self.aside.items():
-            first, *others = (found.record for found in files.values())
+        for name, aside in self.aside.items():
+            first, *others = (found.record for found in aside.values())
             reason = next(filter(None, (difference(first, other) for other in others)), "no difference is left")
             lines.append(
-                f"set aside: {name} ({first.task}): {reason}, in {', '.join(map(str, files))}; move one to "
+                f"set aside: {name} ({first.task}): {reason}, in {', '.join(map(str, aside))}; move one to "
                 f"{self.folder / f'{name}.json'} and delete the others, there and where they came from"
             )
         return lines
@@ -101,23 +93,23 @@ def _records_in(folder: Path, destination: Path) -> list[Found]:
     """The records of a folder of records, of one that contains such a folder, or of a folder of runs."""
     place = _records_folder(folder)
     itself = place.resolve() == destination.resolve()
-    files = {} if itself else {path: path.stem for path in sorted(place.glob("*.json"))}
-    for task in () if files else RECORDED:
-        files |= {path: path.parent.name for path in sorted(folder.glob(f"{task}/*/record.json"))}
-    if not files:
+    paths = {} if itself else {path: path.stem for path in sorted(place.glob("*.json"))}
+    for task in () if paths else files.RECORDED:
+        paths |= {path: path.parent.name for path in sorted(folder.glob(f"{task}/*/record.json"))}
+    if not paths:
         why = (
             "is the folder of records itself; name another" if itself else "no records in it" if place.is_dir() else ""
         )
         raise UserError(f"{place}: {why or 'not a folder'}")
-    return [_read(path, name) for path, name in files.items()]
+    return [_read(path, name) for path, name in paths.items()]
 
 
 def _read(path: Path, name: str) -> Found:
     """Read a file that must hold the record ``name`` and finite numbers only."""
     with reading(path, "record", "restore it or move it elsewhere"):
         content = path.read_bytes()
-        record = parse_record(path, content)
-        to_json(record)  # raises ValueError for a number that is not finite
+        record = files.parse_record(path, content)
+        files.to_json(record)  # raises ValueError for a number that is not finite
         if record.id != name:
             raise ValueError(f"it holds record {record.id}")
     return Found(path, content, record)
@@ -129,21 +121,22 @@ def _decide(plan: Collection, name: str, given: list[Found]) -> None:
     before = {path: _read(path, name) for path in conflicting_files(plan.folder, name)}
     results = [found for found in [*mine, *given] if found.record.status == "done"]
     if before or any(difference(results[0].record, other.record) for other in results[1:]):
-        folder, files = plan.folder / CONFLICTS / name, plan.aside.setdefault(name, before)
-        plan.outcomes.append((SET_ASIDE, name, folder))
+        folder, aside = plan.folder / files.CONFLICTS / name, plan.aside.setdefault(name, before)
+        plan.outcomes.append(("set aside", name, folder))
         for found in [*mine, *results]:
-            if found.content not in [other.content for other in files.values()]:
+            if found.content not in [other.content for other in aside.values()]:
                 host, digest = found.record.provenance.get("host", "unknown"), hashlib.sha256(found.content).hexdigest()
-                files[folder / f"{host}-{digest[:12]}.json"] = found
+                aside[folder / f"{host}-{digest[:12]}.json"] = found
         return
     kept = mine[0].record if mine else None
     for found in given:
         merged = found.record if kept is None else _merged(kept, found.record)
-        outcome = NEW if kept is None else SAME if merged == kept else UPDATED
+        outcome = "new" if kept is None else "unchanged" if merged == kept else "updated"
         if merged != kept:
-            plan.writes[name] = found.content if merged == found.record else to_json(merged).encode()
-        failed = found.record.status == "failed" and merged.status == "done"
-        plan.outcomes.append((LEFT_OUT if failed else outcome, name, found.path))
+            plan.writes[name] = found.content if merged == found.record else files.to_json(merged).encode()
+        if found.record.status == "failed" and merged.status == "done":
+            outcome = "failed, left out"
+        plan.outcomes.append((outcome, name, found.path))
         kept = merged
 
 
@@ -172,8 +165,8 @@ def _merged(kept: Record, other: Record) -> Record:
 
 def _carry_out(plan: Collection) -> None:
     """Write what was decided; a record lies among the conflicts before it leaves its own place."""
-    for name, files in plan.aside.items():
-        for path, found in files.items():
+    for name, aside in plan.aside.items():
+        for path, found in aside.items():
             if path != found.path:
                 atomic_write(path, found.content)
         if name in plan.here:

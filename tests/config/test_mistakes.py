@@ -67,7 +67,6 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         # interpolation
         ("${parts.few_steps}", "${parts.few_step}", ("num_ar_steps", "parts.few_step")),
         # layout
-        ("columns: [guidance]", "columns: [guidance, loss]", ("'loss' is placed twice",)),
         ("metrics: [fd, is]", "metrics: [fid, is]", ("layout.metrics", "did you mean 'fd'")),
         # published cells
         ("mar/ce/guided: {fd: 3.69", "mar/ce/guided: {fid: 3.69", ("paper.mar/ce/guided", "did you mean 'fd'")),
@@ -136,7 +135,6 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (CAUSAL, "tokenizer.stride=12", ("tokenizer.stride 12", "power of two")),
         (WORD, "tokenizer.vocab_size=1025", ("vocab_size 1025", "1024 tokens", "raise tokenizer.batch_size")),
         (MAR, "model.backbone.dim=66", ("dim 66", "num_heads 4")),
-        (MAR, "model.backbone.mlp_ratio=0.01", ("mlp_ratio 0.01", "raise it")),
         (MAR, "model.backbone.masking.low=0.9 model.backbone.masking.high=0.5", ("low 0.9", "high 0.5")),
         # data
         (WORD, "data.heldout=4999", ("heldout 4999", "5000 images")),
