@@ -147,7 +147,7 @@ def _sampling(spec: RunSpec) -> None:
     probabilities = "sampling.order confidence needs a head with probabilities of tokens: cross_entropy"
     _need(model.head.space is Discrete or not confident, probabilities)
     _need(not (causal and confident), "sampling.order confidence needs the masked backbone, which sees open positions")
-    one = f"sampling.num_ar_steps {steps}: a causal backbone draws one token per step; set it to null"
+    one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; null, or take the masked backbone"
     _need(not causal or steps == length, one)
     trained = (
         f"sampling.order {order}: a causal backbone trained in {model.order} order draws in no other; set it to null"
