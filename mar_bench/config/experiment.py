@@ -78,7 +78,9 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         try:
             specs = _specs(file.run, bundles, command_line)
         except (KeyPathError, UserError) as error:
-            raise UserError(f"{where}: row '{row}': {error}") from None
+            by_kind = overrides and " of kind " in str(error)
+            hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
+            raise UserError(f"{where}: row '{row}': {error}{hint}") from None
         rows[row] = specs[0]
         if len(specs) > 1:
             sweeps[row] = sweep_of(row, bundles, specs)
