@@ -19,7 +19,7 @@ from mar_bench.utils.errors import UserError
 @app.command("list")
 def list_experiments() -> None:
     """List experiments and scales."""
-    from mar_bench.config.layers import experiment_files, experiments_dir, load_yaml, scales
+    from mar_bench.config.yaml_layers import experiment_files, experiments_dir, load_yaml, scales
     from mar_bench.utils.console import console_table
 
     if not (files := experiment_files()):

@@ -14,7 +14,7 @@ import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
-from mar_bench.config.layers import experiment_files
+from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.pipeline.request import load_row
 from mar_bench.pipeline.store import default_places
 from mar_bench.utils.errors import UserError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mar_bench.config.layers import load_yaml
-from mar_bench.config.parse import Count, CountOrZero, Form, KeyPathError, OneOf, Positive, parse
+from mar_bench.config.parse import Count, CountOrZero, KeyPathError, OneOf, Positive, Rule, parse
 from mar_bench.config.stages import RESOURCES, STAGES
+from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import shipped
 
@@ -19,8 +20,10 @@ MULTIPROCESS = {stage.resources for stage in STAGES.values() if stage.multiproce
 RESERVED = "array|dependency|error|export|job.name|kill.on.invalid.dep|no.requeue|ntasks|ntasks.per.node|open.mode"
 RESERVED += "|output|parsable|requeue|signal|time|wait|wrap"
 Block = Annotated[str, OneOf("stage", BLOCKS)]
-Time = Annotated[str, Form(r"\d+|(\d+-)?\d+:\d\d:\d\d", "write minutes, H:MM:SS or D-HH:MM:SS")]  # M:SS looks like H:MM
-Option = Annotated[str, Form(f"(?!-*({RESERVED})$).+", "is set by mar-bench submit or a key of the profile")]
+_TIME = re.compile(r"(\d+|(\d+-)?\d+:\d\d:\d\d)\Z")  # M:SS looks like H:MM
+Time = Annotated[str, Rule("must be minutes, H:MM:SS or D-HH:MM:SS", _TIME.match)]
+_FREE = re.compile(f"(?!-*({RESERVED})\\Z).+")
+Option = Annotated[str, Rule("is set by mar-bench submit or a key of the profile", _FREE.match)]
 
 
 @dataclass(frozen=True)

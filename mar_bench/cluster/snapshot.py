@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import mar_bench
-from mar_bench.config.layers import experiments_dir
+from mar_bench.config.yaml_layers import experiments_dir
 from mar_bench.records.paper import paper_dir
 from mar_bench.records.provenance import SNAPSHOT, git_state
 

@@ -1,6 +1,6 @@
 """An experiment: its layers of YAML, expanded over axes of named bundles into rows, each parsed and checked.
 
-``load_experiment`` is the entry point; layers.py merges the files, experiment_file.py checks what is not a spec."""
+``load_experiment`` is the entry point; yaml_layers.py merges files, experiment_file.py checks what is not a spec."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mar_bench.config.checks import finish
 from mar_bench.config.experiment_file import Bundle, ExperimentFile, parse_experiment
-from mar_bench.config.layers import find_experiment, layered, parse_overrides
-from mar_bench.config.parse import KeyPathError, overlay, parse
+from mar_bench.config.parse import KeyPathError, OneOf, overlay, parse
 from mar_bench.config.spec import CHOICE_SEED, RunSpec
-from mar_bench.config.sweeps import Search, Sweep, points_of, searches_of, sweep_of
+from mar_bench.config.sweeps import Sweep, points_of, searches_of, sweep_of
+from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
+from mar_bench.records.metrics import PUBLISHED
 from mar_bench.records.paper import PublishedRow, lookup, published
 from mar_bench.utils.errors import UserError, did_you_mean
+
+Numbers = dict[Annotated[str, OneOf("metric", PUBLISHED)], float]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Experiment:
     quoted: list[PublishedRow] = field(default_factory=list)  # published rows of other systems
     figure: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: of `--seeds own` and `run --all`
-    searches: list[Search] = field(default_factory=list)
+    searches: list[Sweep] = field(default_factory=list)
     sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points from which one is chosen
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)  # row -> how its point was chosen (choices.py)
 
@@ -58,12 +61,13 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
     Raises UserError naming the file and the key for any mistake in them."""
     path = find_experiment(name)
     command_line = parse_overrides(overrides)
-    layers = layered(path, scale, command_line.pop("parts", None))
-    tree = layers.tree
+    tree = layered(path, scale, command_line.pop("parts", {}))
+    where = f"{path} at scale {scale}" + (f", command line {' '.join(overrides)}" if overrides else "")
     try:
         file = parse_experiment(tree)
-    except KeyPathError as error:
-        raise UserError(f"{layers.source(error)}: {error}") from None
+        paper, quoted = _published(file)
+    except (KeyPathError, UserError) as error:
+        raise UserError(f"{where}: {error}") from None
     axes = {axis: file.bundles(axis) for axis in file.axes}
     rows, absent, sweeps = {}, {}, {}
     for names in itertools.product(*axes.values()):
@@ -73,16 +77,13 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
             continue
         try:
             specs = _specs(file.run, bundles, command_line)
-        except KeyPathError as error:
-            where = layers.source(error, overrides)
-            by_override = where == "command line" and "of kind" in error.message
-            hint = "; where rows differ, override the part that has it (parts.*)" if by_override else ""
+        except (KeyPathError, UserError) as error:
+            by_kind = overrides and " of kind " in str(error)
+            hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
             raise UserError(f"{where}: row '{row}': {error}{hint}") from None
-        except UserError as error:
-            raise UserError(f"{path}: row '{row}' at scale {scale}: {error}") from None
         rows[row] = specs[0]
         if len(specs) > 1:
-            sweeps[row] = sweep_of(bundles, specs)
+            sweeps[row] = sweep_of(row, bundles, specs)
     return Experiment(
         id=file.id,
         title=file.title or file.id,
@@ -94,7 +95,8 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
             for axis, bundles in axes.items()
         },
         layout=tree["layout"],
-        **_published(path, file),
+        paper=paper,
+        quoted=quoted,
         orderings=tree.get("orderings", []),
         rows=rows,
         absent=absent,
@@ -120,45 +122,33 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
 def _absent(bundles: Iterable[Bundle], names: tuple[str, ...]) -> str | None:
     """The text that tables print for a row that this scale lacks; None if the row exists."""
     for bundle in bundles:
-        text = bundle.absent
-        if isinstance(text, dict):
-            text = next((text for name, text in text.items() if name in names), None)
-        if text:
+        texts = bundle.absent if isinstance(bundle.absent, dict) else dict.fromkeys(names, bundle.absent)
+        if text := next(filter(None, map(texts.get, names)), None):
             return text
     return None
 
 
-def _published(path: Path, file: ExperimentFile) -> dict[str, Any]:
+def _published(file: ExperimentFile) -> tuple[dict[str, dict[str, float]], list[PublishedRow]]:
     """``paper`` and ``quoted`` of an experiment: numbers in the file itself, or references to results/paper.
 
     A key is a row, or only the bundles of the row axes for numbers that the paper prints once per line. A reference to
     a published row includes all its columns. Bundles that this scale omits have no numbers."""
-    try:
-        given = file.paper
-        if isinstance(given, str):
-            given = {name: f"{given}/{name}" for name in published(given)}
-        of_lines = [axis for axis in file.axes if axis not in file.layout.columns]
-        exists = {
-            "/".join(names): all(file.axes[axis][name] is not None for axis, name in zip(axes, names))
-            for axes in (of_lines, list(file.axes))
-            for names in itertools.product(*(file.axes[axis] for axis in axes))
-        }
-        paper: dict[str, dict[str, float]] = {}
-        for key, value in given.items():
-            cells: dict[str, Any] = {key: value}
-            if isinstance(value, str):
-                table, _, row = value.partition("/")
-                whole = published(table).get(row)
-                columns = whole.numbers if whole else {"": lookup(value)}
-                cells = {"/".join(filter(None, (key, column))): numbers for column, numbers in columns.items()}
-            for cell, numbers in cells.items():
-                if cell not in exists:
-                    raise UserError(f"paper.{cell}: no such row, {did_you_mean(cell, exists)}")
-                if exists[cell]:
-                    paper[cell] = numbers
-        used = {value for value in given.values() if isinstance(value, str)}
-        tables = [published(table).values() for table in file.quoted]
-        quoted = [row for rows in tables for row in rows if f"{row.table}/{row.row}" not in used]
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return {"paper": paper, "quoted": quoted}
+    exists = {}
+    for axes in ([axis for axis in file.axes if axis not in file.layout.columns], list(file.axes)):
+        for names in itertools.product(*(file.axes[axis] for axis in axes)):
+            exists["/".join(names)] = all(name in file.bundles(axis) for axis, name in zip(axes, names))
+    if isinstance(file.paper, str):
+        given: dict[str, Any] = {name: f"{file.paper}/{name}" for name in published(file.paper)}
+    else:
+        given = parse(dict[str, Any], file.paper, "paper")
+    paper = {}
+    for key, value in given.items():
+        numbers = lookup(value) if isinstance(value, str) else {"": parse(Numbers, value, f"paper.{key}")}
+        for column in numbers:
+            cell = f"{key}/{column}" if column else key
+            if cell not in exists:
+                raise KeyPathError(f"paper.{cell}", f"no such row, {did_you_mean(cell, exists)}")
+            if exists[cell]:
+                paper[cell] = numbers[column]
+    quoted = [row for table in file.quoted for row in published(table).values()]
+    return paper, [row for row in quoted if f"{row.table}/{row.row}" not in given.values()]

@@ -2,8 +2,7 @@
 
 Canonical JSON omits fields that hold their default, so adding a field keeps old ids. When a code change alters a
 stage's output, raise the stage's revision in ``config.stages``; golden losses, samples and metrics catch most
-forgotten ones.
-"""
+forgotten ones."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, TokenizerSpec, measures_scale
+from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, measures_scale
 from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.utils.errors import UserError
 
@@ -37,7 +36,7 @@ def canonical(value: Any) -> Any:
 
 
 def stage_id(name: str, **inputs: Any) -> str:
-    """12 hex digits of the SHA-256 of a stage's name, revision and inputs."""
+    """12 hex digits of the SHA-256 of a stage's name, revision and inputs; inputs that are None do not count."""
     stage = STAGES[name]
     content = {"stage": stage.hashed_as, **{k: canonical(v) for k, v in inputs.items() if v is not None}}
     if stage.revision != 1:
@@ -48,31 +47,20 @@ def stage_id(name: str, **inputs: Any) -> str:
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
     """The id of every stage that leads to a generation record; ``eval_id`` is the record's own."""
-    tokenizer, view = _tokenizer_and_view(spec.tokenizer)
+    views: dict[str, Any] = {f.name: f.default for f in fields(spec.tokenizer) if f.metadata.get("view")}
+    viewed = {name: getattr(spec.tokenizer, name) for name in views if getattr(spec.tokenizer, name) != views[name]}
+    tokenizer, data, metrics = replace(spec.tokenizer, **views), spec.data, spec.metrics
+    ids: dict[str, str] = {}
     fitted = tokenizer.trained or measures_scale(spec.tokenizer)
-    tokenizer_id = stage_id("tokenizer", tokenizer=tokenizer, data=spec.data if fitted else None)
-    kept = canonical(spec.latents) or None
-    latents_id = stage_id("latents", tokenizer_id=tokenizer_id, data=spec.data, view=view, latents=kept)
-    train_id = stage_id("train", latents_id=latents_id, model=spec.model, train=spec.train)
-    real = {"reference": spec.metrics.reference, "reference_images": spec.metrics.reference_images}
-    extractor_id = stage_id("extractor", extractor=spec.metrics.extractor, data=spec.data, **real)
-    sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
-    eval_id = stage_id("generation", sample_id=sample_id, extractor_id=extractor_id, metrics=spec.metrics)
-    return {
-        "tokenizer_id": tokenizer_id,
-        "latents_id": latents_id,
-        "train_id": train_id,
-        "extractor_id": extractor_id,
-        "sample_id": sample_id,
-        "eval_id": eval_id,
-    }
-
-
-def _tokenizer_and_view(tokenizer: TokenizerSpec) -> tuple[TokenizerSpec, dict | None]:
-    """A tokenizer with its view fields reset, and the view fields that differ from their default (None: none do)."""
-    views: dict[str, Any] = {f.name: f.default for f in fields(tokenizer) if f.metadata.get("view")}
-    chosen = {name: getattr(tokenizer, name) for name, default in views.items() if getattr(tokenizer, name) != default}
-    return replace(tokenizer, **views), chosen or None
+    ids["tokenizer_id"] = stage_id("tokenizer", tokenizer=tokenizer, data=data if fitted else None)
+    latents = canonical(spec.latents) or None
+    ids["latents_id"] = stage_id("latents", **ids, data=data, view=viewed or None, latents=latents)
+    ids["train_id"] = stage_id("train", latents_id=ids["latents_id"], model=spec.model, train=spec.train)
+    real = {"reference": metrics.reference, "reference_images": metrics.reference_images}
+    ids["extractor_id"] = stage_id("extractor", extractor=metrics.extractor, data=data, **real)
+    ids["sample_id"] = stage_id("sample", train_id=ids["train_id"], sampling=spec.sampling)
+    measured = {name: ids[name] for name in ("sample_id", "extractor_id")}
+    return {**ids, "eval_id": stage_id("generation", **measured, metrics=metrics)}
 
 
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
@@ -82,24 +70,9 @@ def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
     return replace(spec, train=train, sampling=sampling)
 
 
-def _speed_inputs(spec: RunSpec) -> dict[str, Any]:
-    """The inputs that affect seconds per image; weights, seeds and image count do not."""
-    irrelevant = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
-    neutral = {name: getattr(SamplingSpec(), name) for name in irrelevant}
-    guidance_scale = 1.0 if spec.sampling.guidance_scale == 1 else 2.0
-    return {
-        **{name: getattr(spec, name) for name in ("tokenizer", "data", "model", "speed")},
-        "sampling": replace(spec.sampling, **neutral, guidance_scale=guidance_scale),
-        "precision": spec.train.precision,
-    }
-
-
 @dataclass(frozen=True)
 class Run:
-    """A planned record: one task on a resolved spec.
-
-    ``id`` addresses the record. ``cell_id`` is the same for all seeds (for speed: for all devices); tables find the
-    records of a cell by it."""
+    """A planned record: one task on a resolved spec. ``cell_id`` is the same for all seeds (speed: all devices)."""
 
     task: str
     row: str
@@ -118,22 +91,25 @@ class Run:
 
 
 def generation_run(row: str, spec: RunSpec) -> Run:
-    ids = stage_ids(spec)
-    return Run("generation", row, spec, {**ids, "cell_id": stage_ids(with_seeds(spec, 0, 0))["eval_id"]})
+    """Images of a trained model, scored."""
+    return Run("generation", row, spec, {**stage_ids(spec), "cell_id": stage_ids(with_seeds(spec, 0, 0))["eval_id"]})
 
 
 def reconstruction_run(row: str, spec: RunSpec) -> Run:
     """The tokenizer alone: the reconstruction floor of every generator that uses it."""
-    ids = stage_ids(spec)
-    kept = {k: ids[k] for k in ("tokenizer_id", "extractor_id")}
+    kept = {name: i for name, i in stage_ids(spec).items() if name in ("tokenizer_id", "extractor_id")}
     eval_id = stage_id("reconstruction", **kept, data=spec.data, metrics=spec.metrics)
     return Run("reconstruction", row, spec, {**kept, "eval_id": eval_id, "cell_id": eval_id})
 
 
 def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     """Seconds per image on ``device`` (its name) with the spec's number of threads."""
-    ids, inputs = stage_ids(spec), _speed_inputs(spec)
-    kept = {k: ids[k] for k in ("tokenizer_id", "latents_id", "train_id")}
+    irrelevant = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
+    neutral: dict[str, Any] = {name: getattr(SamplingSpec(), name) for name in irrelevant}
+    neutral["guidance_scale"] = 1.0 if spec.sampling.guidance_scale == 1 else 2.0  # its strength costs no time
+    inputs = {name: getattr(spec, name) for name in ("tokenizer", "data", "model", "speed")}
+    inputs |= {"sampling": replace(spec.sampling, **neutral), "precision": spec.train.precision}
+    kept = {name: i for name, i in stage_ids(spec).items() if name in ("tokenizer_id", "latents_id", "train_id")}
     eval_id = stage_id("speed", **inputs, device=device, threads=spec.compute.threads)
     return Run("speed", row, spec, {**kept, "eval_id": eval_id, "cell_id": stage_id("speed", **inputs)})
 
@@ -164,25 +140,21 @@ def plan_runs(
 
     A row with a sweep contributes all its sweep points, and itself once its point is chosen. ``only``: see
     ``chosen_rows``."""
-    rows = chosen_rows(experiment, only)
-    generation: dict[str, Run] = {}
-    companions: dict[str, Run] = {}  # reconstruction and speed
+    rows, runs = chosen_rows(experiment, only), []
     for search in experiment.searches:
         for _, point in search.points if search.rows.keys() & rows.keys() else ():
-            tried, alone = choosing_run(search.judge, point), reconstruction_run(search.judge, point)
-            generation.setdefault(tried.id, tried)
-            companions.setdefault(alone.id, replace(alone, sweep=True))
+            runs += [choosing_run(search.judge, point), replace(reconstruction_run(search.judge, point), sweep=True)]
     for row, spec in rows.items():
-        for _, point in experiment.sweeps[row].points if row in experiment.sweeps else ():
-            run = choosing_run(row, point)
-            generation.setdefault(run.id, run)
+        if row in experiment.sweeps:
+            runs += [choosing_run(row, point) for _, point in experiment.sweeps[row].points]
         if experiment.is_open(row):
             continue
         for seed in [spec.train.seed] if seeds is None else seeds:
             for sampling_seed in [spec.sampling.seed] if sampling_seeds is None else sampling_seeds:
                 seeded = with_seeds(spec, seed, sampling_seed)
-                run = replace(generation_run(row, seeded), choice=experiment.choices.get(row))
-                generation.setdefault(run.id, run)
-                for other in (reconstruction_run(row, seeded), speed_run(row, seeded, device)):
-                    companions.setdefault(other.id, other)
-    return [*generation.values(), *sorted(companions.values(), key=lambda r: TASKS.index(r.task))]
+                runs.append(replace(generation_run(row, seeded), choice=experiment.choices.get(row)))
+                runs += [reconstruction_run(row, seeded), speed_run(row, seeded, device)]
+    first: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: TASKS.index(run.task)):
+        first.setdefault(run.id, run)
+    return list(first.values())

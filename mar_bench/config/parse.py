@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 import sys
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -20,24 +19,20 @@ from mar_bench.utils.errors import UserError, did_you_mean
 class KeyPathError(Exception):
     """A bad key or value inside a tree: its dotted path and what is wrong, raised where the file is not known."""
 
-    def __init__(self, path: str, message: str, value: Any = None):
+    def __init__(self, path: str, message: str):
         super().__init__(f"{path}: {message}" if path else message)
-        self.path, self.message, self.value = path, message, value
+        self.path, self.message = path, message
 
 
 @dataclass(frozen=True)
-class Range:
-    """A range in the type of a number: ``low`` <= value <= ``high``, without the ends that are ``open``."""
+class Rule:
+    """What a value must satisfy beside its type; ``text`` says it in words."""
 
     text: str
-    low: float
-    high: float = math.inf
-    open: str = ""
+    holds: Callable[[Any], bool]
 
     def complaint(self, value: Any) -> str | None:
-        above = value > self.low if "low" in self.open else value >= self.low
-        below = value < self.high if "high" in self.open else value <= self.high
-        return None if above and below else f"{value} {self.text}"
+        return None if self.holds(value) else f"{value!r} {self.text}"
 
 
 @dataclass(frozen=True)
@@ -51,35 +46,17 @@ class OneOf:
         return None if value in self.known else f"no {self.what} '{value}', {did_you_mean(value, self.known)}"
 
 
-@dataclass(frozen=True)
-class Form:
-    """The form of a text, as a regular expression and in words."""
-
-    pattern: str
-    text: str
-
-    def complaint(self, value: str) -> str | None:
-        return None if re.fullmatch(self.pattern, value) else f"'{value}': {self.text}"
-
-
-@dataclass(frozen=True)
-class NotEmpty:
-    """At least one item in a list or block."""
-
-    def complaint(self, value: Collection[Any]) -> str | None:
-        return None if value else "must not be empty"
-
-
-Identifier = Annotated[str, Form(r"[\w-]+", "letters, digits, _ and - only")]
-Count = Annotated[int, Range("must be above 0", 1)]
-CountOrZero = Annotated[int, Range("must be 0 or more", 0)]
-TwoOrMore = Annotated[int, Range("must be at least 2", 2)]
-Subsets = Annotated[int, Range("must lie between 1 and 10000", 1, 10_000)]
-Seed = Annotated[int, Range("must lie between 0 and 2^63 - 1", 0, 2**63 - 1)]
-Positive = Annotated[float, Range("must be above 0", 0, open="low")]
-NotNegative = Annotated[float, Range("must be 0 or more", 0)]
-Fraction = Annotated[float, Range("must lie in [0, 1)", 0, 1, open="high")]
-Share = Annotated[float, Range("must lie between 0 and 1", 0, 1)]
+NOT_EMPTY = Rule("must not be empty", bool)
+Identifier = Annotated[str, Rule("may have letters, digits, _ and - only", re.compile(r"[\w-]+\Z").match)]
+Count = Annotated[int, Rule("must be above 0", lambda n: n >= 1)]
+CountOrZero = Annotated[int, Rule("must be 0 or more", lambda n: n >= 0)]
+TwoOrMore = Annotated[int, Rule("must be at least 2", lambda n: n >= 2)]
+Subsets = Annotated[int, Rule("must lie between 1 and 10000", lambda n: 1 <= n <= 10_000)]
+Seed = Annotated[int, Rule("must lie between 0 and 2^63 - 1", lambda n: 0 <= n < 2**63)]
+Positive = Annotated[float, Rule("must be above 0", lambda x: x > 0)]
+NotNegative = Annotated[float, Rule("must be 0 or more", lambda x: x >= 0)]
+Fraction = Annotated[float, Rule("must lie in [0, 1)", lambda x: 0 <= x < 1)]
+Share = Annotated[float, Rule("must lie between 0 and 1", lambda x: 0 <= x <= 1)]
 
 
 def unhashed(default: Any) -> Any:
@@ -88,14 +65,13 @@ def unhashed(default: Any) -> Any:
 
 
 def view(default: Any) -> Any:
-    """A field of a tokenizer that determines how its output becomes tokens, but neither its weights nor its
-    reconstructions."""
+    """A field of a tokenizer that affects how its output becomes tokens, not its weights and reconstructions."""
     return field(default=default, metadata={"view": True})
 
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, ranges included."""
+    """The types of a dataclass's fields, with their rules."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in fields(cls)}
 
@@ -105,41 +81,35 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
 
     Raises KeyPathError."""
     origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return value
     if origin is Annotated:
         found = parse(args[0], value, path)
         for rule in args[1:]:
             if complaint := rule.complaint(found):
-                raise KeyPathError(path, complaint, value)
+                raise KeyPathError(path, complaint)
         return found
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         members = [a for a in args if a is not type(None)]
-        if len(members) > 1 and all(is_dataclass(m) for m in members):
-            return parse(_kind_of(members, value, path), value, path)
-        return parse(members[0], value, path)
+        return parse(members[0] if len(members) == 1 else _kind_of(members, value, path), value, path)
     if isinstance(expected, type) and is_dataclass(expected):
         return _parse_dataclass(expected, value, path)
     if origin is Literal:
         if value not in args:
-            raise KeyPathError(path, f"'{value}' is not one of {', '.join(map(str, args))}", value)
+            raise KeyPathError(path, f"'{value}' is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
-        listed, open_ended = isinstance(value, (list, tuple)), Ellipsis in args
-        if not listed or not (open_ended or len(value) == len(args)):
+        open_ended = Ellipsis in args
+        if not isinstance(value, (list, tuple)) or not (open_ended or len(value) == len(args)):
             length = "" if open_ended else f" of {len(args)} values"
-            raise KeyPathError(path, f"expected a list{length}, found {value!r}", value)
+            raise KeyPathError(path, f"expected a list{length}, found {value!r}")
         args = args[:1] * len(value) if open_ended else args
         return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
     if origin is dict:
-        if not isinstance(value, dict):
-            raise KeyPathError(path, f"expected a block of keys, found {value!r}", value)
-        for key in value:
-            if not isinstance(key, str):
-                raise KeyPathError(join(path, str(key)), "keys are texts; put it in quotes")
+        check_keys(path, value)
         return {parse(args[0], key, join(path, key)): parse(args[1], v, join(path, key)) for key, v in value.items()}
-    if expected is Any:
-        return value
     return _parse_scalar(expected, value, path)
 
 
@@ -148,21 +118,22 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
     if expected is int and number and value == int(value):
         return int(value)
     if expected is float and number:
-        return float(value) + 0.0  # so that -0.0 is 0.0, in ids too
+        return float(value) + 0.0  # -0.0 becomes 0.0, in ids too
     if expected in (bool, str) and type(value) is expected:
         return value
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    raise KeyPathError(path, f"expected {names[expected]}, found {value!r}", value)
+    raise KeyPathError(path, f"expected {names[expected]}, found {value!r}")
 
 
 def _kind_of(members: list[Any], value: Any, path: str) -> type:
+    """The dataclass among ``members`` that a block's ``kind`` names; one of them may be ``assumed`` without it."""
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
-        raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}", value)
+        raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}")
     assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)
     kind = value.get("kind", assumed)
     if not isinstance(kind, str) or kind not in kinds:
-        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(str(kind), kinds)}", kind)
+        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(kind, kinds)}")
     return kinds[kind]
 
 
@@ -176,17 +147,19 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
     return cls(**found)
 
 
-def check_keys(path: str, tree: Any, known: Collection[str], where: str = "") -> None:
-    """Raises KeyPathError where ``tree`` is not a block or has a key that is not one of ``known``."""
+def check_keys(path: str, tree: Any, known: Collection[str] | None = None, where: str = "") -> None:
+    """Raises KeyPathError where ``tree`` is not a block, or has a key that is no text or not one of ``known``."""
     if not isinstance(tree, dict):
-        raise KeyPathError(path, f"expected a block of keys, found {tree!r}", tree)
+        raise KeyPathError(path, f"expected a block of keys, found {tree!r}")
     for key in tree:
-        if key not in list(known):
-            raise KeyPathError(join(path, str(key)), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
+        if not isinstance(key, str):
+            raise KeyPathError(join(path, str(key)), "keys are texts; put it in quotes")
+        if known is not None and key not in known:
+            raise KeyPathError(join(path, key), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
 
 
 def join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else str(key)
+    return f"{path}.{key}" if path else key
 
 
 def as_tree(block: Any) -> dict:
@@ -197,11 +170,10 @@ def as_tree(block: Any) -> dict:
 def overlay(base: Any, over: Any) -> Any:
     """``over`` laid on ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
     if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
-        raise UserError(
-            f"'{base}' is a whole block, and a later layer lays {over} over it; refer to its keys one by one"
-        )
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    if "kind" in over and over["kind"] != base.get("kind"):
+        message = f"'{base}' is a whole block, and a later layer lays {over} over it; refer to its keys one by one"
+        raise UserError(message)
+    if not (isinstance(base, dict) and isinstance(over, dict)) or over.get("kind", base.get("kind")) != base.get(
+        "kind"
+    ):
         return over
     return {**base, **{key: overlay(base.get(key), value) for key, value in over.items()}}

@@ -6,37 +6,15 @@ field's type and ``kind`` chooses among them; class variables describe a kind fo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import (
-    Count,
-    CountOrZero,
-    Form,
-    Fraction,
-    Identifier,
-    NotNegative,
-    Positive,
-    Seed,
-    Share,
-    Subsets,
-    TwoOrMore,
-    unhashed,
-)
+from mar_bench.config import parse, spec_data, spec_model
 from mar_bench.config.spec_data import *  # noqa: F403
-from mar_bench.config.spec_data import (
-    DataSpec,
-    ImageFolderData,
-    LatentsSpec,
-    LDMKLTokenizer,
-    TokenizerSpec,
-    TokenSpace,
-    token_space,
-)
 from mar_bench.config.spec_model import *  # noqa: F403
-from mar_bench.config.spec_model import ARModel, ModelSpec
 
-Device = Annotated[str, Form(r"auto|cpu|cuda(:\d+)?", "must be auto, cpu, cuda or cuda:<number>")]
+Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", re.compile(r"(auto|cpu|cuda(:\d+)?)\Z").match)]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 
@@ -44,42 +22,43 @@ CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; 
 class TrainSpec:
     """AdamW on the generator (paper, appendix B)."""
 
-    steps: Count = 250_000  # 400 epochs of 625 batches
-    batch_size: Count = 2048
-    lr: Positive = 8e-4
+    steps: parse.Count = 250_000  # 400 epochs of 625 batches
+    batch_size: parse.Count = 2048
+    lr: parse.Positive = 8e-4
     lr_schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
-    warmup_steps: CountOrZero = 62_500  # 100 epochs
-    weight_decay: NotNegative = 0.02  # none on biases, norms, other 1-D parameters and the head
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    grad_clip: Positive | None = 3.0  # [code]; None: gradients are not clipped
-    ema_decay: Fraction = 0.9999
+    warmup_steps: parse.CountOrZero = 62_500  # 100 epochs
+    weight_decay: parse.NotNegative = 0.02  # none on biases, norms, other 1-D parameters and the head
+    betas: tuple[parse.Fraction, parse.Fraction] = (0.9, 0.95)
+    grad_clip: parse.Positive | None = 3.0  # [code]; None: gradients are not clipped
+    ema_decay: parse.Fraction = 0.9999
     ema_warmup: bool = False  # decay (1 + step) / (10 + step) until it reaches ema_decay: for short runs
-    label_dropout: Share = 0.1  # [code] share of images trained without their class
+    label_dropout: parse.Share = 0.1  # [code] share of images trained without their class
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
-    seed: Seed = 0
+    seed: parse.Seed = 0
     published: str | None = None  # name of published weights that replace training
-    weights: str | None = unhashed(None)  # their file, as mar-bench convert writes it
-    max_skipped_steps: Count = unhashed(20)  # in a row, because of non-finite gradients; one more fails the run
+    weights: str | None = parse.unhashed(None)  # their file, as mar-bench convert writes it
+    # optimiser steps skipped in a row because of non-finite gradients; one more fails the run
+    max_skipped_steps: parse.Count = parse.unhashed(20)
 
 
 @dataclass(frozen=True)
 class SamplingSpec:
     """How images are drawn from trained weights. No module's constructor sees it."""
 
-    num_images: TwoOrMore = 50_000
-    batch_size: Count = 256  # images generated together; always consecutive indices
+    num_images: parse.TwoOrMore = 50_000
+    batch_size: parse.Count = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
     order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
-    choice_temperature: NotNegative | None = None  # of confidence order: scale of the noise on the confidence
+    choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
     num_ar_steps: int | None = 64  # None: one token per step
     num_diffusion_steps: int | None = 100  # None: the head does not denoise
     sampler: Literal["ddpm", "ddim"] = "ddpm"  # of a whole-image diffusion model
-    guidance_scale: NotNegative = 1.0
+    guidance_scale: parse.NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
-    guided_channels: Count | None = None  # of DiT, whose code guides the first three latent channels; None: all
-    temperature: Positive = 1.0
-    clamp_x0: Positive | None = None  # guard for undertrained heads: bound of the predicted x0 in token units
-    seed: Seed = 0
+    guided_channels: parse.Count | None = None  # of DiT, whose code guides the first three latent channels; None: all
+    temperature: parse.Positive = 1.0
+    clamp_x0: parse.Positive | None = None  # guard for undertrained heads: bound of the predicted x0 in token units
+    seed: parse.Seed = 0
 
 
 @dataclass(frozen=True)
@@ -88,13 +67,13 @@ class ClassifierExtractor:
 
     trained: ClassVar[bool] = True
     kind: Literal["classifier"] = "classifier"
-    name: Identifier = "classifier"  # part of the names of metrics
-    feature_dim: Count = 64
-    width: Count = 32
-    steps: Count = 800
-    batch_size: Count = 64
-    lr: Positive = 2e-3
-    seed: Seed = 0
+    name: parse.Identifier = "classifier"  # part of the names of metrics
+    feature_dim: parse.Count = 64
+    width: parse.Count = 32
+    steps: parse.Count = 800
+    batch_size: parse.Count = 64
+    lr: parse.Positive = 2e-3
+    seed: parse.Seed = 0
 
 
 @dataclass(frozen=True)
@@ -103,8 +82,8 @@ class InceptionExtractor:
 
     trained: ClassVar[bool] = False
     kind: Literal["inception"] = "inception"
-    name: Identifier = "inception"
-    weights: str | None = unhashed(None)
+    name: parse.Identifier = "inception"
+    weights: str | None = parse.unhashed(None)
 
 
 @dataclass(frozen=True)
@@ -113,7 +92,7 @@ class EfficientNetExtractor:
 
     trained: ClassVar[bool] = False
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    name: Identifier = "efficientnet_lite0"
+    name: parse.Identifier = "efficientnet_lite0"
 
 
 @dataclass(frozen=True)
@@ -122,8 +101,8 @@ class PluginExtractor:
 
     trained: ClassVar[bool] = False
     kind: Literal["plugin"] = "plugin"
-    name: Identifier = "plugin"
-    weights: str | None = unhashed(None)  # a file, if the extractor wants one
+    name: parse.Identifier = "plugin"
+    weights: str | None = parse.unhashed(None)  # a file, if the extractor wants one
 
 
 ExtractorSpec = ClassifierExtractor | InceptionExtractor | EfficientNetExtractor | PluginExtractor
@@ -135,7 +114,7 @@ class FileReference:
 
     kind: Literal["file"] = "file"
     name: str = "adm-imagenet256"  # stands for the content in ids
-    file: str | None = unhashed(None)
+    file: str | None = parse.unhashed(None)
 
 
 @dataclass(frozen=True)
@@ -154,46 +133,46 @@ class MetricsSpec:
 
     extractor: ExtractorSpec = field(default_factory=InceptionExtractor)
     reference: ReferenceSpec = field(default_factory=FileReference)
-    reference_images: TwoOrMore = 10_000  # real images kept for precision, recall and KID, at most
-    is_splits: Count = 10
-    kid_subsets: Subsets = 100
-    kid_subset_size: TwoOrMore = 1000
-    neighbours: Count = 3  # precision and recall: the radius is the distance to this neighbour
-    jackknife_groups: TwoOrMore = 10
-    keep_features: bool = unhashed(False)  # to verify every metric later, not only the distance
+    reference_images: parse.TwoOrMore = 10_000  # real images kept for precision, recall and KID, at most
+    is_splits: parse.Count = 10
+    kid_subsets: parse.Subsets = 100
+    kid_subset_size: parse.TwoOrMore = 1000
+    neighbours: parse.Count = 3  # precision and recall: the radius is the distance to this neighbour
+    jackknife_groups: parse.TwoOrMore = 10
+    keep_features: bool = parse.unhashed(False)  # to verify every metric later, not only the distance
 
 
 @dataclass(frozen=True)
 class SpeedSpec:
     """How the seconds per image are measured."""
 
-    batch_size: Count = 256
-    repeats: Count = 5  # timed batches, after a warm-up
+    batch_size: parse.Count = 256
+    repeats: parse.Count = 5  # timed batches, after a warm-up
 
 
 @dataclass(frozen=True)
 class ComputeSpec:
     """Where and how fast: in no id but a speed record's, which has device and threads."""
 
-    device: Device = unhashed("auto")  # auto: cuda if available, else cpu
-    threads: Count = unhashed(1)  # per process
-    checkpoint_every: Count = unhashed(5000)  # training steps
+    device: Device = parse.unhashed("auto")  # auto: cuda if available, else cpu
+    threads: parse.Count = parse.unhashed(1)  # per process
+    checkpoint_every: parse.Count = parse.unhashed(5000)  # training steps
     # images per forward pass, gradients are accumulated; None: the whole batch. It changes the draws of dropout
-    micro_batch: Count | None = unhashed(None)
-    gradient_checkpointing: bool = unhashed(False)  # recompute activations instead of storing them
-    compile: bool = unhashed(False)  # torch.compile of the blocks in training
-    log_every: Count = unhashed(50)  # training steps per line of metrics.jsonl
-    step_pause: NotNegative = unhashed(0.0)  # seconds of sleep per step, to try out interruptions
+    micro_batch: parse.Count | None = parse.unhashed(None)
+    gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
+    compile: bool = parse.unhashed(False)  # torch.compile of the blocks in training
+    log_every: parse.Count = parse.unhashed(50)  # training steps per line of metrics.jsonl
+    step_pause: parse.NotNegative = parse.unhashed(0.0)  # seconds of sleep per step, to try out interruptions
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """One cell, fully resolved."""
 
-    data: DataSpec = field(default_factory=ImageFolderData)
-    tokenizer: TokenizerSpec = field(default_factory=LDMKLTokenizer)
-    latents: LatentsSpec = field(default_factory=LatentsSpec)
-    model: ModelSpec = field(default_factory=ARModel)
+    data: spec_data.DataSpec = field(default_factory=spec_data.ImageFolderData)
+    tokenizer: spec_data.TokenizerSpec = field(default_factory=spec_data.LDMKLTokenizer)
+    latents: spec_data.LatentsSpec = field(default_factory=spec_data.LatentsSpec)
+    model: spec_model.ModelSpec = field(default_factory=spec_model.ARModel)
     train: TrainSpec = field(default_factory=TrainSpec)
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     metrics: MetricsSpec = field(default_factory=MetricsSpec)
@@ -201,8 +180,8 @@ class RunSpec:
     compute: ComputeSpec = field(default_factory=ComputeSpec)
 
     @property
-    def space(self) -> TokenSpace:
-        return token_space(self.tokenizer, self.data)
+    def space(self) -> spec_data.TokenSpace:
+        return spec_data.token_space(self.tokenizer, self.data)
 
 
 RUN_KEYS = tuple(f.name for f in fields(RunSpec))

@@ -7,8 +7,6 @@ from typing import ClassVar, Literal
 
 from mar_bench.config.parse import Count, Fraction, NotNegative, Positive, Seed, TwoOrMore, unhashed, view
 
-# --- token spaces ---------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Discrete:
@@ -31,9 +29,6 @@ TokenSpace = Discrete | Continuous
 
 def num_tokens(space: TokenSpace) -> int:
     return space.grid[0] * space.grid[1]
-
-
-# --- data -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,19 +73,15 @@ class DigitsData:
 
 DataSpec = ImageFolderData | MnistData | DigitsData
 
-# --- tokenizers -----------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
-class KLTokenizer:
-    """A small convolutional variational autoencoder trained on the data set (continuous tokens)."""
+class TrainedTokenizer:
+    """A small convolutional autoencoder trained on the data set."""
 
     trained: ClassVar[bool] = True
-    kind: Literal["kl"] = "kl"
+    kind: str = ""
     stride: int = 8  # pixels per token side; a power of two
-    latent_dim: Count = 4
     width: Count = 32  # channels at full resolution; doubled once on the way down
-    kl_weight: NotNegative = 2e-2  # against a mean squared error per pixel; see "The tokenizer decides" in the docs
     steps: Count = 1500
     batch_size: Count = 64
     lr: Positive = 2e-3
@@ -99,23 +90,24 @@ class KLTokenizer:
 
 
 @dataclass(frozen=True)
-class VQTokenizer:
-    """The same autoencoder with a vector-quantised bottleneck: codes, or the latents before quantisation."""
+class KLTokenizer(TrainedTokenizer):
+    """A variational autoencoder: continuous tokens."""
 
-    trained: ClassVar[bool] = True
+    kind: Literal["kl"] = "kl"
+    latent_dim: Count = 4
+    kl_weight: NotNegative = 2e-2  # against a mean squared error per pixel; see "The tokenizer decides" in the docs
+
+
+@dataclass(frozen=True)
+class VQTokenizer(TrainedTokenizer):
+    """A vector-quantised bottleneck: codes, or the latents before quantisation."""
+
     kind: Literal["vq"] = "vq"
-    stride: int = 8
     vocab_size: TwoOrMore = 256
     code_dim: Count = 8
-    width: Count = 32
     commitment_weight: NotNegative = 0.25
     codebook_decay: Fraction = 0.99  # moving average that updates the codebook
-    steps: Count = 1500
-    batch_size: Count = 64
-    lr: Positive = 2e-3
-    seed: Seed = 0
     output: Literal["codes", "latents"] = view("codes")
-    group: int = view(1)
 
 
 @dataclass(frozen=True)
@@ -150,32 +142,34 @@ class LDMVQTokenizer:
 
 
 @dataclass(frozen=True)
-class SDKLTokenizer:
-    """Stable diffusion's KL autoencoder (sd-vae-ft), KL-8 in the paper: 4 channels at stride 8, grouped 2x2."""
+class StableDiffusionTokenizer:
+    """4 channels at stride 8, grouped 2x2."""
 
     trained: ClassVar[bool] = False
     stride: ClassVar[int] = 8
     latent_dim: ClassVar[int] = 4
-    kind: Literal["sd_kl"] = "sd_kl"
-    name: str = "sd-vae-ft-ema"
+    kind: str = ""
+    name: str = ""
     weights: str | None = unhashed(None)
     scale: Positive | None = 0.18215
     group: int = view(2)
 
 
 @dataclass(frozen=True)
-class ConsistencyTokenizer:
-    """OpenAI's Consistency Decoder on the latents of stable diffusion's first encoder, grouped 2x2."""
+class SDKLTokenizer(StableDiffusionTokenizer):
+    """Stable diffusion's KL autoencoder (sd-vae-ft), KL-8 in the paper."""
 
-    trained: ClassVar[bool] = False
-    stride: ClassVar[int] = 8
-    latent_dim: ClassVar[int] = 4
+    kind: Literal["sd_kl"] = "sd_kl"
+    name: str = "sd-vae-ft-ema"
+
+
+@dataclass(frozen=True)
+class ConsistencyTokenizer(StableDiffusionTokenizer):
+    """OpenAI's Consistency Decoder on the latents of stable diffusion's first encoder."""
+
     kind: Literal["consistency"] = "consistency"
     name: str = "consistency-decoder"
-    weights: str | None = unhashed(None)
-    scale: Positive | None = 0.18215
     decode_seed: Seed = 0  # the decoder draws noise for each image
-    group: int = view(2)
 
 
 @dataclass(frozen=True)
@@ -196,10 +190,10 @@ TokenizerSpec = (
 def latent_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
     """The space of a tokenizer's output on a data set before it is grouped, without building it."""
     side = data.image_size // tokenizer.stride
-    if isinstance(tokenizer, (VQTokenizer, LDMVQTokenizer)) and tokenizer.output == "codes":
+    if not _continuous(tokenizer):
         return Discrete(tokenizer.vocab_size, (side, side))
-    dims = (getattr(tokenizer, name, None) for name in ("latent_dim", "code_dim"))
-    return Continuous(next((d for d in dims if d), data.channels), (side, side))
+    dim = getattr(tokenizer, "latent_dim", None) or getattr(tokenizer, "code_dim", None) or data.channels
+    return Continuous(dim, (side, side))
 
 
 def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
@@ -208,11 +202,6 @@ def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
     if isinstance(space, Discrete):
         return space
     return Continuous(space.dim * group**2, (space.grid[0] // group, space.grid[1] // group))
-
-
-def keeps_floats(tokenizer: TokenizerSpec) -> bool:
-    """Whether an image is stored as floats, neither as codes nor as bytes."""
-    return _continuous(tokenizer) and tokenizer.kind != "pixel"
 
 
 def measures_scale(tokenizer: TokenizerSpec) -> bool:

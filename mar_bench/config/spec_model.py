@@ -33,50 +33,49 @@ MaskingSpec = TruncatedNormalMasking | UniformMasking
 
 
 @dataclass(frozen=True)
-class MaskedBackbone:
-    """MAE-style encoder and decoder: bidirectional attention among the known tokens (paper, section 3.4)."""
+class Transformer:
+    """A transformer over a class and tokens."""
 
-    attention: ClassVar[str] = "bidirectional"
-    kind: Literal["masked"] = "masked"
+    kind: str = ""
     dim: Count = 1024
-    encoder_depth: Count = 16
-    decoder_depth: Count = 16
     num_heads: Count = 16
     mlp_ratio: Positive = 4.0
     num_class_tokens: Count = 64  # copies of the class embedding in front of the sequence
     activation: Literal["gelu", "relu"] = "gelu"
     dropout: Fraction = 0.1  # of attention and of projections [code]
     init_std: Positive = 0.02  # of embeddings
+
+
+@dataclass(frozen=True)
+class MaskedBackbone(Transformer):
+    """MAE-style encoder and decoder: bidirectional attention among the known tokens (paper, section 3.4)."""
+
+    attention: ClassVar[str] = "bidirectional"
+    kind: Literal["masked"] = "masked"
+    encoder_depth: Count = 16
+    decoder_depth: Count = 16
     masking: MaskingSpec = field(default_factory=TruncatedNormalMasking)
 
 
 @dataclass(frozen=True)
-class CausalBackbone:
+class CausalBackbone(Transformer):
     """GPT-style decoder: causal attention along the order, teacher forcing on every token, kv-cache."""
 
     attention: ClassVar[str] = "causal"
     kind: Literal["causal"] = "causal"
-    dim: Count = 1024
     depth: Count = 32  # encoder and decoder depth together, so that parameters match the masked backbone
-    num_heads: Count = 16
-    mlp_ratio: Positive = 4.0
-    num_class_tokens: Count = 64
-    activation: Literal["gelu", "relu"] = "gelu"
-    dropout: Fraction = 0.1
-    init_std: Positive = 0.02
 
 
 BackboneSpec = MaskedBackbone | CausalBackbone
 
 
 class DrawsTokens:
-    """What checks must know of the part that draws tokens: its token space, whether it takes denoising steps, whether
-    seed and temperature matter, and whether ``clamp_x0`` applies."""
+    """What checks must know of the part that draws tokens."""
 
     space: ClassVar[type] = Continuous
-    denoises: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    clamps: ClassVar[bool] = False
+    denoises: ClassVar[bool] = False  # it takes denoising steps
+    draws: ClassVar[bool] = True  # seed and temperature matter
+    clamps: ClassVar[bool] = False  # ``clamp_x0`` applies
 
 
 @dataclass(frozen=True)

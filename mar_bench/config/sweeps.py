@@ -18,20 +18,14 @@ from mar_bench.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Sweep:
-    """The sweep points of a row, which differ in ``sampling`` only, and the metric that chooses among them."""
+    """The specs among which measurements choose: sampling settings of a row, or tokenizer settings of several rows
+    (a search), which are tried in short trainings."""
 
-    metric: str
-    minimise: bool
-    points: list[tuple[dict[str, Any], RunSpec]]  # dotted path -> value, and the row with these values
-
-
-@dataclass(frozen=True)
-class Search:
-    """Tokenizer settings, of which one is chosen for several rows; each is tried in a short training."""
-
-    judge: str  # the row that is trained to compare them
-    points: list[tuple[dict[str, Any], RunSpec]]  # fields of the tokenizer, and that row with them, trained briefly
+    judge: str  # the row that is measured at each point
+    points: list[tuple[dict[str, Any], RunSpec]]  # the settings that vary, and the judge's spec to measure
     rows: dict[str, list[RunSpec]]  # every row that the choice applies to, at each of the points
+    metric: str = "reconstruction + loss"
+    minimise: bool = True
 
 
 def points_of(bundles: list[Bundle]) -> Iterator[dict[str, Any]]:
@@ -44,13 +38,13 @@ def points_of(bundles: list[Bundle]) -> Iterator[dict[str, Any]]:
         yield {"sampling": {path.partition(".")[2]: value for path, value in zip(over, values)}} if over else {}
 
 
-def sweep_of(bundles: list[Bundle], specs: list[RunSpec]) -> Sweep:
+def sweep_of(row: str, bundles: list[Bundle], specs: list[RunSpec]) -> Sweep:
     """The row's sweep, with points named by the settings that vary; overrides may have fixed the others."""
     select = next(bundle.select for bundle in bundles if bundle.select)
     values = {path: [getattr(spec.sampling, path.partition(".")[2]) for spec in specs] for path in select.over}
     differ = [path for path, found in values.items() if len(set(found)) > 1]
     points = [({path: values[path][i] for path in differ}, spec) for i, spec in enumerate(specs)]
-    return Sweep(select.minimise or select.maximise or "", select.minimise is not None, points)
+    return Sweep(row, points, {row: specs}, select.minimise or select.maximise or "", select.minimise is not None)
 
 
 def searches_of(
@@ -59,36 +53,39 @@ def searches_of(
     rows: dict[str, RunSpec],
     sweeps: dict[str, Sweep],
     overrides: Sequence[str],
-) -> list[Search]:
-    """The searches of an experiment. Raises UserError for one that conflicts with its rows or the overrides."""
-    searches: list[Search] = []
-    for name, search in blocks.items():
-        if search is None:  # this scale has published tokenizers
-            continue
-        where = f"{file}: search.{name}"
-        chosen = [row for row in rows if fnmatch.fnmatch(row, search.rows)]
-        if search.judge not in chosen:
-            raise UserError(f"{where}.judge: '{search.judge}' is none of {', '.join(chosen) or 'no rows'}")
-        judge = rows[search.judge]
-        if judge.model.kind == "ar" and judge.model.head.kind == "gmm":
-            raise UserError(f"{where}.judge: a mixture's loss may be negative; take another row")
-        for row in chosen:
-            if row in sweeps or any(row in other.rows for other in searches):
-                raise UserError(f"{where}: row '{row}' has another sweep or search too; only one may choose")
-        for key in {key for setting in search.tokenizers for key in setting}:
-            if hit := [w for w in overrides if "tokenizer" in w and w.partition("=")[0].endswith(f".{key}")]:
-                raise UserError(f"override '{hit[0]}': search.{name} of {file} chooses this; change it there")
-        settings = search.tokenizers
+) -> list[Sweep]:
+    """The searches of an experiment; a block is None where the scale has published tokenizers.
+
+    Raises UserError for one that conflicts with its rows or the overrides."""
+    searches: list[Sweep] = []
+    for name, block in ((name, block) for name, block in blocks.items() if block is not None):
+        taken = {*sweeps, *(row for other in searches for row in other.rows)}
+        settings = {key for setting in block.tokenizers for key in setting}
         try:
-            specs = {row: [_with(rows[row], {"tokenizer": setting}) for setting in settings] for row in chosen}
-            short = [_with(judge, {"tokenizer": setting, "train": {"steps": search.steps}}) for setting in settings]
+            for key in (override.partition("=")[0] for override in overrides):
+                if "tokenizer" in key and key.rpartition(".")[2] in settings:
+                    raise UserError(f"it chooses {key}; change the setting there, not by an override")
+            searches.append(_search(block, rows, taken))
         except (KeyPathError, UserError) as error:
-            raise UserError(f"{where}: {error}") from None
-        points = [({key: getattr(spec.tokenizer, key) for key in s}, spec) for s, spec in zip(settings, short)]
-        searches.append(Search(search.judge, points, specs))
+            raise UserError(f"{file}: search.{name}: {error}") from None
     return searches
 
 
-def _with(spec: RunSpec, tree: dict[str, Any]) -> RunSpec:
-    """A row with some of its fields replaced, parsed and checked again."""
-    return finish(parse(RunSpec, overlay(as_tree(spec), tree)))
+def _search(block: SearchBlock, rows: dict[str, RunSpec], taken: set[str]) -> Sweep:
+    """A search whose settings are applied to its rows; ``taken`` rows have another sweep or search."""
+    chosen = fnmatch.filter(rows, block.rows)
+    if block.judge not in chosen:
+        raise KeyPathError("judge", f"'{block.judge}' is none of {', '.join(chosen) or 'no rows'}")
+    judge = rows[block.judge]
+    if judge.model.kind == "ar" and judge.model.head.kind == "gmm":
+        raise KeyPathError("judge", "a mixture's loss may be negative; take another row")
+    if both := taken.intersection(chosen):
+        raise UserError(f"row '{min(both)}' has another sweep or search too; only one may choose")
+    short = [_with(judge, setting, {"steps": block.steps}) for setting in block.tokenizers]
+    points = [({key: getattr(spec.tokenizer, key) for key in s}, spec) for s, spec in zip(block.tokenizers, short)]
+    return Sweep(block.judge, points, {row: [_with(rows[row], s) for s in block.tokenizers] for row in chosen})
+
+
+def _with(spec: RunSpec, tokenizer: dict[str, Any], train: dict[str, Any] | None = None) -> RunSpec:
+    """A row with some fields of its tokenizer and training replaced, parsed and checked again."""
+    return finish(parse(RunSpec, overlay(as_tree(spec), {"tokenizer": tokenizer, "train": train or {}})))

@@ -15,9 +15,9 @@ import torch
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import Run, generation_run, with_seeds
-from mar_bench.config.layers import parse_overrides
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
+from mar_bench.config.yaml_layers import parse_overrides
 from mar_bench.data.datasets import CONVERSION, Progress, load_data, silent
 from mar_bench.data.image_sets import ImageSet, open_images
 from mar_bench.metrics import features

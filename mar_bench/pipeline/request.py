@@ -12,8 +12,8 @@ from pathlib import Path
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, chosen_rows, plan_runs
-from mar_bench.config.layers import experiment_files
 from mar_bench.config.spec import CHOICE_SEED, RUN_KEYS
+from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import Record

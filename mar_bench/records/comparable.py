@@ -8,46 +8,33 @@ difference: the other may have been measured in any way."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from mar_bench.records.metrics import IMAGES, METRICS
 from mar_bench.records.record import Record
 
-SHA_DIGITS = 8  # enough to tell a few files apart
-
-
-class Condition(NamedTuple):
-    """A property of a protocol that must be equal."""
-
-    noun: str
-    path: str  # ``samples.size`` of the protocol; of content: its block, compared by sha256, else by name
-    phrase: str  # a difference in words, from both values
-    is_content: bool = False
-
-
+# condition -> where a protocol has it (``samples.size``) and a difference in words, from both values
 CONDITIONS = {
-    "extractor": Condition("feature extractor", "extractor", "another feature extractor ({} against {})", True),
-    "dtype": Condition("precision of the numbers", "dtype", "features in {} against {}"),
-    "reference": Condition("reference", "reference", "another reference ({} against {})", True),
-    "num_reference": Condition("number of reference images", "num_reference", "{} against {} reference images"),
-    "num_features": Condition(  # with more reference images the neighbours are nearer
-        "number of reference features", "reference.num_features", "neighbours among {} against {} reference images"
-    ),
-    "heldout": Condition("held-out images", "heldout", "other held-out images ({} against {})", True),
-    "num_heldout": Condition("number of held-out images", "num_heldout", "{} against {} held-out images"),
-    "is_splits": Condition("number of IS splits", "settings.is_splits", "IS over {} against {} splits"),
-    "kid_subsets": Condition("number of KID subsets", "settings.kid_subsets", "KID over {} against {} subsets"),
-    "kid_subset_size": Condition(
-        "size of KID subsets", "settings.kid_subset_size", "KID over subsets of {} against {} images"
-    ),
-    "kid_kernel": Condition("kernel of KID", "settings.kid_kernel", "KID with kernel {} against {}"),
-    "neighbours": Condition("neighbours", "settings.neighbours", "the radius of {} against {} neighbours"),
-    "num_generated": Condition("number of images", "num_generated", "{} against {} generated images"),
-    "label_mode": Condition("labels", "label_mode", "labels {} against {}"),
-    "image_size": Condition("image size", "samples.size", "images of {} against {}"),
-    "channels": Condition("channels", "samples.channels", "{} against {} channels"),
-    "conversion": Condition("conversion to bytes", "samples.conversion", "converted by {} against {}"),
+    "extractor": ("extractor", "another feature extractor ({} against {})"),
+    "dtype": ("dtype", "features in {} against {}"),
+    "reference": ("reference", "another reference ({} against {})"),
+    "num_reference": ("num_reference", "{} against {} reference images"),
+    # with more reference images the neighbours are nearer
+    "num_features": ("reference.num_features", "neighbours among {} against {} reference images"),
+    "heldout": ("heldout", "other held-out images ({} against {})"),
+    "num_heldout": ("num_heldout", "{} against {} held-out images"),
+    "is_splits": ("settings.is_splits", "IS over {} against {} splits"),
+    "kid_subsets": ("settings.kid_subsets", "KID over {} against {} subsets"),
+    "kid_subset_size": ("settings.kid_subset_size", "KID over subsets of {} against {} images"),
+    "kid_kernel": ("settings.kid_kernel", "KID with kernel {} against {}"),
+    "neighbours": ("settings.neighbours", "the radius of {} against {} neighbours"),
+    "num_generated": ("num_generated", "{} against {} generated images"),
+    "label_mode": ("label_mode", "labels {} against {}"),
+    "image_size": ("samples.size", "images of {} against {}"),
+    "channels": ("samples.channels", "{} against {} channels"),
+    "conversion": ("samples.conversion", "converted by {} against {}"),
 }
+CONTENT = ("extractor", "reference", "heldout")  # blocks of the protocol, compared by sha256 or, without one, by name
 
 
 def differences(one: Record, other: Record, metric: str) -> list[str]:
@@ -65,23 +52,23 @@ def instrument_differences(one: Record, other: Record, metric: str) -> list[str]
 
 def _differences(one: Record, other: Record, names: Iterable[str]) -> list[str]:
     reasons, half_known = [], []
-    for condition in [CONDITIONS[name] for name in names]:
-        found = [_get(record.protocol, condition.path) for record in (one, other)]
-        values = [_identity(value) for value in found] if condition.is_content else found
+    for name in names:
+        path, phrase = CONDITIONS[name]
+        found = [_get(record.protocol, path) for record in (one, other)]
+        values = [_identity(value) for value in found] if name in CONTENT else found
         if (values[0] is None) != (values[1] is None):
-            half_known.append(condition.noun)
+            half_known.append(name)
         elif values[0] != values[1]:
-            texts = _described(*found) if condition.is_content else map(_text, found)
-            reasons.append(condition.phrase.format(*texts))
+            reasons.append(phrase.format(*(_described(*found) if name in CONTENT else found)))
     return reasons + [f"recorded for one of them only: {', '.join(half_known)}"] * bool(half_known)
 
 
 def _get(protocol: dict[str, Any], path: str) -> Any:
-    """``samples.size`` of a protocol; lists as tuples, so that a record read from JSON equals one just made."""
+    """``samples.size`` of a protocol; sizes as ``32x32``, so that a record read from JSON equals one just made."""
     found: Any = protocol
     for key in path.split("."):
         found = found.get(key) if isinstance(found, dict) else None
-    return tuple(found) if isinstance(found, list) else found
+    return "x".join(map(str, found)) if isinstance(found, (list, tuple)) else found
 
 
 def _identity(block: Any) -> Any:
@@ -91,10 +78,5 @@ def _identity(block: Any) -> Any:
 def _described(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
     """Two networks or sets of images by name or, where the names are equal, by the start of their SHA-256."""
     names = [str(block.get("name") or "unnamed") for block in (one, other)]
-    digests = [(block.get("sha256") or "unknown")[:SHA_DIGITS] for block in (one, other)]
+    digests = [(block.get("sha256") or "unknown")[:8] for block in (one, other)]
     return (names[0], names[1]) if names[0] != names[1] else (f"sha256 {digests[0]}", digests[1])
-
-
-def _text(value: Any) -> str:
-    """``32x32`` of a size."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

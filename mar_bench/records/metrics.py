@@ -1,7 +1,11 @@
 """The metrics a record can hold: one MetricSpec each, and everything that depends on which metric it is.
 
 Metrics are written ``fd``, ``fd:heldout`` (against held-out images) and ``fd:real`` (the held-out images themselves
-against the reference); the key in a record also names the extractor (``metric_name``). Start with ``METRICS``."""
+against the reference); the key in a record also names the extractor (``metric_name``). Start with ``METRICS``.
+
+To add a metric of generated images, add its MetricSpec to ``_GENERATION``, whose order is that of tables. A condition
+that no metric has yet also needs an entry in ``CONDITIONS`` of comparable.py. An experiment shows the metric once its
+``layout.metrics`` names it."""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ NEIGHBOURS = ("reference", "num_features", "neighbours")
 
 @dataclass(frozen=True)
 class PaperTolerance:
-    """How far from a published value ours may be.
+    """Tolerance for a difference from a published value.
 
     Up to ``absolute``, or ``share`` of the published value, is a match; up to ``close`` of it is close."""
 
@@ -31,19 +35,15 @@ class PaperTolerance:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric.
-
-    ``label`` is its name in tables, ``paper_label`` where the 2015 Inception network measured it; ``prefix`` precedes
-    either. Tables show the value times ``scale`` with ``unit`` behind the name. ``conditions`` must be equal for two
-    values to compare."""
+    """One metric: its names, how tables print it, and the conditions under which two values compare."""
 
     name: str
-    label: str
-    paper_label: str = ""  # default: label
-    prefix: str = ""
+    label: str  # its name in tables
+    paper_label: str = ""  # the name where the 2015 Inception network measured it; default: label
+    prefix: str = ""  # of either label
     conditions: tuple[str, ...] = ()
     lower_is_better: bool = False
-    scale: float = 1.0
+    scale: float = 1.0  # tables show the value times this, with the unit behind the name
     unit: str = ""
     unit_of_inception: bool = False  # scale and unit hold for Inception features only
     paper_decimals: int | None = None  # decimals the paper prints; None: as many as the number has
@@ -98,61 +98,28 @@ def metrics_by_key(extractor: Mapping[str, Any]) -> dict[str, MetricSpec]:
     return {**found, "psnr": METRICS["psnr"]}
 
 
-_FD = MetricSpec(
-    "fd",
-    "FD",
-    paper_label="FID",
-    conditions=(*EXTRACTOR, "reference", "num_reference", *IMAGES),
-    lower_is_better=True,
-    paper_decimals=2,
-    depends_on_count=True,
-    tolerance=PaperTolerance(share=0.03, absolute=0.05, close=0.10),
-)
-_IS = MetricSpec(
-    "is",
-    "IS",
-    conditions=(*EXTRACTOR, "is_splits", *IMAGES),
-    paper_decimals=1,
-    depends_on_count=True,
-    tolerance=PaperTolerance(share=0.03, close=0.10),
-)
-_KID = MetricSpec(
-    "kid",
-    "KID",
-    conditions=(*EXTRACTOR, "reference", "kid_subsets", "kid_subset_size", "kid_kernel", *IMAGES),
-    lower_is_better=True,
-    scale=1000,
-    unit="x 1000",
-    unit_of_inception=True,  # its size depends on the features
-)
-_PRECISION, _RECALL = (
-    MetricSpec(
-        name,
-        name.capitalize(),
-        conditions=(*EXTRACTOR, *NEIGHBOURS, *IMAGES),
-        paper_decimals=2,
-        tolerance=PaperTolerance(absolute=0.02),
-    )
-    for name in ("precision", "recall")
-)
-_COPIED = MetricSpec(
-    "copied",
-    "copied",
-    conditions=(*EXTRACTOR, "reference", "num_features", *IMAGES),
-    lower_is_better=True,
-    scale=100,
-    unit="%",
-    with_inception=False,
-)
+def _of_images(name: str, label: str, *conditions: str, **properties: Any) -> MetricSpec:
+    return MetricSpec(name, label, conditions=(*EXTRACTOR, *conditions, *IMAGES), **properties)
+
+
+_DISTANCE: dict[str, Any] = {
+    "paper_label": "FID", "lower_is_better": True, "paper_decimals": 2, "depends_on_count": True
+}  # fmt: skip
+_SHARE: dict[str, Any] = {"paper_decimals": 2, "tolerance": PaperTolerance(absolute=0.02)}
+_KID: dict[str, Any] = {"scale": 1000, "unit": "x 1000", "unit_of_inception": True}  # its size depends on the features
 _GENERATION = (
-    _FD,
-    replace(_FD, name="fd:heldout", prefix="held-out ", conditions=(*EXTRACTOR, *HELDOUT, *IMAGES), tolerance=None),
-    _IS,
-    _KID,
-    _PRECISION,
-    _RECALL,
-    _COPIED,
-    MetricSpec("accuracy", "accuracy", conditions=(*EXTRACTOR, *IMAGES), with_inception=False),
+    _of_images("fd", "FD", "reference", "num_reference", **_DISTANCE, tolerance=PaperTolerance(0.03, 0.05, 0.10)),
+    _of_images("fd:heldout", "FD", *HELDOUT, **_DISTANCE, prefix="held-out "),
+    _of_images(
+        "is", "IS", "is_splits", paper_decimals=1, depends_on_count=True, tolerance=PaperTolerance(0.03, close=0.10)
+    ),
+    _of_images("kid", "KID", "reference", "kid_subsets", "kid_subset_size", "kid_kernel", lower_is_better=True, **_KID),
+    _of_images("precision", "Precision", *NEIGHBOURS, **_SHARE),
+    _of_images("recall", "Recall", *NEIGHBOURS, **_SHARE),
+    _of_images(
+        "copied", "copied", "reference", "num_features", lower_is_better=True, scale=100, unit="%", with_inception=False
+    ),
+    _of_images("accuracy", "accuracy", with_inception=False),
 )
 _REAL = tuple(
     replace(
@@ -163,21 +130,21 @@ _REAL = tuple(
         depends_on_count=False,
         tolerance=None,
     )
-    for metric in (_FD, _KID, _PRECISION, _RECALL, _COPIED)
+    for metric in _GENERATION
+    if metric.name in ("fd", "kid", "precision", "recall", "copied")
 )
+_SECONDS = "seconds per image"
 _ONCE = (  # what a line of a table has once, whatever its columns
     MetricSpec("parameters", "parameters", is_count=True),
     MetricSpec("head_parameters", "head parameters", is_count=True),
     MetricSpec("rfd", "rFID", paper_label="reconstruction FID", lower_is_better=True, paper_decimals=2),
-    MetricSpec(
-        "seconds_per_image", "seconds per image", paper_label="seconds per image (one A100)", lower_is_better=True
-    ),
+    MetricSpec("seconds_per_image", _SECONDS, paper_label=f"{_SECONDS} (one A100)", lower_is_better=True),
 )
 
 GENERATION_METRICS = tuple(metric.name for metric in _GENERATION)  # of a generation record, as tables order them
 REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images, in a reconstruction record
 ONCE_METRICS = tuple(metric.name for metric in _ONCE)
-_PSNR = MetricSpec("psnr", "PSNR", conditions=IMAGES)
-METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, _PSNR, *_ONCE)}
+METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_ONCE)}
+METRICS["psnr"] = MetricSpec("psnr", "PSNR", conditions=IMAGES)
 # what experiment files and results/paper may publish beside the metrics: counts in the official code, lower bounds
 PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")

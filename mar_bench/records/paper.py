@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import csv
-import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,26 +61,22 @@ def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where
     numbers = row.numbers.setdefault(column, {})
     if label != row.label or metric in numbers:
         raise ValueError(f"{where}: row '{key}' has another label or another {metric} above")
-    try:
-        numbers[metric] = float(text)
-    except ValueError:
-        numbers[metric] = math.nan
-    if not math.isfinite(numbers[metric]):
+    if not re.fullmatch(r"\d+(\.\d+)?(e\d+)?", text):
         raise ValueError(f"{where}: value '{text}' is not a finite number; leave blanks of the paper out")
+    numbers[metric] = float(text)
     if source not in row.source.split("; "):
         rows[key] = replace(row, source=f"{row.source}; {source}")
 
 
-def lookup(reference: str) -> dict[str, float]:
-    """The numbers of one cell, as in ``table2/vq16/unguided`` or, of a row itself, ``table3/w1024``.
+def lookup(reference: str) -> dict[str, dict[str, float]]:
+    """The numbers of a row by column, as in ``table2/vq16``, or those of one of its columns under "", as in
+    ``table2/vq16/unguided``.
 
-    Raises UserError where there is no such table, row or cell."""
-    table, _, cell = reference.partition("/")
-    known = {
-        f"{row.row}/{column}" if column else row.row: numbers
-        for row in published(table).values()
-        for column, numbers in row.numbers.items()
-    }
-    if cell not in known:
-        raise UserError(f"published numbers '{reference}': no '{cell}' in {table}, {did_you_mean(cell, known)}")
-    return known[cell]
+    Raises UserError where there is no such table, row or column."""
+    table, _, name = reference.partition("/")
+    known = {key: row.numbers for key, row in published(table).items()}
+    for key, row in published(table).items():
+        known |= {f"{key}/{column}": {"": numbers} for column, numbers in row.numbers.items() if column}
+    if name not in known:
+        raise UserError(f"published numbers '{reference}': no '{name}' in {table}, {did_you_mean(name, known)}")
+    return known[name]

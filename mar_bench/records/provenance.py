@@ -33,17 +33,14 @@ def git_state() -> dict:
         return json.loads((root / SNAPSHOT).read_text())["git"]
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return {}
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", "mar_bench", "experiments", "pyproject.toml")),
-        }
+        changes = git("status", "--porcelain", "--", "mar_bench", "experiments", "pyproject.toml")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return {}
 
@@ -64,37 +61,27 @@ def device_name(device: str = "auto") -> str:
         return cpu_name()
     import torch
 
-    if not torch.cuda.is_available():
-        if device == "auto":
-            return cpu_name()
-        raise UserError(f"compute.device '{device}': torch finds no GPU here; set compute.device=cpu or auto")
-    return torch.cuda.get_device_name(torch.device("cuda" if device == "auto" else device))
-
-
-def _command() -> str | None:
-    """The command as typed, None if the process was not started by the command line."""
-    if submitted := os.environ.get(COMMAND_VARIABLE):
-        return submitted
-    script = Path(sys.argv[0] if sys.argv else "")
-    ours = script.name == "mar-bench" or script == Path(mar_bench.__file__).parent / "__main__.py"
-    return shlex.join(["mar-bench", *sys.argv[1:]]) if ours else None
-
-
-def _slurm_job() -> dict:
-    if "SLURM_JOB_ID" not in os.environ:
-        return {}
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
-    return {"slurm": {"job": job, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}}
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(torch.device("cuda" if device == "auto" else device))
+    if device == "auto":
+        return cpu_name()
+    raise UserError(f"compute.device '{device}': torch finds no GPU here; set compute.device=cpu or auto")
 
 
 def provenance(device: str, threads: int, seconds: float) -> dict:
     """A record's provenance; ``seconds`` is the wall time of the measuring stage."""
+    script, env = Path(sys.argv[0] if sys.argv else ""), os.environ
+    typed = script.name == "mar-bench" or script == Path(mar_bench.__file__).parent / "__main__.py"
+    slurm = {}
+    if job := env.get("SLURM_JOB_ID"):
+        array = env.get("SLURM_ARRAY_JOB_ID")
+        job = f"{array}_{env.get('SLURM_ARRAY_TASK_ID')}" if array else job
+        slurm = {"slurm": {"job": job, "restarts": int(env.get("SLURM_RESTART_COUNT", 0))}}
     return {
         "mar_bench": mar_bench.__version__,
         "git": git_state(),
-        "command": _command(),
-        **_slurm_job(),
+        "command": env.get(COMMAND_VARIABLE) or (shlex.join(["mar-bench", *sys.argv[1:]]) if typed else None),
+        **slurm,
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
         "platform": f"{platform.system()} {platform.machine()}",
         # a digest distinguishes hosts without publishing their names

@@ -23,21 +23,17 @@ HINT = "restore it from version control, or delete it"
 
 @dataclass(frozen=True)
 class Record:
-    """What a run measured.
-
-    ``metrics`` holds numbers only, named ``<metric>_<extractor>`` where an extractor is involved;
-    ``protocol`` says how they were measured (extractor and its sha256, sample counts, reference);
-    ``uncertainty`` holds, by the same names, what is estimated from this set of images alone: ``standard_error`` (the
-    jackknife's), ``sd_splits``, ``sd_subsets``."""
+    """The measurements of a run, or the error it failed with."""
 
     task: str
     status: str  # done | failed
     ids: dict[str, str]
     spec: dict[str, Any]
-    metrics: dict[str, float] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # by ``metric_name``; numbers only
+    protocol: dict[str, Any] = field(default_factory=dict)  # extractor and its sha256, sample counts, reference
     parameters: dict[str, int] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    # metric -> standard_error (the jackknife's), sd_splits, sd_subsets: estimated from this set of images alone
     uncertainty: dict[str, dict[str, Any]] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)  # metric -> how the cell was chosen by it
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -58,11 +54,9 @@ def records_dir(records: str | None = None) -> Path:
 def write_record(folder: Path, record: Record) -> Path:
     """``folder/<eval_id>.json``. A failure never overwrites a result, and an id that is set aside gets no record."""
     path = folder / f"{record.id}.json"
-    if conflicting_files(folder, record.id):
-        return path
-    if record.status == "failed" and path.is_file() and read_record(path).status == "done":
-        return path
-    atomic_write(path, to_json(record))
+    done_before = record.status == "failed" and path.is_file() and read_record(path).status == "done"
+    if not done_before and not conflicting_files(folder, record.id):
+        atomic_write(path, to_json(record))
     return path
 
 
@@ -82,10 +76,9 @@ def parse_record(path: Path, text: bytes) -> Record:
     with reading(path, "record", HINT):
         content = json.loads(text.decode())
         _check(content)
-    version = content.get("schema_version", 0)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if content.get("schema_version", 0) > SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema_version {version} is newer than this mar_bench reads ({SCHEMA_VERSION}); update mar_bench"
+            f"{path}: schema_version is above {SCHEMA_VERSION}, which this mar_bench reads; update mar_bench"
         )
     known = {f.name for f in fields(Record)}
     return Record(**{k: v for k, v in content.items() if k in known})
@@ -98,17 +91,15 @@ def _check(content: Any) -> None:
     for name in BLOCKS:
         if not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{name} must be a block")
-    ids, spec, metrics = content["ids"], content["spec"], content.get("metrics", {})
+    ids, metrics = content["ids"], content.get("metrics", {})
     if not ("eval_id" in ids and all(isinstance(i, str) for i in ids.values())):
         raise ValueError("ids must be texts, with an eval_id")
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in metrics.values()):
         raise ValueError("metrics must be numbers")
-    if not all(isinstance((spec.get(block) or {}).get("seed", 0), int) for block in ("train", "sampling")):
-        raise ValueError("seeds must be whole numbers")
-    if metrics and not ((spec.get("metrics") or {}).get("extractor") or {}).keys() >= {"kind", "name"}:
+    if metrics and not ((content["spec"].get("metrics") or {}).get("extractor") or {}).keys() >= {"kind", "name"}:
         raise ValueError("spec.metrics.extractor needs kind and name")
-    if content["status"] not in ("done", "failed"):
-        raise ValueError(f"status '{content['status']}' is neither done nor failed")
+    if content["status"] not in ("done", "failed") or not isinstance(content.get("schema_version", 0), int):
+        raise ValueError(f"status '{content['status']}' is neither done nor failed, or schema_version is no number")
 
 
 def conflicting_files(folder: Path, record_id: str) -> list[Path]:

@@ -34,7 +34,7 @@ def test_a_copy_has_all_that_a_job_reads_and_its_commit(taken):
     assert (taken / "experiments/table1.yaml").is_file() and list((taken / "results/paper").iterdir())
     assert not list(taken.rglob("__pycache__"))
     assert json.loads((taken / SNAPSHOT).read_text())["git"] == git_state()
-    code = "from mar_bench.config.layers import experiment_files as f; print(f()['table1'])"
+    code = "from mar_bench.config.yaml_layers import experiment_files as f; print(f()['table1'])"
     assert python(taken, code) == str(taken / "experiments/table1.yaml")
     (taken / SNAPSHOT).write_text('{"git": {"commit": "abc"}}')
     assert python(taken, "from mar_bench.records.provenance import git_state as g; print(g())") == "{'commit': 'abc'}"

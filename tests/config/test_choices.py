@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from mar_bench.cli.options import app
 from mar_bench.config.choices import with_choices
-from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, plan_runs, stage_ids
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import CHOICE_SEED
@@ -137,7 +136,7 @@ def test_mistakes_in_a_sweep(old, new, hints, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "hints"),
     [
-        ("judge: small", "judge: smal", ("search.kl.judge", "smal", "small, large")),
+        ("judge: small", "judge: smal", ("search.kl: judge", "smal", "small, large")),
         ("steps: 3, ", "", ("search.kl.steps", "is missing")),
         ("kl_weight: 0.1", "kl_wieght: 0.1", ("search.kl", "kl_wieght", "did you mean 'kl_weight'")),
         ("[{kl_weight: 0.1}, {kl_weight: 0.2}]", "[]", ("search.kl.tokenizers",)),
@@ -147,11 +146,6 @@ def test_mistakes_in_a_search(old, new, hints, tmp_path):
     assert old in SEARCHED
     message = mistake(written(tmp_path, SEARCHED.replace(old, new)))
     assert all(hint in message for hint in hints), message
-
-
-def test_table1_is_swept_at_paper_scale_only():
-    assert not any(load_experiment("table1", scale).sweeps for scale in ("smoke", "tiny", "desk"))
-    assert len(load_experiment("table1", "paper").sweeps) == 16
 
 
 def test_a_failed_point_does_not_block_the_other_cells(tmp_path, monkeypatch):
@@ -197,12 +191,3 @@ def test_a_setting_is_tried_under_the_ids_of_the_rows(tmp_path):
         ids = {stage_ids(spec)["tokenizer_id"] for spec in (tried, *(specs[place] for specs in search.rows.values()))}
         assert len(ids) == 1
     assert search.points[0][0] == {"kl_weight": 1.0}
-
-
-def test_a_row_has_one_sweep_or_search(tmp_path):
-    more = "  again: {rows: small, judge: small, steps: 3, tokenizers: [{width: 16}]}\n"
-    assert "row 'small'" in mistake(written(tmp_path, SEARCHED + more))
-    text = MINE.partition("axes:")[0] + SWEPT.replace(
-        "layout:", "  more: {one: {select: {minimise: fd, over: {sampling.temperature: [1.0, 2.0]}}}}\nlayout:"
-    )
-    assert "two of its bundles have a select" in mistake(written(tmp_path, text))

@@ -9,9 +9,9 @@ import yaml
 
 from mar_bench.config import spec
 from mar_bench.config.experiment import load_experiment
-from mar_bench.config.layers import experiment_files, find_experiment, scales
 from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
-from mar_bench.config.spec import DiffusionHead, KLTokenizer, RunSpec, TrainSpec
+from mar_bench.config.spec import DiffusionHead, KLTokenizer, TrainSpec
+from mar_bench.config.yaml_layers import experiment_files, find_experiment, scales
 from tests.experiment_files import BASE, MINE, load, written
 
 # --- layers ---------------------------------------------------------------------------------------------
@@ -60,15 +60,6 @@ def test_an_override_of_the_kind_drops_the_old_block(tmp_path):
     assert {row.tokenizer.width for row in kept.values()} == {8}
 
 
-def test_bundles_combine_and_name_the_rows(tmp_path):
-    second = "  seed:\n    one: {set: {train: {seed: 1}}, label: {seed: first}}\n    two: {set: {train: {seed: 2}}}\n"
-    experiment = load(written(tmp_path, MINE.replace("layout:", second + "layout:")))
-    assert list(experiment.rows) == ["small/one", "small/two", "large/one", "large/two"]
-    assert experiment.bundles("large/one") == {"head": "large", "seed": "one"}
-    assert experiment.rows["large/two"].model.head.width == 16 and experiment.rows["large/two"].train.seed == 2
-    assert experiment.labels["seed"] == {"one": {"seed": "first"}, "two": {"seed": "two"}}
-
-
 def test_parts_are_interpolated_and_a_scale_changes_them(tmp_path):
     experiment = MINE.replace("width: 16", 'width: "${parts.wide}"') + "parts: {wide: 24}\n"
     assert load(written(tmp_path, experiment)).rows["large"].model.head.width == 24
@@ -81,11 +72,6 @@ def test_a_whole_block_is_a_part_and_takes_any_of_its_fields(tmp_path):
     experiment = MINE.replace("{kind: diffusion, width: 16}", '"${parts.head}"') + "parts: {head: {kind: diffusion}}\n"
     head = load(written(tmp_path, experiment), "parts.head.depth=5").rows["large"].model.head
     assert head == DiffusionHead(depth=5)
-
-
-def test_an_empty_section_takes_nothing_away(tmp_path):
-    experiment = MINE + "parts:\nrun:\nscales:\n  little:\n"
-    assert load(written(tmp_path, experiment)).rows["small"].tokenizer.width == 8
 
 
 def test_a_base_and_a_scale_beside_the_experiment_come_before_the_shipped_ones(tmp_path):
@@ -146,8 +132,3 @@ def test_values_are_converted_to_the_type_of_their_field(expected, value, parsed
 def test_values_of_another_type_are_rejected(expected, value):
     with pytest.raises(KeyPathError):
         parse(expected, value, "x")
-
-
-def test_a_spec_survives_its_own_tree():
-    for row in load_experiment("table1", "paper").rows.values():
-        assert parse(RunSpec, as_tree(row)) == row

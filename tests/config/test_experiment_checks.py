@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from mar_bench.cli.options import app
-from mar_bench.config.layers import scales
 from mar_bench.config.spec import RunSpec
 from mar_bench.pipeline.cost import gpu_hours
 from tests.experiment_files import MINE, load, mistake, written
@@ -35,12 +34,6 @@ def wrong(tmp_path, more: str = "", heads: str = HEADS) -> str:
 
 
 # --- absent rows ----------------------------------------------------------------------------
-
-
-def test_a_scale_can_leave_out_a_bundle(tmp_path):
-    experiment = made(tmp_path, "scales: {little: {axes: {head: {large: null}}}}")
-    assert list(experiment.rows) == ["small/without", "small/with"] and "large" not in experiment.labels["head"]
-    assert "at least one bundle" in wrong(tmp_path, "scales: {little: {axes: {head: {large: null, small: null}}}}")
 
 
 def test_an_absent_bundle_keeps_its_place(tmp_path):
@@ -117,13 +110,6 @@ def test_a_plan_of_all_experiments_says_what_they_share(tmp_path):
     assert shared["trainings"] < table["trainings"] < cell["trainings"]
     assert 0 < shared["gpu_hours"] < table["gpu_hours"] < cell["gpu_hours"]
     assert plan["trainings"] == shared["trainings"] and plan["sweep"] > 0 and plan["not_chosen"] > 0
-
-
-def test_table1_is_16_cells_at_every_scale(tmp_path):
-    for scale in scales():
-        plan = shown("table1", "--scale", scale, "--runs", str(tmp_path), "--records", str(tmp_path))
-        assert (plan["evaluations"], plan["trainings"]) == (16, 6)
-        assert (plan["sweep"] > 0) == (scale == "paper")
 
 
 def test_own_seeds_are_the_experiments(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
-from mar_bench.config.layers import experiment_files
+from mar_bench.config.yaml_layers import experiment_files
 
 FILE = Path(__file__).with_name("ids.json")
 SCALES = ("smoke", "tiny", "desk", "paper")

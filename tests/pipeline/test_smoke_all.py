@@ -11,8 +11,8 @@ import pytest
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import load_experiment
-from mar_bench.config.layers import experiment_files, experiments_dir
 from mar_bench.config.spec import CHOICE_SEED
+from mar_bench.config.yaml_layers import experiment_files, experiments_dir
 from mar_bench.records.record import Record, read_records
 from mar_bench.report.frames import select
 

@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 
 from mar_bench.cli import app
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.ids import generation_run, with_seeds
-from mar_bench.pipeline.store import Places, mark_done, publish
 from mar_bench.records import collect as module
 from mar_bench.records.collect import LOCK, collect
 from mar_bench.records.record import CONFLICTS, Record, conflicting_ids, read_records, write_record
@@ -132,17 +130,6 @@ def test_of_equal_results_the_earliest_stays_in_whatever_order_they_come(table1,
         assert summary(records, *folders) == "3 unchanged"
 
 
-def test_the_same_record_written_otherwise_leaves_the_file_alone(table1, tmp_path):
-    """So do the fields of older versions, such as ``replications``."""
-    record = result(table1)
-    records = shelf(tmp_path / "records", record)
-    path = write_record(tmp_path / "other", record)
-    path.write_text(json.dumps({**asdict(record), "replications": []}))
-    before = contents(records)
-    assert summary(records, tmp_path / "other", tmp_path / "other") == "2 unchanged"
-    assert contents(records) == before
-
-
 def test_every_selection_of_a_cell_is_kept(table1, tmp_path):
     selections = {metric: {"metric": metric, "points": []} for metric in ("fd", "is")}
     record = result(table1, selection={"fd": selections["fd"]})
@@ -198,13 +185,6 @@ def test_results_that_disagree_are_set_aside_and_named(disagreed):
         assert word in line
 
 
-def test_a_metric_that_one_of_them_lacks_is_a_conflict(table1, tmp_path):
-    one = result(table1, "alpha")
-    other = replace(one, metrics={k: v for k, v in one.metrics.items() if k != "kid_mnist5k"})
-    (line,) = collect([shelf(tmp_path / "b", other)], shelf(tmp_path / "records", one)).conflicts()
-    assert "kid_mnist5k" in line
-
-
 def test_an_id_stays_set_aside_until_it_is_settled(disagreed, tmp_path, table1):
     records, other, mine = disagreed
     named = collect([other], records).conflicts()
@@ -222,38 +202,6 @@ def test_an_id_stays_set_aside_until_it_is_settled(disagreed, tmp_path, table1):
     plan = collect([other], records)
     assert plan.summary() == "1 unchanged" and not plan.conflicts()
     assert read_records(records)[mine.id] == mine
-
-
-def test_a_failure_here_is_set_aside_with_the_results_that_disagree(table1, tmp_path):
-    a, b = shelf(tmp_path / "a", result(table1, "alpha")), shelf(tmp_path / "b", result(table1, "beta", 7.0))
-    failed = result(table1, "gamma", None)
-    records = shelf(tmp_path / "records", failed)
-    assert summary(records, a, b) == "1 set aside"
-    assert read_records(records) == {} and len(list((records / CONFLICTS / failed.id).iterdir())) == 3
-
-
-def test_conflicts_of_another_folder_are_not_taken_but_named(disagreed, tmp_path):
-    records, other, mine = disagreed
-    collect([other], records)
-    plan = collect([records], tmp_path / "further")
-    assert mine.id not in read_records(tmp_path / "further")
-    (note,) = plan.notes
-    assert str(records) in note and mine.id in note
-
-
-def test_a_run_does_not_bring_back_what_is_set_aside(disagreed, tmp_path, table1):
-    records, other, mine = disagreed
-    collect([other], records)
-    run = generation_run(ROW, with_seeds(table1.rows[ROW], 0, 0))
-    places = Places(tmp_path / "runs", records)
-    folder = places.folder("generation", run.id)
-    write_record(folder, mine).rename(folder / "record.json")
-    mark_done(folder, 1.0)
-    for target in (places, Places(places.runs, tmp_path / "other records")):
-        publish([run], target)
-        assert (run.id in read_records(target.records)) == (target is not places)
-    with pytest.raises(UserError, match=mine.id):
-        CliRunner().invoke(app, ["show", mine.id, "--records", str(records)], catch_exceptions=False)
 
 
 # --- interrupted, concurrent, dry -----------------------------------------------------------------------
@@ -321,11 +269,3 @@ def test_the_command_reports_everything_in_a_dry_run_and_exits_with_1_on_a_confl
     shutil.rmtree(records / CONFLICTS)
     (other / f"{mine.id}.json").unlink()
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
-
-
-def test_the_committed_records_can_be_collected(tmp_path):
-    committed = Path(__file__).parents[2] / "results"
-    count = len(read_records(committed / "records"))
-    assert summary(tmp_path / "records", committed) == f"{count} new"
-    assert summary(tmp_path / "records", committed) == f"{count} unchanged"
-    assert contents(tmp_path / "records") == contents(committed / "records")

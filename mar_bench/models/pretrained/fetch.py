@@ -14,7 +14,7 @@ from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
 
-from mar_bench.config.layers import load_yaml
+from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
 from mar_bench.utils.locks import held

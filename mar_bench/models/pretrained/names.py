@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from mar_bench.config.layers import load_yaml
+from mar_bench.config.yaml_layers import load_yaml
 
 
 @cache

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.layers import SCALES, experiment_files, experiments_dir, load_yaml, scales
 from mar_bench.config.parse import KeyPathError, parse
+from mar_bench.config.yaml_layers import SCALES, experiment_files, experiments_dir, load_yaml, scales
 from mar_bench.records.record import Record
 from mar_bench.report.claims.evidence import OUTSIDE, Evidence
 from mar_bench.report.format import MISSING
