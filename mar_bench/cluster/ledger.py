@@ -3,7 +3,7 @@
 runs/submissions/<id>/
   submission.json   the request; every job with its stages, dependencies and, once it is sent, Slurm's id; the
                     expected records
-  plan.pkl          the profile and the stages with their specs, for the jobs
+  plan.json         the profile and the stages with their specs, for the jobs
   cancelled.json    ids of stages and names of rows that the user has cancelled
   jobs/<key>.json   a job's status file: stage, step, failures
   code/             what the jobs import
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -101,13 +100,15 @@ class Submission:
 
     def write(self, profile: Profile, stages: list[Job]) -> None:
         """Write the folder, before anything is sent."""
-        atomic_write(self.folder / "plan.pkl", pickle.dumps((profile, stages)))
+        plan = {"profile": as_tree(profile), "stages": [as_tree(stage) for stage in stages]}
+        atomic_write(self.folder / "plan.json", json.dumps(plan))
         self.sent([])
 
     def plan(self) -> tuple[Profile, list[Job]]:
         """What ``write`` was given; the stages include those that jobs of other submissions run."""
-        with reading(self.folder / "plan.pkl", "plan of a submission", "submit again"):
-            return pickle.loads((self.folder / "plan.pkl").read_bytes())
+        with reading(self.folder / "plan.json", "plan of a submission", "submit again"):
+            content = json.loads((self.folder / "plan.json").read_text())
+            return parse(Profile, content["profile"]), list(parse(tuple[Job, ...], content["stages"]))
 
     def sent(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Note Slurm's ids of jobs, on disk at once: after an interrupt, it must be known which jobs were sent."""
