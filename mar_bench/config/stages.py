@@ -17,7 +17,6 @@ class Stage:
     revision: int = 1  # part of the id: raise it by hand when a code change alters the stage's output
     hashed_as: str = ""  # its name in the hash where that differs from ``name``
     multiprocess: bool = False  # the ranks of a torchrun or srun job share it; otherwise rank 0 does it alone
-    sharded: bool = False  # the elements of a cluster array can split it
     is_task: bool = False  # it ends in a record
     resources: str = ""  # its block under ``stages`` of a cluster profile; "": its name
     label: str = "row"  # what a job's title shows beside the stage: tokenizer, extractor, training or row
@@ -33,7 +32,7 @@ _TABLE = (
     Stage("latents", "latents_id", needs=("tokenizer",), multiprocess=True, label="tokenizer"),
     Stage("extractor", "extractor_id", revision=2, label="extractor", trains="metrics.extractor"),
     Stage("train", "train_id", needs=("latents",), multiprocess=True, label="training", trains="train"),
-    Stage("sample", "sample_id", needs=("train",), multiprocess=True, sharded=True),
+    Stage("sample", "sample_id", needs=("train",), multiprocess=True),
     Stage(
         "generation", "eval_id", needs=("tokenizer", "extractor", "train", "sample"), revision=2,
         hashed_as="evaluate", is_task=True, resources="measure",

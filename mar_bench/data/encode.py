@@ -192,13 +192,3 @@ def finish_latents(manifest: dict[str, Any], folder: Path) -> None:
         if path.name not in files:
             path.unlink()
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-
-
-def build_latents(
-    spec: RunSpec, data: DataSet, tokenizer: Tokenizer, folder: Path, device: torch.device, progress: Progress
-) -> None:
-    """Write the latents of ``data`` to ``folder`` in one process."""
-    sources = encoded(spec, data, tokenizer, device)
-    manifest = manifest_of(spec, sources, tokenizer, None)
-    write_shards(sources, manifest, folder, progress)
-    finish_latents(manifest, folder)

@@ -22,8 +22,6 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import replacing
 from mar_bench.utils.noise import NoiseSource
 
-# --- sampling -------------------------------------------------------------------------------------------
-
 
 def draw_samples(
     spec: RunSpec, model: Generator, folder: Path, device: torch.device, progress: Progress, missing: list[range]
@@ -86,9 +84,6 @@ def decoded_samples(spec: RunSpec, tokenizer: Tokenizer, folder: Path, device: t
         tokens = read_batch(folder, indices)
         noise = NoiseSource(spec.sampling.seed, indices)
         yield to_images(tokenizer.decode(tokens.to(device), noise), spec.data)
-
-
-# --- measuring ------------------------------------------------------------------------------------------
 
 
 def reference_of_part(

@@ -14,8 +14,6 @@ from mar_bench.records.metrics import METRICS
 MISSING = "–"
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished
 
-# --- numbers --------------------------------------------------------------------------------------------
-
 
 def number(value: float | None, like: float | None = None, signed: bool = False) -> str:
     """Two decimals, one from 100 on, two digits below 0.1; ``like`` sets the decimals so that mean and std match."""
@@ -55,9 +53,6 @@ def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
     return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)
 
 
-# --- published numbers ----------------------------------------------------------------------------------
-
-
 def paper_name(metric: str) -> str:
     """``FID``: a metric as the paper calls it."""
     return METRICS[metric].title({"kind": "inception"}, None) if metric in METRICS else metric
@@ -95,9 +90,6 @@ def published_value(experiment: Experiment, row: str, metric: str) -> float | No
 def in_paper(experiment: Experiment, metric: str) -> bool:
     """Whether the paper gives this number, or a bound on it, for any row."""
     return any(numbers.keys() & {metric, f"{metric}_above"} for numbers in experiment.paper.values())
-
-
-# --- metrics --------------------------------------------------------------------------------------------
 
 
 def metric_title(experiment: Experiment, metric: str, named: bool = True, images: int | None = 0) -> str:
@@ -144,9 +136,6 @@ def scale_title(experiment: Experiment) -> str:
     if experiment.scale == "paper" and not extractors(experiment):
         return "paper scale"
     return f"{experiment.scale} scale, not comparable with the paper's FID"
-
-
-# --- rows and axes --------------------------------------------------------------------------------------
 
 
 def axis_labels(experiment: Experiment, bundles: dict[str, str]) -> dict[str, str]:

@@ -26,9 +26,6 @@ Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
 
-# --- the frame ------------------------------------------------------------------------------------------
-
-
 def frame(experiment: Experiment | str, records: dict[str, Record] | None = None, scale: str = "tiny") -> pd.DataFrame:
     """One line per row, metric and record; a record is one training seed x sampling seed, or one speed setting.
 
@@ -101,9 +98,6 @@ def _setting(protocol: dict[str, Any]) -> str:
     return ", ".join(filter(None, (protocol.get("device"), *words)))
 
 
-# --- reading the frame ----------------------------------------------------------------------------------
-
-
 def spreads(frame: pd.DataFrame) -> dict[tuple[str, str], Spread]:
     """(row, metric) -> mean and ± of the generated images, for all that have a number."""
     done = frame[(frame["task"] == "generation") & (frame["status"] == "done")].dropna(subset="value")
@@ -128,9 +122,6 @@ def main_setting(frame: pd.DataFrame) -> str | None:
     """The setting in which most rows were timed, the first by name among equals; None without speed records."""
     timed = frame[(frame["metric"] == "seconds_per_image") & (frame["status"] == "done")]
     return min(timed["setting"].mode(), default=None)
-
-
-# --- one record -----------------------------------------------------------------------------------------
 
 
 def seeds(record: Record) -> tuple[int, int]:
@@ -165,9 +156,6 @@ def _key(record: Record, metric: str) -> str:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-# --- which records belong to a row ----------------------------------------------------------------------
 
 
 def select(experiment: Experiment, records: dict[str, Record]) -> Selection:

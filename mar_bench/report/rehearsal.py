@@ -6,16 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-METHOD = """\
-FLOPs follow from the architecture (a multiply-add is two): of a training step on the whole batch, averaged over the
-masking ratio; of an image for each number of AR steps, without and with guidance. GPU hours assume the share of the
-data sheet's peak that the authors' own times for MAR-L imply; one token per step with a kv-cache is bound by memory and
-takes longer. Encoding the images and the metrics are not counted."""
-TRIALS = """\
-Each training ran at its true architecture for {steps} steps of {images_a_step} real images on the CPU, was checkpointed
-after the second and resumed by a fresh model from the memory-mapped file, whose pages are part of the peak; all weights
-and averages after the last step are compared bit by bit. Then one guided image was drawn (4 AR steps of 4 denoising
-steps; with a kv-cache the first 8 tokens) and decoded."""
+from mar_bench.report.render import render
 
 
 def title_of(rows: list[str]) -> str:
@@ -25,22 +16,17 @@ def title_of(rows: list[str]) -> str:
 
 def markdown(title: str, content: dict[str, Any]) -> str:
     """Costs of all trainings, and the outcome of each that was tried; ``content`` is that of ``rehearse_all``."""
-    found, gpu, origin = content["found"], content["gpu"], content["provenance"]
-    training, sampling = (sum(item["gpu_hours"][part] for item in found) for part in ("training", "sampling"))
-    parts = [
-        f"# {title}",
-        "## What it will cost",
-        _table([_cost(item, gpu) for item in found]),
-        f"Total on {gpu}: {training:,.0f} GPU hours of training, {sampling:,.0f} of sampling and decoding.\n{METHOD}",
-    ]
-    if tried := [item for item in found if item["steps"] or item["error"]]:
-        parts += ["## What was tried", _table([_trial(item) for item in tried])]
-        parts += [TRIALS.format(**item) for item in tried if item["steps"]][:1]
-    parts.append(
-        f"Images: {content['images']}; tokenizers have random weights where none were given. {origin['device']}, "
-        f"{origin['threads']} threads, torch {origin['versions']['torch']}."
+    found, gpu = content["found"], content["gpu"]
+    tried = [item for item in found if item["steps"] or item["error"]]
+    return render(
+        "rehearsal.md.j2",
+        title=title,
+        costs=_table([_cost(item, gpu) for item in found]),
+        hours={part: sum(item["gpu_hours"][part] for item in found) for part in ("training", "sampling")},
+        trials=tried and _table([_trial(item) for item in tried]),
+        trained=next((item for item in tried if item["steps"]), None),
+        **content,
     )
-    return "\n\n".join(parts) + "\n"
 
 
 def _cost(item: dict[str, Any], gpu: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from mar_bench.config.spec import (
     VQTokenizer,
 )
 from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, silent, to_unit, views
-from mar_bench.data.encode import Source, build_latents, encoded, finish_latents, manifest_of, write_shards
+from mar_bench.data.encode import Source, encoded, finish_latents, manifest_of, write_shards
 from mar_bench.data.latents import Latents, load_latents
 from mar_bench.models.build import TOKENIZERS, build_tokenizer
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
@@ -65,6 +65,14 @@ def pictures() -> DataSet:
         return ArrayImages(rng.integers(0, 256, (count, 1, 16, 16), dtype=np.uint8), rng.integers(10, size=count))
 
     return DataSet(part(TRAIN), part(HELDOUT))
+
+
+def build_latents(spec: RunSpec, data: DataSet, tokenizer: Tokenizer, folder: Path, device, progress) -> None:
+    """Write the latents of ``data`` to ``folder`` in one process."""
+    sources = encoded(spec, data, tokenizer, device)
+    manifest = manifest_of(spec, sources, tokenizer, None)
+    write_shards(sources, manifest, folder, progress)
+    finish_latents(manifest, folder)
 
 
 @pytest.fixture(scope="module", params=SPECS)

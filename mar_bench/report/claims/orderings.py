@@ -69,9 +69,6 @@ def difference(first: Runs, second: Runs, costs_at_most: float | None = None) ->
     return stats.paired(values[0], values[1], costs_at_most=costs_at_most, reasons=reasons)
 
 
-# --- Markdown -------------------------------------------------------------------------------------------
-
-
 def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]:
     """Of every claim: its text, the cost it allows, the table of its pairs, and a summary."""
     for claim in dict.fromkeys(c.claim for c in comparisons):

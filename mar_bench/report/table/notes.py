@@ -186,9 +186,6 @@ def chosen_words(experiment: Experiment, row: str) -> str:
     return fmt.NOT_CHOSEN if experiment.is_open(row) else ""
 
 
-# --- warnings and failures ------------------------------------------------------------------------------
-
-
 def warnings(found: Measured) -> list[str]:
     """One line for everything that makes numbers of the table mean less than they seem to."""
     unlike: dict[str, list[str]] = {}  # where and how -> metrics
