@@ -133,8 +133,7 @@ def run(
     seeds: options.Seeds = None,
     sampling_seeds: options.SamplingSeeds = None,
     reuse_records: Annotated[
-        bool,
-        typer.Option("--reuse-records", help="Skip runs that have a record, even without output here."),
+        bool, typer.Option("--reuse-records", help="Skip runs that have a record, even without output here.")
     ] = False,
     runs: options.Runs = None,
     records: options.Records = None,
@@ -235,8 +234,8 @@ def _world():
 
 def _default_jobs(jobs) -> int:
     """One process per ``threads`` cores; one on a GPU, which processes would have to share."""
-    from mar_bench.records.provenance import cpu_name, device_name
+    from mar_bench.records.provenance import cores, cpu_name, device_name
 
     compute = jobs[0].run.spec.compute
     on_cpu = device_name(compute.device) == cpu_name()
-    return max(1, options.cores() // compute.threads) if on_cpu else 1
+    return max(1, cores() // compute.threads) if on_cpu else 1

@@ -17,11 +17,11 @@ from mar_bench.cli.options import app
 from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.pipeline.request import load_row
 from mar_bench.pipeline.store import default_places
+from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError
 
 InceptionWeights = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="The 2015 Inception network. Default: --weights, else torch's cache."),
+    str | None, typer.Option(metavar="FILE", help="The 2015 Inception network. Default: --weights, else torch's cache.")
 ]
 TrainSeed = Annotated[str, typer.Option("--seeds", metavar="N", help="Training seed of a row.")]
 SamplingSeed = Annotated[str, typer.Option("--sampling-seeds", metavar="N", help="Sampling seed of a row.")]
@@ -71,7 +71,7 @@ def evaluate(
     from mar_bench.pipeline import eval_images
     from mar_bench.report.show_record import how_measured, scores_text, warnings
 
-    _use_threads(options.cores())
+    _use_threads(cores())
     if not Path(samples).exists() and (".yaml/" in samples or samples.partition("/")[0] in experiment_files()):
         chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)
         experiment, row = load_row(samples, scale, overrides, found)
@@ -107,8 +107,7 @@ def build(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder or an npz (arr_0).")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.")],
     size: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Crop and resize as ADM does; JPEG files are read too.", min=8),
+        int | None, typer.Option(metavar="PIXELS", help="Crop and resize as ADM does; JPEG files are read too.", min=8)
     ] = None,
     extractor: Annotated[str, typer.Option(metavar="NAME", help="As in eval.")] = "inception",
     inception_weights: InceptionWeights = None,
@@ -129,7 +128,7 @@ def build(
         raise UserError(f"{target}: a reference is written to a .npz file")
     if path.exists() and not is_reference(path):
         raise UserError(f"{target}: exists and is not a reference of mar-bench reference build; name another file")
-    _use_threads(options.cores())
+    _use_threads(cores())
     space = eval_images.open_extractor(extractor, inception_weights, Path(weights))
     source = open_images(images, indexed=False) if size is None else cropped_folder(Path(images), size)
     reference = eval_images.reference_of_set(source, space, most, _announce("reference"))
@@ -183,7 +182,7 @@ def verify(
     from mar_bench.pipeline.verify import verify as compared
     from mar_bench.utils.console import console_table
 
-    _use_threads(options.cores())
+    _use_threads(cores())
     lines, notes = compared(record, default_places(runs, records), again)
     print(console_table(["what", "recorded", "now", "verdict"], lines))
     for note in notes:
@@ -211,7 +210,7 @@ def neighbours(
     from mar_bench.pipeline import eval_images
     from mar_bench.report.figures.sheets import neighbour_page
 
-    _use_threads(options.cores())
+    _use_threads(cores())
     chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)
     places, records = options.results(runs, None)
     experiment, row = load_row(name, scale, overrides, records)

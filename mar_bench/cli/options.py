@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -87,8 +86,3 @@ def one_seed(option: str, text: str) -> int:
     if len(found) != 1:
         raise UserError(f"{option} {text}: give a single seed")
     return found[0]
-
-
-def cores() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app, cores
+from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app
+from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
 

@@ -19,7 +19,7 @@ from mar_bench.cluster.send import Last
 from mar_bench.cluster.snapshot import START
 from mar_bench.cluster.work import Work
 from mar_bench.pipeline.run_local import STOP_SECONDS, Interrupts, Outcome, ignoring_interrupts
-from mar_bench.records.provenance import COMMAND_VARIABLE
+from mar_bench.records.provenance import COMMAND_VARIABLE, cores
 
 NO_LIMIT = 60 * 24 * 365  # minutes
 
@@ -29,8 +29,7 @@ def run_here(submission: Submission, profile: ProcessesProfile, threads: int, la
 
     A job that needs a failed one is not run. Ctrl-C and SIGTERM stop the processes; trainings save first."""
     gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parallel = profile.parallel or (1 if gpus else max(1, cores // threads))
+    parallel = profile.parallel or (1 if gpus else max(1, cores() // threads))
     start = shlex.join([sys.executable, "-u", str(submission.folder / "code" / START)])
     executor = LocalExecutor(submission.folder / "logs", python=start)
     executor.update_parameters(timeout_min=NO_LIMIT, gpus_per_node=len(gpus), visible_gpus=gpus)

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from mar_bench.cluster.slurm import ask
+from mar_bench.records.provenance import slurm_job
 from mar_bench.utils.errors import Stopped
 
 RESERVE_SECONDS = 15  # of the time between the signal and the kill, kept for requeueing
@@ -75,7 +76,4 @@ class Signals:
 
 def who() -> tuple[str, int]:
     """This job's id, and how often Slurm has restarted it."""
-    environ = os.environ
-    array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{element}" if array else environ.get("SLURM_JOB_ID", f"{os.uname().nodename}-{os.getpid()}")
-    return job, int(environ.get("SLURM_RESTART_COUNT", 0))
+    return slurm_job() or (f"{os.uname().nodename}-{os.getpid()}", 0)

@@ -45,6 +45,19 @@ def git_state() -> dict:
         return {}
 
 
+def cores() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def slurm_job() -> tuple[str, int] | None:
+    """The Slurm job that this process belongs to and how often it was restarted; None outside of Slurm."""
+    env = os.environ
+    array, element = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{element}" if array else env.get("SLURM_JOB_ID")
+    return (job, int(env.get("SLURM_RESTART_COUNT", 0))) if job else None
+
+
 @lru_cache(maxsize=1)
 def cpu_name() -> str:
     try:
@@ -70,18 +83,13 @@ def device_name(device: str = "auto") -> str:
 
 def provenance(device: str, threads: int, seconds: float) -> dict:
     """A record's provenance; ``seconds`` is the wall time of the measuring stage."""
-    script, env = Path(sys.argv[0] if sys.argv else ""), os.environ
+    script, job = Path(sys.argv[0] if sys.argv else ""), slurm_job()
     typed = script.name == "mar-bench" or script == Path(mar_bench.__file__).parent / "__main__.py"
-    slurm = {}
-    if job := env.get("SLURM_JOB_ID"):
-        array = env.get("SLURM_ARRAY_JOB_ID")
-        job = f"{array}_{env.get('SLURM_ARRAY_TASK_ID')}" if array else job
-        slurm = {"slurm": {"job": job, "restarts": int(env.get("SLURM_RESTART_COUNT", 0))}}
     return {
         "mar_bench": mar_bench.__version__,
         "git": git_state(),
-        "command": env.get(COMMAND_VARIABLE) or (shlex.join(["mar-bench", *sys.argv[1:]]) if typed else None),
-        **slurm,
+        "command": os.environ.get(COMMAND_VARIABLE) or (shlex.join(["mar-bench", *sys.argv[1:]]) if typed else None),
+        **({"slurm": {"job": job[0], "restarts": job[1]}} if job else {}),
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
         "platform": f"{platform.system()} {platform.machine()}",
         # a digest distinguishes hosts without publishing their names

@@ -30,7 +30,6 @@ def how_measured(record: Record) -> list[str]:
     """The protocol in plain lines: what was measured, against what, with which network and settings."""
     blocks = {name: dict(record.protocol[name]) for name in ("samples", "reference", "extractor", "settings")}
     blocks["samples"]["labels"] = record.protocol["label_mode"]
-    blocks["reference"].pop("notes", None)  # among the warnings
     words = {name: [f"{key} {value}" for key, value in block.items()] for name, block in blocks.items()}
     return [f"{name:11}{', '.join(of)}" for name, of in words.items()]
 
@@ -50,13 +49,11 @@ def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
 
 def warnings(record: Record) -> list[str]:
     """Everything to say about how far the numbers can be trusted."""
-    images, found = (
-        record.protocol["num_generated"],
-        [f"{word}: {text}" for word, text in weaknesses(record.protocol).items()],
-    )
+    images = record.protocol["num_generated"]
+    found = [f"{word}: {text}" for word, text in weaknesses(record.protocol).items()]
     if images != PAPER_SAMPLES:
         found.append(f"{images} images: distances depend on their number, the custom is {PAPER_SAMPLES}")
-    return found + [f"reference: {note}" for note in record.protocol["reference"].get("notes", [])]
+    return found
 
 
 def record_text(record: Record) -> str:

@@ -9,17 +9,7 @@ from mar_bench.config.spec import Discrete
 from mar_bench.models.build import HEADS
 from mar_bench.models.heads.layers import AdaLNMLP
 from mar_bench.utils.noise import NoiseSource
-from tests.tiny import (
-    HEAD_SPECS,
-    SMALL,
-    assert_same_tokens,
-    head_of,
-    normal,
-    sampling_of,
-    shrunk,
-    space_of,
-    tokens_in,
-)
+from tests.tiny import HEAD_SPECS, SMALL, assert_same_tokens, head_of, normal, sampling_of, shrunk, space_of, tokens_in
 
 B, L = 3, 9
 every_head = pytest.mark.parametrize("kind", HEADS)

@@ -209,8 +209,7 @@ def grey(count: int, size: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("count", "classes", "rows", "columns"),
-    [(7, 3, 3, 3), (100, 3, 3, 3), (100, 1000, 3, 10), (2, 10, 1, 2)],
+    ("count", "classes", "rows", "columns"), [(7, 3, 3, 3), (100, 3, 3, 3), (100, 1000, 3, 10), (2, 10, 1, 2)]
 )
 def test_image_i_stands_in_column_i_mod_classes_with_white_between(count, classes, rows, columns):
     sheet = sheets.panel(grey(count), classes)
