@@ -9,7 +9,7 @@ from pathlib import Path
 from mar_bench.cluster.jobs import ClusterJob
 from mar_bench.cluster.ledger import Request, Row, Submission, new_submission
 from mar_bench.cluster.pending import Plan, Queue, make_plan, rows_of
-from mar_bench.cluster.profile import SlurmProfile
+from mar_bench.cluster.profile import Profile
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, plan_runs
 from mar_bench.pipeline.store import Places, mark_done, record_failure
@@ -18,8 +18,8 @@ from mar_bench.utils.errors import UserError
 
 EXPERIMENT: Experiment = load_experiment("table1", "smoke")
 GUIDED, UNGUIDED = "mar/diff/guided", "mar/diff/unguided"
-PROFILE = SlurmProfile()
-SHARDS = SlurmProfile(sample_shards=3)
+PROFILE = Profile()
+SHARDS = Profile(sample_shards=3)
 
 
 def runs_of(only: str = GUIDED, task: str | None = None) -> list[Run]:
@@ -52,7 +52,7 @@ class Lab:
         self.squeue = squeue
         self.ledger: list[Submission] = []
 
-    def plan(self, runs: list[Run], profile: SlurmProfile = PROFILE, retry: bool = False, last: bool = False) -> Plan:
+    def plan(self, runs: list[Run], profile: Profile = PROFILE, retry: bool = False, last: bool = False) -> Plan:
         records = read_records(self.places.records)
         return make_plan(runs, self.places, records, profile, Queue(self.ledger), retry, last)
 
@@ -70,7 +70,7 @@ class Lab:
         """Like ``submit`` up to sbatch, with made-up ids; ``about``: fields of the submission."""
         plan = self.plan(runs, profile, retry)
         rows = rows_of({experiment: runs}, plan.stages)
-        submission = replace(new_submission(experiment, self.request(), plan.graph, rows, "slurm", 0), **about)
+        submission = replace(new_submission(experiment, self.request(), plan.graph, rows, 0), **about)
         submission.write(profile, plan.stages)
         first = 100 + len(self.squeue.jobs)
         submission.sent([(key, str(first + i)) for i, key in enumerate(submission.jobs)])

@@ -51,13 +51,7 @@ def submit(
     places, _ = options.results(runs or profile.runs, records)  # names records that disagree
     folders = [str(Path(folder).absolute()) for folder in (places.runs, places.records, reports)]
     request = Request(command, tuple(words or ()), every, scale, only, seeds, sampling_seeds, *folders)
-    outcome = submit_request(request, profile, retry is not None, dry_run)
-    if outcome.stopped:
-        print("stopped; the same command resumes", file=sys.stderr)
-        raise typer.Exit(130)
-    if outcome.failed:
-        print(f"{len(outcome.failed)} jobs failed; mar-bench status shows which and why", file=sys.stderr)
-        raise typer.Exit(1)
+    submit_request(request, profile, retry is not None, dry_run)
 
 
 @app.command()

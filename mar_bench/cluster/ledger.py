@@ -14,7 +14,6 @@ runs/submissions/<id>/
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -75,9 +74,7 @@ class Submission:
     request: Request
     jobs: dict[str, ClusterJob]
     rows: tuple[Row, ...]
-    kind: str  # of the profile
     waiting: int  # evaluations that wait for the measurement of sweep points
-    process: int  # pid of the submitting process
     cancelled: set[str] = field(default_factory=set)  # in cancelled.json
 
     @property
@@ -96,7 +93,7 @@ class Submission:
     def status(self, job: ClusterJob) -> dict[str, Any]:
         """A job's status file; empty if there is none, or if an earlier Slurm job with this key wrote it."""
         found = read_json(self.folder / "jobs" / f"{job.key}.json") or {}
-        return found if self.kind != "slurm" or found.get("job") == job.slurm_id else {}
+        return found if found.get("job") == job.slurm_id else {}
 
     def write(self, profile: Profile, stages: list[Job]) -> None:
         """Write the folder, before anything is sent."""
@@ -129,12 +126,12 @@ class Submission:
 
 
 def new_submission(
-    label: str, request: Request, jobs: list[ClusterJob], rows: tuple[Row, ...], kind: str, waiting: int
+    label: str, request: Request, jobs: list[ClusterJob], rows: tuple[Row, ...], waiting: int
 ) -> Submission:
     """A submission that is not on disk yet."""
     folder = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"  # sorted by time
     name, by_key = f"{label}.{folder[-6:]}", {job.key: job for job in jobs}
-    return Submission(folder, name, request, by_key, rows, kind, waiting, os.getpid())
+    return Submission(folder, name, request, by_key, rows, waiting)
 
 
 def read_submission(folder: Path) -> Submission:

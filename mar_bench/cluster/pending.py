@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Any
 
 from mar_bench.cluster.jobs import ClusterJob, build_graph
 from mar_bench.cluster.ledger import Row, Submission
@@ -24,10 +22,9 @@ class Queue:
 
     def __init__(self, ledger: list[Submission]):
         jobs = [(s, job) for s in ledger for job in s.jobs.values()]
-        sent = {job.slurm_id: (s, job) for s, job in jobs if job.slurm_id and s.kind == "slurm"}
+        sent = {job.slurm_id: (s, job) for s, job in jobs if job.slurm_id}
         found = job_states({slurm_id: s.name for slurm_id, (s, _) in sent.items()})
         self.states = {(s.id, job.key): found[slurm_id] for slurm_id, (s, job) in sent.items()}
-        self.states |= {(s.id, job.key): _state_here(s, s.status(job)) for s, job in jobs if s.kind != "slurm"}
         # stage -> the newest job that is to finish it
         whole = [(s, job) for s, job in jobs if job.shard is None]
         self.holders = {ref.id: (s, job) for s, job in whole for ref in job.stages if ref.id not in s.cancelled}
@@ -54,17 +51,6 @@ def shards_of(submission: Submission, job: ClusterJob) -> list[ClusterJob]:
     """The shards that ``job`` waits for."""
     needed = [submission.jobs[key] for key in job.needs if key in submission.jobs]
     return [shard for shard in needed if shard.shard is not None]
-
-
-def _state_here(submission: Submission, status: dict[str, Any]) -> JobState:
-    """The state of a job on this machine."""
-    if status.get("event") == "end":
-        return JobState("FAILED" if status["failed"] else "COMPLETED")
-    try:
-        os.kill(submission.process, 0)
-    except OSError:
-        return JobState("INTERRUPTED")
-    return JobState("RUNNING" if status else "PENDING")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ RESERVED = "array|dependency|error|export|job.name|kill.on.invalid.dep|no.requeu
 RESERVED += "|output|parsable|requeue|signal|time|wait|wrap"
 Block = Annotated[str, OneOf("stage", BLOCKS)]
 _TIME = re.compile(r"(\d+|(\d+-)?\d+:\d\d:\d\d)\Z")  # M:SS looks like H:MM
-Time = Annotated[str, Rule("must be minutes, H:MM:SS or D-HH:MM:SS", _TIME.match)]
+Time = Annotated[str, Rule("is no time limit: write minutes, H:MM:SS or D-HH:MM:SS", _TIME.match)]
 _FREE = re.compile(f"(?!-*({RESERVED})\\Z).+")
 Option = Annotated[str, Rule("is set by mar-bench submit or a key of the profile", _FREE.match)]
 
@@ -46,18 +46,15 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class _AnyProfile:
+class Profile:
+    """A cluster managed by Slurm."""
+
+    kind: Literal["slurm"] = "slurm"
     runs: str | None = None  # run root, on a disk that all nodes share; None: --runs
     device: str | None = None  # GPU name as torch reports it, under which speed is filed; None: this machine's
     pack: bool = False  # run the stages of one training in one job: where starting Python costs more than queueing
     sample_shards: Count = 1  # array elements that share the images of one evaluation, split by index
 
-
-@dataclass(frozen=True)
-class SlurmProfile(_AnyProfile):
-    """A cluster managed by Slurm."""
-
-    kind: Literal["slurm"] = "slurm"
     array_parallelism: Count = 64  # elements of one array that run at a time
     signal_seconds: Count = 120  # how long before its time limit a job is told to save
     max_timeouts: CountOrZero = 50  # times a job may hit its time limit and be requeued
@@ -74,18 +71,6 @@ class SlurmProfile(_AnyProfile):
         tasks = max(1, merged.gpus_per_node or 0) if stage in MULTIPROCESS else 1
         defaults: dict[str, Any] = {"nodes": 1, "tasks_per_node": tasks, "time": "60"}
         return replace(merged, **{name: getattr(merged, name) or value for name, value in defaults.items()})
-
-
-@dataclass(frozen=True)
-class ProcessesProfile(_AnyProfile):
-    """The same graph on this machine: each job is a process that submitit starts."""
-
-    kind: Literal["processes"] = "processes"
-    pack: bool = True
-    parallel: Count | None = None  # jobs at a time; None: cores / threads per process
-
-
-Profile = SlurmProfile | ProcessesProfile
 
 
 def profiles_dir() -> Path:
@@ -123,7 +108,7 @@ def _check(profile: Profile) -> None:
     """Raises KeyPathError for values with which work would be lost or done by the wrong number of processes."""
     if profile.pack and profile.sample_shards > 1:
         raise KeyPathError("sample_shards", "a packed job draws all images of an evaluation itself: set pack: false")
-    for stage in BLOCKS if isinstance(profile, SlurmProfile) else ():
+    for stage in BLOCKS:
         wants, path = profile.resources(stage), f"stages.{stage}"
         if wants.gpu_type and wants.gpus_per_node is None:
             raise KeyPathError(f"{path}.gpu_type", "needs gpus_per_node")

@@ -12,7 +12,7 @@ from typing import Any
 from mar_bench.cluster.jobs import TABLE, ClusterJob, arrays
 from mar_bench.cluster.ledger import Row, Submission, find_rows, read_ledger
 from mar_bench.cluster.pending import Queue
-from mar_bench.cluster.profile import SlurmProfile
+from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.slurm import ask, executor_for, send
 from mar_bench.cluster.work import Work
 from mar_bench.pipeline.store import Places
@@ -24,7 +24,7 @@ SUBMIT_LOCK = "locks/submit.lock"  # in the run root: two submissions at a time 
 MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
 
 
-def _calls(submission: Submission, profile: SlurmProfile) -> Iterator[tuple[list[ClusterJob], Any]]:
+def _calls(submission: Submission, profile: Profile) -> Iterator[tuple[list[ClusterJob], Any]]:
     """The jobs and the executor of each call of sbatch. Note the jobs' ids before the next one: it may need them."""
     groups = arrays(list(submission.jobs.values()), MAX_ARRAY)
     for group in groups:
@@ -46,7 +46,7 @@ def dependency(job: ClusterJob, jobs: dict[str, ClusterJob], groups: list[list[C
     return ",".join(parts)
 
 
-def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> None:
+def send_all(submission: Submission, profile: Profile, last: Last) -> None:
     """Send every job. If Slurm refuses one or the user interrupts, undo the whole submission and re-raise."""
     try:
         for group, executor in _calls(submission, profile):
@@ -58,7 +58,7 @@ def send_all(submission: Submission, profile: SlurmProfile, last: Last) -> None:
         raise
 
 
-def batch_scripts(submission: Submission, profile: SlurmProfile) -> Iterator[tuple[list[ClusterJob], str]]:
+def batch_scripts(submission: Submission, profile: Profile) -> Iterator[tuple[list[ClusterJob], str]]:
     """For a dry run: the jobs of each sbatch call and its script, with ``<key>`` in place of Slurm's ids."""
     for group, executor in _calls(submission, profile):
         for i, job in enumerate(group):
@@ -81,7 +81,7 @@ def withdraw(submission: Submission, none_sent: bool = False) -> None:
 
 def without_incomplete(ledger: list[Submission]) -> list[Submission]:
     """Undo submissions that a kill has cut short, and return the others. Call it under the submit lock."""
-    cut = [s for s in ledger if s.kind == "slurm" and not all(job.slurm_id for job in s.jobs.values())]
+    cut = [s for s in ledger if not all(job.slurm_id for job in s.jobs.values())]
     for submission in cut:
         print(f"undoing submission {submission.id}, which was cut short", file=sys.stderr)
         withdraw(submission)
@@ -91,7 +91,7 @@ def without_incomplete(ledger: list[Submission]) -> list[Submission]:
 def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
     """Cancel the rows that ``name`` means: how many, and the ids of their jobs. Raises UserError if there is none."""
     with locks.held(places.runs / SUBMIT_LOCK):
-        ledger = [s for s in without_incomplete(read_ledger(places.runs)) if s.kind == "slurm"]
+        ledger = without_incomplete(read_ledger(places.runs))
         rows = find_rows(ledger, name)
         names = {row.name for row in rows}.union(*(s.cancelled for s in ledger))
         # Rows share the reconstruction of their tokenizer, which is listed under the first of them.

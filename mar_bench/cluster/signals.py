@@ -21,9 +21,7 @@ class Signals:
 
     SIGUSR2 comes before a time limit or a preemption: stop at the next step, then let submitit requeue the job.
     SIGTERM without SIGUSR2 comes when a job is requeued or cancelled from outside: save and go on until the kill.
-    SIGALRM: no step has ended in time, stop in the middle of one.
-
-    Without a warning before the kill (``seconds`` is 0: on this machine) SIGTERM means stop."""
+    SIGALRM: no step has ended in time, stop in the middle of one. ``seconds`` pass between SIGUSR2 and the kill."""
 
     def __init__(self, seconds: int):
         self.seconds = seconds
@@ -33,8 +31,6 @@ class Signals:
 
     def __enter__(self) -> Signals:
         handlers = {signal.SIGUSR2: self._stop, signal.SIGTERM: self._save, signal.SIGALRM: self._late}
-        if not self.seconds:
-            handlers = {signal.SIGTERM: self._stop}
         self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         return self
@@ -47,8 +43,7 @@ class Signals:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stop, self.stop_time = True, time.monotonic()
         print("told to stop: saving at the next step", file=sys.stderr, flush=True)
-        if self.seconds:
-            signal.alarm(max(1, self.seconds - RESERVE_SECONDS))
+        signal.alarm(max(1, self.seconds - RESERVE_SECONDS))
 
     def _late(self, number: int, frame: FrameType | None) -> None:
         print("no step has ended in time: stopping in the middle of one", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mar_bench.cluster.ledger import Submission
-from mar_bench.cluster.profile import SlurmProfile, minutes
+from mar_bench.cluster.profile import Profile, minutes
 from mar_bench.cluster.snapshot import START
 from mar_bench.records.provenance import COMMAND_VARIABLE
 from mar_bench.utils.errors import UserError
@@ -102,7 +102,7 @@ def _complaint(text: str) -> str:
     return next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "")
 
 
-def executor_for(profile: SlurmProfile, submission: Submission, stage: str, dependency: str) -> Any:
+def executor_for(profile: Profile, submission: Submission, stage: str, dependency: str) -> Any:
     """submitit's executor for the jobs of a stage. It works without Slurm too, to print scripts."""
     from submitit.slurm.slurm import SlurmExecutor
 

@@ -23,7 +23,7 @@ ADVICE = {  # pattern of a state or a pending reason -> what to do; the first ma
     "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
     "TIMEOUT": f"it could not save within signal_seconds, or hit its limit too often: raise time, then {AGAIN}",
     "FAIL|DEADLINE|LOST": f"mar-bench logs shows why; then {AGAIN}",
-    "(?i)cancelled|PREEMPTED|INTERRUPTED|not sent": "submit sends it again",
+    "(?i)cancelled|PREEMPTED|not sent": "submit sends it again",
     "UNKNOWN": "Slurm does not answer: is this a machine of the cluster?",
     "DependencyNeverSatisfied": f"a job that it needs has failed: mar-bench cancel, then {AGAIN}",
     "(?i)held": "scontrol release, once the cause is gone",

@@ -11,26 +11,24 @@ from pathlib import Path
 
 from mar_bench.cluster.jobs import TABLE
 from mar_bench.cluster.ledger import Request, Submission, new_submission, read_ledger
-from mar_bench.cluster.local import run_here
 from mar_bench.cluster.pending import Plan, Queue, make_plan, rows_of
-from mar_bench.cluster.profile import Profile, SlurmProfile
+from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.send import SUBMIT_LOCK, batch_scripts, send_all, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
-from mar_bench.cluster.work import StagesFailed
+from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.request import load_all, preflight, select
-from mar_bench.pipeline.run_local import Outcome
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
 from mar_bench.records.record import read_records
 from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils import locks
 from mar_bench.utils.console import console_table
-from mar_bench.utils.errors import Stopped, UserError
+from mar_bench.utils.errors import UserError
 
 
 def submit(
     request: Request, profile: Profile, retry: bool = False, dry_run: bool = False, follows: bool = False
-) -> Outcome:
-    """Send unfinished work, or run it here if the profile has no Slurm, and print what is sent.
+) -> None:
+    """Send unfinished work, and print what is sent.
 
     ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
     request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
@@ -46,8 +44,7 @@ def submit(
         if not dry_run:
             publish(runs, places)
             ledger = without_incomplete(ledger)
-        queue = Queue([s for s in ledger if s.kind == profile.kind == "slurm"])
-        plan = make_plan(runs, places, records, profile, queue, retry, follows)
+        plan = make_plan(runs, places, records, profile, Queue(ledger), retry, follows)
         shared = f"{len(plan.elsewhere)} more are in jobs that were sent before"
         print(f"{len(runs)} records: {plan.done} done; {len(plan.new)} stages to send, {shared}")
         if plan.failed and not retry:
@@ -58,25 +55,21 @@ def submit(
         progress = f"{shlex.join(['mar-bench', 'status', '--runs', request.runs])} shows progress"
         if not plan.new:
             print(f"nothing to send; {progress}")
-            return Outcome()
+            return
         label = experiments[0].id if len(experiments) == 1 else "mar_bench"
         rows = rows_of(planned, plan.stages)
-        submission = new_submission(label, request, plan.graph, rows, profile.kind, waiting)
+        submission = new_submission(label, request, plan.graph, rows, waiting)
         if dry_run:
             _print_dry_run(plan, submission, profile)
         preflight([stage.run for stage in plan.stages])
         if dry_run:
-            return Outcome()
+            return
         take_snapshot(submission.folder / "code")
         submission = replace(submission, request=with_copies(request, submission.folder / "experiments"))
         submission.write(profile, plan.stages)
-        if isinstance(profile, SlurmProfile):
-            send_all(submission, profile, conclude)
-            ids = [str(job.slurm_id) for job in submission.jobs.values()]
-            print(f"sent {len(ids)} jobs, {ids[0]} to {ids[-1]}; {progress}")
-            return Outcome()
-    threads = next(iter(experiments[0].rows.values())).compute.threads
-    return run_here(submission, profile, threads, conclude)
+        send_all(submission, profile, conclude)
+        ids = [str(job.slurm_id) for job in submission.jobs.values()]
+        print(f"sent {len(ids)} jobs, {ids[0]} to {ids[-1]}; {progress}")
 
 
 def with_copies(request: Request, folder: Path) -> Request:
@@ -92,27 +85,25 @@ def with_copies(request: Request, folder: Path) -> Request:
 
 
 def _print_dry_run(plan: Plan, submission: Submission, profile: Profile) -> None:
-    """One line per call of sbatch and the script of the first for each stage, or without Slurm one line per job."""
-    calls = [([job], "") for job in plan.graph]
-    if isinstance(profile, SlurmProfile):
-        calls = list(batch_scripts(submission, profile))
+    """One line per call of sbatch, the script of the first for each stage, and the GPU hours."""
+    calls = list(batch_scripts(submission, profile))
     print(console_table(["jobs", "first of them"], [[str(len(jobs)), jobs[0].title] for jobs, _ in calls]))
     for kind, script in {jobs[0].kind: script for jobs, script in reversed(calls) if script}.items():
         print(f"\n# ---- {kind}\n{script}")
+    hours = sum(gpu_hours(stage.kind, stage.run.spec) for stage in plan.new)
+    print(f"about {hours:,.0f} GPU hours of training and sampling (estimated for an H100)")
 
 
 def conclude(submission: Submission) -> None:
     """Record failures, send the cells whose sweep points are measured now, and write the tables."""
     for title in settle(submission):
         print(f"FAILED {title}", file=sys.stderr, flush=True)
-    request, outcome = submission.request, Outcome()
+    request = submission.request
     if submission.waiting and TABLE not in submission.unwanted():
         try:
-            outcome = submit(request, submission.plan()[0], follows=True)
+            submit(request, submission.plan()[0], follows=True)
         except UserError as error:
             print(f"{error}; to send the cells that can be chosen now, repeat: {request.command}", file=sys.stderr)
-    if outcome.stopped:
-        raise Stopped
     records = read_records(submission.places.records)
     for experiment in load_all(list(request.words), request.every, request.scale, records):
         try:
@@ -120,8 +111,6 @@ def conclude(submission: Submission) -> None:
                 print(f"wrote {path}", file=sys.stderr)
         except UserError as error:
             print(f"no table: {error}", file=sys.stderr, flush=True)
-    if outcome.failed:
-        raise StagesFailed(f"{len(outcome.failed)} jobs of cells chosen by a sweep failed")
 
 
 def settle(submission: Submission) -> list[str]:

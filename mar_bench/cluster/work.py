@@ -72,7 +72,7 @@ class StatusFile:
             self.begin = (step, time.monotonic())
             self.content["history"][-1].setdefault("first_step", step)
         if time.monotonic() >= self.next_write:
-            rate = (step - self.begin[0]) / (time.monotonic() - self.begin[1]) or None  # steps per second
+            rate = (step - self.begin[0]) / max(1e-9, time.monotonic() - self.begin[1]) or None  # steps per second
             speed, left = (rate * images_per_step, (total - step) / rate) if rate else (None, None)
             self.write(step=step, total=total, images_per_second=speed, seconds_left=left, waiting=None)
 
@@ -88,7 +88,7 @@ class Work:
     submission: str
     key: str
     last: Callable[[Submission], None]  # called after the stages of the submission's last job
-    signal_seconds: int = 0  # between the warning and the kill; 0: no warning
+    signal_seconds: int  # between the warning and the kill
 
     def __call__(self) -> None:
         with Signals(self.signal_seconds) as signals:

@@ -28,10 +28,12 @@ def scores_text(record: Record) -> str:
 
 def how_measured(record: Record) -> list[str]:
     """The protocol in plain lines: what was measured, against what, with which network and settings."""
-    blocks = {name: dict(record.protocol[name]) for name in ("samples", "reference", "extractor", "settings")}
-    blocks["samples"]["labels"] = record.protocol["label_mode"]
-    words = {name: [f"{key} {value}" for key, value in block.items()] for name, block in blocks.items()}
-    return [f"{name:11}{', '.join(of)}" for name, of in words.items()]
+    lines = []
+    for name in ("samples", "reference", "extractor", "settings"):
+        block = {key: value for key, value in record.protocol[name].items() if key not in ("first_batch", "set_sha256")}
+        words = [f"{key} {value[:12] if key == 'sha256' else value}" for key, value in block.items()]
+        lines.append(f"{name:11}{', '.join(words)}")
+    return [f"{lines[0]}, labels {record.protocol['label_mode']}", *lines[1:]]
 
 
 def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:

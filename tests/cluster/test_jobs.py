@@ -123,7 +123,7 @@ def test_a_dependency_names_a_whole_array_by_its_one_id():
 
 
 def test_scripts_of_a_dry_run_name_the_jobs_that_they_wait_for(lab: Lab):
-    submission = new_submission("x", lab.request(), build_graph(ROW, False, 3, {}), (), "slurm", 0)
+    submission = new_submission("x", lab.request(), build_graph(ROW, False, 3, {}), (), 0)
     texts = {group[0].title: text for group, text in batch_scripts(submission, PROFILE)}
     assert "--dependency" not in texts["tokenizer kl"]
     assert "#SBATCH --dependency='afterok:<0>'" in texts["latents kl"]

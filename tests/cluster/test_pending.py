@@ -6,14 +6,14 @@ import pytest
 
 from mar_bench.cluster import send
 from mar_bench.cluster.pending import Plan
-from mar_bench.cluster.profile import SlurmProfile
+from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.send import cancel
 from mar_bench.cluster.submit import settle
 from mar_bench.records.record import write_record
 from tests.made_up import generation
 from tests.made_up_cluster import EXPERIMENT, GUIDED, PROFILE, SHARDS, UNGUIDED, Lab, runs_of
 
-PACKED = SlurmProfile(pack=True)
+PACKED = Profile(pack=True)
 ROW = runs_of()
 (RUN,) = runs_of(task="generation")
 BEHIND = ("sample", "generation", "speed")

@@ -10,7 +10,7 @@ import yaml
 
 from mar_bench.cluster.jobs import build_graph
 from mar_bench.cluster.ledger import Request, Submission, new_submission
-from mar_bench.cluster.profile import BLOCKS, MULTIPROCESS, ProcessesProfile, Resources, SlurmProfile, load_profile
+from mar_bench.cluster.profile import BLOCKS, MULTIPROCESS, Profile, Resources, load_profile
 from mar_bench.cluster.send import batch_scripts
 from mar_bench.cluster.slurm import executor_for
 from mar_bench.pipeline.graph import jobs_for
@@ -38,18 +38,16 @@ def mistake(file: str) -> str:
     return str(caught.value)
 
 
-def script_of(profile: SlurmProfile, stage: str = "train", elements: int = 1, dependency: str = "") -> str:
-    submission = Submission("abc", "name", REQUEST, {}, (), "slurm", 0, 0)
+def script_of(profile: Profile, stage: str = "train", elements: int = 1, dependency: str = "") -> str:
+    submission = Submission("abc", "name", REQUEST, {}, (), 0)
     executor = executor_for(profile, submission, stage, dependency)
     executor.parameters |= {"map_count": elements} if elements > 1 else {}
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-@pytest.mark.parametrize("name", ["gpu", "local", "processes"])
+@pytest.mark.parametrize("name", ["gpu", "local"])
 def test_profiles_load_by_name_and_by_file(name):
-    profile = load_profile(name)
-    assert type(profile) is (ProcessesProfile if name == "processes" else SlurmProfile)
-    assert load_profile(str(CLUSTERS / f"{name}.yaml")) == profile
+    assert load_profile(str(CLUSTERS / f"{name}.yaml")) == load_profile(name)
 
 
 def test_setup_keeps_shell_variables(tmp_path):
@@ -69,7 +67,7 @@ def test_runs_may_name_home_and_variables(tmp_path, monkeypatch):
 def test_stages_that_ranks_share_have_a_process_per_gpu():
     assert {"latents", "train", "sample"} == MULTIPROCESS and set(BLOCKS) > MULTIPROCESS
     for stage in BLOCKS:
-        tasks = SlurmProfile(job=Resources(gpus_per_node=4)).resources(stage).tasks_per_node
+        tasks = Profile(job=Resources(gpus_per_node=4)).resources(stage).tasks_per_node
         assert tasks == (4 if stage in MULTIPROCESS else 1)
     assert {job.kind for job in build_graph(STAGES, False, 1, {})} == set(BLOCKS)
 
@@ -78,7 +76,7 @@ MISTAKES = [
     ({"sample_shard": 2}, "sample_shard", "did you mean 'sample_shards'?"),
     ({"stages": {"trian": {}}}, "stages.trian", "did you mean 'train'?"),
     ({"pack": True, "sample_shards": 2}, "sample_shards", "pack: false"),
-    ({"kind": "processes", "setup": []}, "setup", "of kind 'processes'"),
+    ({"kind": "pbs"}, "kind", "not one of slurm"),
     ({"job": {"time": 14400}}, "job.time", "expected a text"),
     ({"stages": {"train": {"time": "0"}}}, "signal_seconds", "not below the time of stage train"),
     ({"job": {"time": "10:00"}}, "job.time", "write minutes"),
@@ -98,7 +96,7 @@ def test_a_mistake_names_the_file_the_key_and_the_way_out(tree, key, way_out, tm
     assert message.startswith(f"{file}: {key}: ") and way_out in message
 
 
-@pytest.mark.parametrize("text", ["", "job: {", "kind: slurm\njob: {time: 4:00:00}\n"])
+@pytest.mark.parametrize("text", ["slurm", "job: {", "kind: slurm\njob: {time: 4:00:00}\n"])
 def test_a_file_that_is_not_a_profile(text, tmp_path):
     assert "no such file" in mistake(str(tmp_path / "mine.yaml")) and "did you mean 'local'?" in mistake("locl")
     (tmp_path / "mine.yaml").write_text(text)
@@ -118,15 +116,15 @@ OF_SLURM = {
 ELSEWHERE = {"kind", "runs", "device", "max_timeouts"}  # test_submit.py, and the tests on a real Slurm
 
 
-def sent(profile: SlurmProfile) -> list[str]:
+def sent(profile: Profile) -> list[str]:
     graph = build_graph(STAGES, profile.pack, profile.sample_shards, {})
-    submission = replace(new_submission("x", REQUEST, graph, (), "slurm", 0), id="abc", name="name")
+    submission = replace(new_submission("x", REQUEST, graph, (), 0), id="abc", name="name")
     return [text for _, text in batch_scripts(submission, profile)]
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(SlurmProfile) if f.name not in ELSEWHERE])
+@pytest.mark.parametrize("name", [f.name for f in fields(Profile) if f.name not in ELSEWHERE])
 def test_a_key_of_a_profile_changes_what_is_sent(name):
-    base = SlurmProfile(sample_shards=1 if name == "pack" else 2)
+    base = Profile(sample_shards=1 if name == "pack" else 2)
     assert sent(base) != sent(replace(base, **{name: OF_SLURM[name]})), f"{name} is a dead key"
 
 
@@ -134,8 +132,8 @@ def test_a_key_of_a_profile_changes_what_is_sent(name):
 def test_a_resource_changes_the_script(name):
     base = Resources(gpus_per_node=1)
     other = replace(base, **{name: OF_RESOURCES[name]})
-    plain = script_of(SlurmProfile(job=base))
-    assert script_of(SlurmProfile(job=other)) != plain != script_of(SlurmProfile(stages={"train": other}))
+    plain = script_of(Profile(job=base))
+    assert script_of(Profile(job=other)) != plain != script_of(Profile(stages={"train": other}))
 
 
 WANTS = [
@@ -149,15 +147,15 @@ WANTS = [
 
 @pytest.mark.parametrize(("wants", "line"), WANTS)
 def test_resources_become_sbatch_options(wants, line):
-    text = script_of(SlurmProfile(job=Resources(**wants)), elements=3, dependency="afterok:7")
+    text = script_of(Profile(job=Resources(**wants)), elements=3, dependency="afterok:7")
     assert f"#SBATCH {line}" in text.splitlines()
 
 
 def test_the_script_has_the_code_the_command_and_nothing_unrequested():
-    text = script_of(SlurmProfile(python="my python"))
+    text = script_of(Profile(python="my python"))
     assert f"export PYTHONPATH={CODE}${{PYTHONPATH:+:$PYTHONPATH}}" in text.splitlines()
     assert "export MAR_BENCH_COMMAND=me" in text and f"my python -u {CODE}/start_job.py" in text
     options = {line.partition("--")[2].partition("=")[0] for line in text.splitlines() if line.startswith("#SBATCH")}
     assert not options & {"partition", "account", "qos", "mem", "gpus-per-node", "gres", "exclusive", "wckey", "array"}
-    profile = SlurmProfile(job=Resources(sbatch={"hold": True}), stages={"train": Resources(sbatch={"hold": False})})
+    profile = Profile(job=Resources(sbatch={"hold": True}), stages={"train": Resources(sbatch={"hold": False})})
     assert "--hold" not in script_of(profile) and "--hold" in script_of(profile, "table")

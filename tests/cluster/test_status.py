@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from mar_bench.cluster import status
 from mar_bench.cluster.ledger import find_rows
-from mar_bench.cluster.profile import SlurmProfile
+from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.status import Line, logs_of, look, print_logs, text
 from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import GUIDED, SHARDS, Lab, runs_of
@@ -123,29 +119,8 @@ def test_shards(sampling: Lab):
     assert line.state == "FAILED" and f"job {failed.slurm_id} OUT_OF_MEMORY n2" in line.error and not line.live
 
 
-@pytest.mark.parametrize(
-    ("alive", "notes", "state"),
-    [
-        (True, None, "PENDING"),
-        (True, {"stage": TRAIN}, "RUNNING"),
-        (False, {"stage": TRAIN}, "INTERRUPTED"),
-        (False, None, "INTERRUPTED"),
-        (False, {"event": "end"}, "FAILED"),
-    ],
-)
-def test_a_job_on_this_machine(alive, notes, state, lab: Lab):
-    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
-    process.wait()
-    lab.submit([RUN], kind="processes", process=os.getpid() if alive else process.pid)
-    lab.finish("tokenizer", "latents", "extractor")
-    if notes is not None:
-        lab.note(lab.job("train"), **notes)
-    line = line_of(lab)
-    assert line.state == state and line.live == (state in ("PENDING", "RUNNING")) and not lab.squeue.calls
-
-
 def test_the_view_as_text(lab: Lab):
-    lab.submit(runs_of("mar/*"), SlurmProfile(pack=True))
+    lab.submit(runs_of("mar/*"), Profile(pack=True))
     lab.note(lab.say("train", "RUNNING"), stage="0", step=1)
     lab.say("tokenizer", "OUT_OF_MEMORY")
     shown = text(look(lab.places, []))
