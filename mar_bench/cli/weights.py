@@ -39,13 +39,14 @@ def convert(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="mar, kl16, vq16, kl8 or consistency.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.")],
+    raw: Annotated[bool, typer.Option("--raw", help="For mar: the raw weights instead of their EMA.")] = False,
 ) -> None:
     """Convert published weights to our parameter names.
 
     Every tensor must fit; no code in SOURCE is executed."""
     from mar_bench.models.pretrained.convert import convert
 
-    manifest = convert(kind, Path(source), Path(target))
+    manifest = convert(kind, Path(source), Path(target), raw)
     counts = f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters of {manifest['weights']}"
     print(f"wrote {target}: {counts}, {len(manifest['left_out'])} left out; sha256 {manifest['target']['sha256']}")
 

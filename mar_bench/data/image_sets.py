@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -24,6 +25,7 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 
 OTHER_ENDINGS = {".jpe", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".gif", ".tif", ".tiff"}
+PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
 NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # where the order comes from
@@ -181,14 +183,23 @@ def _names(path: Path, endings: set[str]) -> list[str]:
 
 
 def _images_in(folder: Path, endings: set[str], levels: int) -> list[str]:
-    """Files with these endings, down to ``levels`` of subfolders."""
+    """Files with these endings and PNG files of any name, down to ``levels`` of subfolders."""
     found = []
     for name in visible(folder):
         if (folder / name).is_dir():
             found += [f"{name}/{inner}" for inner in _images_in(folder / name, endings, levels - 1)] if levels else []
-        elif PurePosixPath(name).suffix.lower() in endings:
+        elif PurePosixPath(name).suffix.lower() in endings or _is_png(folder / name):
             found.append(name)
     return found
+
+
+def _is_png(path: Path) -> bool:
+    """By the first bytes, whatever the name: a file left out unseen would change every distance."""
+    with suppress(OSError):
+        if path.is_file():  # reading a pipe would block forever
+            with path.open("rb") as file:
+                return file.read(len(PNG)) == PNG
+    return False
 
 
 def _look(path: Path) -> tuple[str, int, int]:

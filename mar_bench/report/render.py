@@ -17,6 +17,10 @@ TEX = {
 }  # fmt: skip
 
 
+class Best(str):
+    """A cell that holds the best number of its column; LaTeX prints this number bold."""
+
+
 def render(template: str, **parts: Any) -> str:
     """The filled template; templates see ``stats`` and ``fmt``, and in LaTeX the filter ``tex``."""
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
@@ -31,4 +35,6 @@ def render(template: str, **parts: Any) -> str:
 
 def escape_tex(text: object) -> str:
     """Any text as LaTeX prints it."""
-    return "".join(TEX.get(character, character) for character in str(text))
+    escaped = "".join(TEX.get(character, character) for character in str(text))
+    number, bracket, paper = escaped.partition(" (")
+    return rf"\textbf{{{number}}}{bracket}{paper}" if isinstance(text, Best) else escaped

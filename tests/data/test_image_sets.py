@@ -53,6 +53,12 @@ def everything(images: ImageSet) -> np.ndarray:
     return torch.cat(list(images.batches(silent))).permute(0, 2, 3, 1).numpy()
 
 
+def test_a_png_file_counts_under_any_name(tmp_path):
+    pixels = tiles(4)
+    (save(tmp_path, ["0.png", "1", "2.dat", "3.png"], pixels) / "notes.txt").write_text("no image")
+    assert np.array_equal(everything(open_folder(tmp_path)), pixels)
+
+
 def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_BYTES", 5 * 20 * 24 * 3 + 1)
     pixels, calls = tiles(12), []

@@ -140,14 +140,15 @@ def mar(tmp_path) -> Path:
     return tmp_path / "checkpoint-last.pth"
 
 
-def test_mar_takes_the_moving_average(mar, tmp_path):
+@pytest.mark.parametrize("raw", (False, True))
+def test_mar_takes_the_moving_average_or_the_raw_weights(mar, tmp_path, raw):
     out = tmp_path / "out/mar.safetensors"
-    manifest, expected = convert("mar", mar, out), official_mar()
-    assert manifest["weights"] == "model_ema"
+    manifest, expected = convert("mar", mar, out, raw), official_mar()
+    assert manifest["weights"] == ("model" if raw else "model_ema")
     assert manifest["names"] == {name: our_name(name) for name in expected}
     written = load_file(out)
     for name, tensor in expected.items():
-        assert torch.equal(written[our_name(name)], tensor + 1), name
+        assert torch.equal(written[our_name(name)], tensor + (not raw)), name
     assert manifest["architecture"]["num_heads"] == 16
     assert manifest["parameters"] == sum(tensor.numel() for tensor in expected.values())
     text = out.with_suffix(".json").read_text()

@@ -54,8 +54,11 @@ def test_caption_label_and_numbers(table1):
     caption = re.search(r"\\caption\{(.*)\}", tex)[1]
     assert caption.startswith(f"{table1.title}. Tiny scale, not comparable with the paper's FID. In brackets")
     assert r"$\pm$ is the standard deviation over 3 training runs" in caption and r"\label{tab:table1-tiny}" in tex
+    best = {min(base(row) for row in table1.rows if row.endswith(column)) for column in ("unguided", "/guided")}
     for row in table1.rows:
-        assert rf"{base(row) + 0.1:.2f} $\pm$ 0.10" in tex and f"({table1.paper[row]['fd']:.2f})" in tex
+        number = rf"{base(row) + 0.1:.2f} $\pm$ 0.10"
+        assert (rf"\textbf{{{number}}}" if base(row) in best else f"& {number}") in tex
+        assert f"({table1.paper[row]['fd']:.2f})" in tex
     assert r"\multicolumn{2}{c}{without CFG}" in tex and "\\cmidrule(lr){6-7}\n\\cmidrule(lr){8-9}" in tex
     paper = checked(table(load_experiment("table1", "paper"), {}).tex())
     assert "Paper scale. In brackets" in paper and "not comparable" not in paper

@@ -42,19 +42,23 @@ TRAINING_ONLY = re.compile(r"loss\..+|model_ema\.(decay|num_updates)")  # in lat
 NUM_HEADS = {"mar_base": 12, "mar_large": 16, "mar_huge": 16}  # cannot be inferred from shapes
 
 
-def convert(kind: str, file: Path, target: Path) -> dict[str, Any]:
+def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str, Any]:
     """Write ``target`` (.safetensors, float32) and its manifest (.json beside it); returns the manifest.
 
-    Raises UserError if the file does not fit ``kind`` or cannot be read safely, or if target or manifest exist."""
+    ``raw`` takes the raw weights of a MAR instead of their moving average. Raises UserError if the file does not fit
+    ``kind`` or cannot be read safely, or if target or manifest exist."""
     if kind not in KINDS:
         raise UserError(f"no kind '{kind}' of checkpoint, {did_you_mean(kind, KINDS)}")
+    if raw and kind != "mar":
+        raise UserError(f"--raw chooses between the two sets of weights of a mar; {kind} has one")
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the target must end in .safetensors")
     beside = target.with_suffix(".json")
     if existing := [path for path in (target, beside) if path.exists()]:
         raise UserError(f"{existing[0]}: already exists; choose another target or move it away")
     content = _load(file)
-    state, taken = _state_of(content, ["model_ema"] if kind == "mar" else ["state_dict", "model"], kind, file)
+    keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
+    state, taken = _state_of(content, keys, kind, file)
     left_out = {n: "training only" for n in state if kind in LDM and TRAINING_ONLY.fullmatch(n)}
     state = {name: value for name, value in state.items() if name not in left_out}
     if wrong := [n for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()]:

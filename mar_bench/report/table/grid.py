@@ -12,6 +12,7 @@ from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.frames import frame_of, main_setting, metric_value, select, spreads, values
 from mar_bench.report.paper_agreement import NOT_COMPARABLE, agreement
+from mar_bench.report.render import Best
 from mar_bench.report.stats import Spread
 
 FAILED = "FAILED"
@@ -101,7 +102,11 @@ def main_grid(found: Measured) -> Grid:
         group = "" if metric in ONCE_METRICS else fmt.column_words(experiment, of[0])
         heading.append(Column(_title(found, metric), group, fmt.in_paper(experiment, metric)))
         rows = [[fmt.row_at(experiment, line, column) for column in of] for line in lines]
-        by_column.append([_cell(found, of_line, metric, heading[-1].published) for of_line in rows])
+        cells = [_cell(found, of_line, metric, heading[-1].published) for of_line in rows]
+        means = [math.nan if metric in ONCE_METRICS else found.spread(of_line[0], metric).mean for of_line in rows]
+        known = [mean for mean in means if not math.isnan(mean)]
+        best = (min if METRICS[metric].lower_is_better else max)(known) if len(known) > 1 else None
+        by_column.append([Best(cell) if mean == best else cell for cell, mean in zip(cells, means)])
     labels = [fmt.axis_labels(experiment, dict(zip(fmt.row_axes(experiment), line))) for line in lines]
     names = list(dict.fromkeys(name for of_line in labels for name in of_line)) or [""]
     texts = [[of_line.get(name, "") for name in names] for of_line in labels]
