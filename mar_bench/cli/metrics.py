@@ -41,7 +41,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="REFERENCE",
-            help="Real images: an npz (ADM's or from reference build), a folder or a data set. Default: a row's own.",
+            help="Real images: an npz (ADM's or from reference build) or a folder. Default: a row's own.",
         ),
     ] = None,
     extractor: Annotated[
@@ -81,7 +81,7 @@ def evaluate(
         source = eval_images.open_source(samples, indexed=not unindexed)
         eval_images.settings_of(overrides or [])  # raises before any work
         if reference is None:
-            raise UserError("--reference is needed: an npz, a folder of real images or a data set")
+            raise UserError("--reference is needed: an npz or a folder of real images")
     if source.run and extractor is None:
         space = eval_images.own_extractor(source.run, places)
     else:

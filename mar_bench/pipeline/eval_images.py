@@ -45,7 +45,7 @@ SETTINGS = {f.name for f in fields(MetricsSpec)} - {"extractor", "reference", "k
 
 @dataclass(frozen=True)
 class Source:
-    """Images to score: a folder, an npz, a data set or the samples of a row, whose ``run`` is set.
+    """Images to score: a folder, an npz or the samples of a row, whose ``run`` is set.
 
     ``batches(progress)`` yields uint8 images (B, C, H, W) and ``about`` describes them in records."""
 
