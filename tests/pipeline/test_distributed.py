@@ -115,6 +115,7 @@ def alone(tmp_path_factory) -> Places:
     return places
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
     results = ended(start_two(str(ROOT / "tests/two_processes.py"), str(tmp_path)))
     assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]

@@ -119,6 +119,7 @@ def test_memory_and_disk_are_checked_first(tmp_path, monkeypatch):
     check_room("a", 4000, tmp_path)
 
 
+@pytest.mark.slow
 def test_failures_in_the_child_process_are_part_of_the_result(tmp_path):
     answer = rehearse.in_child("no spec", tmp_path, 1)
     assert "AttributeError" in answer["error"] and answer["peak_bytes"] > 0

@@ -52,6 +52,7 @@ def test_micro_batches_and_recomputed_blocks_keep_the_gradients(row, monkeypatch
     assert recomputed.call_count >= 2
 
 
+@pytest.mark.slow
 def test_compilation_keeps_the_gradients():
     off = "model.backbone.dropout=0"
     assert_close(gradients(ROWS[1], off, "compute.compile=true"), gradients(ROWS[1], off), 1e-4)
