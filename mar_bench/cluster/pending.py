@@ -1,4 +1,4 @@
-"""Which stages of a request to send: none that are done, queued or running in other jobs, or failed before."""
+"""Decide which stages of a request to send: not those done, queued or running in other jobs, or failed before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN_UP = ("CANCELLED", "PREEMPTED")  # not failed: sent again without --retry
 
 
 class Queue:
-    """The state of every job in a ledger, as of its creation, and which job is to run each stage."""
+    """The state of every job in a ledger when the Queue is made, and the job that is to run each stage."""
 
     def __init__(self, ledger: list[Submission]):
         jobs = [(s, job) for s in ledger for job in s.jobs.values()]
@@ -70,8 +70,8 @@ def make_plan(
 ) -> Plan:
     """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 
-    ``retry``: include stages that failed before. ``last``: the last job of a submission asks, not the user, so
-    leave out cancelled stages."""
+    ``retry``: include stages that failed before. ``last``: the caller is the last job of a submission, not the user,
+    so cancelled stages are left out."""
     needed = {stage.id: stage for stage in jobs_for(runs, places)}  # each is listed after what it needs
     elsewhere: dict[str, str] = {}
     failed: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Sending the jobs of a submission to Slurm, and cancelling them."""
+"""Send the jobs of a submission to Slurm, and cancel them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def withdraw(submission: Submission, none_sent: bool = False) -> None:
 
 
 def without_incomplete(ledger: list[Submission]) -> list[Submission]:
-    """Undo submissions that a kill has cut short, and return the others. Call it under the submit lock."""
+    """Undo submissions interrupted by a kill, and return the others. Hold the submit lock during the call."""
     cut = [s for s in ledger if not all(job.slurm_id for job in s.jobs.values())]
     for submission in cut:
         print(f"undoing submission {submission.id}, which was cut short", file=sys.stderr)
@@ -89,7 +89,7 @@ def without_incomplete(ledger: list[Submission]) -> list[Submission]:
 
 
 def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
-    """Cancel the rows that ``name`` means: how many, and the ids of their jobs. Raises UserError if there is none."""
+    """Cancel the rows that match ``name``; returns their number and their jobs' ids. Raises UserError if none match."""
     with locks.held(places.runs / SUBMIT_LOCK):
         ledger = without_incomplete(read_ledger(places.runs))
         rows = find_rows(ledger, name)

@@ -31,7 +31,7 @@ def submit(
     """Send unfinished work, and print what is sent.
 
     ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
-    request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
+    request. Raises UserError if a file is missing or Slurm refuses; the submission is then undone completely."""
     places = Places(Path(request.runs), Path(request.records))
     if not dry_run:
         places.check_writable()
@@ -49,7 +49,7 @@ def submit(
         print(f"{len(runs)} records: {plan.done} done; {len(plan.new)} stages to send, {shared}")
         if plan.failed and not retry:
             why = next(iter(plan.failed.values()))
-            print(f"what has failed before is left out, unless --retry failed is given; the first failure: {why}")
+            print(f"work that failed before is left out (--retry failed sends it); the first failure: {why}")
         if waiting:
             print(f"{waiting} evaluations wait until their sweep points are measured; the last job sends them")
         progress = f"{shlex.join(['mar-bench', 'status', '--runs', request.runs])} shows progress"
@@ -114,7 +114,7 @@ def conclude(submission: Submission) -> None:
 
 
 def settle(submission: Submission) -> list[str]:
-    """Write a failed record, which a killed job could not, for every cell that no job can finish; returns titles."""
+    """Write failed records, which killed jobs could not, for all cells that no job can finish; returns their titles."""
     places, queue = submission.places, Queue(read_ledger(submission.places.runs))
     jobs = {stage.id: job for job in submission.jobs.values() if job.shard is None for stage in job.stages}
     lost: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Inside a cluster job: run its stages in order, continuing from the files on disk.
 
 A job may be restarted at any time. Finished stages are skipped, trainings resume from their newest checkpoint, drawn
-images are kept. Its signals: ``signals``."""
+images are kept. ``signals`` handles its signals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mar_bench.utils.locks import Claim
 if TYPE_CHECKING:
     from mar_bench.pipeline.distributed import World
 
-WRITE_SECONDS = 2.0  # between two writes of the status file, and two looks at what was cancelled
+WRITE_SECONDS = 2.0  # between two writes of the status file, and between two checks for cancellation
 
 
 class StagesFailed(Exception):
@@ -131,7 +131,7 @@ def _run_job(submission: Submission, key: str, last: Callable[[Submission], None
                 raise _Cancelled
             for need in (planned[i] for i in stage.needs if i in planned):
                 if not is_sound(submission.places.folder(need.kind, need.id)):
-                    raise UserError(f"{need.title} is needed and not done; see its own failure")
+                    raise UserError(f"{need.title} is needed but not done; see its own failure")
             _run_stage(stage, submission, job, world, signals, status)
         except _Cancelled:
             status.event(stage.id, "cancelled")
@@ -206,7 +206,7 @@ def _run_stage(
 
 
 def _check_device(stage: Job) -> None:
-    """Raises UserError if speed would be recorded under a device that is not this one."""
+    """Raises UserError if speed would be recorded under another device's name."""
     from mar_bench.config.ids import speed_run
     from mar_bench.records.provenance import device_name
 

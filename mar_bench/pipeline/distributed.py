@@ -40,7 +40,7 @@ class World:
         return items[self.rank * each : (self.rank + 1) * each]
 
     def agreed(self, value: Any) -> Any:
-        """Rank 0's value on every rank, whatever the others pass; a barrier."""
+        """Rank 0's value on every rank, whatever the others pass; acts as a barrier."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, device=torch.device("cpu"))
@@ -65,7 +65,7 @@ ALONE = World()
 
 
 def world_of(environ: Mapping[str, str] = os.environ) -> World:
-    """From the environment of torchrun or of an srun step with several tasks; otherwise a single process.
+    """The World set up by torchrun or by an srun step with several tasks; otherwise a single process.
 
     Raises UserError if the variables are incomplete or inconsistent."""
     names = TORCHRUN if "WORLD_SIZE" in environ else SLURM

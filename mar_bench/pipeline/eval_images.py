@@ -157,8 +157,8 @@ def evaluate(
 ) -> Record:
     """Score ``source`` against ``reference``, or a row against its own; ``save`` publishes the record.
 
-    ``announce(what)`` tells what begins and returns its Progress. Raises UserError if images, reference and extractor
-    do not match."""
+    ``announce(what)`` reports the start of a step and returns its Progress. Raises UserError if images, reference and
+    extractor do not match."""
     begin = time.monotonic()
     settings, given = (source.run.spec.metrics, SETTINGS) if source.run else settings_of(overrides)
     most, heldout = settings.reference_images, None
@@ -214,9 +214,9 @@ def settings_of(overrides: list[str]) -> tuple[MetricsSpec, set[str]]:
 
 
 def fitted(settings: MetricsSpec, given: set[str], images: FeatureSet, reference: Reference) -> MetricsSpec:
-    """Lower settings that were not ``given`` to what few images allow.
+    """Lower settings that were not ``given`` to values that the number of images allows.
 
-    Raises UserError if the reference is too small for any."""
+    Raises UserError if the reference is too small for any value."""
     count = len(images.features)
     others = count if reference.features is None else len(reference.features)
     if others < 2:

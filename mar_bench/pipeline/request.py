@@ -1,4 +1,4 @@
-"""Resolve the words and options of a command to experiments and runs, and check that those can start here."""
+"""Resolve a command's arguments and options to experiments and runs, and check that the runs can start here."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def select(
     only: str | None = None,
     device: str | None = None,
 ) -> Selection:
-    """The runs that a command asks for. ``device`` is the name of the one whose speed is measured; default: this one.
+    """The runs that a command asks for. ``device`` is the device whose speed is measured; default: this machine's.
 
     Raises UserError for an unknown name, seed, override or pattern."""
     found = Selection(load_all(words, every, scale, records), {}, {})
@@ -77,7 +77,7 @@ def select(
 
 
 def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
-    """The experiments that a command's words name, or all, with its overrides and the sweep points that were chosen."""
+    """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
         raise UserError(f"--all means every experiment; leave out {' '.join(names)}")

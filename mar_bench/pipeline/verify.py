@@ -29,17 +29,17 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 from mar_bench.utils.noise import NoiseSource
 
-TOLERANCE = 1e-6  # relative; another number of threads adds in another order
+TOLERANCE = 1e-6  # relative; the number of threads changes the order of additions
 EQUAL, CLOSE, DIFFERENT, NOT_KEPT = "equal", "close", "DIFFERENT", "not kept"
 Spec = TypeVar("Spec", MetricsSpec, RunSpec)
 Line = list[str]  # name, recorded, now, verdict
 
 
 def verify(record: Record, places: Places, again: int | None = None) -> tuple[list[Line], list[str]]:
-    """Score a record again; with ``again``, also draw at least so many of its images again.
+    """Score a record again; with ``again``, also draw at least that many of its images again.
 
-    Returns what was compared and notes for the reader. Raises UserError if what is needed was not kept, is damaged or
-    was made by another version."""
+    Returns the comparisons and notes for the user. Raises UserError if a file that it needs was not kept, is damaged
+    or was made by another version."""
     made, here, notes = record.provenance.get("git") or {}, git_state(), []
     if made.get("dirty"):
         notes.append("the record was made with uncommitted changes")
