@@ -51,7 +51,7 @@ class DataSet:
 
 @functools.lru_cache(maxsize=1)  # a worker uses the same images in consecutive stages
 def load_data(spec: DataSpec) -> DataSet:
-    """The images of a spec. Raises UserError if they do not match it."""
+    """The images that a spec describes. Raises UserError if they do not match it."""
     if isinstance(spec, ImageFolderData):
         return DataSet(*folder_images(spec, ("train", "val")))
     if isinstance(spec, DigitsData):
@@ -110,7 +110,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_images(decoded: Tensor, data: DataSpec) -> Tensor:
-    """Decoded images -> uint8 (B, C, H, W) on the CPU; every image that is measured passes through here.
+    """Decoded images -> uint8 (B, C, H, W) on the CPU; every measured image passes through here.
 
     Raises UserError for values that are not finite, which would turn black."""
     assert decoded.shape[1:] == (data.channels, data.image_size, data.image_size), "nothing is resized silently"

@@ -58,7 +58,7 @@ class ImageSet:
 
 
 def open_images(text: str, indexed: bool = True) -> ImageSet:
-    """An existing folder, else an npz by its suffix. Raises UserError."""
+    """Open an existing folder or a file with the suffix .npz. Raises UserError for anything else."""
     path = Path(text)
     if text and path.is_dir():
         return open_folder(path, indexed)
@@ -85,7 +85,7 @@ def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:
 def open_npz(path: Path) -> ImageSet:
     """ADM's format: ``arr_0``, uint8 (N, H, W, C) with C 1 or 3, and ``arr_1``, optional integer labels (N,).
 
-    Images are read in blocks. Raises UserError naming the array that is not as above."""
+    Images are read in blocks. Raises UserError naming an array that does not fit this description."""
     arrays = read_arrays(path)
     has_statistics, labels = {"mu", "sigma"} <= arrays.keys(), arrays.get("arr_1")
     if "arr_0" not in arrays:
@@ -162,14 +162,14 @@ def cropped_folder(path: Path, size: int) -> ImageSet:
 
 
 def _reader(names: list[str], pixels: Callable[[str], np.ndarray]) -> Callable[[list[range]], Iterable[torch.Tensor]]:
-    """``ImageSet.read`` of files, each with these ``pixels`` (C, H, W)."""
+    """``ImageSet.read`` for a list of files; ``pixels(name)`` is an image (C, H, W)."""
     return lambda blocks: (torch.from_numpy(np.stack(in_threads(pixels, names[b.start : b.stop]))) for b in blocks)
 
 
 def _names(path: Path, endings: set[str]) -> list[str]:
     """Images in the folder or in its subfolders, as ``name`` or ``folder/name``, sorted; other files are ignored.
 
-    Raises UserError for fewer than two images, and for images at several depths or further down."""
+    Raises UserError for fewer than two images, and for images at several depths or in deeper subfolders."""
     if not path.is_dir():
         raise UserError(f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'} of images")
     names = _images_in(path, endings, levels=2)
@@ -194,7 +194,7 @@ def _images_in(folder: Path, endings: set[str], levels: int) -> list[str]:
 
 
 def _is_png(path: Path) -> bool:
-    """By the first bytes, whatever the name: a file left out unseen would change every distance."""
+    """Check the first bytes, whatever the name: silently skipping a file would change every distance."""
     with suppress(OSError):
         if path.is_file():  # reading a pipe would block forever
             with path.open("rb") as file:
@@ -253,7 +253,7 @@ class Digest:
         self._pixels, self._seen = hashlib.sha256(), set()
 
     def update(self, images: torch.Tensor) -> None:
-        """Images uint8 (B, C, H, W), always of the same C, H and W; how they are batched makes no difference."""
+        """Add images uint8 (B, C, H, W), always of the same C, H and W; the batch size does not matter."""
         assert images.dtype == torch.uint8 and self.shape in ((), tuple(images.shape[1:]))
         if not self.shape:  # hashed first because 2x8 and 4x4 images may have the same bytes
             self.shape = tuple(images.shape[1:])
@@ -266,12 +266,12 @@ class Digest:
 
     @property
     def sha256(self) -> str:
-        """Of C, H and W as little-endian int64, followed by all pixels."""
+        """The hash of C, H and W as little-endian int64, followed by all pixels."""
         return self._pixels.hexdigest()
 
     @property
     def about(self) -> dict[str, Any]:
-        """The images in records; ``set_sha256`` is the same in any order, with or without duplicates."""
+        """The description in records; ``set_sha256`` is the same in any order, with or without duplicates."""
         return {
             "sha256": self.sha256,
             "set_sha256": hashlib.sha256(b"".join(sorted(self._seen))).hexdigest(),

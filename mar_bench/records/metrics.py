@@ -1,11 +1,11 @@
-"""The metrics a record can hold: one MetricSpec each, and everything that depends on which metric it is.
+"""The metrics a record can hold: one MetricSpec each, with everything that is specific to the metric.
 
 Metrics are written ``fd``, ``fd:heldout`` (against held-out images) and ``fd:real`` (the held-out images themselves
 against the reference); the key in a record also names the extractor (``metric_name``). Start with ``METRICS``.
 
 To add a metric of generated images, add its MetricSpec to ``_GENERATION``, whose order is that of tables. A condition
-that no metric has yet also needs an entry in ``CONDITIONS`` of comparable.py. An experiment shows the metric once its
-``layout.metrics`` names it."""
+that no metric has yet also needs an entry in ``CONDITIONS`` of comparable.py. An experiment shows the metric if its
+``layout.metrics`` lists it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class PaperTolerance:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric: its names, how tables print it, and the conditions under which two values compare."""
+    """One metric: its names, its format in tables, and the conditions for comparing two values."""
 
     name: str
     label: str  # its name in tables
-    paper_label: str = ""  # the name where the 2015 Inception network measured it; default: label
+    paper_label: str = ""  # the name if the 2015 Inception network measured it; default: label
     prefix: str = ""  # of either label
     conditions: tuple[str, ...] = ()
     lower_is_better: bool = False
@@ -63,9 +63,9 @@ class MetricSpec:
         return self.name.replace(":", "_")
 
     def title(self, extractor: Mapping[str, Any], images: int | None, named: bool = True) -> str:
-        """``FID``, ``FD-1k mnist5k``, ``held-out FD-1k``: the metric as text writes it.
+        """``FID``, ``FD-1k mnist5k``, ``held-out FD-1k``: the metric's name in text.
 
-        ``images`` is how many were measured, None where that is not to be named; ``named`` adds the extractor."""
+        ``images`` is the number of images measured, or None to leave it out; ``named`` adds the extractor."""
         inception = extractor["kind"] == "inception"
         name = (inception and self.paper_label) or self.label
         if self.depends_on_count and images not in (None, PAPER_SAMPLES):
@@ -134,7 +134,7 @@ _REAL = tuple(
     if metric.name in ("fd", "kid", "precision", "recall", "copied")
 )
 _SECONDS = "seconds per image"
-_ONCE = (  # what a line of a table has once, whatever its columns
+_ONCE = (  # printed once per line of a table, whatever its columns
     MetricSpec("parameters", "parameters", is_count=True),
     MetricSpec("head_parameters", "head parameters", is_count=True),
     MetricSpec("rfd", "rFID", paper_label="reconstruction FID", lower_is_better=True, paper_decimals=2),
