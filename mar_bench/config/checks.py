@@ -16,7 +16,7 @@ BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # number of images; ima
 def finish(spec: RunSpec) -> RunSpec:
     """Normalise and check a spec: fill in derived values and reset settings that the model ignores.
 
-    Two rows that draw the same images have the same normal form and the same ids. Raises UserError with the way out."""
+    Two rows that draw the same images have the same normal form and the same ids. Raises UserError with the fix."""
     stride, size, group = spec.tokenizer.stride, spec.data.image_size, spec.tokenizer.group
     fits = stride > 0 and stride & (stride - 1) == 0 and size % stride == 0
     _need(fits, f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
@@ -34,7 +34,7 @@ def finish(spec: RunSpec) -> RunSpec:
 
 
 def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
-    """The sampling with every setting the model uses filled in, and every other one reset to a neutral value."""
+    """The sampling with every setting that the model uses filled in, and all others reset to neutral values."""
     given, model, part = spec.sampling, spec.model, drawing_part(spec.model)
     unguided, whole = given.guidance_scale == 1, isinstance(model, DiTModel)
     order = None if isinstance(model, DiTModel) else given.order or model.order

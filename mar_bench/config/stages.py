@@ -45,5 +45,5 @@ _TABLE = (
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _TABLE}
 TASKS = tuple(stage.name for stage in _TABLE if stage.is_task)  # what a record can measure
-SHARED = tuple(stage.name for stage in _TABLE if not stage.is_task)  # stages that several records can have in common
+SHARED = tuple(stage.name for stage in _TABLE if not stage.is_task)  # stages that several records can share
 RESOURCES = tuple(dict.fromkeys(stage.resources for stage in _TABLE))  # blocks of a cluster profile, without the table

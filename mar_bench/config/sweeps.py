@@ -18,8 +18,8 @@ from mar_bench.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Sweep:
-    """The specs among which measurements choose: sampling settings of a row, or tokenizer settings of several rows
-    (a search), which are tried in short trainings."""
+    """Specs from which measurements choose one: sampling settings of a row, or tokenizer settings of several rows (a
+    search), which are tried in short trainings."""
 
     judge: str  # the row that is measured at each point
     points: list[tuple[dict[str, Any], RunSpec]]  # the settings that vary, and the judge's spec to measure
@@ -54,9 +54,9 @@ def searches_of(
     sweeps: dict[str, Sweep],
     overrides: Sequence[str],
 ) -> list[Sweep]:
-    """The searches of an experiment; a block is None where the scale has published tokenizers.
+    """The searches of an experiment; a block is None if the scale uses published tokenizers.
 
-    Raises UserError for one that conflicts with its rows or the overrides."""
+    Raises UserError if a search conflicts with its rows or the overrides."""
     searches: list[Sweep] = []
     for name, block in ((name, block) for name, block in blocks.items() if block is not None):
         taken = {*sweeps, *(row for other in searches for row in other.rows)}
