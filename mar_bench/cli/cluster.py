@@ -79,7 +79,7 @@ def status(
 @app.command()
 def logs(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or an id.")],
-    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until its jobs have ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until the jobs have ended.")] = False,
     cluster: RunsOf = None,
     runs: options.Runs = None,
 ) -> None:

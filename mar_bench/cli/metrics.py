@@ -66,7 +66,7 @@ def evaluate(
 ) -> None:
     """Score any images: FID, IS, KID, precision, recall, copies.
 
-    Override settings as in metrics.is_splits=5; the others are lowered if the set is small."""
+    Override settings as in metrics.is_splits=5; the others are lowered for small sets."""
     places, found = options.results(runs, records)
     from mar_bench.pipeline import eval_images
     from mar_bench.report.show_record import how_measured, scores_text, warnings

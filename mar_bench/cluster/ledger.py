@@ -54,7 +54,7 @@ class Row:
 
     experiment: str
     row: str
-    title: str  # the row, with seeds and task where they are not the usual ones
+    title: str  # the row, with seeds and task unless they are the defaults
     task: str
     id: str
     stages: dict[str, str]  # id -> kind of every stage that leads to it, its own last

@@ -25,7 +25,7 @@ MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
 
 
 def _calls(submission: Submission, profile: Profile) -> Iterator[tuple[list[ClusterJob], Any]]:
-    """The jobs and the executor of each call of sbatch. Note the jobs' ids before the next one: it may need them."""
+    """The jobs and the executor of each call of sbatch. Save the jobs' ids before the next call: it may need them."""
     groups = arrays(list(submission.jobs.values()), MAX_ARRAY)
     for group in groups:
         yield group, executor_for(profile, submission, group[0].kind, dependency(group[0], submission.jobs, groups))
@@ -68,7 +68,7 @@ def batch_scripts(submission: Submission, profile: Profile) -> Iterator[tuple[li
 
 
 def withdraw(submission: Submission, none_sent: bool = False) -> None:
-    """Undo an incomplete submission: cancel its jobs, including those whose ids were never noted, and delete it."""
+    """Undo an incomplete submission: cancel its jobs, including those whose ids were never saved, and delete it."""
     if not none_sent:
         try:
             ask(["scancel", "-u", str(os.getuid()), "--name", submission.name])

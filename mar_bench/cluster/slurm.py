@@ -27,7 +27,7 @@ LIVE = {
 LOST = "LOST"  # Slurm does not know the job
 SILENT = "UNKNOWN"  # Slurm does not answer
 NO_SLURM = "{}: not found; is this a machine of the cluster, and is Slurm on the PATH?"
-SECONDS = 30  # how long squeue and the like may take to answer
+SECONDS = 30  # timeout of squeue and similar commands
 RETRY_SECONDS = 1
 
 

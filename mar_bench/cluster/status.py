@@ -19,7 +19,7 @@ from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
 
 AGAIN = "submit with --retry failed"
-ADVICE = {  # pattern of a state or a pending reason -> what to do; the first match counts
+ADVICE = {  # pattern of a state or a pending reason -> advice; the first match counts
     "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
     "TIMEOUT": f"it could not save within signal_seconds, or hit its limit too often: raise time, then {AGAIN}",
     "FAIL|DEADLINE|LOST": f"mar-bench logs shows why; then {AGAIN}",
@@ -102,7 +102,7 @@ def _line(submission: Submission, row: Row, queue: Queue) -> Line:
 
 
 def _fill(line: Line, owner: Submission, job: ClusterJob, stage_id: str | None, queue: Queue) -> None:
-    """Complete a line from the job that runs stage ``stage_id``, or the table for None."""
+    """Complete a line from the job that runs stage ``stage_id`` (None: the table)."""
     state, status = queue.state(owner, job), owner.status(job)
     line.job, line.state, line.node, line.live = job.slurm_id or job.key, state.state, state.nodes, state.live
     if stage_id in status.get("failed", {}):

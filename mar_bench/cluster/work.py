@@ -136,7 +136,7 @@ def _run_job(submission: Submission, key: str, last: Callable[[Submission], None
         except _Cancelled:
             status.event(stage.id, "cancelled")
         except Exception as failure:
-            if signals.stop or signals.ending:  # another rank has stopped, or was killed, and left this one alone
+            if signals.stop or signals.ending:  # another rank has stopped or was killed, so this one is alone
                 raise Stopped from failure
             error = described(failure)
             lost |= give_up(stage, list(planned.values()), error, 0.0, submission.places)

@@ -36,7 +36,7 @@ from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError, did_you_mean
 
 TASK = "evaluation"
-SPLIT_IMAGES = 100  # default number of images per IS split, at least
+SPLIT_IMAGES = 100  # least number of images per IS split by default
 SETTINGS = {f.name for f in fields(MetricsSpec)} - {"extractor", "reference", "keep_features"}  # overrides of eval
 
 

@@ -59,7 +59,7 @@ def execute(
     shard: tuple[int, int] | None = None,
     claimed: Callable[[Path], Claim] | None = None,
 ) -> bool:
-    """Do a job unless its output exists; returns whether it did. A lock keeps two processes from doing the same job.
+    """Run a job unless its output exists; returns whether it did. A lock keeps two processes from doing the same job.
 
     All ranks of a ``world`` call this: they share multiprocess stages, rank 0 does the others. ``shard`` (j, n): draw
     batches j, j + n, ... of sampling; a later call without it marks the stage complete. ``claimed`` makes the claim

@@ -1,4 +1,4 @@
-"""Check that a record still holds: score it again from kept features, and draw its images again."""
+"""Check that a record can be reproduced: score it again from kept features, and draw its images again."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _line(name: str, recorded: Any, now: Any, may_lack: bool = False) -> Line:
 def _scores(record: Record, places: Places, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics, uncertainty and protocol by dotted names, as recorded and as computed from the kept features.
 
-    If only statistics were kept, the distances and what they depend on."""
+    If only statistics were kept: the distances and the values they depend on."""
     if record.status != "done" or record.task not in ("generation", "reconstruction", TASK):
         raise UserError(f"record {record.id}: a {record.status} {record.task} record has no images to score again")
     folder = real = places.finished(record.task, record.id, f"record {record.id}")

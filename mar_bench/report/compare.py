@@ -58,7 +58,7 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
 
 
 def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] | None:
-    """The cells of a metric, and what the ± of both sides is over; None unless both sides have the metric."""
+    """The cells of a metric, and the meaning of both sides' ±; None unless both sides have the metric."""
     sides = [runs_with(side.values(), metric) for side in (ones, others)]
     if not all(sides):
         return None

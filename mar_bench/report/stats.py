@@ -26,7 +26,7 @@ NOTES = {"sampling": (SAMPLING_ONLY,), "images": (JACKKNIFE,)}
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of a cell's metric, its standard deviation, and what the latter is over.
+    """Mean and standard deviation of a cell's metric, and the source of this deviation.
 
     ``over`` is "training" or "sampling" seeds, with ``sd`` the sample standard deviation of ``n`` values; "images" for
     a single run with a jackknife, whose ``sd`` is the standard error of its images; None for a single run without.
@@ -66,7 +66,7 @@ def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
 
 
 def design(spread: Spread) -> str:
-    """What the ± of a cell is over."""
+    """The meaning of a cell's ±, in words."""
     texts = {
         "training": f"± is the standard deviation over {spread.n} training runs",
         "sampling": f"± is the standard deviation over {spread.n} samplings of one training run",

@@ -44,7 +44,7 @@ class PublicFile:
         return self.next.format(**quoted) if self.next else ""
 
     def by_hand(self, folder: Path) -> str:
-        """How to get the file without a download, for messages."""
+        """Instructions, for messages, to get the file without a download."""
         source = f"{self.published} ({self.project}){f' from {self.address}' if self.address else ''}"
         again = f"mar-bench fetch {self.name} --weights {shlex.quote(str(folder))}"
         return f"save {source} as {folder / self.file}, then run: {again}"

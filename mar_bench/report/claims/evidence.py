@@ -115,7 +115,7 @@ class Below:
         return [row for row in experiment.rows if fmt.label_of(experiment, row, self.label) in systems]
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """A line for each point of the worse systems, by the seconds of the one setting in which most were timed."""
+        """One line per point of the worse systems, with seconds from the setting in which most rows were timed."""
         runs, found, columns = _runs(experiment, records), frame(experiment, records), fmt.column_axes(experiment)
         setting = main_setting(found)
         seconds = values(found, "seconds_per_image", setting)

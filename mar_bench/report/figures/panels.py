@@ -70,7 +70,7 @@ class Plot:
     legend: dict[str, list[str]]  # title -> texts: of the colours, and of the markers unless these are the same
     x_label: str
     joined: bool  # whether points of one colour are joined in the order of x
-    bars: str  # what the error bars are
+    bars: str  # meaning of the error bars
     x_values: list[float] = field(default_factory=list)  # of a knob; empty if x is seconds
     log_x: bool = True
     floors: pd.DataFrame | None = None  # panel, value, colour, name
