@@ -6,7 +6,7 @@ runs/submissions/<id>/
   plan.json         the profile and the stages with their specs, for the jobs
   cancelled.json    ids of stages and names of rows that the user has cancelled
   jobs/<key>.json   a job's status file: stage, step, failures
-  code/             what the jobs import
+  code/             the code that the jobs import
   experiments/      copies of the user's own experiment files
   logs/             submitit's pickles, the output of the jobs
 """
@@ -57,7 +57,7 @@ class Row:
     title: str  # the row, with seeds and task unless they are the defaults
     task: str
     id: str
-    stages: dict[str, str]  # id -> kind of every stage that leads to it, its own last
+    stages: dict[str, str]  # id -> kind of every stage that leads to the record; its own stage is last
 
     @property
     def name(self) -> str:
@@ -164,7 +164,7 @@ def find_rows(ledger: list[Submission], name: str) -> list[Row]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or a broken one."""
+    """The content of a JSON file; None if it is missing or broken."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

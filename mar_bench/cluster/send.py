@@ -19,7 +19,7 @@ from mar_bench.pipeline.store import Places
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 
-Last = Callable[[Submission], None]  # what the last job does after its stages
+Last = Callable[[Submission], None]  # called by the last job after its stages
 SUBMIT_LOCK = "locks/submit.lock"  # in the run root: two submissions at a time would send the same work twice
 MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
 

@@ -1,4 +1,4 @@
-"""A submission from end to end: what ``mar-bench submit`` does, and what the last of its jobs does."""
+"""A submission from end to end: the work of ``mar-bench submit`` and of the last job."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def submit(
 
 
 def with_copies(request: Request, folder: Path) -> Request:
-    """Copy the user's own experiment files and their layers: later edits must not change what was submitted."""
+    """Copy the user's own experiment files and their layers: later edits must not affect the submission."""
     files = [Path(word) for word in request.words if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
     for source in [*files, *(file.parent / layers for file in files for layers in ("base", "scale"))]:
         if source.is_dir():
@@ -119,7 +119,7 @@ def settle(submission: Submission) -> list[str]:
     jobs = {stage.id: job for job in submission.jobs.values() if job.shard is None for stage in job.stages}
     lost: dict[str, str] = {}
     titles = []
-    for stage in submission.plan()[1]:  # each is listed after what it needs
+    for stage in submission.plan()[1]:  # each follows the stages it needs
         job = jobs.get(stage.id)
         if stage.id in submission.cancelled or is_sound(places.folder(stage.kind, stage.id)) or job == submission.last:
             continue

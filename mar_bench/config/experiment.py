@@ -32,7 +32,7 @@ class Experiment:
     source: str
     scale: str
     file: Path
-    labels: dict[str, dict[str, dict[str, str]]]  # axis -> bundle -> what the table prints for it
+    labels: dict[str, dict[str, dict[str, str]]]  # axis -> bundle -> its labels in the table
     layout: dict[str, list[str]]
     paper: dict[str, dict[str, float]]  # row, or bundles of the row axes -> published numbers
     orderings: list[dict[str, Any]]

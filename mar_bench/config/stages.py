@@ -15,11 +15,11 @@ class Stage:
     id_key: str  # its key in ``Run.ids``
     needs: tuple[str, ...] = ()  # stages whose output it reads
     revision: int = 1  # part of the id: raise it by hand when a code change alters the stage's output
-    hashed_as: str = ""  # its name in the hash where that differs from ``name``
+    hashed_as: str = ""  # its name in the hash if that differs from ``name``
     multiprocess: bool = False  # the ranks of a torchrun or srun job share it; otherwise rank 0 does it alone
     is_task: bool = False  # it ends in a record
     resources: str = ""  # its block under ``stages`` of a cluster profile; "": its name
-    label: str = "row"  # what a job's title shows beside the stage: tokenizer, extractor, training or row
+    label: str = "row"  # shown beside the stage in a job's title: tokenizer, extractor, training or row
     trains: str = ""  # the block of the spec that holds its training steps and batch size
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ def layered(file: Path, scale: str, parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlays(file: Path, folder: str) -> dict[str, Path]:
-    """The overlays of ``base`` or ``scale`` by name: shipped ones and, before them, those beside the experiment."""
+    """The overlays of ``base`` or ``scale`` by name; those beside the experiment take precedence over shipped ones."""
     roots = (experiments_dir(), file.parent)
     return {path.stem: path for root in roots for path in sorted((root / folder).glob("*.yaml"))}
 

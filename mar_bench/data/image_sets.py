@@ -28,7 +28,7 @@ OTHER_ENDINGS = {".jpe", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".g
 PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
-NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # where the order comes from
+NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # origins of the order of images
 NPZ_HINT = "make or copy it again"
 
 
@@ -221,7 +221,7 @@ def _look(path: Path) -> tuple[str, int, int]:
 
 
 def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | None, str]:
-    """Sorted ``names`` in the order of their index, labels or None, and where the order comes from."""
+    """Sorted ``names`` in the order of their index, labels or None, and the origin of this order."""
     runs = {name: re.findall("[0-9]+", PurePosixPath(name).stem) for name in names}
     number = {name: int(found[-1]) for name, found in runs.items() if found}
     hint = "fix the names or, if the numbers are not indices, use --unindexed"

@@ -99,7 +99,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 class FolderImages:
-    """Images on disk, one subfolder per class, read when asked for; ``names`` are their paths in ``folder``."""
+    """Images on disk, one subfolder per class, read on demand; ``names`` are their paths in ``folder``."""
 
     def __init__(self, folder: Path, image_size: int, channels: int, num_classes: int):
         self.folder, self.image_size, self.channels = folder, image_size, channels

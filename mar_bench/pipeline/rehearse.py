@@ -115,7 +115,7 @@ def check_room(name: str, parameters: int, scratch: Path) -> None:
 
 
 def in_child(spec: RunSpec, folder: Path, threads: int) -> dict[str, Any]:
-    """``try_training`` in a process of its own; a failure is part of the result."""
+    """Call ``try_training`` in a separate process; a failure is part of the result."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # in the child, freed tensors go back to the system at once
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(spec, folder, threads))
     with ignoring_interrupts():

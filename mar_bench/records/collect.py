@@ -35,7 +35,7 @@ class Collection:
     """The effect of collecting on a folder of records."""
 
     folder: Path
-    here: dict[str, Found]  # what the folder held
+    here: dict[str, Found]  # previous content of the folder
     writes: dict[str, bytes] = field(default_factory=dict)  # id -> the new bytes of its file
     aside: dict[str, dict[Path, Found]] = field(default_factory=dict)  # id -> path among the conflicts -> its content
     outcomes: list[tuple[str, str, Path]] = field(default_factory=list)  # for each file and for each id set aside

@@ -76,7 +76,7 @@ def _identity(block: Any) -> Any:
 
 
 def _described(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
-    """Two networks or sets of images by name or, where the names are equal, by the start of their SHA-256."""
+    """Two networks or sets of images by name or, if the names are equal, by the start of their SHA-256."""
     names = [str(block.get("name") or "unnamed") for block in (one, other)]
     digests = [(block.get("sha256") or "unknown")[:8] for block in (one, other)]
     return (names[0], names[1]) if names[0] != names[1] else (f"sha256 {digests[0]}", digests[1])

@@ -49,7 +49,7 @@ class MetricSpec:
     paper_decimals: int | None = None  # decimals the paper prints; None: as many as the number has
     is_count: bool = False  # parameters, printed as 943M
     depends_on_count: bool = False  # biased by the number of images, which therefore is part of the name
-    with_inception: bool = True  # meaningful with the 2015 network: it knows neither the data's classes nor its images
+    with_inception: bool = True  # False: needs an extractor trained on the data set itself
     tolerance: PaperTolerance | None = None  # of the verdict against the paper; None: no verdict
 
     @property
@@ -146,5 +146,5 @@ REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images,
 ONCE_METRICS = tuple(metric.name for metric in _ONCE)
 METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_ONCE)}
 METRICS["psnr"] = MetricSpec("psnr", "PSNR", conditions=IMAGES)
-# what experiment files and results/paper may publish beside the metrics: counts in the official code, lower bounds
+# other numbers that experiment files and results/paper may publish: counts in the official code, lower bounds
 PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")

@@ -69,10 +69,10 @@ def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where
 
 
 def lookup(reference: str) -> dict[str, dict[str, float]]:
-    """The numbers of a row by column, as in ``table2/vq16``, or those of one of its columns under "", as in
+    """The numbers of a row by column, as in ``table2/vq16``, or those of one column with the key "", as in
     ``table2/vq16/unguided``.
 
-    Raises UserError where there is no such table, row or column."""
+    Raises UserError if there is no such table, row or column."""
     table, _, name = reference.partition("/")
     known = {key: row.numbers for key, row in published(table).items()}
     for key, row in published(table).items():

@@ -68,7 +68,7 @@ class Diffusion(Head):
 class Flow(Head):
     """Flow-matching loss (2210.02747); guidance acts on the velocity. Temperature multiplies the initial noise.
 
-    The path is that of rectified flow (2209.03003), a straight line: x_t = (1 - t) eps + t x with velocity x - eps, so
+    The path is rectified flow's (2209.03003), a straight line: x_t = (1 - t) eps + t x with velocity x - eps, so
     t = 0 is noise and t = 1 the token."""
 
     def __init__(self, spec: FlowHead, space: Continuous, dim: int):

@@ -93,7 +93,7 @@ class GaussianMixture(Head):
         p_u are the two mixtures at the given temperature. Memory: all candidates' densities, (B, n, R, k, D).
 
         GIVT uses rejection sampling; here one of R tokens from p_c is picked with odds (p_c / p_u)^(w - 1)
-        (sampling-importance-resampling), which stays in range even where the guided density is not normalisable."""
+        (sampling-importance-resampling), which stays in range even if the guided density is not normalisable."""
         rows = drawn.transpose(1, 2)  # (B, n, 1 or R + 1, 1 + D)
         if z_uncond is None or scale in (0, 1):  # a mixture again: nothing to resample
             z = z_uncond if z_uncond is not None and scale == 0 else z

@@ -32,7 +32,7 @@ class Comparison:
     costs_at_most: float | None
     difference: stats.Difference
     floors: dict[str, float]  # bundle -> distance of its reconstructions; empty if both rows share the tokenizer
-    paper_percent: float | None  # None where the paper has no numbers
+    paper_percent: float | None  # None if the paper has no numbers
 
 
 def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparison]:
@@ -77,7 +77,7 @@ def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]
 
 
 def allowed(comparisons: Iterable[Comparison]) -> str:
-    """``at most 25 % worse``: the cost that a claim allows; empty where it allows none."""
+    """``at most 25 % worse``: the cost that a claim allows; empty if it allows none."""
     costs = dict.fromkeys(c.costs_at_most for c in comparisons if c.costs_at_most is not None)
     return f"at most {' / '.join(f'{100 * cost:g} %' for cost in costs)} worse" if costs else ""
 
