@@ -213,4 +213,4 @@ def _check_device(stage: Job) -> None:
     spec = stage.run.spec
     device = device_name(spec.compute.device)
     if speed_run(stage.run.row, spec, device).id != stage.id:
-        raise UserError(f"this job runs on '{device}': set device in the profile to it, or request the right nodes")
+        raise UserError(f"this job runs on '{device}': set device in the profile to this name, or request other nodes")

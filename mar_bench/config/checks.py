@@ -120,14 +120,14 @@ def _model(spec: RunSpec) -> None:
     elif model.backbone.kind == "masked":
         low, high = model.backbone.masking.low, model.backbone.masking.high
         holds = low <= high and high > 0
-        _need(holds, f"model.backbone.masking: low {low} must not be above high {high}, nor high be 0")
+        _need(holds, f"model.backbone.masking: low {low} must not be above high {high}, and high must not be 0")
 
 
 def _training(spec: RunSpec) -> None:
     dropout, scale, weights = spec.train.label_dropout, spec.sampling.guidance_scale, spec.sampling.weights
     what = f"must lie strictly between 0 and 1 for guidance; sampling.guidance_scale 1, now {scale}, turns it off"
     _need(scale == 1 or 0 < dropout < 1, f"train.label_dropout {dropout} {what}")
-    one_kind = f"sampling.weights {weights}: published weights are of one kind; leave it at ema"
+    one_kind = f"sampling.weights {weights}: published weights have only one kind; leave it at ema"
     _need(spec.train.published is None or weights == "ema", one_kind)
 
 
@@ -147,7 +147,7 @@ def _sampling(spec: RunSpec) -> None:
     probabilities = "sampling.order confidence needs a head with probabilities of tokens: cross_entropy"
     _need(model.head.space is Discrete or not confident, probabilities)
     _need(not (causal and confident), "sampling.order confidence needs the masked backbone, which sees open positions")
-    one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; null, or take the masked backbone"
+    one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; use null or the masked backbone"
     _need(not causal or steps == length, one)
     trained = (
         f"sampling.order {order}: a causal backbone trained in {model.order} order draws in no other; set it to null"

@@ -115,7 +115,7 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
     trees = (overlay(overlay(tree, point), command_line) for point in points_of(bundles))
     specs = list(dict.fromkeys(finish(parse(RunSpec, tree)) for tree in trees))
     if specs[0].sampling.seed == CHOICE_SEED:
-        raise UserError(f"sampling.seed {CHOICE_SEED} is the one on which sweeps are compared; take another")
+        raise UserError(f"sampling.seed {CHOICE_SEED} is reserved for comparing sweep points; choose another")
     return specs
 
 

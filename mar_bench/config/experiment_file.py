@@ -126,7 +126,7 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
             if (name := getattr(figure, key)) is not None:
                 _one_of(f"figure.{key}", name, labels, "label")
         _need(figure.kind != "curve" or figure.x, "figure.x", "is missing; a curve runs over a knob of sampling")
-    reserved = f"{CHOICE_SEED} is the sampling seed on which sweeps are compared; take another"
+    reserved = f"{CHOICE_SEED} is the sampling seed reserved for comparing sweep points; choose another"
     _need(CHOICE_SEED not in file.seeds.get("sampling", ()), "seeds.sampling", reserved)
     for i, ordering in enumerate(file.orderings):
         _one_of(f"orderings[{i}].axis", ordering.axis, file.axes, "axis")

@@ -170,7 +170,7 @@ def as_tree(block: Any) -> dict:
 def overlay(base: Any, over: Any) -> Any:
     """Merge ``over`` onto ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
     if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
-        message = f"'{base}' is a whole block, and a later layer lays {over} over it; refer to its keys one by one"
+        message = f"'{base}' is a whole block, and a later layer merges {over} into it; refer to its keys one by one"
         raise UserError(message)
     if not (isinstance(base, dict) and isinstance(over, dict)) or over.get("kind", base.get("kind")) != base.get(
         "kind"

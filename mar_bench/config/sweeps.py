@@ -78,7 +78,7 @@ def _search(block: SearchBlock, rows: dict[str, RunSpec], taken: set[str]) -> Sw
         raise KeyPathError("judge", f"'{block.judge}' is none of {', '.join(chosen) or 'no rows'}")
     judge = rows[block.judge]
     if judge.model.kind == "ar" and judge.model.head.kind == "gmm":
-        raise KeyPathError("judge", "a mixture's loss may be negative; take another row")
+        raise KeyPathError("judge", "a mixture's loss may be negative; choose another row")
     if both := taken.intersection(chosen):
         raise UserError(f"row '{min(both)}' has another sweep or search too; only one may choose")
     short = [_with(judge, setting, {"steps": block.steps}) for setting in block.tokenizers]

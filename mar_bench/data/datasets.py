@@ -69,7 +69,7 @@ def load_data(spec: DataSpec) -> DataSet:
 def folder_images(spec: ImageFolderData, parts: Sequence[str]) -> list[FolderImages]:
     """The images in the folders ``parts`` of ``data.root``, which must have the same classes; see ``class_files``."""
     if spec.root is None:
-        raise UserError("data.root is not set: the images of this scale are yours; add data.root=FOLDER")
+        raise UserError("data.root is not set: this scale needs your own images; add data.root=FOLDER")
     found = [FolderImages(Path(spec.root) / p, spec.image_size, spec.channels, spec.num_classes) for p in parts]
     if differing := set(found[0].classes) ^ set(found[-1].classes):
         raise UserError(f"{spec.root}: train and val have different classes: '{min(differing)}' is in one of them only")

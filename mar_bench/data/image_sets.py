@@ -215,7 +215,7 @@ def _look(path: Path) -> tuple[str, int, int]:
     if found := [fault for fault, applies in faults.items() if applies]:
         raise UserError(
             f"{path}: {', '.join(found)}; save samples as opaque 8-bit RGB or grey PNG files when they are drawn, as "
-            "lossy formats and conversions change distances (of photographs make a reference: reference build --size)"
+            "lossy formats and conversions change distances (for photographs: mar-bench reference build --size)"
         )
     return image.mode, image.width, image.height
 

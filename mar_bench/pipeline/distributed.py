@@ -74,7 +74,7 @@ def world_of(environ: Mapping[str, str] = os.environ) -> World:
     found = {name: environ.get(name, "") for name in names}
     if not all(value.isdecimal() for value in found.values()) or int(found[names[0]]) >= int(found[names[1]]):
         words = " ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{words}: not the environment of one of several processes; use torchrun or srun")
+        raise UserError(f"{words}: incomplete or inconsistent for a multi-process job; use torchrun or srun")
     return World(*map(int, found.values()))
 
 

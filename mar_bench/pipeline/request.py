@@ -57,7 +57,7 @@ def select(
     files: dict[str, object] = {}
     for experiment in found.experiments:
         if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
-            raise UserError(f"{experiment.file}: its id '{experiment.id}' is also that of {file}; give it another")
+            raise UserError(f"{experiment.file}: its id '{experiment.id}' is already the id of {file}; give it another")
         if every and only is not None and not fnmatch.filter(experiment.rows, only):
             continue
         training = _seeds("--seeds", seeds, experiment.seeds.get("training"), every)
@@ -142,7 +142,7 @@ def preflight(runs: list[Run]) -> None:
     for run in runs:
         data, tokenizer, train = run.spec.data, run.spec.tokenizer, run.spec.train
         if data.kind == "imagefolder":
-            what = f"the images of '{data.name}' are yours to provide: set data.root to a folder with"
+            what = f"you must provide the images of '{data.name}': set data.root to a folder with"
             _need(data.root, Path.is_dir, f"{what} train/<class>/* and val/<class>/*")
         if hasattr(tokenizer, "weights"):
             name = getattr(tokenizer, "name", tokenizer.kind)

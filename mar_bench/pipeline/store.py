@@ -40,8 +40,8 @@ class Places:
         """The folder of a finished stage. Raises UserError if it is missing or incomplete."""
         if not is_sound(folder := self.folder(kind, stage_id)):
             raise UserError(
-                f"{owner}: its {kind} ({stage_id}) is missing or incomplete in {self.runs}; mar-bench run makes it, "
-                "--runs names another folder"
+                f"{owner}: its {kind} ({stage_id}) is missing or incomplete in {self.runs}; make it with "
+                "mar-bench run, or name another folder with --runs"
             )
         return folder
 

@@ -58,7 +58,7 @@ class Collection:
             reason = next(filter(None, (difference(first, other) for other in others)), "no difference is left")
             lines.append(
                 f"set aside: {name} ({first.task}): {reason}, in {', '.join(map(str, aside))}; move one to "
-                f"{self.folder / f'{name}.json'} and delete the others, there and where they came from"
+                f"{self.folder / f'{name}.json'} and delete the others, both there and in their source folders"
             )
         return lines
 
@@ -179,5 +179,5 @@ def _unchanged(plan: Collection, name: str) -> Path:
     """The path of an id; raises if its file has changed since it was read: a run may have published meanwhile."""
     path, before = plan.folder / f"{name}.json", plan.here.get(name)
     if (path.read_bytes() if path.is_file() else None) != (before and before.content):
-        raise UserError(f"{path}: was written while its folder was collected into; run the same command again")
+        raise UserError(f"{path}: changed while records were being collected; run the same command again")
     return path

@@ -99,7 +99,7 @@ def _check(content: Any) -> None:
     if metrics and not ((content["spec"].get("metrics") or {}).get("extractor") or {}).keys() >= {"kind", "name"}:
         raise ValueError("spec.metrics.extractor needs kind and name")
     if content["status"] not in ("done", "failed") or not isinstance(content.get("schema_version", 0), int):
-        raise ValueError(f"status '{content['status']}' is neither done nor failed, or schema_version is no number")
+        raise ValueError(f"status '{content['status']}' is neither done nor failed, or schema_version is not a number")
 
 
 def conflicting_files(folder: Path, record_id: str) -> list[Path]:

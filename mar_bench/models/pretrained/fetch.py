@@ -145,6 +145,6 @@ def _verify(entry: PublicFile, file: Path, path: Path) -> str:
     with reading(record, "record of a sha256", "delete it, and the next fetch writes a new one"):
         first, date = (json.loads(record.read_text())[key] for key in ("sha256", "date"))
     if sha256 != first:
-        advice = f"delete {record} if the new one is right, else the file if it is there, and fetch again"
+        advice = f"delete {record} if the new file is right, otherwise the file (if it is there), and fetch again"
         raise UserError(f"{path} ({origin}) has sha256 {sha256}, but {first} was recorded on {date}: {advice}")
     return f"{origin if file != path else 'already there'}, sha256 {sha256} as on {date}"
