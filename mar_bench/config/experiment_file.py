@@ -36,7 +36,7 @@ class Bundle:
 
     ``absent``: the text tables print for rows that a scale lacks, or one text for each bundle of another axis."""
 
-    label: dict[str, Any] | None = None  # column of labels -> what tables print; None: the bundle's name
+    label: dict[str, Any] | None = None  # column of labels -> text in tables; None: the bundle's name
     set: dict[str, Any] | None = None
     select: Select | None = None
     absent: Any = None
@@ -73,7 +73,7 @@ class FigureBlock:
 
 @dataclass(frozen=True)
 class Ordering:
-    """A claim of the paper that one bundle of an axis beats another, or costs at most a share more."""
+    """A claim of the paper that one bundle of an axis beats another, or is worse by at most a given share."""
 
     claim: str
     axis: str

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """One step from images to a record. The output of a stage lies in ``<runs>/<name>/<id>``."""
+    """One step from images to a record. Its output is written to ``<runs>/<name>/<id>``."""
 
     name: str
     id_key: str  # its key in ``Run.ids``

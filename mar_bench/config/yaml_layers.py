@@ -107,7 +107,7 @@ def _overlay(file: Path, folder: str, name: Any) -> dict[str, Any]:
 def _check_parts(block: dict[str, Any], over: dict[str, Any], path: str) -> None:
     """Raises UserError for an override of a part that does not exist.
 
-    A block with a kind or without inner blocks stands for a block of the spec, so its keys are checked there."""
+    A block with a kind or without inner blocks becomes a block of the spec, where its keys are checked."""
     whole = "kind" in block or not any(isinstance(value, dict) for value in block.values())
     for key, value in over.items():
         if key not in block and not (whole and path != "parts"):

@@ -64,7 +64,7 @@ def open_images(text: str, indexed: bool = True) -> ImageSet:
         return open_folder(path, indexed)
     if path.suffix.lower() == ".npz":
         return open_npz(path)
-    raise UserError(f"'{text}': {'neither a' if path.is_file() else 'no such'} folder of PNG files nor an npz file")
+    raise UserError(f"'{text}': {'not a' if path.is_file() else 'no such'} folder of PNG files or npz file")
 
 
 def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def statistics(features: torch.Tensor) -> Statistics:
 
 
 def is_singular(found: Statistics) -> bool:
-    """Whether there are too few images for a full-rank covariance, which biases distances further."""
+    """Whether there are too few images for a full-rank covariance; this biases distances further."""
     return int(found["count"]) <= len(found["mu"])
 
 

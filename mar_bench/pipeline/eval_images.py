@@ -94,7 +94,7 @@ def open_row(experiment: Experiment, row: str | None, places: Places, seeds: tup
 def open_extractor(name: str, inception_weights: str | None, weights: Path) -> FeatureSpace:
     """inception, efficientnet_lite0 or an extractor of an installed package.
 
-    Raises UserError if there is none of this name or its weights are missing."""
+    Raises UserError if no extractor has this name or its weights are missing."""
     device = pick_device("auto")
     if name == "inception":
         file = located(name, inception_weights, "--inception-weights", weights)

@@ -312,7 +312,7 @@ def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
 
 
 def tokenizer_file(run: Run, places: Places) -> Path | None:
-    """The tokenizer's weights; None if it has none."""
+    """The file of the tokenizer's weights; None for a tokenizer without weights."""
     if run.spec.tokenizer.trained:
         return places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
     weights = getattr(run.spec.tokenizer, "weights", None)

@@ -15,7 +15,7 @@ from typing import Any
 
 PAPER_SAMPLES = 50_000  # generated images behind each of the paper's numbers
 
-# conditions that must be equal for two values to compare; records/comparable.py says how each is read and reported
+# conditions that must be equal for two values to compare; records/comparable.py defines how each is read and reported
 EXTRACTOR = ("extractor", "dtype")
 HELDOUT = ("heldout", "num_heldout")
 IMAGES = ("num_generated", "label_mode", "image_size", "channels", "conversion")

@@ -159,7 +159,7 @@ def _number(value: float | None) -> float:
 
 
 def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
-    """The records of every row by task, ordered by seeds, then by id; empty lists where there are none.
+    """The records of every row by task, ordered by seeds, then by id; a list is empty if there are none.
 
     Leaves out generation records on the seed reserved for choosing, and records of a row whose sweep point is not
     chosen yet, except failed sweep points. Tables share rows by id, and another table may have measured some of them on

@@ -166,7 +166,7 @@ def _title(found: Measured, metric: str) -> str:
 
 
 def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> str:
-    """The number of a row, or the one that all rows of a line have in common, with the paper's in brackets."""
+    """The number of a row, or the one shared by all rows of a line, with the paper's in brackets."""
     experiment, row, spread = found.experiment, rows[0], found.spread(rows[0], metric)
     published = fmt.published_text(experiment, row, metric)
     if metric in ONCE_METRICS:
@@ -175,7 +175,7 @@ def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> st
         ours = [numbers[r] for r in (rows[-1:] if is_speed else rows) if r in numbers]  # seconds: of the last column
         text = fmt.metric_number(experiment, metric, ours[0] if ours else None)
         published = fmt.paper_number(metric, next((value for value in papers if value is not None), None))
-    elif row in experiment.absent:  # the reason stands in the first metric's column only
+    elif row in experiment.absent:  # the first metric's column shows the reason
         first = metric == experiment.layout.get("metrics", ["fd"])[0]
         text = experiment.absent[row] if first else fmt.MISSING
     elif not spread.n:
