@@ -1,6 +1,6 @@
-"""The command line: one function a command. ``options`` holds what commands share, ``pipeline`` does the work.
+"""The command line: one function per command. ``options`` has what commands share, ``pipeline`` does the work.
 
-Hyperparameters have no flags: everything in a spec is overridden as key=value. torch and pandas are imported inside
+Hyperparameters have no flags: override any field of a spec as key=value. torch and pandas are imported inside
 the commands that need them, never when this package is imported."""
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def submit(
         raise UserError(f"--retry {retry}: the only choice is 'failed'")
     profile = load_profile(cluster)
     command = shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
-    places, _ = options.results(runs or profile.runs, records)  # names records that disagree
+    places, _ = options.results(runs or profile.runs, records)  # prints ids of records that disagree
     folders = [str(Path(folder).absolute()) for folder in (places.runs, places.records, reports)]
     request = Request(command, tuple(words or ()), every, scale, only, seeds, sampling_seeds, *folders)
     submit_request(request, profile, retry is not None, dry_run)
@@ -56,7 +56,7 @@ def submit(
 
 @app.command()
 def status(
-    names: Annotated[list[str], typer.Argument(metavar="[EXPERIMENT]...", help="Only of these.")] = None,
+    names: Annotated[list[str], typer.Argument(metavar="[EXPERIMENT]...", help="Show only these.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing is queued or running.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     cluster: RunsOf = None,
@@ -79,7 +79,7 @@ def status(
 @app.command()
 def logs(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A row, as in table1/mar/diff/guided, or an id.")],
-    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until its jobs have ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until the jobs have ended.")] = False,
     cluster: RunsOf = None,
     runs: options.Runs = None,
 ) -> None:
@@ -100,7 +100,7 @@ def cancel(
     from mar_bench.cluster.send import cancel_rows
 
     rows, ids = cancel_rows(_places(runs, cluster), name)
-    print(f"cancelled {rows} records; {len(ids)} jobs, which no other row needs, ended: {' '.join(ids)}")
+    print(f"cancelled {rows} records and {len(ids)} jobs that no other row needs: {' '.join(ids)}")
 
 
 def _places(runs: str | None, cluster: str | None):

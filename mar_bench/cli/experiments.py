@@ -110,8 +110,8 @@ def plan(
 ) -> None:
     """Show what a run would do.
 
-    Evaluations, trainings and what they share; what is done, missing or failed. For several experiments, or --all,
-    also what they share with each other."""
+    Lists evaluations, trainings and the work that they share; what is done, missing or failed. For several
+    experiments, or --all, also the work that they share with each other."""
     from mar_bench.pipeline.plan import make_plan, plan_text
 
     places, found = options.results(runs, records)
@@ -133,14 +133,14 @@ def run(
     seeds: options.Seeds = None,
     sampling_seeds: options.SamplingSeeds = None,
     reuse_records: Annotated[
-        bool, typer.Option("--reuse-records", help="Skip runs that have a record, even without output here.")
+        bool, typer.Option("--reuse-records", help="Skip runs that have a record but no output here.")
     ] = False,
     runs: options.Runs = None,
     records: options.Records = None,
 ) -> None:
     """Train, sample and measure what is not done yet.
 
-    After a stop, the same command resumes. Cells chosen by a sweep follow once its points are measured."""
+    If interrupted, the same command resumes. Cells chosen by a sweep run once its points are measured."""
     from mar_bench.pipeline.store import publish
 
     world, outcomes, tried = _world(), [], set()
@@ -162,8 +162,8 @@ def run(
         return
     if waiting := list(selection.waiting):
         print(
-            f"{len(waiting)} rows cannot be chosen, {waiting[0]} the first: a sweep point lacks the deciding metric; "
-            "see the records of its points (mar-bench show)",
+            f"no sweep point can be chosen for {len(waiting)} rows, such as {waiting[0]}: a point lacks the deciding "
+            "metric; see the records of its points (mar-bench show)",
             file=sys.stderr,
         )
         raise typer.Exit(1)
@@ -209,7 +209,7 @@ def _run_planned(planned: list, places, jobs: int | None, world):
         raise typer.Exit(130)
     if outcome.failed:
         skipped = len(todo) - outcome.done - len(outcome.failed)
-        print(f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {skipped} dependent ones were not run:",
+        print(f"{len(outcome.failed)} of {len(todo)} jobs failed after {taken}; {skipped} dependent jobs were not run:",
               file=sys.stderr)  # fmt: skip
         for job in todo:
             if job.id in outcome.failed:

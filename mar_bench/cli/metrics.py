@@ -1,4 +1,4 @@
-"""Commands on measurements: eval, reference build, compare, verify, neighbours, collect."""
+"""Commands for measurements: eval, reference build, compare, verify, neighbours, collect."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="REFERENCE",
-            help="Real images: an npz (ADM's or from reference build) or a folder. Default: a row's own.",
+            help="Real images: an npz (ADM's or from reference build) or a folder. Default: the row's own.",
         ),
     ] = None,
     extractor: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="inception, efficientnet_lite0 or one of an installed package. Default: a row's own, else inception.",
+            help="inception, efficientnet_lite0 or an installed plugin. Default: the row's own, else inception.",
         ),
     ] = None,
     inception_weights: InceptionWeights = None,
@@ -66,7 +66,7 @@ def evaluate(
 ) -> None:
     """Score any images: FID, IS, KID, precision, recall, copies.
 
-    Override settings as in metrics.is_splits=5; those not given are lowered for small sets."""
+    Override settings as in metrics.is_splits=5; the others are lowered for small sets."""
     places, found = options.results(runs, records)
     from mar_bench.pipeline import eval_images
     from mar_bench.report.show_record import how_measured, scores_text, warnings
@@ -140,14 +140,14 @@ def build(
 @app.command()
 def compare(
     one: Annotated[str, typer.Argument(metavar="A", help="A row, as in table1/mar/diff/guided, or a record.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The row or record to compare it with.")],
     overrides: options.Overrides = None,
     scale: options.Scale = "tiny",
     records: options.Records = None,
 ) -> None:
     """Compare two rows or records, metric by metric.
 
-    Differences are paired on common seeds and have intervals; if the two were measured differently, it says how."""
+    Differences are paired on common seeds, with intervals; if the two were measured differently, prints the reasons."""
     from mar_bench.report.compare import markdown
     from mar_bench.report.frames import select
 
@@ -176,7 +176,7 @@ def verify(
     runs: options.Runs = None,
     records: options.Records = None,
 ) -> None:
-    """Score a record again from what was kept; exit code 1 if a number has changed."""
+    """Score a record again from its kept features; exit code 1 if a number has changed."""
     record = options.find_record(name, records)
     from mar_bench.pipeline.verify import DIFFERENT
     from mar_bench.pipeline.verify import verify as compared
@@ -197,8 +197,8 @@ def neighbours(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT/ROW", help="As in table1/mar/diff/guided.")],
     overrides: options.Overrides = None,
     scale: options.Scale = "tiny",
-    count: Annotated[int, typer.Option(metavar="N", help="Images of each of the two kinds.", min=1, max=20)] = 8,
-    nearest: Annotated[int, typer.Option(metavar="K", help="Training images beside each.", min=1, max=10)] = 5,
+    count: Annotated[int, typer.Option(metavar="N", help="Images in each of the two groups.", min=1, max=20)] = 8,
+    nearest: Annotated[int, typer.Option(metavar="K", help="Training images shown beside each.", min=1, max=10)] = 5,
     seeds: TrainSeed = "0",
     sampling_seeds: SamplingSeed = "0",
     reports: options.Reports = "reports",
@@ -206,7 +206,7 @@ def neighbours(
 ) -> None:
     """Show generated images beside the training images nearest to them.
 
-    Writes <reports>/<scale>/<experiment>-neighbours-<row>.png and prints how many are as near as a copy."""
+    Writes <reports>/<scale>/<experiment>-neighbours-<row>.png and prints the share of images that count as copies."""
     from mar_bench.pipeline import eval_images
     from mar_bench.report.figures.sheets import neighbour_page
 
@@ -225,15 +225,15 @@ def neighbours(
 def collect(
     folders: Annotated[
         list[str],
-        typer.Argument(metavar="DIR...", help="Folders of records or containing them (results/records, runs folders)."),
+        typer.Argument(metavar="DIR...", help="Folders of records, or folders with such a folder inside."),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, write nothing.")] = False,
     records: options.Records = None,
 ) -> None:
     """Copy the records of other machines.
 
-    Of two equal results of one id the earlier is kept. Results that disagree are set aside in <records>/conflicts,
-    where no table shows them, and named; the exit code is then 1."""
+    Of two results of one id that agree, the earlier is kept. Results that disagree are moved to <records>/conflicts,
+    where no table shows them, and listed; the exit code is then 1."""
     from mar_bench.records.collect import collect
 
     plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)
@@ -255,7 +255,7 @@ def _use_threads(count: int) -> None:
 
 
 def _announce(what: str) -> Callable[[int, int], None]:
-    """Print on stderr what begins; the returned Progress prints a line every five seconds."""
+    """Print the start of a step on stderr; the returned Progress prints a line every five seconds."""
     print(f"{what} ...", file=sys.stderr, flush=True)
     printed = time.monotonic()
 

@@ -25,7 +25,7 @@ app = typer.Typer(
 
 Scale = Annotated[str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk, paper.")]
 All = Annotated[bool, typer.Option("--all", help="All experiments.")]
-_OWN = "own: the experiment file's, implied by --all. Default: 0."
+_OWN = "own: those in the experiment file, implied by --all. Default: 0."
 Seeds = Annotated[str, typer.Option(metavar="0,1,2", help=f"Training seeds; {_OWN}")]
 SamplingSeeds = Annotated[
     str, typer.Option(metavar="0,1,2", help=f"Sampling seeds: other images from the same weights; {_OWN}")
@@ -42,7 +42,7 @@ def _folder(name: str, help_text: str, default: str | None = None):
 
 Runs = Annotated[str | None, _folder("RUNS", "Folder of checkpoints, latents and samples.", "runs")]
 Records = Annotated[
-    str | None, _folder("RECORDS", "Folder of records, the results.", "results/records in a checkout, else records")
+    str | None, _folder("RECORDS", "Folder of records (the results).", "results/records in a checkout, else records")
 ]
 Reports = Annotated[str, _folder("REPORTS", "Folder of tables and figures: <reports>/<scale>/<experiment>.*")]
 Weights = Annotated[str, _folder("WEIGHTS", "Folder of public files.")]
@@ -60,12 +60,12 @@ def results(runs: str | None, records: str | None):
     places = default_places(runs, records)
     if names := record.conflicting_ids(places.records):
         where = places.records / record.CONFLICTS
-        print(f"note: records that disagree are left out, in {where}: {', '.join(names)}", file=sys.stderr)
+        print(f"note: records that disagree are left out (see {where}): {', '.join(names)}", file=sys.stderr)
     return places, record.read_records(places.records)
 
 
 def is_record(name: str) -> bool:
-    """Whether a word names a record by id or file."""
+    """Whether an argument is the id or the file of a record."""
     return name.endswith(".json") or re.fullmatch("[0-9a-f]{12}", name) is not None
 
 
@@ -73,10 +73,10 @@ def find_record(name: str, records: str | None):
     """A record by id or file. Raises UserError if there is none."""
     folder = default_places(None, records).records
     if files := record.conflicting_files(folder, name):
-        raise UserError(f"record {name} is set aside, its files disagree: name one of {', '.join(map(str, files))}")
+        raise UserError(f"record {name} is set aside, as its files disagree: give one of {', '.join(map(str, files))}")
     path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
-        raise UserError(f"no record {path}; name a record's id or its file")
+        raise UserError(f"no record {path}; give a record's id or its file")
     return record.read_record(path)
 
 

@@ -34,7 +34,7 @@ def table(
     words: ExperimentNames = None,
     every: All = False,
     scale: Scale = "tiny",
-    output_format: Annotated[str, typer.Option("--format", metavar="md|csv|tex", help="What to print.")] = "md",
+    output_format: Annotated[str, typer.Option("--format", metavar="md|csv|tex", help="Format to print.")] = "md",
     save: Annotated[bool, typer.Option("--save", help="Also write all formats into the reports folder.")] = False,
     reports: Reports = "reports",
     records: Records = None,
@@ -84,9 +84,9 @@ def sample(
     runs: Runs = None,
     records: Records = None,
 ) -> None:
-    """Draw a sheet of generated images, a panel per row.
+    """Draw a sheet of generated images, one panel per row.
 
-    Shows what run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
+    Shows images that run has sampled; writes <reports>/<scale>/<experiment>-samples.png."""
     from mar_bench.config.ids import generation_run, with_seeds
     from mar_bench.pipeline.store import previews
     from mar_bench.report.figures.sheets import sample_grid
@@ -104,14 +104,14 @@ def sample(
 @app.command()
 def claims(
     scale: ScaleOrAll = None,
-    save: Annotated[bool, typer.Option("--save", help="Also write it into the reports folder.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Also write the report into the reports folder.")] = False,
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
-    """Judge the paper's claims by the records there are.
+    """Judge the paper's claims from the available records.
 
-    Each at the largest scale that has its evidence, or all at --scale. --save writes <reports>/claims.md, with --scale
-    <reports>/<scale>/claims.md."""
+    Judges each at --scale or, by default, at the largest scale that has its evidence. --save writes <reports>/claims.md
+    or, with --scale, <reports>/<scale>/claims.md."""
     from mar_bench.report.claims.report import claims_file, markdown
     from mar_bench.utils.files import atomic_write
 

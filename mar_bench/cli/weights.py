@@ -1,4 +1,4 @@
-"""Commands for published weights and for trying trainings out: fetch, convert, rehearse."""
+"""Commands for published weights and rehearsals: fetch, convert, rehearse."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fetch(
         print(fetch(name, folder))
         return
     print(console_table(["name", "what", "MiB", "address", "here"], listing(folder)))
-    print(f"folder: {folder}; the addresses are unverified; `mar-bench fetch NAME` gets a file or says how to")
+    print(f"folder: {folder}; the addresses are unverified; `mar-bench fetch NAME` gets a file or explains how to")
 
 
 @app.command()
@@ -65,7 +65,7 @@ def rehearse(
     reports: Reports = "reports",
     runs: Runs = None,
 ) -> None:
-    """Try every training of an experiment at its true size: a few steps on the CPU; memory, FLOPs and GPU hours."""
+    """Run a few CPU steps of every training at its true size; estimate memory, FLOPs and GPU hours."""
     from mar_bench.config.experiment import load_experiment
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.cost import GPUS

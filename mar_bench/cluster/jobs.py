@@ -1,4 +1,4 @@
-"""From stages to a graph of cluster jobs: which stages share a job, what a job waits for, what is sent as one array.
+"""From stages to a graph of cluster jobs: which stages share a job, which jobs it waits for, which jobs form an array.
 
 Pure functions of the plan and the profile: no Slurm, no files."""
 

@@ -1,4 +1,4 @@
-"""What was submitted: one folder per submission, from which later commands know which job runs which stage.
+"""The ledger of submissions: one folder each, where later commands look up which job runs which stage.
 
 runs/submissions/<id>/
   submission.json   the request; every job with its stages, dependencies and, once it is sent, Slurm's id; the
@@ -6,7 +6,7 @@ runs/submissions/<id>/
   plan.json         the profile and the stages with their specs, for the jobs
   cancelled.json    ids of stages and names of rows that the user has cancelled
   jobs/<key>.json   a job's status file: stage, step, failures
-  code/             what the jobs import
+  code/             the code that the jobs import
   experiments/      copies of the user's own experiment files
   logs/             submitit's pickles, the output of the jobs
 """
@@ -54,10 +54,10 @@ class Row:
 
     experiment: str
     row: str
-    title: str  # the row, with seeds and task where they are not the usual ones
+    title: str  # the row, with seeds and task unless they are the defaults
     task: str
     id: str
-    stages: dict[str, str]  # id -> kind of every stage that leads to it, its own last
+    stages: dict[str, str]  # id -> kind of every stage that leads to the record; its own stage is last
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class Submission:
     """One call of submit."""
 
     id: str  # also its folder's name
-    name: str  # Slurm's name of all its jobs
+    name: str  # Slurm's name for all its jobs
     request: Request
     jobs: dict[str, ClusterJob]
     rows: tuple[Row, ...]
@@ -102,13 +102,13 @@ class Submission:
         self.sent([])
 
     def plan(self) -> tuple[Profile, list[Job]]:
-        """What ``write`` was given; the stages include those that jobs of other submissions run."""
+        """The arguments of ``write``; the stages include those that jobs of other submissions run."""
         with reading(self.folder / "plan.json", "plan of a submission", "submit again"):
             content = json.loads((self.folder / "plan.json").read_text())
             return parse(Profile, content["profile"]), list(parse(tuple[Job, ...], content["stages"]))
 
     def sent(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note Slurm's ids of jobs, on disk at once: after an interrupt, it must be known which jobs were sent."""
+        """Save Slurm's ids of jobs to disk at once, so that an interrupt does not lose track of jobs that were sent."""
         for key, slurm_id in pairs:
             self.jobs[key] = replace(self.jobs[key], slurm_id=slurm_id)
         content = {key: value for key, value in as_tree(self).items() if key != "cancelled"}
@@ -159,12 +159,12 @@ def find_rows(ledger: list[Submission], name: str) -> list[Row]:
     found = [row for row in rows if name in names[row.name] or of_job & row.stages.keys()]
     if not found:
         known = set().union(*names.values())
-        raise UserError(f"nothing submitted is called '{name}', {did_you_mean(name, known) if known else 'nothing is'}")
+        raise UserError(f"no submission has '{name}', {did_you_mean(name, known) if known else 'there are none yet'}")
     return found
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or a broken one."""
+    """The content of a JSON file; None if it is missing or broken."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Which stages of a request to send: none that are done, queued or running in other jobs, or failed before."""
+"""Decide which stages of a request to send: not those done, queued or running in other jobs, or failed before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN_UP = ("CANCELLED", "PREEMPTED")  # not failed: sent again without --retry
 
 
 class Queue:
-    """The state of every job in a ledger, as of its creation, and which job is to run each stage."""
+    """The state of every job in a ledger when the Queue is made, and the job that is to run each stage."""
 
     def __init__(self, ledger: list[Submission]):
         jobs = [(s, job) for s in ledger for job in s.jobs.values()]
@@ -58,7 +58,7 @@ class Plan:
     """What a submission would do."""
 
     graph: list[ClusterJob]
-    stages: list[Job]  # all that are not done, also those that other submissions run
+    stages: list[Job]  # all that are not done, including those that other submissions run
     new: list[Job]  # those that this submission runs
     elsewhere: dict[str, str]  # stage -> Slurm's id of another submission's job
     failed: dict[str, str]  # stage or record -> why it is not sent again
@@ -70,9 +70,9 @@ def make_plan(
 ) -> Plan:
     """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 
-    ``retry``: include stages that failed before. ``last``: the last job of a submission asks, not the user, so
-    leave out cancelled stages."""
-    needed = {stage.id: stage for stage in jobs_for(runs, places)}  # each is listed after what it needs
+    ``retry``: include stages that failed before. ``last``: the caller is the last job of a submission, not the user,
+    so cancelled stages are left out."""
+    needed = {stage.id: stage for stage in jobs_for(runs, places)}  # each follows the stages it needs
     elsewhere: dict[str, str] = {}
     failed: dict[str, str] = {}
     for stage_id in needed:
@@ -102,7 +102,7 @@ def make_plan(
 
 
 def rows_of(planned: dict[str, list[Run]], stages: list[Job]) -> tuple[Row, ...]:
-    """The records of each experiment that ``stages`` (each listed after what it needs) lead to."""
+    """The records of each experiment that ``stages`` (each after the stages it needs) lead to."""
     chains: dict[str, dict[str, str]] = {}
     for stage in stages:
         before = {i: kind for need in stage.needs for i, kind in chains.get(need, {}).items()}

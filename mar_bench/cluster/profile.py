@@ -51,12 +51,12 @@ class Profile:
 
     kind: Literal["slurm"] = "slurm"
     runs: str | None = None  # run root, on a disk that all nodes share; None: --runs
-    device: str | None = None  # GPU name as torch reports it, under which speed is filed; None: this machine's
+    device: str | None = None  # GPU name as torch reports it, under which speed is recorded; None: this machine's
     pack: bool = False  # run the stages of one training in one job: where starting Python costs more than queueing
     sample_shards: Count = 1  # array elements that share the images of one evaluation, split by index
 
     array_parallelism: Count = 64  # elements of one array that run at a time
-    signal_seconds: Count = 120  # how long before its time limit a job is told to save
+    signal_seconds: Count = 120  # how long before its time limit a job gets the signal to save
     max_timeouts: CountOrZero = 50  # times a job may hit its time limit and be requeued
     python: str | None = None  # a shell command; None: the Python that submits
     setup: tuple[str, ...] = ()  # shell lines before it: modules, environments
@@ -105,7 +105,7 @@ def minutes(time: str) -> int:
 
 
 def _check(profile: Profile) -> None:
-    """Raises KeyPathError for values with which work would be lost or done by the wrong number of processes."""
+    """Raises KeyPathError for values that would lose work or start the wrong number of processes."""
     if profile.pack and profile.sample_shards > 1:
         raise KeyPathError("sample_shards", "a packed job draws all images of an evaluation itself: set pack: false")
     for stage in BLOCKS:

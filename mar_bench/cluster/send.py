@@ -1,4 +1,4 @@
-"""Sending the jobs of a submission to Slurm, and cancelling them."""
+"""Send the jobs of a submission to Slurm, and cancel them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mar_bench.pipeline.store import Places
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 
-Last = Callable[[Submission], None]  # what the last job does after its stages
+Last = Callable[[Submission], None]  # called by the last job after its stages
 SUBMIT_LOCK = "locks/submit.lock"  # in the run root: two submissions at a time would send the same work twice
 MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
 
 
 def _calls(submission: Submission, profile: Profile) -> Iterator[tuple[list[ClusterJob], Any]]:
-    """The jobs and the executor of each call of sbatch. Note the jobs' ids before the next one: it may need them."""
+    """The jobs and the executor of each call of sbatch. Save the jobs' ids before the next call: it may need them."""
     groups = arrays(list(submission.jobs.values()), MAX_ARRAY)
     for group in groups:
         yield group, executor_for(profile, submission, group[0].kind, dependency(group[0], submission.jobs, groups))
@@ -68,7 +68,7 @@ def batch_scripts(submission: Submission, profile: Profile) -> Iterator[tuple[li
 
 
 def withdraw(submission: Submission, none_sent: bool = False) -> None:
-    """Undo an incomplete submission: cancel its jobs, including those whose ids were never noted, and delete it."""
+    """Undo an incomplete submission: cancel its jobs, including those whose ids were never saved, and delete it."""
     if not none_sent:
         try:
             ask(["scancel", "-u", str(os.getuid()), "--name", submission.name])
@@ -80,7 +80,7 @@ def withdraw(submission: Submission, none_sent: bool = False) -> None:
 
 
 def without_incomplete(ledger: list[Submission]) -> list[Submission]:
-    """Undo submissions that a kill has cut short, and return the others. Call it under the submit lock."""
+    """Undo submissions interrupted by a kill, and return the others. Hold the submit lock during the call."""
     cut = [s for s in ledger if not all(job.slurm_id for job in s.jobs.values())]
     for submission in cut:
         print(f"undoing submission {submission.id}, which was cut short", file=sys.stderr)
@@ -89,7 +89,7 @@ def without_incomplete(ledger: list[Submission]) -> list[Submission]:
 
 
 def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
-    """Cancel the rows that ``name`` means: how many, and the ids of their jobs. Raises UserError if there is none."""
+    """Cancel the rows that match ``name``; returns their number and their jobs' ids. Raises UserError if none match."""
     with locks.held(places.runs / SUBMIT_LOCK):
         ledger = without_incomplete(read_ledger(places.runs))
         rows = find_rows(ledger, name)

@@ -27,7 +27,7 @@ LIVE = {
 LOST = "LOST"  # Slurm does not know the job
 SILENT = "UNKNOWN"  # Slurm does not answer
 NO_SLURM = "{}: not found; is this a machine of the cluster, and is Slurm on the PATH?"
-SECONDS = 30  # how long squeue and the like may take to answer
+SECONDS = 30  # timeout of squeue and similar commands
 RETRY_SECONDS = 1
 
 
@@ -81,7 +81,7 @@ def _elements(job: str) -> list[str]:
 
 
 def ask(words: list[str]) -> str:
-    """A command's output, at the second try if the controller is busy. Raises UserError with the reason."""
+    """A command's output, after a second try if the controller is busy. Raises UserError with the reason."""
     for again in (True, False):
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -144,7 +144,7 @@ def send(executor: Any, work: Sequence[Callable]) -> list[str]:
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError(NO_SLURM.format("sbatch"))
-    # sbatch would pass on what Slurm and torch have set in the job from which this is called, if it is one
+    # inside a job, sbatch would pass on the variables that Slurm and torch have set there
     kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
     try:
         with clean_env(["CUDA_VISIBLE_DEVICES"]) if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():

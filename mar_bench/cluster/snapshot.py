@@ -1,4 +1,4 @@
-"""A copy of the code in a submission's folder: editing the checkout does not change what its jobs will run."""
+"""A copy of the code in a submission's folder: editing the checkout does not affect its jobs."""
 
 from __future__ import annotations
 

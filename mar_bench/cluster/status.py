@@ -1,4 +1,4 @@
-"""The progress of submitted rows, Slurm's view of their jobs joined with the jobs' status files; their logs."""
+"""The progress of submitted rows, from Slurm and from their jobs' status files; the logs of these jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
 
 AGAIN = "submit with --retry failed"
-ADVICE = {  # pattern of a state or a pending reason -> what to do; the first match counts
+ADVICE = {  # pattern of a state or a pending reason -> advice; the first match counts
     "OUT_OF_MEMORY": f"raise memory_gb of the stage in the profile, or set compute.micro_batch, then {AGAIN}",
     "TIMEOUT": f"it could not save within signal_seconds, or hit its limit too often: raise time, then {AGAIN}",
     "FAIL|DEADLINE|LOST": f"mar-bench logs shows why; then {AGAIN}",
@@ -55,7 +55,7 @@ class Line:
 
 
 def look(places: Places, names: list[str]) -> list[Line]:
-    """The rows that ``names`` mean, or all, as of their newest submissions. Raises UserError if there are none."""
+    """The rows that match ``names``, or all, as of their newest submissions. Raises UserError if there are none."""
     ledger = read_ledger(places.runs)
     if not ledger:
         raise UserError(f"nothing has been submitted in {places.runs} (--runs, or --cluster for a profile's run root)")
@@ -102,7 +102,7 @@ def _line(submission: Submission, row: Row, queue: Queue) -> Line:
 
 
 def _fill(line: Line, owner: Submission, job: ClusterJob, stage_id: str | None, queue: Queue) -> None:
-    """Complete a line from the job that runs stage ``stage_id``, or the table for None."""
+    """Complete a line from the job that runs stage ``stage_id`` (None: the table)."""
     state, status = queue.state(owner, job), owner.status(job)
     line.job, line.state, line.node, line.live = job.slurm_id or job.key, state.state, state.nodes, state.live
     if stage_id in status.get("failed", {}):
@@ -140,7 +140,7 @@ def text(lines: list[Line]) -> str:
 
 
 def logs_of(places: Places, name: str) -> Iterator[tuple[str, Path]]:
-    """(title, log) of all jobs on the way to a row and all their processes, in the order of work, but empty ones."""
+    """(title, log) of every process of the jobs that lead to a row, in the order of work; empty logs are left out."""
     ledger = read_ledger(places.runs)
     wanted = {stage for row in find_rows(ledger, name) for stage in row.stages}
     jobs = [(s, job) for s in ledger for job in s.jobs.values() if wanted & {stage.id for stage in job.stages}]
@@ -152,7 +152,7 @@ def logs_of(places: Places, name: str) -> Iterator[tuple[str, Path]]:
 
 
 def print_logs(places: Places, name: str, follow: bool = False, lines: int = 40) -> bool:
-    """Print the last lines of each log of a row, with ``follow`` until none is live; returns whether there are any."""
+    """Print the last lines of a row's logs, with ``follow`` until no job is live; returns whether there are any."""
     ends: dict[Path, int] = {}  # how many bytes of each log are printed
     while True:
         live = follow and any(line.live and line.task != TABLE for line in look(places, [name]))

@@ -1,4 +1,4 @@
-"""A submission from end to end: what ``mar-bench submit`` does, and what the last of its jobs does."""
+"""A submission from end to end: the work of ``mar-bench submit`` and of the last job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def submit(
     """Send unfinished work, and print what is sent.
 
     ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
-    request. Raises UserError if a file is missing or Slurm refuses; then nothing is left of the submission."""
+    request. Raises UserError if a file is missing or Slurm refuses; the submission is then undone completely."""
     places = Places(Path(request.runs), Path(request.records))
     if not dry_run:
         places.check_writable()
@@ -49,7 +49,7 @@ def submit(
         print(f"{len(runs)} records: {plan.done} done; {len(plan.new)} stages to send, {shared}")
         if plan.failed and not retry:
             why = next(iter(plan.failed.values()))
-            print(f"what has failed before is left out, unless --retry failed is given; the first failure: {why}")
+            print(f"work that failed before is left out (--retry failed sends it); the first failure: {why}")
         if waiting:
             print(f"{waiting} evaluations wait until their sweep points are measured; the last job sends them")
         progress = f"{shlex.join(['mar-bench', 'status', '--runs', request.runs])} shows progress"
@@ -73,7 +73,7 @@ def submit(
 
 
 def with_copies(request: Request, folder: Path) -> Request:
-    """Copy the user's own experiment files and their layers: later edits must not change what was submitted."""
+    """Copy the user's own experiment files and their layers: later edits must not affect the submission."""
     files = [Path(word) for word in request.words if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
     for source in [*files, *(file.parent / layers for file in files for layers in ("base", "scale"))]:
         if source.is_dir():
@@ -114,12 +114,12 @@ def conclude(submission: Submission) -> None:
 
 
 def settle(submission: Submission) -> list[str]:
-    """Write a failed record, which a killed job could not, for every cell that no job can finish; returns titles."""
+    """Write failed records, which killed jobs could not, for all cells that no job can finish; returns their titles."""
     places, queue = submission.places, Queue(read_ledger(submission.places.runs))
     jobs = {stage.id: job for job in submission.jobs.values() if job.shard is None for stage in job.stages}
     lost: dict[str, str] = {}
     titles = []
-    for stage in submission.plan()[1]:  # each is listed after what it needs
+    for stage in submission.plan()[1]:  # each follows the stages it needs
         job = jobs.get(stage.id)
         if stage.id in submission.cancelled or is_sound(places.folder(stage.kind, stage.id)) or job == submission.last:
             continue

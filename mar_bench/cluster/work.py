@@ -1,7 +1,7 @@
 """Inside a cluster job: run its stages in order, continuing from the files on disk.
 
 A job may be restarted at any time. Finished stages are skipped, trainings resume from their newest checkpoint, drawn
-images are kept. Its signals: ``signals``."""
+images are kept. ``signals`` handles its signals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mar_bench.utils.locks import Claim
 if TYPE_CHECKING:
     from mar_bench.pipeline.distributed import World
 
-WRITE_SECONDS = 2.0  # between two writes of the status file, and two looks at what was cancelled
+WRITE_SECONDS = 2.0  # between two writes of the status file, and between two checks for cancellation
 
 
 class StagesFailed(Exception):
@@ -131,12 +131,12 @@ def _run_job(submission: Submission, key: str, last: Callable[[Submission], None
                 raise _Cancelled
             for need in (planned[i] for i in stage.needs if i in planned):
                 if not is_sound(submission.places.folder(need.kind, need.id)):
-                    raise UserError(f"{need.title} is needed and not done; see its own failure")
+                    raise UserError(f"{need.title} is needed but not done; see its own failure")
             _run_stage(stage, submission, job, world, signals, status)
         except _Cancelled:
             status.event(stage.id, "cancelled")
         except Exception as failure:
-            if signals.stop or signals.ending:  # another rank has stopped, or was killed, and left this one alone
+            if signals.stop or signals.ending:  # another rank has stopped or was killed, so this one is alone
                 raise Stopped from failure
             error = described(failure)
             lost |= give_up(stage, list(planned.values()), error, 0.0, submission.places)
@@ -206,11 +206,11 @@ def _run_stage(
 
 
 def _check_device(stage: Job) -> None:
-    """Raises UserError if speed would be recorded under a device that is not this one."""
+    """Raises UserError if speed would be recorded under another device's name."""
     from mar_bench.config.ids import speed_run
     from mar_bench.records.provenance import device_name
 
     spec = stage.run.spec
     device = device_name(spec.compute.device)
     if speed_run(stage.run.row, spec, device).id != stage.id:
-        raise UserError(f"this job runs on '{device}': set device in the profile to it, or request the right nodes")
+        raise UserError(f"this job runs on '{device}': set device in the profile to this name, or request other nodes")

@@ -16,7 +16,7 @@ BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # number of images; ima
 def finish(spec: RunSpec) -> RunSpec:
     """Normalise and check a spec: fill in derived values and reset settings that the model ignores.
 
-    Two rows that draw the same images have the same normal form and the same ids. Raises UserError with the way out."""
+    Two rows that draw the same images have the same normal form and the same ids. Raises UserError with the fix."""
     stride, size, group = spec.tokenizer.stride, spec.data.image_size, spec.tokenizer.group
     fits = stride > 0 and stride & (stride - 1) == 0 and size % stride == 0
     _need(fits, f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
@@ -34,7 +34,7 @@ def finish(spec: RunSpec) -> RunSpec:
 
 
 def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
-    """The sampling with every setting the model uses filled in, and every other one reset to a neutral value."""
+    """The sampling with every setting that the model uses filled in, and all others reset to neutral values."""
     given, model, part = spec.sampling, spec.model, drawing_part(spec.model)
     unguided, whole = given.guidance_scale == 1, isinstance(model, DiTModel)
     order = None if isinstance(model, DiTModel) else given.order or model.order
@@ -120,14 +120,14 @@ def _model(spec: RunSpec) -> None:
     elif model.backbone.kind == "masked":
         low, high = model.backbone.masking.low, model.backbone.masking.high
         holds = low <= high and high > 0
-        _need(holds, f"model.backbone.masking: low {low} must not be above high {high}, nor high be 0")
+        _need(holds, f"model.backbone.masking: low {low} must not be above high {high}, and high must not be 0")
 
 
 def _training(spec: RunSpec) -> None:
     dropout, scale, weights = spec.train.label_dropout, spec.sampling.guidance_scale, spec.sampling.weights
     what = f"must lie strictly between 0 and 1 for guidance; sampling.guidance_scale 1, now {scale}, turns it off"
     _need(scale == 1 or 0 < dropout < 1, f"train.label_dropout {dropout} {what}")
-    one_kind = f"sampling.weights {weights}: published weights are of one kind; leave it at ema"
+    one_kind = f"sampling.weights {weights}: published weights have only one kind; leave it at ema"
     _need(spec.train.published is None or weights == "ema", one_kind)
 
 
@@ -147,7 +147,7 @@ def _sampling(spec: RunSpec) -> None:
     probabilities = "sampling.order confidence needs a head with probabilities of tokens: cross_entropy"
     _need(model.head.space is Discrete or not confident, probabilities)
     _need(not (causal and confident), "sampling.order confidence needs the masked backbone, which sees open positions")
-    one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; null, or take the masked backbone"
+    one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; use null or the masked backbone"
     _need(not causal or steps == length, one)
     trained = (
         f"sampling.order {order}: a causal backbone trained in {model.order} order draws in no other; set it to null"

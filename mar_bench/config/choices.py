@@ -1,7 +1,7 @@
 """Choose a sweep point for each cell: the paper reports the best guidance and temperature without naming them.
 
 Sweep points are sampled with a seed that no table reports, so the choice does not bias the reported numbers. Until all
-points are measured, the row itself is open: planned and counted, but not run."""
+points are measured, the row is open: it is planned and counted, but not run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def with_choices(experiment: Experiment, records: dict[str, Record]) -> Experime
 
 
 def _swept(sweep: Sweep, records: dict[str, Record]) -> list[dict[str, Any]]:
-    """The points with their values of the sweep's metric, None where one is missing."""
+    """The points with their values of the sweep's metric, None for a missing one."""
     tried = [(values, choosing_run(sweep.judge, spec).id) for values, spec in sweep.points]
     return [{"values": values, "value": _value(records.get(i), sweep.metric), "eval_id": i} for values, i in tried]
 

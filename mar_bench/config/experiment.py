@@ -1,6 +1,6 @@
 """An experiment: its layers of YAML, expanded over axes of named bundles into rows, each parsed and checked.
 
-``load_experiment`` is the entry point; yaml_layers.py merges files, experiment_file.py checks what is not a spec."""
+``load_experiment`` is the entry point; yaml_layers.py merges files, experiment_file.py checks all parts but specs."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Experiment:
     source: str
     scale: str
     file: Path
-    labels: dict[str, dict[str, dict[str, str]]]  # axis -> bundle -> what the table prints for it
+    labels: dict[str, dict[str, dict[str, str]]]  # axis -> bundle -> its labels in the table
     layout: dict[str, list[str]]
     paper: dict[str, dict[str, float]]  # row, or bundles of the row axes -> published numbers
     orderings: list[dict[str, Any]]
     rows: dict[str, RunSpec]  # "bundle/bundle/..." in the order of the axes
-    absent: dict[str, str] = field(default_factory=dict)  # row that this scale does not have -> text in its place
+    absent: dict[str, str] = field(default_factory=dict)  # row that this scale lacks -> text in its place
     quoted: list[PublishedRow] = field(default_factory=list)  # published rows of other systems
     figure: dict[str, Any] = field(default_factory=dict)
-    seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: of `--seeds own` and `run --all`
+    seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: for `--seeds own` and `run --all`
     searches: list[Sweep] = field(default_factory=list)
     sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points from which one is chosen
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)  # row -> how its point was chosen (choices.py)
@@ -108,14 +108,14 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
 
 
 def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, Any]) -> list[RunSpec]:
-    """A row's specs, one per sweep point; points that overrides make equal are merged."""
+    """A row's specs, one per sweep point; points made equal by overrides are merged."""
     tree: Any = run
     for bundle in bundles:
         tree = overlay(tree, bundle.set or {})
     trees = (overlay(overlay(tree, point), command_line) for point in points_of(bundles))
     specs = list(dict.fromkeys(finish(parse(RunSpec, tree)) for tree in trees))
     if specs[0].sampling.seed == CHOICE_SEED:
-        raise UserError(f"sampling.seed {CHOICE_SEED} is the one on which sweeps are compared; take another")
+        raise UserError(f"sampling.seed {CHOICE_SEED} is reserved for comparing sweep points; choose another")
     return specs
 
 

@@ -36,7 +36,7 @@ class Bundle:
 
     ``absent``: the text tables print for rows that a scale lacks, or one text for each bundle of another axis."""
 
-    label: dict[str, Any] | None = None  # column of labels -> what tables print; None: the bundle's name
+    label: dict[str, Any] | None = None  # column of labels -> text in tables; None: the bundle's name
     set: dict[str, Any] | None = None
     select: Select | None = None
     absent: Any = None
@@ -73,7 +73,7 @@ class FigureBlock:
 
 @dataclass(frozen=True)
 class Ordering:
-    """A claim of the paper that one bundle of an axis beats another, or costs at most a share more."""
+    """A claim of the paper that one bundle of an axis beats another, or is worse by at most a given share."""
 
     claim: str
     axis: str
@@ -126,7 +126,7 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
             if (name := getattr(figure, key)) is not None:
                 _one_of(f"figure.{key}", name, labels, "label")
         _need(figure.kind != "curve" or figure.x, "figure.x", "is missing; a curve runs over a knob of sampling")
-    reserved = f"{CHOICE_SEED} is the sampling seed on which sweeps are compared; take another"
+    reserved = f"{CHOICE_SEED} is the sampling seed reserved for comparing sweep points; choose another"
     _need(CHOICE_SEED not in file.seeds.get("sampling", ()), "seeds.sampling", reserved)
     for i, ordering in enumerate(file.orderings):
         _one_of(f"orderings[{i}].axis", ordering.axis, file.axes, "axis")

@@ -1,8 +1,8 @@
 """Content addresses: the id of a stage is the hash of everything that determines its output, and of nothing else.
 
-Canonical JSON omits fields that hold their default, so adding a field keeps old ids. When a code change alters a
-stage's output, raise the stage's revision in ``config.stages``; golden losses, samples and metrics catch most
-forgotten ones."""
+Canonical JSON omits fields at their default, so adding a field leaves old ids unchanged. When a code change alters a
+stage's output, raise the stage's revision in ``config.stages``; tests of golden losses, samples and metrics catch most
+omissions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
 
 
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
-    """The same cell on other seeds; published weights keep the one seed they were trained with."""
+    """The same cell with other seeds; published weights keep the training seed of their spec."""
     train_seed = train_seed if spec.train.published is None else spec.train.seed
     train, sampling = replace(spec.train, seed=train_seed), replace(spec.sampling, seed=sampling_seed)
     return replace(spec, train=train, sampling=sampling)
@@ -78,7 +78,7 @@ class Run:
     row: str
     spec: RunSpec
     ids: dict[str, str]
-    sweep: bool = False  # a sweep point, measured only to choose a cell's
+    sweep: bool = False  # measures a sweep point, only to choose that of a cell
     choice: dict[str, Any] | None = None  # how this cell's sweep point was chosen
 
     @property
@@ -91,22 +91,22 @@ class Run:
 
 
 def generation_run(row: str, spec: RunSpec) -> Run:
-    """Images of a trained model, scored."""
+    """The run that samples and scores images of a trained model."""
     return Run("generation", row, spec, {**stage_ids(spec), "cell_id": stage_ids(with_seeds(spec, 0, 0))["eval_id"]})
 
 
 def reconstruction_run(row: str, spec: RunSpec) -> Run:
-    """The tokenizer alone: the reconstruction floor of every generator that uses it."""
+    """The run that scores the tokenizer alone: a floor for every generator that uses it."""
     kept = {name: i for name, i in stage_ids(spec).items() if name in ("tokenizer_id", "extractor_id")}
     eval_id = stage_id("reconstruction", **kept, data=spec.data, metrics=spec.metrics)
     return Run("reconstruction", row, spec, {**kept, "eval_id": eval_id, "cell_id": eval_id})
 
 
 def speed_run(row: str, spec: RunSpec, device: str) -> Run:
-    """Seconds per image on ``device`` (its name) with the spec's number of threads."""
+    """The run that measures seconds per image on the device named ``device`` with the spec's number of threads."""
     irrelevant = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
     neutral: dict[str, Any] = {name: getattr(SamplingSpec(), name) for name in irrelevant}
-    neutral["guidance_scale"] = 1.0 if spec.sampling.guidance_scale == 1 else 2.0  # its strength costs no time
+    neutral["guidance_scale"] = 1.0 if spec.sampling.guidance_scale == 1 else 2.0  # its strength does not affect speed
     inputs = {name: getattr(spec, name) for name in ("tokenizer", "data", "model", "speed")}
     inputs |= {"sampling": replace(spec.sampling, **neutral), "precision": spec.train.precision}
     kept = {name: i for name, i in stage_ids(spec).items() if name in ("tokenizer_id", "latents_id", "train_id")}
@@ -115,7 +115,7 @@ def speed_run(row: str, spec: RunSpec, device: str) -> Run:
 
 
 def choosing_run(row: str, point: RunSpec) -> Run:
-    """The measurement of a sweep point, on the seed reserved for choosing."""
+    """The run that measures a sweep point, on the seed reserved for choosing."""
     return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
 
 

@@ -17,7 +17,7 @@ from mar_bench.utils.errors import UserError, did_you_mean
 
 
 class KeyPathError(Exception):
-    """A bad key or value inside a tree: its dotted path and what is wrong, raised where the file is not known."""
+    """A bad key or value in a tree: its dotted path and the problem, raised by code that does not know the file."""
 
     def __init__(self, path: str, message: str):
         super().__init__(f"{path}: {message}" if path else message)
@@ -26,7 +26,7 @@ class KeyPathError(Exception):
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must satisfy beside its type; ``text`` says it in words."""
+    """A condition on a value besides its type; ``text`` states it in words."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -37,7 +37,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Known words in the type of a text; ``what`` names one of them."""
+    """The words allowed in a text field; ``what`` names one of them in messages."""
 
     what: str
     known: tuple[str, ...]
@@ -126,7 +126,7 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
 
 
 def _kind_of(members: list[Any], value: Any, path: str) -> type:
-    """The dataclass among ``members`` that a block's ``kind`` names; one of them may be ``assumed`` without it."""
+    """The dataclass among ``members`` that a block's ``kind`` names; an ``assumed`` one is the default."""
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
         raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}")
@@ -148,12 +148,12 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
 
 
 def check_keys(path: str, tree: Any, known: Collection[str] | None = None, where: str = "") -> None:
-    """Raises KeyPathError where ``tree`` is not a block, or has a key that is no text or not one of ``known``."""
+    """Raises KeyPathError if ``tree`` is not a block, or if a key is not a text or not in ``known``."""
     if not isinstance(tree, dict):
         raise KeyPathError(path, f"expected a block of keys, found {tree!r}")
     for key in tree:
         if not isinstance(key, str):
-            raise KeyPathError(join(path, str(key)), "keys are texts; put it in quotes")
+            raise KeyPathError(join(path, str(key)), "a key must be a text; put it in quotes")
         if known is not None and key not in known:
             raise KeyPathError(join(path, key), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
 
@@ -168,9 +168,9 @@ def as_tree(block: Any) -> dict:
 
 
 def overlay(base: Any, over: Any) -> Any:
-    """``over`` laid on ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
+    """Merge ``over`` onto ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
     if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
-        message = f"'{base}' is a whole block, and a later layer lays {over} over it; refer to its keys one by one"
+        message = f"'{base}' is a whole block, and a later layer merges {over} into it; refer to its keys one by one"
         raise UserError(message)
     if not (isinstance(base, dict) and isinstance(over, dict)) or over.get("kind", base.get("kind")) != base.get(
         "kind"

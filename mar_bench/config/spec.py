@@ -1,7 +1,7 @@
-"""Everything that YAML can say about a run, as frozen dataclasses. Defaults are the paper's MAR-L on ImageNet 256.
+"""All settings of a run that YAML can give, as frozen dataclasses. Defaults are the paper's MAR-L on ImageNet 256.
 
 Ranges are in the types (``Count``, ``Share``: parse.py). Where a block has kinds, the union of their dataclasses is the
-field's type and ``kind`` chooses among them; class variables describe a kind for checks that must not build it.
+field's type and ``kind`` chooses among them; class variables describe a kind to checks, which must not build it.
 ``unhashed`` fields enter no id, ``view`` fields only those from the latents on. Import every spec from here."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How images are drawn from trained weights. No module's constructor sees it."""
+    """How images are drawn from trained weights. No module's constructor takes it."""
 
     num_images: parse.TwoOrMore = 50_000
     batch_size: parse.Count = 256  # images generated together; always consecutive indices
@@ -102,7 +102,7 @@ class PluginExtractor:
     trained: ClassVar[bool] = False
     kind: Literal["plugin"] = "plugin"
     name: parse.Identifier = "plugin"
-    weights: str | None = parse.unhashed(None)  # a file, if the extractor wants one
+    weights: str | None = parse.unhashed(None)  # a file, if the extractor needs one
 
 
 ExtractorSpec = ClassifierExtractor | InceptionExtractor | EfficientNetExtractor | PluginExtractor
@@ -152,12 +152,12 @@ class SpeedSpec:
 
 @dataclass(frozen=True)
 class ComputeSpec:
-    """Where and how fast: in no id but a speed record's, which has device and threads."""
+    """Hardware and performance settings: only device and threads enter an id, that of a speed record."""
 
     device: Device = parse.unhashed("auto")  # auto: cuda if available, else cpu
     threads: parse.Count = parse.unhashed(1)  # per process
     checkpoint_every: parse.Count = parse.unhashed(5000)  # training steps
-    # images per forward pass, gradients are accumulated; None: the whole batch. It changes the draws of dropout
+    # images per forward pass, with accumulated gradients; None: the whole batch. Changes the draws of dropout
     micro_batch: parse.Count | None = parse.unhashed(None)
     gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
     compile: bool = parse.unhashed(False)  # torch.compile of the blocks in training

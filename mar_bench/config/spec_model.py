@@ -1,4 +1,4 @@
-"""What YAML can say about the generator: backbones, heads and whole-image models."""
+"""Settings of the generator in YAML: backbones, heads and whole-image models."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ BackboneSpec = MaskedBackbone | CausalBackbone
 
 
 class DrawsTokens:
-    """What checks must know of the part that draws tokens."""
+    """Properties, for checks, of the part that draws tokens."""
 
     space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = False  # it takes denoising steps
@@ -144,7 +144,7 @@ HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | Fl
 class ARModel:
     """An autoregressive model: an order, a backbone and a head."""
 
-    assumed: ClassVar[bool] = True  # the kind of a block that names none
+    assumed: ClassVar[bool] = True  # the default for a block without a kind
     kind: Literal["ar"] = "ar"
     order: Literal["raster", "random"] = "random"
     backbone: BackboneSpec = field(default_factory=MaskedBackbone)

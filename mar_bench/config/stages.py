@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """One step from images to a record. The output of a stage lies in ``<runs>/<name>/<id>``."""
+    """One step from images to a record. Its output is written to ``<runs>/<name>/<id>``."""
 
     name: str
     id_key: str  # its key in ``Run.ids``
     needs: tuple[str, ...] = ()  # stages whose output it reads
     revision: int = 1  # part of the id: raise it by hand when a code change alters the stage's output
-    hashed_as: str = ""  # its name in the hash where that differs from ``name``
+    hashed_as: str = ""  # its name in the hash if that differs from ``name``
     multiprocess: bool = False  # the ranks of a torchrun or srun job share it; otherwise rank 0 does it alone
     is_task: bool = False  # it ends in a record
     resources: str = ""  # its block under ``stages`` of a cluster profile; "": its name
-    label: str = "row"  # what a job's title shows beside the stage: tokenizer, extractor, training or row
+    label: str = "row"  # shown beside the stage in a job's title: tokenizer, extractor, training or row
     trains: str = ""  # the block of the spec that holds its training steps and batch size
 
     def __post_init__(self) -> None:
@@ -45,5 +45,5 @@ _TABLE = (
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _TABLE}
 TASKS = tuple(stage.name for stage in _TABLE if stage.is_task)  # what a record can measure
-SHARED = tuple(stage.name for stage in _TABLE if not stage.is_task)  # stages that several records can have in common
+SHARED = tuple(stage.name for stage in _TABLE if not stage.is_task)  # stages that several records can share
 RESOURCES = tuple(dict.fromkeys(stage.resources for stage in _TABLE))  # blocks of a cluster profile, without the table

@@ -18,8 +18,8 @@ from mar_bench.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Sweep:
-    """The specs among which measurements choose: sampling settings of a row, or tokenizer settings of several rows
-    (a search), which are tried in short trainings."""
+    """Specs from which measurements choose one: sampling settings of a row, or tokenizer settings of several rows (a
+    search), which are tried in short trainings."""
 
     judge: str  # the row that is measured at each point
     points: list[tuple[dict[str, Any], RunSpec]]  # the settings that vary, and the judge's spec to measure
@@ -54,9 +54,9 @@ def searches_of(
     sweeps: dict[str, Sweep],
     overrides: Sequence[str],
 ) -> list[Sweep]:
-    """The searches of an experiment; a block is None where the scale has published tokenizers.
+    """The searches of an experiment; a block is None if the scale uses published tokenizers.
 
-    Raises UserError for one that conflicts with its rows or the overrides."""
+    Raises UserError if a search conflicts with its rows or the overrides."""
     searches: list[Sweep] = []
     for name, block in ((name, block) for name, block in blocks.items() if block is not None):
         taken = {*sweeps, *(row for other in searches for row in other.rows)}
@@ -78,7 +78,7 @@ def _search(block: SearchBlock, rows: dict[str, RunSpec], taken: set[str]) -> Sw
         raise KeyPathError("judge", f"'{block.judge}' is none of {', '.join(chosen) or 'no rows'}")
     judge = rows[block.judge]
     if judge.model.kind == "ar" and judge.model.head.kind == "gmm":
-        raise KeyPathError("judge", "a mixture's loss may be negative; take another row")
+        raise KeyPathError("judge", "a mixture's loss may be negative; choose another row")
     if both := taken.intersection(chosen):
         raise UserError(f"row '{min(both)}' has another sweep or search too; only one may choose")
     short = [_with(judge, setting, {"steps": block.steps}) for setting in block.tokenizers]

@@ -46,7 +46,7 @@ def find_experiment(name: str) -> Path:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping as plain containers, interpolations unresolved.
 
-    Raises UserError where the file is missing, is not YAML or is not a mapping."""
+    Raises UserError if the file is missing, is not YAML or is not a mapping."""
     from omegaconf import OmegaConf
 
     with reading(path, "YAML file", "correct it"):
@@ -73,7 +73,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 def layered(file: Path, scale: str, parts: dict[str, Any]) -> dict[str, Any]:
     """The merged, resolved layers of an experiment below its bundles; ``parts`` are the overrides of parts.
 
-    Raises UserError naming the file for an unknown overlay or part and for an interpolation of nothing."""
+    Raises UserError naming the file for an unknown overlay or part and for an interpolation without a target."""
     own = load_yaml(file)
     sections = own.pop("scales", None) or {}
     try:
@@ -92,7 +92,7 @@ def layered(file: Path, scale: str, parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlays(file: Path, folder: str) -> dict[str, Path]:
-    """The overlays of ``base`` or ``scale`` by name: shipped ones and, before them, those beside the experiment."""
+    """The overlays of ``base`` or ``scale`` by name; those beside the experiment take precedence over shipped ones."""
     roots = (experiments_dir(), file.parent)
     return {path.stem: path for root in roots for path in sorted((root / folder).glob("*.yaml"))}
 
@@ -107,7 +107,7 @@ def _overlay(file: Path, folder: str, name: Any) -> dict[str, Any]:
 def _check_parts(block: dict[str, Any], over: dict[str, Any], path: str) -> None:
     """Raises UserError for an override of a part that does not exist.
 
-    A block with a kind or without inner blocks stands for a block of the spec, so its keys are checked there."""
+    A block with a kind or without inner blocks becomes a block of the spec, where its keys are checked."""
     whole = "kind" in block or not any(isinstance(value, dict) for value in block.values())
     for key, value in over.items():
         if key not in block and not (whole and path != "parts"):
@@ -117,7 +117,7 @@ def _check_parts(block: dict[str, Any], over: dict[str, Any], path: str) -> None
 
 
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the values that its interpolations refer to."""
+    """The tree with its interpolations replaced by the values they refer to."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -51,7 +51,7 @@ class DataSet:
 
 @functools.lru_cache(maxsize=1)  # a worker uses the same images in consecutive stages
 def load_data(spec: DataSpec) -> DataSet:
-    """The images of a spec. Raises UserError if they do not match it."""
+    """The images that a spec describes. Raises UserError if they do not match it."""
     if isinstance(spec, ImageFolderData):
         return DataSet(*folder_images(spec, ("train", "val")))
     if isinstance(spec, DigitsData):
@@ -69,7 +69,7 @@ def load_data(spec: DataSpec) -> DataSet:
 def folder_images(spec: ImageFolderData, parts: Sequence[str]) -> list[FolderImages]:
     """The images in the folders ``parts`` of ``data.root``, which must have the same classes; see ``class_files``."""
     if spec.root is None:
-        raise UserError("data.root is not set: the images of this scale are yours; add data.root=FOLDER")
+        raise UserError("data.root is not set: this scale needs your own images; add data.root=FOLDER")
     found = [FolderImages(Path(spec.root) / p, spec.image_size, spec.channels, spec.num_classes) for p in parts]
     if differing := set(found[0].classes) ^ set(found[-1].classes):
         raise UserError(f"{spec.root}: train and val have different classes: '{min(differing)}' is in one of them only")
@@ -110,7 +110,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_images(decoded: Tensor, data: DataSpec) -> Tensor:
-    """Decoded images -> uint8 (B, C, H, W) on the CPU; every image that is measured passes through here.
+    """Decoded images -> uint8 (B, C, H, W) on the CPU; every measured image passes through here.
 
     Raises UserError for values that are not finite, which would turn black."""
     assert decoded.shape[1:] == (data.channels, data.image_size, data.image_size), "nothing is resized silently"

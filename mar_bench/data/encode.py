@@ -24,15 +24,15 @@ from mar_bench.models.tokenizers.grouped import Grouped
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
 
-ENCODED_PIXELS = 2**22  # encoded together at most: 64 images of 256 x 256
+ENCODED_PIXELS = 2**22  # at most encoded together: 64 images of 256 x 256
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split of the latents before they are written: ``stored(rows)`` returns tensors (V, n, L[, D]) of its images.
+    """One split of the latents to be written: ``stored(rows)`` returns tensors (V, n, L[, D]) of its images.
 
-    It is called for batches that begin at multiples of ``batch``, whatever the shards: the last bits of an encoding may
-    depend on the other images of a batch."""
+    It is called for batches that start at multiples of ``batch``, whatever the shards, because the last bits of an
+    encoding may depend on the other images in its batch."""
 
     labels: Tensor
     stored: Callable[[range], dict[str, Tensor]]
@@ -41,7 +41,7 @@ class Source:
 
 
 def encoded(spec: RunSpec, data: DataSet, tokenizer: Tokenizer, device: torch.device) -> dict[str, Source]:
-    """Training images under every view and held-out images without views, encoded when asked for."""
+    """Training images under every view and held-out images without views, encoded on demand."""
     parts = {"train": (data.train, views(spec.data)), "heldout": (data.heldout, views(spec.data)[:1])}
     return {part: _encoded(images, every, tokenizer, device) for part, (images, every) in parts.items()}
 
@@ -109,7 +109,7 @@ def _moments(path: Path, keys: list[str], shape: tuple[int, ...]) -> np.ndarray:
 def manifest_of(
     spec: RunSpec, sources: dict[str, Source], tokenizer: Tokenizer, weights: str | Path | None
 ) -> dict[str, Any]:
-    """The manifest: what the latents are and what they are computed from; ``weights`` is the tokenizer's file."""
+    """The manifest describes the latents and their inputs; ``weights`` is the tokenizer's file."""
     space, cache = spec.space, getattr(spec.tokenizer, "official_cache", None)
     scale = getattr(getattr(tokenizer, "inner", tokenizer), "scale", None)
     files = [f"{part}/{name}" for part, source in sources.items() for name in source.files or ()]
@@ -180,7 +180,7 @@ def _storable(values: Tensor, dtype: str, which: str) -> Tensor:
     stored = values.float() if dtype == "fp32" else values.half()
     if not stored.isfinite().all():
         most = f"reach {values.abs().max():.3g}, too large for fp16; set latents.dtype=fp32"
-        broken = "are not finite; is the tokenizer trained, are its weights sound?"
+        broken = "are not finite; check that the tokenizer is trained and its weights are intact"
         raise UserError(f"latents of {which} {most if values.isfinite().all() else broken}")
     return stored
 

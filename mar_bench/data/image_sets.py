@@ -28,7 +28,7 @@ OTHER_ENDINGS = {".jpe", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".g
 PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
-NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # where the order comes from
+NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # origins of the order of images
 NPZ_HINT = "make or copy it again"
 
 
@@ -58,13 +58,13 @@ class ImageSet:
 
 
 def open_images(text: str, indexed: bool = True) -> ImageSet:
-    """An existing folder, else an npz by its suffix. Raises UserError."""
+    """Open an existing folder or a file with the suffix .npz. Raises UserError for anything else."""
     path = Path(text)
     if text and path.is_dir():
         return open_folder(path, indexed)
     if path.suffix.lower() == ".npz":
         return open_npz(path)
-    raise UserError(f"'{text}': {'neither a' if path.is_file() else 'no such'} folder of PNG files nor an npz file")
+    raise UserError(f"'{text}': {'not a' if path.is_file() else 'no such'} folder of PNG files or npz file")
 
 
 def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:
 def open_npz(path: Path) -> ImageSet:
     """ADM's format: ``arr_0``, uint8 (N, H, W, C) with C 1 or 3, and ``arr_1``, optional integer labels (N,).
 
-    Images are read in blocks. Raises UserError naming the array that is not as above."""
+    Images are read in blocks. Raises UserError naming an array that does not fit this description."""
     arrays = read_arrays(path)
     has_statistics, labels = {"mu", "sigma"} <= arrays.keys(), arrays.get("arr_1")
     if "arr_0" not in arrays:
@@ -162,14 +162,14 @@ def cropped_folder(path: Path, size: int) -> ImageSet:
 
 
 def _reader(names: list[str], pixels: Callable[[str], np.ndarray]) -> Callable[[list[range]], Iterable[torch.Tensor]]:
-    """``ImageSet.read`` of files, each with these ``pixels`` (C, H, W)."""
+    """``ImageSet.read`` for a list of files; ``pixels(name)`` is an image (C, H, W)."""
     return lambda blocks: (torch.from_numpy(np.stack(in_threads(pixels, names[b.start : b.stop]))) for b in blocks)
 
 
 def _names(path: Path, endings: set[str]) -> list[str]:
     """Images in the folder or in its subfolders, as ``name`` or ``folder/name``, sorted; other files are ignored.
 
-    Raises UserError for fewer than two images, and for images at several depths or further down."""
+    Raises UserError for fewer than two images, and for images at several depths or in deeper subfolders."""
     if not path.is_dir():
         raise UserError(f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'} of images")
     names = _images_in(path, endings, levels=2)
@@ -194,7 +194,7 @@ def _images_in(folder: Path, endings: set[str], levels: int) -> list[str]:
 
 
 def _is_png(path: Path) -> bool:
-    """By the first bytes, whatever the name: a file left out unseen would change every distance."""
+    """Check the first bytes, whatever the name: silently skipping a file would change every distance."""
     with suppress(OSError):
         if path.is_file():  # reading a pipe would block forever
             with path.open("rb") as file:
@@ -215,13 +215,13 @@ def _look(path: Path) -> tuple[str, int, int]:
     if found := [fault for fault, applies in faults.items() if applies]:
         raise UserError(
             f"{path}: {', '.join(found)}; save samples as opaque 8-bit RGB or grey PNG files when they are drawn, as "
-            "lossy formats and conversions change distances (of photographs make a reference: reference build --size)"
+            "lossy formats and conversions change distances (for photographs: mar-bench reference build --size)"
         )
     return image.mode, image.width, image.height
 
 
 def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | None, str]:
-    """Sorted ``names`` in the order of their index, labels or None, and where the order comes from."""
+    """Sorted ``names`` in the order of their index, labels or None, and the origin of this order."""
     runs = {name: re.findall("[0-9]+", PurePosixPath(name).stem) for name in names}
     number = {name: int(found[-1]) for name, found in runs.items() if found}
     hint = "fix the names or, if the numbers are not indices, use --unindexed"
@@ -253,7 +253,7 @@ class Digest:
         self._pixels, self._seen = hashlib.sha256(), set()
 
     def update(self, images: torch.Tensor) -> None:
-        """Images uint8 (B, C, H, W), always of the same C, H and W; how they are batched makes no difference."""
+        """Add images uint8 (B, C, H, W), always of the same C, H and W; the batch size does not matter."""
         assert images.dtype == torch.uint8 and self.shape in ((), tuple(images.shape[1:]))
         if not self.shape:  # hashed first because 2x8 and 4x4 images may have the same bytes
             self.shape = tuple(images.shape[1:])
@@ -266,12 +266,12 @@ class Digest:
 
     @property
     def sha256(self) -> str:
-        """Of C, H and W as little-endian int64, followed by all pixels."""
+        """The hash of C, H and W as little-endian int64, followed by all pixels."""
         return self._pixels.hexdigest()
 
     @property
     def about(self) -> dict[str, Any]:
-        """The images in records; ``set_sha256`` is the same in any order, with or without duplicates."""
+        """The description in records; ``set_sha256`` is the same in any order, with or without duplicates."""
         return {
             "sha256": self.sha256,
             "set_sha256": hashlib.sha256(b"".join(sorted(self._seen))).hexdigest(),

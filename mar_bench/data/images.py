@@ -16,10 +16,10 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever the ending; none of them runs another program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever the suffix; no decoder of these runs another program
 HINT = "make or copy it again, or remove it"
 MOST_ELONGATED = 1000  # long side over short side; the crop of a longer strip would not fit into memory
-# (done, total), called regularly; raises to stop the work, returns True to have a checkpoint written
+# (done, total), called regularly; raises to stop the work, returns True to request a checkpoint
 Progress = Callable[[int, int], bool | None]
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are read; twice as large is an error
@@ -40,10 +40,10 @@ def visible(folder: Path) -> list[str]:
 
 
 def class_files(folder: Path, num_classes: int, endings: set[str]) -> tuple[list[str], list[str], torch.Tensor]:
-    """Names of the classes, which are the subfolders, sorted; of their files ``<class>/<file>``; and labels (N,).
+    """Class names (the sorted subfolders), files as ``<class>/<file>``, and labels (N,).
 
-    Files are sorted by name without ``.npz``. Raises UserError for other than ``num_classes`` classes and for a class
-    without a file of one of the ``endings``."""
+    Files are sorted by name without ``.npz``. Raises UserError unless there are ``num_classes`` classes and each has a
+    file with one of the ``endings``."""
     classes = [n for n in visible(folder) if (folder / n).is_dir()] if folder.is_dir() else []
     kinds = ", ".join(sorted(endings))
     if len(classes) != num_classes:
@@ -76,10 +76,10 @@ def read_image(path: Path, size: int, channels: int) -> np.ndarray:
 def opaque(image: Image.Image, channels: int) -> Image.Image:
     """RGB, or grey for one channel; transparent pixels become white.
 
-    Like ADM and the official code it ignores the EXIF orientation; CMYK is converted without a profile. Raises
+    Like ADM and the official code, it ignores the EXIF orientation; CMYK is converted without a profile. Raises
     ValueError for 16-bit greys, which Pillow would clip instead of scaling them."""
     if image.mode.startswith("I"):
-        raise ValueError("grey of 16 bits; save it with 8")
+        raise ValueError("16-bit grey; save it with 8 bits")
     if "transparency" in image.info or image.mode[-1] in "Aa":
         image = image.convert("RGBA")
         clear = ImageChops.invert(image.getchannel("A"))
@@ -99,7 +99,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 class FolderImages:
-    """Images on disk, one subfolder per class, read when asked for; ``names`` are their paths in ``folder``."""
+    """Images on disk, one subfolder per class, read on demand; ``names`` are their paths in ``folder``."""
 
     def __init__(self, folder: Path, image_size: int, channels: int, num_classes: int):
         self.folder, self.image_size, self.channels = folder, image_size, channels

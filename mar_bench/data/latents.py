@@ -44,15 +44,15 @@ class Mapped:
         size = self.array[0, 0].nbytes
         for begin in (self.begin + size * (views * self.array.shape[1] + rows)).tolist():
             page = begin - begin % mmap.PAGESIZE
-            with contextlib.suppress(OSError):  # only advice
+            with contextlib.suppress(OSError):  # the advice is optional
                 self.memory.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
 
 
 class Shards:
     """A tensor (V, N, ...) in several files split along N, indexed like a tensor but never loaded as a whole.
 
-    ``values[0]`` is the first view (N, ...), again Shards; ``values[views, rows]``, and ``values[rows]`` of one view,
-    read. float16 is converted to float32."""
+    ``values[0]`` is the first view (N, ...), again Shards; ``values[views, rows]``, or ``values[rows]`` of one view,
+    reads the files. float16 is converted to float32."""
 
     def __init__(self, files: list[Mapped], view: int | None = None):
         self.files, self.view = files, view
@@ -106,7 +106,7 @@ class Latents:
         return self.tokens_of(stored, noise.normal("latent", step, first.shape[2:]) if self.stochastic else None)
 
     def split(self, heldout: bool, limit: int | None = None) -> tuple[Stored, torch.Tensor]:
-        """Tensors (N, L[, D]) and labels of a split without views: of the first ``limit`` images, else not read yet."""
+        """Tensors (N, L[, D]) and labels of a split without views: the first ``limit`` images, or all, not yet read."""
         stored = self.heldout if heldout else {name: values[0] for name, values in self.train.items()}
         labels = self.heldout_labels if heldout else self.labels
         if limit is None:
@@ -115,7 +115,7 @@ class Latents:
 
 
 def load_latents(folder: Path, tokenizer: type[Tokenizer] | Tokenizer) -> Latents:
-    """Latents mapped into memory. Raises UserError if the folder is damaged or from another version."""
+    """Memory-map the latents. Raises UserError if the folder is damaged or from another version."""
     stored, labels = {}, {}
     with reading(folder, "latent cache of this version of mar_bench", "delete the folder and run again"):
         manifest = json.loads((folder / MANIFEST).read_bytes()) if (folder / MANIFEST).is_file() else {}

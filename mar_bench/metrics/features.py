@@ -1,6 +1,6 @@
 """Feature extractors: uint8 images -> features and logits.
 
-Every extractor is identified by the SHA-256 of its weights, so numbers of two extractors are never mixed up."""
+Every extractor is identified by the SHA-256 of its weights, so numbers from two extractors are never confused."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def efficientnet_weights() -> Path:
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Extractors of installed packages by name, which becomes part of the names of metrics."""
+    """Extractors of installed packages, by the name that becomes part of metric names."""
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return {point.name: point for point in points if re.fullmatch(r"[\w-]+", point.name)}
 

@@ -1,6 +1,6 @@
 """Metrics as functions of features and logits, and their uncertainty estimated from a single sample set.
 
-The formulas are torch-fidelity's, except that the Frechet distance is computed in a faster way with the same value."""
+The formulas are torch-fidelity's, except that the Frechet distance is computed in a faster, equivalent way."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def statistics(features: torch.Tensor) -> Statistics:
 
 
 def is_singular(found: Statistics) -> bool:
-    """Whether there are too few images for a full-rank covariance, which biases distances further."""
+    """Whether there are too few images for a full-rank covariance; this biases distances further."""
     return int(found["count"]) <= len(found["mu"])
 
 
@@ -97,8 +97,8 @@ class FrechetDistance:
 
 
 def shuffled(count: int) -> torch.Tensor:
-    """The permutation (N,) that torch-fidelity applies to images in the order of their index before splitting them for
-    IS, because class order biases the score."""
+    """The permutation (N,) that torch-fidelity applies to images, sorted by index, before splitting them for IS: class
+    order would bias the score."""
     return torch.from_numpy(np.random.RandomState(SEED).permutation(count))
 
 
@@ -166,10 +166,10 @@ def spacing(bank: torch.Tensor) -> torch.Tensor:
 
 
 def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
-    """bool (N,): whether a feature is as near to a training image as the nearest other training image is [ours].
+    """bool (N,): whether a feature is at least as close to a training image as that image's nearest other one [ours].
 
     For new images of the same distribution the share is at most about one half, depending on the dimension; held-out
-    images measure it. For a generator that copies it is close to one."""
+    images measure it. For a generator that copies, it is close to one."""
     distances, indices = nearest(queries, training)
     return distances[:, 0] <= spacing(training)[indices[:, 0]]
 
@@ -177,7 +177,7 @@ def copied(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
 def jackknife_groups(count: int, groups: int, labels: torch.Tensor | None) -> torch.Tensor:
     """Random group (N,) of each image; group sizes differ by at most one.
 
-    With labels this also holds within each class, as prescribed classes do not vary between sample sets."""
+    With labels this also holds within each class, since the classes are fixed and do not vary between sample sets."""
     order = torch.from_numpy(philox(0, "jackknife", SHARED, 0).permutation(count))
     if labels is not None:
         order = order[labels[order].argsort(stable=True)]

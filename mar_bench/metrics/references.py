@@ -25,9 +25,9 @@ HINT = "build it again (if it is a run's, delete its folder and run again)"
 
 @dataclass(frozen=True)
 class Reference:
-    """``features`` (n, F) are those of all images or of a random subset; None if only the statistics are known.
+    """``features`` (n, F) belong to all images or to a random subset; None if only the statistics are known.
 
-    ``about`` goes into records and has at least the keys ABOUT; ``num_images`` is None if unknown."""
+    ``about`` is stored in records and has at least the keys ABOUT; ``num_images`` is None if unknown."""
 
     statistics: Statistics
     features: torch.Tensor | None
@@ -36,7 +36,7 @@ class Reference:
 
     @property
     def complete(self) -> bool:
-        """Whether the features of all images are here."""
+        """Whether the features of all images are present."""
         return self.features is not None and len(self.features) == self.about["num_images"]
 
     def save(self, path: Path) -> None:
@@ -102,7 +102,7 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     """Load an npz of ``Reference.save`` or in ADM's format: images (``arr_0``), statistics (``mu``, ``sigma``) or both.
 
     ADM's statistics are used with Inception only; any other extractor needs the images. At most ``most`` features are
-    kept. Raises UserError if the file is damaged, was made with another extractor or lacks what is needed."""
+    kept. Raises UserError if the file is damaged, was made with another extractor or lacks required arrays."""
     stored, file_sha256 = read_arrays(path, HINT), sha256_of(path)
     if "meta" in stored:
         found = read_reference(path)

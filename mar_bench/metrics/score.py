@@ -23,7 +23,7 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading, replacing
 
 PREVIEW_IMAGES = 100  # images kept for sample sheets
-RECALL_IMAGES = 5000  # precision and recall, of quadratic cost, have a standard error up to this number of images
+RECALL_IMAGES = 5000  # up to this many images, precision and recall (quadratic cost) get a standard error
 SETTINGS = ("is_splits", "kid_subsets", "kid_subset_size", "neighbours", "jackknife_groups")
 
 
@@ -82,7 +82,7 @@ def extract_features(
 
 @dataclass
 class Scores:
-    """The parts of a record that hold the measurements, their uncertainty and how they were made."""
+    """The parts of a record with the measurements, their uncertainty and their protocol."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     uncertainty: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Scores:
 
 
 class Measure:
-    """Scores sets of images against one reference; metrics have their names in records.
+    """Scores sets of images against one reference; metrics are named as in records.
 
     ``heldout`` is a second reference of real images unseen in training. Copies are counted if the reference has the
     features of all its images; they indicate memorisation if those are the training images."""

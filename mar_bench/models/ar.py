@@ -1,6 +1,6 @@
-"""The autoregressive generator: an order, a backbone and a head make a training loss.
+"""The autoregressive generator: a training loss from an order, a backbone and a head.
 
-Also the interface that it shares with the DiT baseline."""
+Also defines the interface that it shares with the DiT baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mar_bench.utils.noise import NoiseSource
 
 
 class Generator(nn.Module, ABC):
-    """What training and sampling see of a model; calling it computes the loss, ``build.generate`` samples it."""
+    """The interface of a model for training and sampling; calling it computes the loss, ``build.generate`` samples."""
 
     space: TokenSpace
     length: int  # L, tokens per image

@@ -1,4 +1,4 @@
-"""Specs -> modules, and generators -> how they are sampled: the only place that lists the concrete classes.
+"""Map specs to modules and generators to their samplers: the only place that lists the concrete classes.
 
 To add one: a module with the class, a dataclass in config/spec_model.py or spec_data.py, and a line here."""
 
@@ -39,7 +39,7 @@ HEADS = {
 
 
 def build_tokenizer(spec: RunSpec) -> Tokenizer:
-    """The tokenizer before training, or with its published weights; grouped where the spec says so."""
+    """The tokenizer before training, or with its published weights; grouped if the spec says so."""
     with seeded(getattr(spec.tokenizer, "seed", 0), "tokenizer-init"):
         tokenizer = TOKENIZERS[spec.tokenizer.kind](spec.tokenizer, spec.data)
     return tokenizer if spec.tokenizer.group == 1 else grouped.Grouped(tokenizer, spec.tokenizer.group)
@@ -75,5 +75,5 @@ def count_parameters(model: Generator) -> dict[str, int]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a spec; ``auto`` is CUDA where there is a GPU, else the CPU."""
+    """The device of a spec; ``auto`` is CUDA if there is a GPU, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

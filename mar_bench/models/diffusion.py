@@ -1,7 +1,7 @@
 """Gaussian diffusion of tokens: cosine and linear schedules, learned variances, respaced sampling.
 
 Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models (2102.09672), cited below as iDDPM, with the
-settings of the MAR paper, appendix A. The linear schedule is that of DDPM (Ho et al., 2006.11239), which DiT uses.
+settings of the MAR paper, appendix A. The linear schedule is DDPM's (Ho et al., 2006.11239), which DiT uses.
 Tables are computed in float64; networks see float32."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def cosine_betas(num_timesteps: int) -> np.ndarray:
 
 
 def linear_betas(num_timesteps: int) -> np.ndarray:
-    """DDPM, section 4: 1e-4 to 0.02 in 1000 steps; fewer steps add more noise each. Capped at 0.999."""
+    """DDPM, section 4: 1e-4 to 0.02 in 1000 steps; with fewer steps each adds more noise. Capped at 0.999."""
     scale = 1000 / num_timesteps
     return np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps).clip(max=0.999)
 
@@ -39,13 +39,13 @@ def respaced_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
     """``num_steps`` of the training timesteps, evenly spaced with both ends kept (iDDPM, section 4)."""
     assert 1 <= num_steps <= num_timesteps
     stride = (num_timesteps - 1) / (num_steps - 1) if num_steps > 1 else 1.0
-    # accumulated like the official code: a product could round a position half-way to the other side
+    # accumulated as in the official code: a product could round a half-way position to the other side
     positions = itertools.accumulate([stride] * (num_steps - 1), initial=0.0)
     return sorted({round(position) for position in positions})
 
 
 class DiffusionTables(NamedTuple):
-    """A noise schedule: every quantity that is indexed by the step, each a tensor (T,).
+    """A noise schedule: all quantities indexed by the step, each a tensor (T,).
 
     ``make`` computes in float64, since 1 - alpha_bar loses its digits in float32; ``on`` converts for a network."""
 
@@ -70,7 +70,7 @@ class DiffusionTables(NamedTuple):
         previous = np.append(1.0, kept[:-1])
         betas = 1 - kept / previous
         variance = betas * (1 - previous) / (1 - kept)
-        last = variance[1:2] if len(kept) > 1 else betas  # in place of 0, the variance of the last step (iDDPM's code)
+        last = variance[1:2] if len(kept) > 1 else betas  # replaces the last step's variance of 0 (iDDPM's code)
         columns = {
             "betas": betas,
             "log_betas": np.log(betas),
@@ -100,7 +100,7 @@ def tables_on(
     device: torch.device, num_timesteps: int, num_steps: int | None = None, schedule: str = "cosine"
 ) -> DiffusionTables:
     """``DiffusionTables.make`` in float32 on ``device``, computed once."""
-    with torch.inference_mode(False):  # or a training could not use the tables that a sampler made
+    with torch.inference_mode(False):  # otherwise training could not use tables made by a sampler
         return DiffusionTables.make(num_timesteps, num_steps, schedule).on(device)
 
 
@@ -168,8 +168,8 @@ def sample(
 ) -> Tensor:
     """Ancestral sampling in the T steps of ``tables`` (DDPM, algorithm 2, with iDDPM's learned variance).
 
-    noise: the start (N, D), then the noise (N, D) added in each step, the noisiest step first; T + 1 rows, the last
-    of which is not used. ``temperature`` multiplies the added noise (paper, section 3.2); ``clamp_x0`` bounds the
+    noise: the start (N, D), then the noise (N, D) added in each step, the noisiest step first; T + 1 rows, the last one
+    unused. ``temperature`` multiplies the added noise (paper, section 3.2); ``clamp_x0`` bounds the
     predicted x0. Returns (N, D)."""
     rows = iter(noise)
     x = next(rows)
@@ -184,8 +184,8 @@ def sample(
 def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, clamp_x0: float | None = None) -> Tensor:
     """Deterministic sampling in the steps of ``tables`` (DDIM, 2010.02502, equation 12 with sigma = 0).
 
-    start (N, D) is the only noise; the predicted variance is unused. Clamping x0 adjusts the noise such that both
-    still add up to x_t. Returns (N, D)."""
+    start (N, D) is the only noise; the predicted variance is unused. If x0 is clamped, the noise is adjusted so that
+    both still add up to x_t. Returns (N, D)."""
     x = start
     for step in reversed(range(len(tables.timesteps))):
         t, eps, _, x0 = _denoised(tables, denoise, x, step, clamp_x0)

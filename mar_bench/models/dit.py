@@ -1,7 +1,7 @@
 """The DiT baseline: a diffusion transformer that denoises all latents of an image at once, and its sampling.
 
-Peebles and Xie, Scalable Diffusion Models with Transformers (2212.09748), cited below as DiT; what the paper leaves
-open follows its published code. Tokens are single latents here; the network joins patch_size x patch_size of them."""
+Peebles and Xie, Scalable Diffusion Models with Transformers (2212.09748), cited below as DiT; choices that the paper
+leaves open follow its published code. Tokens are single latents here; the network joins patch_size x patch_size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Transformer block under AdaLN-Zero (DiT, section 3.2): shifts, scales and gates come from the condition."""
+    """Transformer block with AdaLN-Zero (DiT, section 3.2): shifts, scales and gates come from the condition."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
         super().__init__()
@@ -122,8 +122,8 @@ def generate_images(
 
     ``ddpm`` adds noise in each step, multiplied by ``temperature`` (1 in DiT's paper); ``ddim`` adds none. Under
     guidance, whose scale is the same in every step, the batch is doubled and the second half has no class (label -1).
-    ``guided_channels`` leaves the other channels of a token as the class predicts them: the published code guides
-    three of four (DiT, appendix A). ``clock`` times the network as "backbone"."""
+    Channels of a token beyond ``guided_channels`` keep the conditional prediction: the published code guides three of
+    four (DiT, appendix A). ``clock`` times the network as "backbone"."""
     shape, device = (labels.shape[0], model.length, model.space.dim), labels.device
     scale, channels = sampling.guidance_scale, sampling.guided_channels or model.space.dim
     all_labels = labels if scale == 1 else torch.cat([labels, torch.full_like(labels, -1)])

@@ -14,7 +14,7 @@ from mar_bench.models.orders import confident_first, draw_order, gather, gumbel
 from mar_bench.models.schedules import guidance_scale, tokens_per_step
 from mar_bench.utils.noise import NoiseSource
 
-Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("head") times what is done inside
+Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("head") times the work inside
 
 
 @torch.inference_mode()
@@ -29,8 +29,8 @@ def generate(
     """Draw tokens (B, L[, D]) for labels (B,), on the labels' device.
 
     Each AR step draws the next set of tokens of the order (paper, equation 5). Confidence order draws every unknown
-    token and keeps the most confident, the next of the order (paper, appendix C). Under guidance the batch is doubled;
-    the second half has no class (label -1). ``clock`` times "backbone" and "head". ``limit`` stops after so many AR
+    token and keeps the most confident as the next set (paper, appendix C). Under guidance the batch is doubled; the
+    second half has no class (label -1). ``clock`` times "backbone" and "head". ``limit`` stops after that many AR
     steps; tokens not drawn are 0."""
     device, batch, length = labels.device, labels.shape[0], model.length
     by_confidence, guided = sampling.order == "confidence", sampling.guidance_scale != 1

@@ -1,4 +1,4 @@
-"""From runs to records: what is planned (graph, plan, cost), where it lies (store), and what executes it.
+"""From runs to records: planning (graph, plan, cost), files (store) and execution.
 
 ``execute`` does the work of one job; ``run_local`` runs many, on this machine or on several ranks.
-Nothing here knows Slurm or tables; graph, plan, cost and store never import torch. Start with ``graph``."""
+Nothing here depends on Slurm or tables; graph, plan, cost and store never import torch. Start with ``graph``."""

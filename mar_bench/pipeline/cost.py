@@ -1,4 +1,4 @@
-"""What training and sampling cost: FLOPs from the spec alone, and from them seconds on a CPU core and hours on a GPU.
+"""The cost of training and sampling: FLOPs from the spec alone, then seconds on a CPU core and hours on a GPU.
 
 A multiply-add counts as two operations; norms, activations and other elementwise operations are not counted. Attention
 counts every query with every key, causal or not, as torch's FLOP counter does. Never imports torch."""
@@ -15,16 +15,16 @@ QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the masking ratio, over which a trai
 TIME_FEATURES = 256  # sinusoids that embed a timestep
 # dense 16-bit peak from the data sheets, TFLOP/s
 GPUS = {"V100": 125, "A100": 312, "H100": 989, "H200": 989, "B200": 2250, "L40S": 362, "RTX4090": 165, "MI300X": 1307}
-# share of that peak which the authors' times imply: 1 day 11 hours for MAR-L on 16 H100, 0.288 s an image on an A100
+# share of that peak implied by the authors' times: 1 day 11 hours for MAR-L on 16 H100, 0.288 s per image on an A100
 TRAINING_SHARE, SAMPLING_SHARE = 0.162, 0.30
 CPU_RATE = 35e9  # FLOP/s of one core, measured at tiny scale
 STEP_SECONDS = 0.005  # of a training step, whatever its size
 CONVOLUTION_SECONDS = {"tokenizer": 7e-4, "extractor": 3e-4}  # per training image of 32 x 32 pixels at width 16
-LATENCY_IMAGES = 10  # one image alone takes about as long as so many in a batch
+LATENCY_IMAGES = 10  # one image alone takes about as long as this many in a batch
 
 
 def seconds(stage: str, spec: RunSpec) -> float:
-    """Estimated seconds of a stage on one CPU core: weights for the order of jobs and the time left, not a promise."""
+    """Rough estimate of a stage's seconds on one CPU core, used to order jobs and to estimate the time left."""
     if stage in CONVOLUTION_SECONDS:
         part: Any = spec.tokenizer if stage == "tokenizer" else spec.metrics.extractor
         if not part.trained:
@@ -39,7 +39,7 @@ def seconds(stage: str, spec: RunSpec) -> float:
 
 
 def gpu_hours(stage: str, spec: RunSpec, gpu: str = "H100", extra_flops: float = 0.0) -> float:
-    """Estimated hours on one GPU of training or sampling, with ``extra_flops`` to decode each image; 0 for the rest."""
+    """Estimated hours of training or sampling on one GPU; decoding adds ``extra_flops`` per image. 0 for the rest."""
     if stage == "train" and spec.train.published is None:
         flops, share = spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE
     elif stage == "sample":
@@ -104,8 +104,8 @@ def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) ->
 
 
 def _head(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, float]:
-    """One token under a condition of size ``dim``: operations done once, in each pass of the head's MLP when sampling,
-    and in all passes of a training step."""
+    """Operations per token with a condition of size ``dim``: those done once, those in each pass of the head's MLP
+    when sampling, and those in all passes of a training step."""
     size = getattr(space, "vocab_size", 0) or getattr(space, "dim", 0)
     if head.kind in ("cross_entropy", "mse", "gmm"):  # a linear layer; of gmm: weights, means and log stds
         outputs = head.num_components * (1 + 2 * size) if head.kind == "gmm" else size
@@ -120,7 +120,7 @@ def _head(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, float]:
 
 
 def _dit_pass(model: DiTModel, space: TokenSpace) -> float:
-    """One image through the diffusion transformer; modulations are computed once an image."""
+    """One image through the diffusion transformer; modulations are computed once per image."""
     patches, dim = num_tokens(space) // model.patch_size**2, model.dim
     values = model.patch_size**2 * getattr(space, "dim", 0)
     condition = 2 * dim * (TIME_FEATURES + dim) + 2 * dim**2 * (6 * model.depth + 2)

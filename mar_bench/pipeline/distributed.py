@@ -40,7 +40,7 @@ class World:
         return items[self.rank * each : (self.rank + 1) * each]
 
     def agreed(self, value: Any) -> Any:
-        """Rank 0's value on every rank, whatever the others pass; a barrier."""
+        """Rank 0's value on every rank, whatever the others pass; acts as a barrier."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, device=torch.device("cpu"))
@@ -65,7 +65,7 @@ ALONE = World()
 
 
 def world_of(environ: Mapping[str, str] = os.environ) -> World:
-    """From the environment of torchrun or of an srun step with several tasks; otherwise a single process.
+    """The World set up by torchrun or by an srun step with several tasks; otherwise a single process.
 
     Raises UserError if the variables are incomplete or inconsistent."""
     names = TORCHRUN if "WORLD_SIZE" in environ else SLURM
@@ -74,7 +74,7 @@ def world_of(environ: Mapping[str, str] = os.environ) -> World:
     found = {name: environ.get(name, "") for name in names}
     if not all(value.isdecimal() for value in found.values()) or int(found[names[0]]) >= int(found[names[1]]):
         words = " ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"{words}: not the environment of one of several processes; use torchrun or srun")
+        raise UserError(f"{words}: incomplete or inconsistent for a multi-process job; use torchrun or srun")
     return World(*map(int, found.values()))
 
 

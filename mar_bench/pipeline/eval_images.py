@@ -36,7 +36,7 @@ from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError, did_you_mean
 
 TASK = "evaluation"
-SPLIT_IMAGES = 100  # default number of images per IS split, at least
+SPLIT_IMAGES = 100  # least number of images per IS split by default
 SETTINGS = {f.name for f in fields(MetricsSpec)} - {"extractor", "reference", "keep_features"}  # overrides of eval
 
 
@@ -94,7 +94,7 @@ def open_row(experiment: Experiment, row: str | None, places: Places, seeds: tup
 def open_extractor(name: str, inception_weights: str | None, weights: Path) -> FeatureSpace:
     """inception, efficientnet_lite0 or an extractor of an installed package.
 
-    Raises UserError if there is none of this name or its weights are missing."""
+    Raises UserError if no extractor has this name or its weights are missing."""
     device = pick_device("auto")
     if name == "inception":
         file = located(name, inception_weights, "--inception-weights", weights)
@@ -157,8 +157,8 @@ def evaluate(
 ) -> Record:
     """Score ``source`` against ``reference``, or a row against its own; ``save`` publishes the record.
 
-    ``announce(what)`` tells what begins and returns its Progress. Raises UserError if images, reference and extractor
-    do not match."""
+    ``announce(what)`` reports the start of a step and returns its Progress. Raises UserError if images, reference and
+    extractor do not match."""
     begin = time.monotonic()
     settings, given = (source.run.spec.metrics, SETTINGS) if source.run else settings_of(overrides)
     most, heldout = settings.reference_images, None
@@ -214,9 +214,9 @@ def settings_of(overrides: list[str]) -> tuple[MetricsSpec, set[str]]:
 
 
 def fitted(settings: MetricsSpec, given: set[str], images: FeatureSet, reference: Reference) -> MetricsSpec:
-    """Lower settings that were not ``given`` to what few images allow.
+    """Lower settings that were not ``given`` to values that the number of images allows.
 
-    Raises UserError if the reference is too small for any."""
+    Raises UserError if the reference is too small for any value."""
     count = len(images.features)
     others = count if reference.features is None else len(reference.features)
     if others < 2:

@@ -1,6 +1,6 @@
-"""What each stage does, from tokenizer to record; ``execute`` runs one, locked and at most once.
+"""The work of each stage, from tokenizer to record; ``execute`` runs one stage, locked and at most once.
 
-``config.stages`` says how stages depend on each other; ``STAGES`` below maps their names to functions."""
+``config.stages`` defines the dependencies between stages; ``STAGES`` below maps their names to functions."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def execute(
     shard: tuple[int, int] | None = None,
     claimed: Callable[[Path], Claim] | None = None,
 ) -> bool:
-    """Do a job unless its output exists; returns whether it did. A lock keeps two processes from doing the same job.
+    """Run a job unless its output exists; returns whether it did. A lock keeps two processes from doing the same job.
 
     All ranks of a ``world`` call this: they share multiprocess stages, rank 0 does the others. ``shard`` (j, n): draw
     batches j, j + n, ... of sampling; a later call without it marks the stage complete. ``claimed`` makes the claim
-    that tells earlier starts of the same job to leave. Speed is measured alone: no other work of mar_bench runs on
-    this machine meanwhile. ``progress`` and ``waiting`` are called regularly and may raise to stop; finished work is
-    kept."""
+    that stops earlier starts of the same job. Speed is measured alone: no other work of mar_bench runs on this machine
+    at that time. ``progress`` and ``waiting`` are called regularly and may raise an exception to stop; finished work
+    is kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
     if world.size == 1 and (device := pick_device(run.spec.compute.device)).index is not None:
@@ -226,7 +226,7 @@ def measure_generation(run: Run, places: Places, folder: Path, progress: Progres
 
 
 def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Score the tokenizer alone on the held-out images, and those images themselves ("real")."""
+    """Score the tokenizer alone on the held-out images, and score those images themselves ("real")."""
     begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
     heldout = load_data(run.spec.data).heldout
@@ -270,7 +270,7 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
 def _record(run: Run, places: Places, folder: Path, begin: float, seen: FeatureSet | None = None, **measured) -> None:
     """Write the record beside the stage's output and publish it.
 
-    Of ``seen``, the scored images, statistics are kept to compute scores again, and on request features and logits."""
+    Keeps the statistics of ``seen``, the scored images, for scoring again and, on request, features and logits."""
     if seen is not None:
         np.savez(folder / store.STATISTICS, **statistics(seen.features))  # type: ignore[arg-type]
         np.save(folder / PREVIEW, seen.preview.numpy())
@@ -312,7 +312,7 @@ def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
 
 
 def tokenizer_file(run: Run, places: Places) -> Path | None:
-    """The tokenizer's weights; None if it has none."""
+    """The file of the tokenizer's weights; None for a tokenizer without weights."""
     if run.spec.tokenizer.trained:
         return places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
     weights = getattr(run.spec.tokenizer, "weights", None)

@@ -25,7 +25,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The stage and the part of the run that sets it apart."""
+        """The stage and the part of the run that identifies it."""
         label, spec, row = STAGES[self.kind].label, self.run.spec, self.run.row
         if label in ("tokenizer", "extractor"):
             return f"{self.kind} {spec.tokenizer.kind if label == 'tokenizer' else spec.metrics.extractor.name}"
@@ -60,7 +60,7 @@ def jobs_for(runs: list[Run], places: Places) -> list[Job]:
 
 
 def give_up(job: Job, jobs: list[Job], error: str, seconds: float, places: Places) -> set[str]:
-    """Publish failed records for a job and everything that needs it; returns the ids of those jobs."""
+    """Publish failed records for a job and everything that depends on it; returns the ids of those jobs."""
     lost = {job.id}
     for other in jobs:  # in dependency order
         if other.id in lost or lost & set(other.needs):

@@ -1,4 +1,4 @@
-"""A plan as numbers and as text: what running experiments would do and what they share."""
+"""A plan as numbers and as text: the work of running experiments, and the work that they share."""
 
 from __future__ import annotations
 

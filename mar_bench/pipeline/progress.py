@@ -1,4 +1,4 @@
-"""The jobs of a run: which wait, run, are done or have failed; bars on a terminal, log lines elsewhere."""
+"""The state of a run's jobs (waiting, running, done, failed): bars on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Report:
             self.say("; ".join([state, *(f"{job.title} {task.fields['note']}" for job, task in self.running.values())]))
 
     def seconds_left(self) -> float:
-        """From the planned costs, scaled by how they compared with the clock so far."""
+        """Estimate from the planned costs, scaled by the ratio of measured to planned time so far."""
         running = self.running.values()
         spent = self.done_seconds + sum(task.elapsed or 0.0 for _, task in running)
         done = self.done_cost + sum(job.cost * task.completed for job, task in running)

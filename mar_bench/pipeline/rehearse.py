@@ -1,6 +1,6 @@
 """Rehearsal: every distinct training of an experiment at its true size, for three real steps on the CPU.
 
-It finds in minutes what a cluster would find after hours in the queue: whether model, head and tokenizer build, losses
+It checks in minutes what would otherwise fail after hours in a cluster's queue: model, head and tokenizer build, losses
 are finite, a checkpoint resumes bit for bit, and a guided sample can be drawn and decoded. Each training has its own
 process, whose peak memory is reported."""
 
@@ -69,7 +69,7 @@ def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
             blank = torch.zeros(1, num_tokens(spec.space), 1)
         tokens = blank[..., 0].long() if isinstance(spec.space, Discrete) else blank.expand(-1, -1, spec.space.dim)
         decode = None
-        with suppress(RuntimeError), FlopCounterMode(display=False) as counter:  # a decoder that looks at values raises
+        with suppress(RuntimeError), FlopCounterMode(display=False) as counter:  # a decoder that reads values raises
             tokenizer.decode(tokens)
             decode = float(counter.get_total_flops())
         sampling = sum(gpu_hours("sample", rows[row], gpu, decode or 0.0) for row in members)
@@ -115,7 +115,7 @@ def check_room(name: str, parameters: int, scratch: Path) -> None:
 
 
 def in_child(spec: RunSpec, folder: Path, threads: int) -> dict[str, Any]:
-    """``try_training`` in a process of its own; a failure is part of the result."""
+    """Call ``try_training`` in a separate process; a failure is part of the result."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # in the child, freed tensors go back to the system at once
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(spec, folder, threads))
     with ignoring_interrupts():
@@ -153,7 +153,7 @@ def try_training(spec: RunSpec, folder: Path) -> dict[str, Any]:
         """Hashes of the trained weights; none unless training began at ``first_step``."""
         steps: list[int] = []
         train_generator(spec, latents, folder, lambda step, total: steps.append(step))
-        gc.collect()  # modules with hooks are cycles; at this size they must be gone before the next one is built
+        gc.collect()  # modules with hooks form reference cycles; free them before the next large model is built
         names = ("raw", "ema") if steps[0] == first_step else ()
         return [sha256_of(folder / f"{name}.safetensors") for name in names]
 
@@ -200,7 +200,7 @@ def small_run(spec: RunSpec) -> RunSpec:
 
 
 def _tokenizer(spec: RunSpec, folder: Path) -> Tokenizer:
-    """With its weights, or with random ones if none are given, through a file as real ones would come."""
+    """The tokenizer with its weights, or with random ones if none are given, loaded from a file like real ones."""
     part: Any = spec.tokenizer
     if getattr(part, "weights", "") is None:
         weights = folder / "tokenizer.safetensors"

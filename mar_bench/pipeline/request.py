@@ -1,4 +1,4 @@
-"""Resolve the words and options of a command to experiments and runs, and check that those can start here."""
+"""Resolve a command's arguments and options to experiments and runs, and check that the runs can start here."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def select(
     only: str | None = None,
     device: str | None = None,
 ) -> Selection:
-    """The runs that a command asks for. ``device`` is the name of the one whose speed is measured; default: this one.
+    """The runs that a command asks for. ``device`` is the device whose speed is measured; default: this machine's.
 
     Raises UserError for an unknown name, seed, override or pattern."""
     found = Selection(load_all(words, every, scale, records), {}, {})
     files: dict[str, object] = {}
     for experiment in found.experiments:
         if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
-            raise UserError(f"{experiment.file}: its id '{experiment.id}' is also that of {file}; give it another")
+            raise UserError(f"{experiment.file}: its id '{experiment.id}' is already the id of {file}; give it another")
         if every and only is not None and not fnmatch.filter(experiment.rows, only):
             continue
         training = _seeds("--seeds", seeds, experiment.seeds.get("training"), every)
@@ -77,7 +77,7 @@ def select(
 
 
 def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
-    """The experiments that a command's words name, or all, with its overrides and the sweep points that were chosen."""
+    """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
         raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
@@ -142,7 +142,7 @@ def preflight(runs: list[Run]) -> None:
     for run in runs:
         data, tokenizer, train = run.spec.data, run.spec.tokenizer, run.spec.train
         if data.kind == "imagefolder":
-            what = f"the images of '{data.name}' are yours to provide: set data.root to a folder with"
+            what = f"you must provide the images of '{data.name}': set data.root to a folder with"
             _need(data.root, Path.is_dir, f"{what} train/<class>/* and val/<class>/*")
         if hasattr(tokenizer, "weights"):
             name = getattr(tokenizer, "name", tokenizer.kind)

@@ -1,7 +1,7 @@
 """Run jobs on this machine: ``run_jobs`` on worker processes, ``run_together`` on ranks that torchrun or srun started.
 
-Workers are spawned, import torch once and execute one job after another. A worker whose pipe is closed, because the
-user stops the run or the scheduler has died, saves a checkpoint, from which the same command resumes, and ends."""
+Workers are spawned, import torch once and execute one job after another. If its pipe closes, because the user stops the
+run or the scheduler has died, a worker saves a checkpoint and exits; the same command resumes from there."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mar_bench.utils.errors import Stopped, described
 if TYPE_CHECKING:
     from mar_bench.pipeline.distributed import World
 
-TELL_SECONDS = 0.25  # between two reports of a worker, which also find out whether the pipe is closed
+TELL_SECONDS = 0.25  # between two reports of a worker; each report also detects a closed pipe
 STOP_SECONDS = 120  # time a worker has to save before it is killed
 
 
 def _work(pipe: Connection, places: Places) -> None:
-    """In a worker: execute jobs from the pipe until it closes. Answers name a method of Report and its arguments."""
+    """In a worker: execute jobs from the pipe until it closes. Answers: a Report method and its arguments."""
     from mar_bench.pipeline.execute import execute  # imports torch
 
     next_time = 0.0
@@ -171,7 +171,7 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
 
 @contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Processes started in the block ignore SIGINT: Ctrl-C reaches all of a terminal, only the scheduler acts on it."""
+    """Processes started in the block ignore SIGINT: Ctrl-C reaches them all, but only the scheduler acts on it."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

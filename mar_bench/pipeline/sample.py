@@ -44,7 +44,7 @@ def draw_samples(
 
 
 def not_drawn(spec: RunSpec, folder: Path, part: tuple[int, int] = (0, 1)) -> list[range]:
-    """The batches without a complete token file in ``folder``; ``part`` (j, n) considers batches j, j + n, ..."""
+    """The batches without a complete token file in ``folder``; ``part`` (j, n) selects batches j, j + n, ..."""
     every = batches(spec.sampling.num_images, spec.sampling.batch_size)[part[0] :: part[1]]
     return [indices for indices in every if _whole(batch_file(folder, indices), len(indices)) is None]
 

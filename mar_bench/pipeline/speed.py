@@ -33,7 +33,7 @@ def _timed(seconds: dict[str, float], device: torch.device, part: str) -> Iterat
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # or its work is not done yet
+        torch.cuda.synchronize(device)  # wait for queued work
     return time.perf_counter()
 
 

@@ -40,8 +40,8 @@ class Places:
         """The folder of a finished stage. Raises UserError if it is missing or incomplete."""
         if not is_sound(folder := self.folder(kind, stage_id)):
             raise UserError(
-                f"{owner}: its {kind} ({stage_id}) is missing or incomplete in {self.runs}; mar-bench run makes it, "
-                "--runs names another folder"
+                f"{owner}: its {kind} ({stage_id}) is missing or incomplete in {self.runs}; make it with "
+                "mar-bench run, or name another folder with --runs"
             )
         return folder
 
@@ -81,7 +81,7 @@ def mark_done(folder: Path, seconds: float) -> None:
 
 
 def status(run: Run, places: Places, records: dict[str, Record]) -> str:
-    """``done``, ``failed`` or ``missing``; a published record is enough to be done."""
+    """``done``, ``failed`` or ``missing``; a published record counts as done."""
     recorded = records[run.id].status if run.id in records else "missing"
     return "done" if is_sound(places.folder(run.task, run.id)) else recorded
 
@@ -97,7 +97,7 @@ def previews(runs: dict[str, Run], places: Places) -> dict[str, np.ndarray]:
 def publish(runs: list[Run], places: Places) -> None:
     """Copy finished records from ``runs`` to ``records`` unless they are there already.
 
-    A cell chosen by a sweep may have been measured for another table before; its record is told how it was chosen."""
+    A cell chosen by a sweep may already have been measured for another table; its record then gains the choice."""
     for run in runs:
         source = places.folder(run.task, run.id) / "record.json"
         target = places.records / f"{run.id}.json"

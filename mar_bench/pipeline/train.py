@@ -231,7 +231,7 @@ def train_generator(
 
 def take_published(spec: RunSpec, folder: Path) -> None:
     """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
-    weights = Path(spec.train.weights or "")  # preflight has checked that there are some
+    weights = Path(spec.train.weights or "")  # preflight has checked that the file exists
     if (manifest := weights.with_suffix(".json")).is_file():
         with reading(manifest, "manifest of mar-bench convert", "move it elsewhere"):
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")

@@ -1,4 +1,4 @@
-"""Check that a record still holds: score it again from kept features, and draw its images again."""
+"""Check that a record can be reproduced: score it again from kept features, and draw its images again."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
 from mar_bench.utils.noise import NoiseSource
 
-TOLERANCE = 1e-6  # relative; another number of threads adds in another order
+TOLERANCE = 1e-6  # relative; the number of threads changes the order of additions
 EQUAL, CLOSE, DIFFERENT, NOT_KEPT = "equal", "close", "DIFFERENT", "not kept"
 Spec = TypeVar("Spec", MetricsSpec, RunSpec)
 Line = list[str]  # name, recorded, now, verdict
 
 
 def verify(record: Record, places: Places, again: int | None = None) -> tuple[list[Line], list[str]]:
-    """Score a record again; with ``again``, also draw at least so many of its images again.
+    """Score a record again; with ``again``, also draw at least that many of its images again.
 
-    Returns what was compared and notes for the reader. Raises UserError if what is needed was not kept, is damaged or
-    was made by another version."""
+    Returns the comparisons and notes for the user. Raises UserError if a file that it needs was not kept, is damaged
+    or was made by another version."""
     made, here, notes = record.provenance.get("git") or {}, git_state(), []
     if made.get("dirty"):
         notes.append("the record was made with uncommitted changes")
@@ -68,7 +68,7 @@ def _line(name: str, recorded: Any, now: Any, may_lack: bool = False) -> Line:
 def _scores(record: Record, places: Places, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics, uncertainty and protocol by dotted names, as recorded and as computed from the kept features.
 
-    If only statistics were kept, the distances and what they depend on."""
+    If only statistics were kept: the distances and the values they depend on."""
     if record.status != "done" or record.task not in ("generation", "reconstruction", TASK):
         raise UserError(f"record {record.id}: a {record.status} {record.task} record has no images to score again")
     folder = real = places.finished(record.task, record.id, f"record {record.id}")

@@ -1,6 +1,6 @@
-"""Copy the records of other machines into one folder; results of one id that disagree are set aside.
+"""Copy the records of other machines into one folder and set aside results of one id that disagree.
 
-Everything is read and decided before anything is written, and every write is atomic: after a kill, collect again."""
+All reads and decisions precede the first write, and every write is atomic: after a kill, collect again."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Collection:
     """The effect of collecting on a folder of records."""
 
     folder: Path
-    here: dict[str, Found]  # what the folder held
+    here: dict[str, Found]  # previous content of the folder
     writes: dict[str, bytes] = field(default_factory=dict)  # id -> the new bytes of its file
     aside: dict[str, dict[Path, Found]] = field(default_factory=dict)  # id -> path among the conflicts -> its content
-    outcomes: list[tuple[str, str, Path]] = field(default_factory=list)  # of each file and each id set aside
+    outcomes: list[tuple[str, str, Path]] = field(default_factory=list)  # for each file and for each id set aside
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -47,24 +47,24 @@ class Collection:
         return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
 
     def changes(self) -> list[str]:
-        """A line for each file that does not leave everything as it is."""
+        """A line for each file that changes something."""
         return [f"{outcome}: {name} ({path})" for outcome, name, path in self.outcomes if outcome != "unchanged"]
 
     def conflicts(self) -> list[str]:
-        """A line for each id that is set aside: its files, their first difference and the way out."""
+        """A line for each id that is set aside: its files, their first difference and the fix."""
         lines = []
         for name, aside in self.aside.items():
             first, *others = (found.record for found in aside.values())
             reason = next(filter(None, (difference(first, other) for other in others)), "no difference is left")
             lines.append(
                 f"set aside: {name} ({first.task}): {reason}, in {', '.join(map(str, aside))}; move one to "
-                f"{self.folder / f'{name}.json'} and delete the others, there and where they came from"
+                f"{self.folder / f'{name}.json'} and delete the others, both there and in their source folders"
             )
         return lines
 
 
 def collect(folders: list[Path], records: Path, dry_run: bool = False) -> Collection:
-    """Bring the records of ``folders`` into ``records``; with ``dry_run`` only report what that would do.
+    """Copy the records of ``folders`` into ``records``; with ``dry_run`` only report what that would do.
 
     Raises UserError, before anything is written, for a folder without records and for a broken record."""
     given: dict[str, list[Found]] = defaultdict(list)
@@ -141,7 +141,7 @@ def _decide(plan: Collection, name: str, given: list[Found]) -> None:
 
 
 def difference(one: Record, other: Record) -> str | None:
-    """Why two results of one id are not the same, ``fd_mnist5k 5 against 6.5``; None where they are.
+    """The first difference of two results of one id, as in ``fd_mnist5k 5 against 6.5``; None if they agree.
 
     Metrics are equal to TOLERANCE. Seconds never repeat, so of speed records only the protocol is compared."""
     speed = one.task == "speed"
@@ -156,7 +156,7 @@ def difference(one: Record, other: Record) -> str | None:
 
 
 def _merged(kept: Record, other: Record) -> Record:
-    """A result instead of a failure; of two equal results the earlier, with the selections of both."""
+    """A result rather than a failure; of two equal results the earlier, with the selections of both."""
     if "failed" in (kept.status, other.status):
         return other if kept.status == "failed" and other.status == "done" else kept
     first, second = sorted((kept, other), key=lambda record: str(record.provenance.get("finished") or "unknown"))
@@ -164,7 +164,7 @@ def _merged(kept: Record, other: Record) -> Record:
 
 
 def _carry_out(plan: Collection) -> None:
-    """Write what was decided; a record lies among the conflicts before it leaves its own place."""
+    """Write the decisions; a record is copied to the conflicts before its original is deleted."""
     for name, aside in plan.aside.items():
         for path, found in aside.items():
             if path != found.path:
@@ -176,8 +176,8 @@ def _carry_out(plan: Collection) -> None:
 
 
 def _unchanged(plan: Collection, name: str) -> Path:
-    """The path of an id, whose file must still be as it was read: a run may have published meanwhile."""
+    """The path of an id; raises if its file has changed since it was read: a run may have published meanwhile."""
     path, before = plan.folder / f"{name}.json", plan.here.get(name)
     if (path.read_bytes() if path.is_file() else None) != (before and before.content):
-        raise UserError(f"{path}: was written while its folder was collected into; run the same command again")
+        raise UserError(f"{path}: changed while records were being collected; run the same command again")
     return path

@@ -1,9 +1,9 @@
-"""Which recorded values may be compared: everything a metric depends on beside the images must be equal.
+"""Which recorded values may be compared: everything that a metric depends on, except the images, must be equal.
 
 Each metric has its own conditions (``MetricSpec.conditions``): the number of IS splits does not matter to a distance.
-No conditions are seeds of subsets and splits (another seed is another draw of the same quantity), names where the
-SHA-256 of the content is known, and values that neither record holds. A value that only one record holds is a
-difference: the other may have been measured in any way."""
+Seeds of subsets and splits are not conditions (another seed is another draw of the same quantity), nor are names where
+the SHA-256 of the content is known, nor values missing from both records. A value that only one record has counts as
+a difference, since the protocol of the other is unknown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from mar_bench.records.metrics import IMAGES, METRICS
 from mar_bench.records.record import Record
 
-# condition -> where a protocol has it (``samples.size``) and a difference in words, from both values
+# condition -> its path in a protocol (``samples.size``), and the text of a difference, filled with both values
 CONDITIONS = {
     "extractor": ("extractor", "another feature extractor ({} against {})"),
     "dtype": ("dtype", "features in {} against {}"),
@@ -40,13 +40,13 @@ CONTENT = ("extractor", "reference", "heldout")  # blocks of the protocol, compa
 def differences(one: Record, other: Record, metric: str) -> list[str]:
     """Why the values of ``metric`` (``fd:heldout``, not the key in a record) must not be compared; [] if they may.
 
-    Both records are of one task. Each reason is a short phrase that gives the first record's value first."""
+    Both records have the same task. Each reason is a short phrase with the first record's value first."""
     return _differences(one, other, METRICS[metric].conditions)
 
 
 def instrument_differences(one: Record, other: Record, metric: str) -> list[str]:
     """The same for records of different images, such as generated ones and reconstructions: extractor, reference and
-    settings must be equal; the number of images and how they were made need not."""
+    settings must be equal; the number and the origin of the images may differ."""
     return _differences(one, other, [name for name in METRICS[metric].conditions if name not in IMAGES])
 
 
@@ -76,7 +76,7 @@ def _identity(block: Any) -> Any:
 
 
 def _described(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
-    """Two networks or sets of images by name or, where the names are equal, by the start of their SHA-256."""
+    """Two networks or sets of images by name or, if the names are equal, by the start of their SHA-256."""
     names = [str(block.get("name") or "unnamed") for block in (one, other)]
     digests = [(block.get("sha256") or "unknown")[:8] for block in (one, other)]
     return (names[0], names[1]) if names[0] != names[1] else (f"sha256 {digests[0]}", digests[1])

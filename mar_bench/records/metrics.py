@@ -1,11 +1,11 @@
-"""The metrics a record can hold: one MetricSpec each, and everything that depends on which metric it is.
+"""The metrics a record can hold: one MetricSpec each, with everything that is specific to the metric.
 
 Metrics are written ``fd``, ``fd:heldout`` (against held-out images) and ``fd:real`` (the held-out images themselves
 against the reference); the key in a record also names the extractor (``metric_name``). Start with ``METRICS``.
 
 To add a metric of generated images, add its MetricSpec to ``_GENERATION``, whose order is that of tables. A condition
-that no metric has yet also needs an entry in ``CONDITIONS`` of comparable.py. An experiment shows the metric once its
-``layout.metrics`` names it."""
+that no metric has yet also needs an entry in ``CONDITIONS`` of comparable.py. An experiment shows the metric if its
+``layout.metrics`` lists it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 PAPER_SAMPLES = 50_000  # generated images behind each of the paper's numbers
 
-# conditions that must be equal for two values to compare; records/comparable.py says how each is read and reported
+# conditions that must be equal for two values to compare; records/comparable.py defines how each is read and reported
 EXTRACTOR = ("extractor", "dtype")
 HELDOUT = ("heldout", "num_heldout")
 IMAGES = ("num_generated", "label_mode", "image_size", "channels", "conversion")
@@ -35,11 +35,11 @@ class PaperTolerance:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric: its names, how tables print it, and the conditions under which two values compare."""
+    """One metric: its names, its format in tables, and the conditions for comparing two values."""
 
     name: str
     label: str  # its name in tables
-    paper_label: str = ""  # the name where the 2015 Inception network measured it; default: label
+    paper_label: str = ""  # the name if the 2015 Inception network measured it; default: label
     prefix: str = ""  # of either label
     conditions: tuple[str, ...] = ()
     lower_is_better: bool = False
@@ -49,7 +49,7 @@ class MetricSpec:
     paper_decimals: int | None = None  # decimals the paper prints; None: as many as the number has
     is_count: bool = False  # parameters, printed as 943M
     depends_on_count: bool = False  # biased by the number of images, which therefore is part of the name
-    with_inception: bool = True  # meaningful with the 2015 network: it knows neither the data's classes nor its images
+    with_inception: bool = True  # False: needs an extractor trained on the data set itself
     tolerance: PaperTolerance | None = None  # of the verdict against the paper; None: no verdict
 
     @property
@@ -63,9 +63,9 @@ class MetricSpec:
         return self.name.replace(":", "_")
 
     def title(self, extractor: Mapping[str, Any], images: int | None, named: bool = True) -> str:
-        """``FID``, ``FD-1k mnist5k``, ``held-out FD-1k``: the metric as text writes it.
+        """``FID``, ``FD-1k mnist5k``, ``held-out FD-1k``: the metric's name in text.
 
-        ``images`` is how many were measured, None where that is not to be named; ``named`` adds the extractor."""
+        ``images`` is the number of images measured, or None to leave it out; ``named`` adds the extractor."""
         inception = extractor["kind"] == "inception"
         name = (inception and self.paper_label) or self.label
         if self.depends_on_count and images not in (None, PAPER_SAMPLES):
@@ -134,7 +134,7 @@ _REAL = tuple(
     if metric.name in ("fd", "kid", "precision", "recall", "copied")
 )
 _SECONDS = "seconds per image"
-_ONCE = (  # what a line of a table has once, whatever its columns
+_ONCE = (  # printed once per line of a table, whatever its columns
     MetricSpec("parameters", "parameters", is_count=True),
     MetricSpec("head_parameters", "head parameters", is_count=True),
     MetricSpec("rfd", "rFID", paper_label="reconstruction FID", lower_is_better=True, paper_decimals=2),
@@ -146,5 +146,5 @@ REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images,
 ONCE_METRICS = tuple(metric.name for metric in _ONCE)
 METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_ONCE)}
 METRICS["psnr"] = MetricSpec("psnr", "PSNR", conditions=IMAGES)
-# what experiment files and results/paper may publish beside the metrics: counts in the official code, lower bounds
+# other numbers that experiment files and results/paper may publish: counts in the official code, lower bounds
 PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")

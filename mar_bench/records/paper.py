@@ -1,6 +1,6 @@
 """The numbers that the paper prints, one CSV file per table: ``table,row,label,column,metric,value,source``.
 
-``column`` is ``unguided`` or ``guided``, and empty for what belongs to the whole row. Blanks of the paper have no line.
+``column`` is ``unguided`` or ``guided``, or empty for numbers of a whole row. Cells blank in the paper have no line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLUMNS = ("table", "row", "label", "column", "metric", "value", "source")
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a published table; ``source`` names every place that its numbers come from."""
+    """A row of a published table; ``source`` names every place where its numbers come from."""
 
     table: str
     row: str
@@ -35,7 +35,7 @@ def paper_dir() -> Path:
 def published(table: str) -> dict[str, PublishedRow]:
     """The rows of a published table by their keys, in the order of the file.
 
-    Raises UserError for a table that does not exist, and with file and line for a line that cannot be right."""
+    Raises UserError for a table that does not exist, and with file and line number for an invalid line."""
     files = {path.stem: path for path in sorted(paper_dir().glob("*.csv"))}
     if table not in files:
         raise UserError(f"no published table '{table}' in {paper_dir()}: {did_you_mean(table, files)}")
@@ -51,7 +51,7 @@ def published(table: str) -> dict[str, PublishedRow]:
 
 
 def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where: str) -> None:
-    """Add a line to the rows. Raises ValueError for one that is not whole or contradicts an earlier one."""
+    """Add a line to the rows. Raises ValueError if it is incomplete or contradicts an earlier line."""
     if None in entry or None in entry.values() or not set(COLUMNS) <= entry.keys():
         raise ValueError(f"{where}: expected a cell for each column; put texts with commas in double quotes")
     name, key, label, column, metric, text, source = (entry[name].strip() for name in COLUMNS)
@@ -69,10 +69,10 @@ def _add(rows: dict[str, PublishedRow], table: str, entry: dict[str, str], where
 
 
 def lookup(reference: str) -> dict[str, dict[str, float]]:
-    """The numbers of a row by column, as in ``table2/vq16``, or those of one of its columns under "", as in
+    """The numbers of a row by column, as in ``table2/vq16``, or those of one column with the key "", as in
     ``table2/vq16/unguided``.
 
-    Raises UserError where there is no such table, row or column."""
+    Raises UserError if there is no such table, row or column."""
     table, _, name = reference.partition("/")
     known = {key: row.numbers for key, row in published(table).items()}
     for key, row in published(table).items():

@@ -27,7 +27,7 @@ COMMAND_VARIABLE = "MAR_BENCH_COMMAND"  # in a Slurm job: the command that submi
 def git_state() -> dict:
     """Commit of the checkout that contains the package and whether its code is modified; empty outside a checkout.
 
-    In a snapshot: those of the checkout it was copied from."""
+    In a snapshot: the state of the checkout it was copied from."""
     root = Path(mar_bench.__file__).parents[1]
     if (root / SNAPSHOT).is_file():
         return json.loads((root / SNAPSHOT).read_text())["git"]
@@ -51,7 +51,7 @@ def cores() -> int:
 
 
 def slurm_job() -> tuple[str, int] | None:
-    """The Slurm job that this process belongs to and how often it was restarted; None outside of Slurm."""
+    """The Slurm job that this process belongs to and how often it was restarted; None outside Slurm."""
     env = os.environ
     array, element = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{element}" if array else env.get("SLURM_JOB_ID")

@@ -1,6 +1,6 @@
 """Records: one immutable JSON file per measurement, written atomically.
 
-A record has its spec, ids and provenance; it does not know which tables will show it."""
+A record has its spec, ids and provenance, but no reference to the tables that show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, reading
 
 SCHEMA_VERSION = 1
-RECORDED = ("generation", "reconstruction", "speed")  # the tasks that runs publish records of
+RECORDED = ("generation", "reconstruction", "speed")  # the tasks whose records runs publish
 PREVIEW = "preview.npy"  # beside a generation record: its first images, decoded
 CONFLICTS = "conflicts"  # in a folder of records: <id>/*.json, records of one id that disagree; no table sees them
 BLOCKS = ("ids", "spec", "metrics", "protocol", "parameters", "training", "uncertainty", "selection", "provenance")
@@ -52,7 +52,7 @@ def records_dir(records: str | None = None) -> Path:
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """``folder/<eval_id>.json``. A failure never overwrites a result, and an id that is set aside gets no record."""
+    """Write ``folder/<eval_id>.json``. A failure never overwrites a result; an id that is set aside gets no record."""
     path = folder / f"{record.id}.json"
     done_before = record.status == "failed" and path.is_file() and read_record(path).status == "done"
     if not done_before and not conflicting_files(folder, record.id):
@@ -61,12 +61,12 @@ def write_record(folder: Path, record: Record) -> Path:
 
 
 def to_json(record: Record) -> str:
-    """A record as its file has it. Raises ValueError for a number that is not finite."""
+    """A record as JSON text. Raises ValueError for a number that is not finite."""
     return json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_record(path: Path) -> Record:
-    """Raises UserError where the file is not a record this version reads."""
+    """Read a record. Raises UserError if this version cannot read the file."""
     with reading(path, "record", HINT):
         return parse_record(path, path.read_bytes())
 
@@ -85,7 +85,7 @@ def parse_record(path: Path, text: bytes) -> Record:
 
 
 def _check(content: Any) -> None:
-    """Raises ValueError for what the rest of the code could not use."""
+    """Raises ValueError for content that the rest of the code cannot use."""
     if not (isinstance(content, dict) and {"task", "status", "ids", "spec"} <= set(content)):
         raise ValueError("task, status, ids and spec are needed")
     for name in BLOCKS:
@@ -99,16 +99,16 @@ def _check(content: Any) -> None:
     if metrics and not ((content["spec"].get("metrics") or {}).get("extractor") or {}).keys() >= {"kind", "name"}:
         raise ValueError("spec.metrics.extractor needs kind and name")
     if content["status"] not in ("done", "failed") or not isinstance(content.get("schema_version", 0), int):
-        raise ValueError(f"status '{content['status']}' is neither done nor failed, or schema_version is no number")
+        raise ValueError(f"status '{content['status']}' is neither done nor failed, or schema_version is not a number")
 
 
 def conflicting_files(folder: Path, record_id: str) -> list[Path]:
-    """The files of an id that is set aside; none of any other id."""
+    """The files of an id that is set aside; empty for any other id."""
     return sorted((folder / CONFLICTS / record_id).glob("*.json"))
 
 
 def conflicting_ids(folder: Path) -> list[str]:
-    """The ids that are set aside because their records disagree, until a user decides which record holds."""
+    """The ids that are set aside because their records disagree, until the user decides which one to keep."""
     return sorted({path.parent.name for path in (folder / CONFLICTS).glob("*/*.json")})
 
 

@@ -27,7 +27,7 @@ TITLES = {
 def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Record]) -> str:
     """Tables of the metrics that both have: of generated images, of reconstructions and of sets of images.
 
-    Speed records are left out: they compare within one device only. Raises UserError where a side has two records with
+    Speed records are left out: they compare within one device only. Raises UserError if a side has two records with
     equal seeds, which cannot be paired."""
     sections: list[tuple[str, str, list[str]]] = []
     for task, title in TITLES.items():
@@ -58,7 +58,7 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
 
 
 def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] | None:
-    """The cells of a metric, and what the ± of both sides is over; None for a metric that not both have."""
+    """The cells of a metric, and the meaning of both sides' ±; None unless both sides have the metric."""
     sides = [runs_with(side.values(), metric) for side in (ones, others)]
     if not all(sides):
         return None
@@ -84,7 +84,7 @@ def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] 
 
 
 def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
-    """Why the two sides do not compare: from runs on common seeds, or from all where there are none."""
+    """The reasons why the two sides do not compare, from runs on common seeds or, if there are none, from all runs."""
     common = sorted(ones.keys() & others.keys())
     pairs = [(ones[s], others[s]) for s in common] or [(a, b) for a in ones.values() for b in others.values()]
     reasons = [reason for pair in pairs for reason in differences(*pair, metric)]

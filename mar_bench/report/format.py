@@ -54,7 +54,7 @@ def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
 
 
 def paper_name(metric: str) -> str:
-    """``FID``: a metric as the paper calls it."""
+    """The paper's name of a metric, such as ``FID``."""
     return METRICS[metric].title({"kind": "inception"}, None) if metric in METRICS else metric
 
 
@@ -132,14 +132,14 @@ def extractors(experiment: Experiment) -> list[str]:
 
 
 def scale_title(experiment: Experiment) -> str:
-    """The scale, and whether its numbers are comparable with the paper's."""
+    """The scale and, unless it is the paper's, that its numbers do not compare with the paper's."""
     if experiment.scale == "paper" and not extractors(experiment):
         return "paper scale"
     return f"{experiment.scale} scale, not comparable with the paper's FID"
 
 
 def axis_labels(experiment: Experiment, bundles: dict[str, str]) -> dict[str, str]:
-    """What the table prints for bundles of axes: label name -> value."""
+    """The labels that tables print for bundles of axes: label name -> value."""
     return {k: str(v) for axis, bundle in bundles.items() for k, v in experiment.labels[axis][bundle].items()}
 
 
@@ -161,7 +161,7 @@ def column_words(experiment: Experiment, column: tuple[str, ...]) -> str:
 
 
 def label_of(experiment: Experiment, row: str, name: str | None) -> str:
-    """A row's value of the label ``name``, empty where it has none."""
+    """A row's value of the label ``name``, empty if it has none."""
     return axis_labels(experiment, experiment.bundles(row)).get(name, "") if name else ""
 
 

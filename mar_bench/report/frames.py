@@ -34,7 +34,7 @@ def frame(experiment: Experiment | str, records: dict[str, Record] | None = None
     - experiment, scale, row, and per axis the row's bundle
     - task: generation, reconstruction (the row's tokenizer alone) or speed
     - setting: device, threads, dtype and batch size of a speed record, else empty; only equal settings compare
-    - metric, key: our name (``fd:heldout``) and that in the record (``fd_mnist5k_heldout``). A generation record also
+    - metric, key: our name (``fd:heldout``) and the record's (``fd_mnist5k_heldout``). A generation record also
       has loss_train, loss_heldout, parameters and head_parameters; a reconstruction has rfd, rfd:heldout, psnr and the
       metrics of held-out real images (``fd:real``); a speed record has seconds_per_image and more
     - train_seed, sampling_seed
@@ -49,7 +49,7 @@ def frame(experiment: Experiment | str, records: dict[str, Record] | None = None
 
 
 def loaded(experiment: Experiment | str, records: dict[str, Record] | None, scale: str) -> tuple[Experiment, dict]:
-    """The experiment, loaded at ``scale`` if it is an id, and the records, those of the default folder if None."""
+    """The experiment, loaded at ``scale`` if it is an id, and the records, read from the default folder if None."""
     records = read_records(records_dir()) if records is None else records
     if isinstance(experiment, str):
         experiment = with_choices(load_experiment(experiment, scale), records)
@@ -99,7 +99,7 @@ def _setting(protocol: dict[str, Any]) -> str:
 
 
 def spreads(frame: pd.DataFrame) -> dict[tuple[str, str], Spread]:
-    """(row, metric) -> mean and ± of the generated images, for all that have a number."""
+    """(row, metric) -> mean and ± over the row's runs, for every metric of generated images with a number."""
     done = frame[(frame["task"] == "generation") & (frame["status"] == "done")].dropna(subset="value")
     found: dict[tuple[str, str], Spread] = {}
     for (row, metric), group in done.groupby(["row", "metric"], sort=False):
@@ -119,7 +119,7 @@ def values(frame: pd.DataFrame, metric: str, setting: str | None = None) -> dict
 
 
 def main_setting(frame: pd.DataFrame) -> str | None:
-    """The setting in which most rows were timed, the first by name among equals; None without speed records."""
+    """The setting in which most rows were timed, in a tie the first by name; None without speed records."""
     timed = frame[(frame["metric"] == "seconds_per_image") & (frame["status"] == "done")]
     return min(timed["setting"].mode(), default=None)
 
@@ -130,7 +130,7 @@ def seeds(record: Record) -> tuple[int, int]:
 
 
 def metric_value(record: Record, metric: str) -> float:
-    """The value of ``metric`` (as in ``fd:heldout``); NaN if the record has none or it means nothing here."""
+    """The value of ``metric`` (as in ``fd:heldout``); NaN if the record has none or the metric is meaningless here."""
     shown = is_shown(metric, record.spec["metrics"]["extractor"])
     return _number(record.metrics.get(_key(record, metric)) if shown else None)
 
@@ -159,12 +159,12 @@ def _number(value: float | None) -> float:
 
 
 def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
-    """The records of every row by task, ordered by seeds, then by id; empty lists where there are none.
+    """The records of every row by task, ordered by seeds, then by id; a list is empty if there are none.
 
-    Generation records on the seed of choices belong to no table, and neither do records of a row whose sweep point is
-    not chosen yet, except failed sweep points. Rows are shared between tables by their ids, and another table may have
-    measured some of them on more seeds: if the experiment declares its seeds, records on other seeds count only if all
-    rows with results have them."""
+    Leaves out generation records on the seed reserved for choosing, and records of a row whose sweep point is not
+    chosen yet, except failed sweep points. Tables share rows by id, and another table may have measured some of them on
+    more seeds: if the experiment declares its seeds, records on other seeds count only if all rows with results have
+    them."""
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records.values(), key=lambda r: (*seeds(r), r.id)):
         if record.task != "generation" or seeds(record)[1] != CHOICE_SEED:

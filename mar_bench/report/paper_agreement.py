@@ -44,7 +44,7 @@ def verdict(metric: str, ours: float, published: float) -> str:
 
 
 def is_comparable(experiment: Experiment, row: str) -> bool:
-    """Whether the row is measured as in the paper: its scale, its network, its number of images."""
+    """Whether the row is measured as in the paper: same scale, network and number of images."""
     spec = experiment.rows.get(row)
     if spec is None or experiment.scale != "paper":
         return False

@@ -1,4 +1,4 @@
-"""The report of a rehearsal: what the trainings will cost on a GPU and how the trials went."""
+"""The report of a rehearsal: the estimated cost of the trainings on a GPU and the results of the trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def title_of(rows: list[str]) -> str:
 
 
 def markdown(title: str, content: dict[str, Any]) -> str:
-    """Costs of all trainings, and the outcome of each that was tried; ``content`` is that of ``rehearse_all``."""
+    """The costs of all trainings and the outcome of each trial; ``content`` is returned by ``rehearse_all``."""
     found, gpu = content["found"], content["gpu"]
     tried = [item for item in found if item["steps"] or item["error"]]
     return render(

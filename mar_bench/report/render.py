@@ -34,7 +34,7 @@ def render(template: str, **parts: Any) -> str:
 
 
 def escape_tex(text: object) -> str:
-    """Any text as LaTeX prints it."""
+    """Escape a text for LaTeX."""
     escaped = "".join(TEX.get(character, character) for character in str(text))
     number, bracket, paper = escaped.partition(" (")
     return rf"\textbf{{{number}}}{bracket}{paper}" if isinstance(text, Best) else escaped

@@ -13,7 +13,7 @@ BLOCKS = ("ids", "protocol", "uncertainty", "training", "parameters", "provenanc
 
 
 def scores_text(record: Record) -> str:
-    """One line per metric: value, standard error, and the std over the splits or subsets it is a mean of."""
+    """One line per metric: value, standard error, and the std over the splits or subsets that it averages."""
     extractor = record.protocol.get("extractor") or {}
     known = metrics_by_key(extractor) if "kind" in extractor else {}
     lines = []
@@ -27,7 +27,7 @@ def scores_text(record: Record) -> str:
 
 
 def how_measured(record: Record) -> list[str]:
-    """The protocol in plain lines: what was measured, against what, with which network and settings."""
+    """The protocol in plain lines: samples, reference, network and settings."""
     lines = []
     for name in ("samples", "reference", "extractor", "settings"):
         block = {key: value for key, value in record.protocol[name].items() if key not in ("first_batch", "set_sha256")}
@@ -37,7 +37,7 @@ def how_measured(record: Record) -> list[str]:
 
 
 def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
-    """What makes a run's numbers weaker than they look: in a word or two -> in words that are the same for all runs."""
+    """Weaknesses of a run's numbers: a short label -> an explanation that is the same for all runs."""
     copies, labels = (protocol.get("samples") or {}).get("duplicates"), protocol.get("label_mode", "balanced")
     found = {}
     if protocol.get("singular"):
@@ -50,7 +50,7 @@ def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
 
 
 def warnings(record: Record) -> list[str]:
-    """Everything to say about how far the numbers can be trusted."""
+    """All reasons to trust the numbers less."""
     images = record.protocol["num_generated"]
     found = [f"{word}: {text}" for word, text in weaknesses(record.protocol).items()]
     if images != PAPER_SAMPLES:
@@ -59,7 +59,7 @@ def warnings(record: Record) -> list[str]:
 
 
 def record_text(record: Record) -> str:
-    """The whole record: numbers, protocol, and what reproduces them."""
+    """The whole record: numbers, protocol, and how to reproduce them."""
     parts = [f"record {record.id}: {record.task}, {record.status}", *([record.error.rstrip()] if record.error else [])]
     if record.metrics:
         parts.append(scores_text(record))

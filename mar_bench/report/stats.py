@@ -26,7 +26,7 @@ NOTES = {"sampling": (SAMPLING_ONLY,), "images": (JACKKNIFE,)}
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of a cell's metric, its standard deviation, and what the latter is over.
+    """Mean and standard deviation of a cell's metric, and the source of this deviation.
 
     ``over`` is "training" or "sampling" seeds, with ``sd`` the sample standard deviation of ``n`` values; "images" for
     a single run with a jackknife, whose ``sd`` is the standard error of its images; None for a single run without.
@@ -42,7 +42,7 @@ class Spread:
 
 
 def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
-    """Average sampling seeds within each training seed first, so repeated sampling does not pass for repeated training.
+    """Average sampling seeds within each training seed first, so repeated sampling does not count as repeated training.
 
     ``sd`` (ddof 1) is over training seeds if there are several, else over sampling seeds if there are several, else
     the run's standard error in ``errors``, else None. NaN values are ignored."""
@@ -66,7 +66,7 @@ def spread(values: SeedValues, errors: SeedValues | None = None) -> Spread:
 
 
 def design(spread: Spread) -> str:
-    """What the ± of a cell is over."""
+    """The meaning of a cell's ±, in words."""
     texts = {
         "training": f"± is the standard deviation over {spread.n} training runs",
         "sampling": f"± is the standard deviation over {spread.n} samplings of one training run",
@@ -85,7 +85,7 @@ class Difference:
     """``value`` is ``first`` minus ``second``, both means over the common seeds, in the metric's unit.
 
     ``low`` to ``high`` is the interval over the common "training" seeds, over the "sampling" seeds of a single common
-    training, or over the "images" of two single runs, as ``over`` says; NaN where ``over`` is None. ``trainings`` and
+    training, or over the "images" of two single runs, as given by ``over``; NaN if ``over`` is None. ``trainings`` and
     ``samplings`` count the common seeds. ``verdict`` is on the claim that ``first`` is lower, or higher by no more than
     an allowed cost; ``notes`` qualify it, or give the reasons why the runs are not comparable."""
 
@@ -108,7 +108,7 @@ class Difference:
 
     @property
     def seeds(self) -> str:
-        """The number of common training seeds; of a single one also its sampling seeds: ``1 (5 samplings)``."""
+        """The number of common training seeds; if it is one, also that of sampling seeds: ``1 (5 samplings)``."""
         several = self.trainings == 1 and self.samplings > 1
         return f"1 ({self.samplings} samplings)" if several else str(self.trainings)
 
@@ -129,7 +129,7 @@ def paired(
 ) -> Difference:
     """Difference on the common (training, sampling) seeds, averaged over the sampling seeds of each training.
 
-    The t-interval takes the mean of ``second``, which percentages refer to, as given. ``min_effect`` is in percent;
+    The t-interval treats the mean of ``second``, to which percentages refer, as exact. ``min_effect`` is in percent;
     ``costs_at_most`` is a share of ``second`` (0.10 for 10 %); ``reasons`` say why the runs are not comparable."""
     common = sorted(first.keys() & second.keys())
     one, other = (spread({seed: side[seed] for seed in common}).mean for side in (first, second))
@@ -146,7 +146,7 @@ def paired(
 
 
 def unpaired(first: Spread, second: Spread, min_effect: float = MIN_EFFECT) -> Difference:
-    """Difference of two single runs from the independent standard errors of their images."""
+    """Difference of two single runs, with an interval from their independent standard errors over images."""
     assert first.sd is not None and second.sd is not None
     value, half = first.mean - second.mean, STANDARD_ERRORS * math.hypot(first.sd, second.sd)
     return _judged(Difference(first.mean, second.mean, value, value - half, value + half, "images", 1, 1), min_effect)

@@ -1,4 +1,4 @@
-"""How commands print: plain tables and YAML, readable on a terminal and in a log."""
+"""Output of commands: plain tables and YAML, readable on a terminal and in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exceptions: mistakes of the user, which are one line, and requests to stop."""
+"""Exceptions: user errors, reported in one line, and requests to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: the message names the file, the key and the way out. The CLI prints it and exits with 2."""
+    """Bad input: the message names the file, the key and the fix. The CLI prints it and exits with 2."""
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:
@@ -20,7 +20,7 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
 
 
 def described(error: Exception) -> str:
-    """An error as failed records hold it: its message, and the traceback unless it is a UserError."""
+    """An error as stored in failed records: its message, and the traceback unless it is a UserError."""
     if isinstance(error, UserError):
         return str(error)
     first = " ".join(str(error).split()) or "no message"

@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, errors of damaged ones, and folders that ship with the package."""
+"""Files: atomic writes, hashes, errors for damaged files, and folders that ship with the package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.fsync(handle)  # whoever wrote to the file: a power cut must not leave it empty
+        os.fsync(handle)  # so that a power cut does not leave the file empty, whoever wrote to it
         temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
@@ -48,10 +48,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def reading(path: Path | str, what: str = "file", hint: str = "delete it and make it again") -> Iterator[None]:
-    """Convert whatever a library raises on a damaged file into one UserError naming the file and the way out.
+    """Convert whatever a library raises on a damaged file into one UserError naming the file and the fix.
 
-    numpy, torch, safetensors, zipfile and json raise almost anything, so everything is caught but UserError and
-    MemoryError: keep the block to the reading and checking of the file. In it, raise ValueError for bad content."""
+    numpy, torch, safetensors, zipfile and json raise almost anything, so everything but UserError and MemoryError is
+    caught: the block should only read and check the file. In it, raise ValueError for bad content."""
     try:
         yield
     except (UserError, MemoryError):

@@ -1,4 +1,4 @@
-"""Advisory locks between processes, and claims that tell an old start of a job that a newer one has taken over.
+"""Advisory locks between processes, and claims by which a newer start of a job takes over from an older one.
 
 The kernel frees a lock when its process dies, so locks are never stale."""
 
@@ -22,7 +22,7 @@ CLAIM_SECONDS = 1.0
 
 @contextlib.contextmanager
 def held(path: Path, shared: bool = False, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold the lock file ``path``. ``waiting()`` is called repeatedly while another process has it and may raise to
+    """Hold the lock file ``path``. While another process has it, ``waiting()`` is called repeatedly; it may raise to
     give up."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -49,7 +49,7 @@ class Claim:
     """Which start of which job may write a stage's output: a file beside the stage's lock.
 
     Slurm may requeue a job whose node is unreachable while the old processes are still running and hold the lock. The
-    new start claims the stage; the old one sees the claim at its next step and leaves."""
+    new start claims the stage; the old one sees the claim at its next step and exits."""
 
     def __init__(self, path: Path, job: str, restart: int):
         self.path, self.mine = path, (job, restart)

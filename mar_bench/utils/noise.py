@@ -53,7 +53,7 @@ class NoiseSource:
 
 
 def epoch_indices(seed: int, step: int, slots: Sequence[int], batch_size: int, size: int) -> np.ndarray:
-    """The images, of ``size``, in the slots of a training step: (len(slots),) int64, a new permutation each epoch."""
+    """The indices, below ``size``, of the images in a step's slots: (len(slots),) int64, permuted anew each epoch."""
     positions = step * batch_size + np.asarray(slots, dtype=np.int64)
     epochs = positions // size
     return np.array([_permutation(seed, int(e), size)[p % size] for e, p in zip(epochs, positions)])

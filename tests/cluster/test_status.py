@@ -157,7 +157,7 @@ def test_rows_by_experiment_row_and_id(lab: Lab):
     assert found(RUN.id) == {RUN.id} and RUN.id in found(TRAIN) and len(found(TRAIN)) == 4
     assert found(str(lab.job("train").slurm_id)) == found(TRAIN)
     for name in ("table2", f"table1/{GUIDED}x", "", "/"):
-        with pytest.raises(UserError, match="nothing submitted is called"):
+        with pytest.raises(UserError, match="no submission has"):
             find_rows(lab.ledger, name)
 
 

@@ -209,7 +209,7 @@ def test_of_sixteen_bits_of_colour_the_high_byte_is_kept_and_grey_is_refused(tmp
     (tmp_path / "x.png").write_bytes(png(2, 2, 16, 2, line * 2))
     assert read_image(tmp_path / "x.png", 2, 3)[:, 1, 1].tolist() == [0x12, 0x80, 0xFF]
     (tmp_path / "x.png").write_bytes(png(2, 2, 16, 0, line[:5] * 2))
-    assert says(refusal(read_image, tmp_path / "x.png", 2, 3), "x.png", "16 bits")
+    assert says(refusal(read_image, tmp_path / "x.png", 2, 3), "x.png", "16-bit")
 
 
 def test_other_modes_and_formats_become_rgb(tmp_path):

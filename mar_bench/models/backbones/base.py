@@ -15,7 +15,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def num_known(self, u: float, length: int) -> int:
-        """How many tokens a training batch shows, from one uniform draw ``u``; at least one stays to be predicted."""
+        """The number of known tokens in a training batch, from one uniform draw ``u``; at least one stays unknown."""
 
     @abstractmethod
     def new_cache(self) -> Any:

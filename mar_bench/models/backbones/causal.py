@@ -1,8 +1,8 @@
 """The causal backbone: a GPT-style decoder along the order, with teacher forcing and a kv-cache.
 
-Paper, section 3.3 and appendix B. [ours], where they leave it open: as many class tokens in front as in the masked
-backbone, and the first token is predicted at the last of them, so that both backbones match in parameters and FLOPs.
-In random order an input must know which position it predicts, so the embedding of the target's position is added."""
+Paper, section 3.3 and appendix B, which leave two choices open [ours]: as many class tokens in front as in the masked
+backbone, and the last of them predicts the first token, so that both backbones match in parameters and FLOPs. In random
+order an input needs to know the position that it predicts, so the embedding of the target's position is added."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CausalDecoder(Backbone):
     def predict(
         self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: list[KVCache] | None = None
     ) -> Tensor:
-        """z (B, 1, E) for order[:, k]; a cache leaves only the inputs to compute that it has not seen."""
+        """z (B, 1, E) for order[:, k]; with a cache, only inputs that it has not seen are computed."""
         assert n == 1, "causal attention draws one token per step"
         k = known.shape[1]
         x = self._inputs(known, labels, order)

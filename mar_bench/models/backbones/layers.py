@@ -85,7 +85,7 @@ def token_embedding(space: TokenSpace, dim: int) -> nn.Module:
 
 
 def initialise(module: nn.Module, init_std: float) -> None:
-    """Linear layers Xavier-uniform, embeddings and free parameters normal with std ``init_std``; norms as they are."""
+    """Linear layers Xavier-uniform, embeddings and free parameters normal with std ``init_std``; norms unchanged."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

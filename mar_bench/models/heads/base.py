@@ -45,7 +45,7 @@ class Head(nn.Module, ABC):
     ) -> Tensor:
         """z (B, n, E) -> tokens (B, n[, D]), a function of ``drawn``.
 
-        With ``z_uncond`` (B, n, E), the condition without class, guided by ``scale``; both use the same draws."""
+        With ``z_uncond`` (B, n, E), the condition without a class, sampling is guided by ``scale`` with equal draws."""
         return self.predict_guided(z, drawn, sampling, scale, z_uncond)
 
     def sample_with_log_probability(
@@ -58,7 +58,7 @@ class Head(nn.Module, ABC):
 def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
     """Classifier-free guidance (Ho and Salimans, 2207.12598): uncond + w (cond - uncond), both (..., C).
 
-    With ``channels`` only the first so many are guided; the rest stay conditional."""
+    With ``channels``, only that many leading channels are guided; the rest stay conditional."""
     cond, uncond = conditional[..., :channels], unconditional[..., :channels]
     mixed = uncond + scale * (cond - uncond)
     return mixed if channels is None else torch.cat([mixed, conditional[..., channels:]], dim=-1)

@@ -11,7 +11,7 @@ from mar_bench.models.heads.layers import AdaLNMLP, guided_network
 from mar_bench.utils.noise import NoiseSource
 
 # The flow's times in [0, 1] are scaled to the range of diffusion timesteps before they are embedded: the fastest
-# sinusoid has a period of 2 pi, so over [0, 1] alone none would complete a sixth of a turn.
+# sinusoid has a period of 2 pi, so over [0, 1] none would complete a sixth of its period.
 TIME_SCALE = 1000.0
 
 
@@ -23,7 +23,7 @@ class Diffusion(Head):
     def __init__(self, spec: DiffusionHead, space: Continuous, dim: int):
         super().__init__()
         self.spec, self.token_dim = spec, space.dim
-        # the output holds the noise and the raw variance, D values each
+        # the outputs are the noise and the raw variance, D values each
         self.net = AdaLNMLP(space.dim, 2 * space.dim, dim, spec.width, spec.depth)
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ class Diffusion(Head):
 class Flow(Head):
     """Flow-matching loss (2210.02747); guidance acts on the velocity. Temperature multiplies the initial noise.
 
-    The path is that of rectified flow (2209.03003), a straight line: x_t = (1 - t) eps + t x with velocity x - eps, so
+    The path is rectified flow's (2209.03003), a straight line: x_t = (1 - t) eps + t x with velocity x - eps, so
     t = 0 is noise and t = 1 the token."""
 
     def __init__(self, spec: FlowHead, space: Continuous, dim: int):

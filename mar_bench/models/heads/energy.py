@@ -35,7 +35,7 @@ class Energy(Head):
     def __init__(self, spec: EnergyHead, space: Continuous, dim: int):
         super().__init__()
         self.spec = spec
-        # Starting at zero, all samples of a token would be equal until the weights have moved.
+        # With an output of zero, all samples of a token would be equal until the weights have changed.
         self.net = AdaLNMLP(dim, space.dim, spec.noise_dim, spec.width, spec.depth, denoises=False)
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from mar_bench.utils.noise import NoiseSource
 
 SMALLEST_SCALE = 1e-6  # of a component, in token units (GIVT)
 INITIAL_SPREAD = 0.5  # [ours] std of the components' means at initialisation; tokens have about 1
-CANDIDATES = 64  # [ours] R: guidance resamples among so many; more approximate the guided density better
+CANDIDATES = 64  # [ours] R: guidance resamples among this many; more approximate the guided density better
 
 
 class Mixture(NamedTuple):
@@ -60,7 +60,7 @@ class GaussianMixture(Head):
         self.output = nn.Linear(dim, sum(self.sizes))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        # With all zeros (GIVT) the components would stay equal: a single Gaussian. So their means start apart.
+        # Initialised to zero (GIVT), the components would stay equal, a single Gaussian; so their means differ.
         with torch.no_grad():
             nn.init.normal_(self.output.bias.split(self.sizes)[1], std=INITIAL_SPREAD)
 
@@ -80,7 +80,7 @@ class GaussianMixture(Head):
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """Normals (B, 1, n, 1 + D), or (B, R + 1, n, 1 + D) under guidance: row 0 draws the token without guidance,
-        rows 1 to R - 1 the other candidates, and the first number of row R picks one of them all."""
+        rows 1 to R - 1 the other candidates, and the first number of row R picks one of all R."""
         own = noise.normal("sample", step, (1, n, 1 + self.token_dim))
         if sampling.guidance_scale == 1:
             return own
@@ -93,7 +93,7 @@ class GaussianMixture(Head):
         p_u are the two mixtures at the given temperature. Memory: all candidates' densities, (B, n, R, k, D).
 
         GIVT uses rejection sampling; here one of R tokens from p_c is picked with odds (p_c / p_u)^(w - 1)
-        (sampling-importance-resampling), which stays in range even where the guided density is not normalisable."""
+        (sampling-importance-resampling), which stays in range even if the guided density is not normalisable."""
         rows = drawn.transpose(1, 2)  # (B, n, 1 or R + 1, 1 + D)
         if z_uncond is None or scale in (0, 1):  # a mixture again: nothing to resample
             z = z_uncond if z_uncond is not None and scale == 0 else z
@@ -111,7 +111,7 @@ class GaussianMixture(Head):
 def _resample(log_odds: Tensor, u: Tensor) -> Tensor:
     """Log odds (B, n, R), uniforms (B, n) -> index of the candidate (B, n), by inverting the cumulative odds.
 
-    The list starts such that even odds pick candidate 0: the closer w is to 1, the more often the token equals the
+    The list starts such that equal odds pick candidate 0: the closer w is to 1, the more often the token equals the
     unguided one. Any order is valid, as u is independent of the candidates."""
     count = log_odds.shape[-1]
     place = (u * count).long()[..., None]

@@ -1,4 +1,4 @@
-"""Parts shared by heads and the DiT: AdaLN, the MLP that it conditions (paper, appendix A), drawing from weights."""
+"""Parts shared by heads and the DiT: AdaLN, the MLP that uses it (paper, appendix A), drawing an index by weight."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module, zero_start: bool) -> None:
-    """Xavier-uniform, normal for the embeddings of time and class (DiT's code). With ``zero_start`` every block starts
-    as the identity and the output at zero (AdaLN-Zero, DiT section 3.2), else modulations are normal."""
+    """Xavier-uniform, but normal for the embeddings of time and class (DiT's code). With ``zero_start`` every block
+    starts as the identity and the output is zero (AdaLN-Zero, DiT section 3.2); otherwise modulations are normal."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

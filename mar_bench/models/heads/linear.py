@@ -45,8 +45,8 @@ class CrossEntropy(Head):
     ) -> tuple[Tensor, Tensor]:
         """Codes (B, n) as ``sample`` draws them, and their log-probabilities (B, n) in nats.
 
-        They are those of the guided logits before temperature: a low temperature would make every drawn token look
-        certain and leave confidence order nothing to compare."""
+        These come from the guided logits before temperature: a low temperature would make every drawn token look
+        certain, and confidence order could not tell tokens apart."""
         logits = self.predict_guided(z, drawn, sampling, scale, z_uncond)
         codes = invert((logits / sampling.temperature).softmax(-1), drawn)
         return codes, logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]

@@ -1,2 +1,2 @@
-"""Published weights: which files there are and how to get them (`fetch.py`, `public_files.yaml`), and their
-conversion into our parameter names (`convert.py`, `names.py`). No other folder knows a published name."""
+"""Published weights: the catalogue of files and their download (`fetch.py`, `public_files.yaml`), and their conversion
+to our parameter names (`convert.py`, `names.py`). No other folder uses published parameter names."""

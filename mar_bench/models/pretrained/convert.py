@@ -1,7 +1,7 @@
 """Published checkpoints -> one safetensors file with our parameter names, and a manifest beside it.
 
-Strict: a tensor that is missing, unexpected or of another shape is an error; only tensors that training alone needs
-are left out. A source file is data: nothing in it is ever executed."""
+Strict: a tensor that is missing, unexpected or of another shape is an error; only tensors needed for training alone
+are left out. Nothing in a source file is ever executed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str,
 
 
 def _load(file: Path) -> Any:
-    """The content of a file. Raises UserError if it is damaged or needs any class but tensors and Namespace."""
+    """Load a file. Raises UserError if it is damaged or needs any class other than tensors and Namespace."""
     with (
         reading(file, "checkpoint", "get it again"),
         torch.serialization.safe_globals([argparse.Namespace]),
@@ -112,17 +112,17 @@ def _load(file: Path) -> Any:
             return load_file(file)
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
-        except pickle.UnpicklingError as error:  # whose text advises to load without protection
+        except pickle.UnpicklingError as error:  # its text suggests loading without protection
             foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
             if foreign is None:
                 raise ValueError(str(error).rpartition("WeightsUnpickler error:")[2]) from None
             told = f"refused, because it holds {foreign[1]} besides tensors, which could run code"
-            raise UserError(f"{file}: {told}; have its tensors alone saved again, and convert that file") from None
+            raise UserError(f"{file}: {told}; save only its tensors to a new file and convert that") from None
 
 
 def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dict[str, Any], str]:
-    """The state dict in a file's content, without DDP's prefix ``module.``, and its key there; the file of an
-    autoencoder may be the state dict itself."""
+    """The state dict in a file's content, without DDP's prefix ``module.``, and its key there; an autoencoder's file
+    may be the state dict itself."""
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name")
     taken = next((key for key in keys if isinstance(content.get(key), dict)), None)
@@ -133,7 +133,7 @@ def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dic
 
 
 def _renamed(kind: str, state: dict[str, Tensor]) -> tuple[dict[str, str], list[str]]:
-    """The file's names -> ours, and the names that have no place or whose place is taken."""
+    """The file's names -> ours, and the names that are unknown or map to a name already taken."""
     rename = ldm_name if kind in LDM else partial(our_name, layout="mar" if kind == "mar" else "diffusers")
     names: dict[str, str] = {}
     for theirs in state:

@@ -1,4 +1,4 @@
-"""Public weight files: the catalogue, getting them, and checking that they have not changed since."""
+"""Public weight files: the catalogue, the download, and a check that files have not changed since."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mar_bench.utils.locks import held
 
 CATALOGUE = Path(__file__).with_name("public_files.yaml")
 MIB = 2**20
-TOLERANCE = 0.02  # relative, of the sizes in the catalogue, which are rounded
+TOLERANCE = 0.02  # relative: sizes in the catalogue are rounded
 TIMEOUT = 60  # seconds without a byte
 
 
@@ -44,7 +44,7 @@ class PublicFile:
         return self.next.format(**quoted) if self.next else ""
 
     def by_hand(self, folder: Path) -> str:
-        """How to get the file without a download, for messages."""
+        """Instructions, for messages, to get the file without a download."""
         source = f"{self.published} ({self.project}){f' from {self.address}' if self.address else ''}"
         again = f"mar-bench fetch {self.name} --weights {shlex.quote(str(folder))}"
         return f"save {source} as {folder / self.file}, then run: {again}"
@@ -80,7 +80,7 @@ def fetch(name: str, folder: Path) -> str:
         if path.is_file():
             done = _verify(entry, path, path)
         else:
-            for left in folder.glob(f".{path.name}.*"):  # by a fetch that was killed: a live one holds the lock
+            for left in folder.glob(f".{path.name}.*"):  # left by a killed fetch: a live one holds the lock
                 if left.suffix != ".lock":
                     left.unlink()
             with replacing(path) as temporary:
@@ -92,7 +92,7 @@ def fetch(name: str, folder: Path) -> str:
 def located(name: str, given: str | None, key: str, folder: Path | None = None) -> Path:
     """Path of a public file: ``given`` under the key ``key``, else in the weights folder or torch's download cache.
 
-    Raises UserError if it is in none of them; nothing is downloaded unless asked for."""
+    Raises UserError if it is in none of them; nothing is downloaded here."""
     if given is not None and not Path(given).is_file():
         raise UserError(f"{key} {given}: no such file")
     if given is not None:
@@ -145,6 +145,6 @@ def _verify(entry: PublicFile, file: Path, path: Path) -> str:
     with reading(record, "record of a sha256", "delete it, and the next fetch writes a new one"):
         first, date = (json.loads(record.read_text())[key] for key in ("sha256", "date"))
     if sha256 != first:
-        advice = f"delete {record} if the new one is right, else the file if it is there, and fetch again"
+        advice = f"delete {record} if the new file is right, otherwise the file (if it is there), and fetch again"
         raise UserError(f"{path} ({origin}) has sha256 {sha256}, but {first} was recorded on {date}: {advice}")
     return f"{origin if file != path else 'already there'}, sha256 {sha256} as on {date}"

@@ -17,7 +17,7 @@ def _rules(layout: str) -> list[tuple[re.Pattern[str], str]]:
 
 
 def our_name(official: str, layout: str = "mar") -> str:
-    """Name in a layout of `names.yaml` -> ours, one to one. Raises KeyError for a name that no official model has."""
+    """A name in a layout of `names.yaml` -> ours, one to one. Raises KeyError for a name that no official model has."""
     for theirs, ours in _rules(layout):
         if match := theirs.fullmatch(official):
             return match.expand(ours)
@@ -25,7 +25,7 @@ def our_name(official: str, layout: str = "mar") -> str:
 
 
 def ldm_name(official: str) -> str:
-    """Name in latent diffusion's autoencoders with five resolutions -> name in diffusers, one to one.
+    """A name in latent diffusion's autoencoders with five resolutions -> its name in diffusers, one to one.
 
     Latent diffusion counts decoder stages from the full resolution, diffusers from the latent. Raises KeyError."""
     if stage := re.match(r"decoder\.up\.(\d+)\.", official):
@@ -34,8 +34,8 @@ def ldm_name(official: str) -> str:
 
 
 def mar_architecture(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | float]:
-    """Sizes of a masked MAR with a diffusion head, from the shapes of its tensors under our names; no shape tells the
-    number of attention heads. Raises KeyError for a missing tensor, another Exception for an impossible shape."""
+    """Sizes of a masked MAR with a diffusion head, from the shapes of its tensors under our names; the number of heads
+    affects no shape. Raises KeyError for a missing tensor, another Exception for an impossible shape."""
     blocks = {match[0] for name in shapes if (match := re.match(r".+blocks\.\d+", name))}
     depths = Counter(block.rpartition("blocks.")[0] for block in blocks)
     dim, num_tokens = shapes["backbone.mask_token"][2], shapes["backbone.head_positions"][1]

@@ -1,5 +1,5 @@
 """Tokenizers: images <-> tokens, with the shift and scale of the tokens.
 
-`base.py` has the contract. `trained.py` has those trained here, `pretrained.py` wraps the paper's published ones, and
-`grouped.py` needs no weights: pixels, and neighbouring latents of any tokenizer joined. The latent cache that stores
+`base.py` has the contract, `trained.py` the tokenizers trained here; `pretrained.py` wraps the paper's published ones.
+`grouped.py` has those without weights: pixels, and neighbouring latents of any tokenizer joined. The cache that stores
 their output is in `mar_bench/data`."""

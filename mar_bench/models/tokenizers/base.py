@@ -21,7 +21,7 @@ class Tokenizer(nn.Module):
     @staticmethod
     def tokens_of(stored: dict[str, Tensor], noise: Tensor | None) -> Tensor:
         """Tokens (B, L[, D]) of ``codes``, ``pixels``, ``latents``, or ``mean`` and ``std`` with ``noise`` (B, L, D),
-        by which a stochastic encoder is sampled anew in each step. Without noise the token is the mean."""
+        with which a stochastic encoder is sampled anew in each step. Without noise the token is the mean."""
         if "codes" in stored:
             return stored["codes"].long()
         if "pixels" in stored:
@@ -37,7 +37,7 @@ class Tokenizer(nn.Module):
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Images (B, C, H, W) of tokens, clipped to [-1, 1].
 
-        A stochastic decoder draws by the image indices of ``noise``, by default 0, ..., B - 1."""
+        A stochastic decoder draws noise for the image indices of ``noise``, by default 0, ..., B - 1."""
         raise NotImplementedError
 
     def training_loss(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Tokenizer(nn.Module):
         """Set shift and scale from training images once training is over; by default there is nothing to do."""
 
     def fitted_state(self) -> dict[str, Tensor]:
-        """What training and ``fit_scale`` determine, to be saved."""
+        """The state to save: everything that training and ``fit_scale`` determine."""
         return self.state_dict()
 
     def load_fitted(self, state: dict[str, Tensor]) -> None:

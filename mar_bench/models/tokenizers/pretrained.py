@@ -79,7 +79,7 @@ class Published(Tokenizer):
         self.net.eval().requires_grad_(False)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw mean and std of the latent, each (B, L, D); a VQ-VAE's latent has no spread."""
+        """Raw mean and std of the latent, each (B, L, D); the std of a VQ-VAE's latent is 0."""
         found = self.net.encode(images)
         mean = grid_to_tokens(found.latent_dist.mean if self.stochastic else found.latents)
         return mean, grid_to_tokens(found.latent_dist.std) if self.stochastic else torch.zeros_like(mean)

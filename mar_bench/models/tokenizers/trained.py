@@ -53,7 +53,7 @@ class Autoencoder(Tokenizer):
     """An encoder with ``out`` channels, a decoder of latents (B, L, dim), and a shift and scale for each dimension."""
 
     shift: Tensor  # (D,), subtracted from a raw latent
-    scale: Tensor  # (D,), multiplied then
+    scale: Tensor  # (D,), then multiplied with the result
 
     def __init__(self, spec: KLTokenizer | VQTokenizer, data: DataSpec, dim: int, out: int):
         super().__init__()
@@ -71,7 +71,7 @@ class Autoencoder(Tokenizer):
 class KLAutoencoder(Autoencoder):
     """KL-regularised (1312.6114; LDM's KL-f, 2112.10752); tokens have unit scale.
 
-    They are the normalised mean of the latent, in training plus its normalised std times noise."""
+    A token is the normalised mean of the latent; in training its normalised std times noise is added."""
 
     stochastic = True
 

@@ -1,4 +1,4 @@
-"""The kinds of evidence for a claim: what each needs of an experiment, and its verdict at the experiment's scale."""
+"""The kinds of evidence for a claim: the rows that each needs, and its verdict at the experiment's scale."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Ordering:
     claim: str
 
     def unknown(self, experiment: Experiment) -> list[str]:
-        """What the evidence names and the experiment lacks at its scale."""
+        """The names in the evidence that the experiment lacks at its scale."""
         return [f"no ordering '{self.claim}'"] * (self.claim not in [item["claim"] for item in experiment.orderings])
 
     def rows(self, experiment: Experiment) -> list[str]:
-        """The rows the evidence is about, of those that the scale has."""
+        """The rows that the evidence is about, as far as the scale has them."""
         return list(dict.fromkeys(row for c in compare(experiment, {}) if c.claim == self.claim for row in c.rows))
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
@@ -96,8 +96,8 @@ class Optimum:
 class Below:
     """Every point of the ``worse`` systems is beaten by a point of the ``better`` one that takes at most as long.
 
-    Systems are values of ``label``. A point faster than all of the better system is compared with the fastest of them:
-    it counts against the claim if it is better, and does not count otherwise."""
+    Systems are values of ``label``. A point faster than all points of the better system is compared with the fastest
+    of these: it counts against the claim if it is better, and otherwise does not count."""
 
     kind: Literal["below"] = "below"
     title: str
@@ -115,7 +115,7 @@ class Below:
         return [row for row in experiment.rows if fmt.label_of(experiment, row, self.label) in systems]
 
     def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
-        """A line for each point of the worse systems, by the seconds of the one setting in which most were timed."""
+        """One line per point of the worse systems, with seconds from the setting in which most rows were timed."""
         runs, found, columns = _runs(experiment, records), frame(experiment, records), fmt.column_axes(experiment)
         setting = main_setting(found)
         seconds = values(found, "seconds_per_image", setting)
@@ -155,7 +155,7 @@ Evidence = Ordering | Optimum | Below
 
 
 def all_of(verdicts: list[str]) -> str:
-    """Holds if all that count do, does not hold if any does not; otherwise, or with none, undecided."""
+    """Holds if all verdicts that count hold, does not hold if any does not; otherwise, or without any, undecided."""
     if FAILS in verdicts:
         return FAILS
     return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED

@@ -32,7 +32,7 @@ class Comparison:
     costs_at_most: float | None
     difference: stats.Difference
     floors: dict[str, float]  # bundle -> distance of its reconstructions; empty if both rows share the tokenizer
-    paper_percent: float | None  # None where the paper has no numbers
+    paper_percent: float | None  # None if the paper has no numbers
 
 
 def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparison]:
@@ -62,7 +62,7 @@ def _comparison(experiment: Experiment, selection: Selection, item: dict, rows: 
 
 
 def difference(first: Runs, second: Runs, costs_at_most: float | None = None) -> stats.Difference:
-    """Paired difference of the distances of two rows; "not comparable" where protocols of paired runs differ."""
+    """Paired difference of the distances of two rows; "not comparable" if protocols of paired runs differ."""
     pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
     reasons = dict.fromkeys(reason for pair in pairs for reason in differences(*pair, "fd"))
     values = [{seed: metric_value(run, "fd") for seed, run in side.items()} for side in (first, second)]
@@ -70,14 +70,14 @@ def difference(first: Runs, second: Runs, costs_at_most: float | None = None) ->
 
 
 def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]:
-    """Of every claim: its text, the cost it allows, the table of its pairs, and a summary."""
+    """For every claim: its text, the cost it allows, the table of its pairs, and a summary."""
     for claim in dict.fromkeys(c.claim for c in comparisons):
         chosen = [c for c in comparisons if c.claim == claim]
         yield claim, allowed(chosen), pairs_table(chosen), _summary(chosen)
 
 
 def allowed(comparisons: Iterable[Comparison]) -> str:
-    """``at most 25 % worse``: the cost that a claim allows; empty where it allows none."""
+    """``at most 25 % worse``: the cost that a claim allows; empty if it allows none."""
     costs = dict.fromkeys(c.costs_at_most for c in comparisons if c.costs_at_most is not None)
     return f"at most {' / '.join(f'{100 * cost:g} %' for cost in costs)} worse" if costs else ""
 
@@ -85,7 +85,7 @@ def allowed(comparisons: Iterable[Comparison]) -> str:
 def pairs_table(comparisons: list[Comparison]) -> str:
     """One line for each pair of one claim.
 
-    The two bundles head the columns, or stand in each line where the claim is about several pairs of bundles."""
+    The two bundles are column headings or, if the claim is about several pairs of bundles, cells of each line."""
     several = len({c.bundles for c in comparisons}) > 1
     heading = ["pair", "first", "second"] if several else ["all else equal", *comparisons[0].bundles]
     lines = []
@@ -103,7 +103,7 @@ def difference_cells(found: stats.Difference) -> list[str]:
 
 
 def _summary(comparisons: list[Comparison]) -> str:
-    """The verdicts of one claim counted, how many of the paper's own differences agree, and what the axis confounds."""
+    """Counts of one claim's verdicts, how many of the paper's own differences agree, and confounders of the axis."""
     counts = Counter(c.difference.verdict for c in comparisons)
     text = f"**{', '.join(f'{verdict}: {n}' for verdict, n in counts.most_common())}.**"
     published = [(c.paper_percent, c.costs_at_most) for c in comparisons if c.paper_percent is not None]

@@ -87,7 +87,7 @@ def _finding(
 ) -> tuple[str | None, str, str]:
     """Scale, verdict and text, at the scale ``wanted``, else at the largest with all rows measured, else with any.
 
-    The scale is None where none has records."""
+    The scale is None if no scale has records."""
     counts: dict[str, tuple[int, int]] = {}  # scale -> rows with a distance, and all rows that the evidence needs
     for name in [wanted] if wanted else [name for name in BY_SIZE if name in scales()]:
         experiment = load(evidence.experiment, name)

@@ -1,3 +1,3 @@
-"""Figures. draw.py makes points of an experiment's tidy frame, panels.py draws them; sheets.py draws sheets of images.
+"""Figures. draw.py turns an experiment's tidy frame into points, panels.py draws them; sheets.py draws images.
 
 Start with draw.py."""

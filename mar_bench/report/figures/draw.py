@@ -32,9 +32,9 @@ Looks = dict[str, dict[str, str]]  # row -> panel, colour, marker and name of it
 def draw(experiment: Experiment, records: dict[str, Record], stem: Path) -> list[Path]:
     """Write ``stem`` with .png, .pdf and .svg; return their paths. Equal records give equal bytes.
 
-    Without a ``figure`` block, distance against seconds per image; with a ``line`` in it the points of a line are
-    joined, and named if it has a ``point``; without, colours are values of the table's last row axis and markers those
-    of the others. Raises UserError where there is nothing to draw, and for a gallery, which shows images."""
+    Without a ``figure`` block, draws distance against seconds per image. If the block has a ``line``, the points of a
+    line are joined, and named if it has a ``point``; otherwise colours stand for values of the table's last row axis
+    and markers for the others. Raises UserError if there is nothing to draw, and for a gallery, which shows images."""
     kind, scale = experiment.figure.get("kind", "speed"), experiment.scale
     if kind == "gallery":
         raise UserError(f"{experiment.id} is a gallery: `mar-bench sample {experiment.id} --scale {scale}` draws it")
@@ -65,7 +65,7 @@ def _is_joined(experiment: Experiment) -> bool:
 
 
 def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
-    """The texts of every row's point; titles of the legend, with the texts that each explains."""
+    """The texts of every row's point, and the titles of the legend with the texts listed under each."""
     looks: Looks = {}
     *others, last = fmt.row_axes(experiment) or list(experiment.labels)
     for row in experiment.rows:
@@ -82,7 +82,7 @@ def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
 
 
 def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:
-    """Metrics against a knob of the sampling, as in the paper's figures 4 and 5: one panel a metric."""
+    """Metrics against a sampling setting, as in the paper's figures 4 and 5: one panel per metric."""
     knob, means = experiment.figure["x"], spreads(found)
     metrics = experiment.figure.get("y", ["fd", "is"])
     places = {}
@@ -105,8 +105,8 @@ def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[l
 
 
 def _speed(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:
-    """Distance against seconds per image, as in the paper's figure 6: a panel for each column of the table and setting,
-    since the seconds of two devices do not compare."""
+    """Distance against seconds per image, as in the paper's figure 6: one panel per column of the table and setting,
+    since seconds on different devices do not compare."""
     timed, means = found[(found["task"] == "speed") & (found["status"] == "done")], spreads(found)
     points: list[dict] = []
     for (row, setting), group in timed.groupby(["row", "setting"], sort=False):
@@ -140,7 +140,7 @@ def _points(experiment: Experiment, metric: str, mean: Spread, common: dict, pap
 def _floors(experiment: Experiment, floors: dict[str, float], looks: Looks) -> pd.DataFrame:
     """Panel, value, colour (as text) and name of the reconstruction floor of every tokenizer.
 
-    A floor has the colour of its rows if they share one, else the kind of its tokenizer as a name."""
+    A floor has the colour of its rows if they share one; otherwise it is named after the kind of its tokenizer."""
     rows: dict[tuple[str, str], list[str]] = {}
     for row in floors:
         tokenizer = reconstruction_run(row, experiment.rows[row]).cell_id

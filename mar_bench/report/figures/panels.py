@@ -1,6 +1,6 @@
 """Draw a tidy frame of points: a column of panels for each metric or guidance, a line of panels for each device.
 
-The one style of all figures and how files are written are here, too."""
+This module also has the common style of all figures and writes the files."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ METADATA: dict[str, dict[str, str | None]] = {
     ".svg": {"Date": None, "Creator": None},
 }
 PANEL_INCHES = 3.2, 2.7
-CHARACTERS = 44  # on the width of a panel
-MOST_TICKS = 6  # more values of a knob than that do not get a tick each
-MIN_RATIO = 6  # of the ends of the axis of seconds, so that at least two of its ticks at 1, 2 and 5 are in view
-MOST_RATIO = 60  # up to which there is room for all of these ticks
+CHARACTERS = 44  # that fit the width of a panel
+MOST_TICKS = 6  # if a knob has more values, not each of them gets a tick
+MIN_RATIO = 6  # between the ends of the seconds axis, so that at least two of its ticks at 1, 2 and 5 are visible
+MOST_RATIO = 60  # up to this ratio there is room for all these ticks
 
 
 # offsets of a name from its point in points of 1/72 inch, best first
@@ -70,7 +70,7 @@ class Plot:
     legend: dict[str, list[str]]  # title -> texts: of the colours, and of the markers unless these are the same
     x_label: str
     joined: bool  # whether points of one colour are joined in the order of x
-    bars: str  # what the error bars are
+    bars: str  # meaning of the error bars
     x_values: list[float] = field(default_factory=list)  # of a knob; empty if x is seconds
     log_x: bool = True
     floors: pd.DataFrame | None = None  # panel, value, colour, name
@@ -147,7 +147,7 @@ def _floors(ax: Axes, floors: pd.DataFrame, colours: dict[str, str]) -> None:
 
 
 def _scale_x(ax: Axes, plot: Plot) -> None:
-    """A tick at every value of a knob if there is room; seconds on a logarithmic axis with a few ticks a decade."""
+    """Put a tick at every value of a knob if there is room; seconds get a logarithmic axis, a few ticks per decade."""
     if plot.log_x:
         ax.set_xscale("log")
     ax.margins(x=0.06 if plot.x_values else 0.12)
@@ -169,7 +169,7 @@ def _handle(label: str, **look: Any) -> Line2D:
 
 
 def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[str, str]) -> None:
-    """One legend below the panels. Colours and markers become columns under bold headings, or one below the other."""
+    """Draw one legend below the panels: colours and markers in columns under bold headings, or one below the other."""
     line = {"linestyle": "-" if plot.joined else "none", "markeredgecolor": "none"}
     notes = []
     if plot.floors is not None and len(plot.floors):
@@ -199,7 +199,7 @@ def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[s
 
 
 def _place_names(ax: Axes) -> None:
-    """Write each name at the place beside its point that hides the fewest points and names."""
+    """Write each name beside its point, where it hides the fewest points and names."""
     names = [text for text in ax.texts if isinstance(text, Annotation) and text.get_path_effects()]
     points = [ax.transData.transform(text.xy) for text in names]
     taken = [Bbox([at - MARKER_SIZE, at + MARKER_SIZE]) for at in points]

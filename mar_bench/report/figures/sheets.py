@@ -1,4 +1,4 @@
-"""Sheets of images: generated ones, a panel per row as in the table; copies, beside the nearest training images."""
+"""Sheets of images: generated images, one panel per table row; possible copies beside the nearest training images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Pat
 
     ``images``: row -> uint8 (N, C, H, W), C 1 or 3, image i of class i mod num_classes. With up to ten classes a column
     of a panel is a class; with more, a panel shows the first images, each of another class. Grey images on a dark
-    ground (handwritten digits) are drawn inverted, all of a sheet alike. Raises UserError where there is nothing to
-    draw."""
+    background (handwritten digits) are drawn inverted, either all of a sheet or none. Raises UserError if there is
+    nothing to draw."""
     images = {row: batch for row, batch in images.items() if len(batch)}
     if not images:
         run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
@@ -60,7 +60,7 @@ def tiled(images: np.ndarray, columns: int, inverted: bool) -> np.ndarray:
 
 
 def is_dark(batches: Iterable[np.ndarray]) -> bool:
-    """Whether all are grey images on a dark ground, which are drawn inverted."""
+    """Whether all are grey images on a dark background, which are drawn inverted."""
     return all(batch.shape[1] == 1 and np.median(batch) < DARK for batch in batches)
 
 
@@ -93,8 +93,8 @@ def _draw(experiment: Experiment, panels: dict[str, np.ndarray]) -> Figure:
 def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
     """Write one PNG of a row's ``neighbours.Neighbours`` and return its path.
 
-    Left: a line is a generated image, then its nearest training images; first those that are closest of all. Right:
-    which share of images is at least how close, of the generated ones and of held-out ones."""
+    Left: each line shows a generated image, then its nearest training images; the closest of all come first. Right:
+    the cumulative distribution of closeness, for generated and for held-out images."""
     images = np.concatenate([found.samples[:, None], found.found], axis=1)  # (n, 1 + k, C, H, W)
     inverted, half = is_dark([found.samples]), len(images) // 2
     sheets = [tiled(np.concatenate(part), images.shape[1], inverted) for part in (images[:half], images[half:])]
@@ -110,7 +110,7 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
             near = np.sort(values).clip(min=CLOSENESS[0])  # a copy is at 0, which a logarithmic axis does not have
             share = f"{label}: {(values <= 1).mean():.0%} copied"
             curves.plot(near, np.arange(1, len(near) + 1) / len(near), style, label=share, linewidth=1.2)
-        curves.axvline(1, color="0.5", linewidth=0.8)  # copied are those left of it
+        curves.axvline(1, color="0.5", linewidth=0.8)  # images left of it count as copied
         curves.set(xscale="log", xlim=CLOSENESS, ylim=(0, 1), ylabel="share of images at most so far away")
         curves.set_xticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"))
         curves.set_xticks((), minor=True)

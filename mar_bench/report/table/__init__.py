@@ -1,4 +1,4 @@
 """The table of an experiment. ``build.table`` starts from records and renders Markdown, LaTeX and CSV.
 
-``grid`` turns what was measured into columns and lines of cells, ``notes`` into sentences; the templates in
+``grid`` turns measurements into columns and lines of cells, ``notes`` turns them into sentences; the templates in
 report/templates lay these out."""

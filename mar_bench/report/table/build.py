@@ -1,6 +1,6 @@
 """The table of an experiment in Markdown, LaTeX and CSV, laid out as in the paper.
 
-``table`` collects what was measured; the templates in ``report/templates`` lay out the parts of ``Table``."""
+``table`` collects the measurements; the templates in ``report/templates`` lay out the parts of ``Table``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything measured of one experiment, and tables of it as data: columns and lines of cells."""
+"""All measurements of one experiment, and its tables as data: columns and lines of cells."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Measured:
         return self.spreads.get((row, metric), Spread())
 
     def reconstruction_distance(self) -> str:
-        """``FD-1k``: the distance of the reconstructed images, whose number may differ from that of the samples."""
+        """``FD-1k``: the distance of the reconstructed images; their number may differ from that of the samples."""
         counts = {int(n) for n in self.frame.loc[self.frame["metric"] == "rfd", "num_images"].dropna()}
         return fmt.metric_title(self.experiment, "fd", named=False, images=counts.pop() if len(counts) == 1 else None)
 
@@ -52,7 +52,7 @@ class Measured:
         return min(self.statuses(row), default=missing)  # done before failed
 
     def done(self, *tasks: str, metric: str | None = None) -> list[tuple[str, Record]]:
-        """The rows' done records of the tasks, if ``metric`` is given only those with a number for it."""
+        """The rows' done records of the tasks; if ``metric`` is given, only those with a number for it."""
         found = [(row, r) for task in tasks for row, of_row in self.selection.items() for r in of_row[task]]
         done = [(row, r) for row, r in found if r.status == "done"]
         return [(row, r) for row, r in done if metric is None or not math.isnan(metric_value(r, metric))]
@@ -92,7 +92,7 @@ class Grid:
 
 
 def main_grid(found: Measured) -> Grid:
-    """The paper's table: what a line has once, then the metrics of every column; absent rows too."""
+    """The paper's table: first the numbers of whole lines, then the metrics of every column; absent rows too."""
     experiment, layout = found.experiment, found.experiment.layout
     lines, columns = fmt.lines_and_columns(experiment)
     shown = [(metric, columns) for metric in layout.get("beside", [])]
@@ -114,7 +114,7 @@ def main_grid(found: Measured) -> Grid:
 
 
 def further_grid(found: Measured) -> Grid | None:
-    """What was measured beside the metrics of the main table; None without anything."""
+    """The measured metrics that the main table does not show; None if there are none."""
     experiment, layout = found.experiment, found.experiment.layout
     measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
     metrics = [m for m in FURTHER if m in measured - {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}]
@@ -124,7 +124,7 @@ def further_grid(found: Measured) -> Grid | None:
 
 
 def quoted_grid(experiment: Experiment) -> Grid | None:
-    """Published rows of systems that the suite does not measure; None without any."""
+    """Published rows of systems that the suite does not measure; None if there are none."""
     rows, own = experiment.quoted, ["/".join(column) for column in fmt.lines_and_columns(experiment)[1]]
     if not rows:
         return None
@@ -166,7 +166,7 @@ def _title(found: Measured, metric: str) -> str:
 
 
 def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> str:
-    """The number of a row, or the one that all rows of a line have in common, with the paper's in brackets."""
+    """The number of a row, or the one shared by all rows of a line, with the paper's in brackets."""
     experiment, row, spread = found.experiment, rows[0], found.spread(rows[0], metric)
     published = fmt.published_text(experiment, row, metric)
     if metric in ONCE_METRICS:
@@ -175,7 +175,7 @@ def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> st
         ours = [numbers[r] for r in (rows[-1:] if is_speed else rows) if r in numbers]  # seconds: of the last column
         text = fmt.metric_number(experiment, metric, ours[0] if ours else None)
         published = fmt.paper_number(metric, next((value for value in papers if value is not None), None))
-    elif row in experiment.absent:  # the reason stands in the first metric's column only
+    elif row in experiment.absent:  # the first metric's column shows the reason
         first = metric == experiment.layout.get("metrics", ["fd"])[0]
         text = experiment.absent[row] if first else fmt.MISSING
     elif not spread.n:

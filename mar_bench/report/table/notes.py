@@ -20,7 +20,7 @@ from mar_bench.report.table.grid import Measured
 ERROR_LENGTH = 160
 Placed = tuple[str, Record]  # a row, and a record of it
 UNLIKE = "**Warning: measured differently, do not compare.**"
-SHORT = ("brackets", "features", "speed", "seeds")  # what a caption cannot do without
+SHORT = ("brackets", "features", "speed", "seeds")  # the notes that every caption needs
 WHY_NONE = (
     "No verdict against the paper's numbers: they are from 50,000 ImageNet images at paper scale, measured with the "
     "2015 Inception network."
@@ -56,7 +56,7 @@ def notes(found: Measured) -> dict[str, str]:
 
 
 def _seeds(found: Measured, metric: str) -> str:
-    """What ± is over, for each group of cells with the same seeds, and what variance it excludes."""
+    """The seeds that ± covers, for each group of cells with the same seeds, and the variance that it excludes."""
     spreads = {row: s for row in found.experiment.rows if (s := found.spread(row, metric)).n}
     designs: dict[str, list[str]] = {}
     for row, spread in spreads.items():
@@ -94,7 +94,7 @@ def _protocol(found: Measured) -> str:
 
 
 def _real(found: Measured) -> str:
-    """The same metrics for held-out real images: what a perfect generator would reach."""
+    """The same metrics for held-out real images, which a perfect generator would reach."""
     experiment, words = found.experiment, []
     for metric in REAL_METRICS:
         base = METRICS[metric].base
@@ -108,7 +108,7 @@ def _real(found: Measured) -> str:
 
 
 def _records(found: Measured, *tasks: str) -> list[Record]:
-    """The done records behind the table, each once though rows may share it."""
+    """The done records behind the table, each once even if rows share it."""
     return list({record.id: record for _, record in found.done(*tasks)}.values())
 
 
@@ -187,7 +187,7 @@ def chosen_words(experiment: Experiment, row: str) -> str:
 
 
 def warnings(found: Measured) -> list[str]:
-    """One line for everything that makes numbers of the table mean less than they seem to."""
+    """One line for each reason to trust numbers of the table less."""
     unlike: dict[str, list[str]] = {}  # where and how -> metrics
     for task, metrics in (("generation", GENERATION_METRICS), ("reconstruction", ("fd",))):
         for metric in metrics:
@@ -213,7 +213,7 @@ def warnings(found: Measured) -> list[str]:
 
 
 def _minorities(placed: list[Placed], metric: str) -> list[str]:
-    """Where runs were measured differently from the largest group of runs measured alike, and how."""
+    """The runs measured differently from the largest group of runs measured alike, and the differences."""
     groups: list[list[Placed]] = []
     for one in placed:
         group = next((group for group in groups if not differences(group[0][1], one[1], metric)), None)
