@@ -224,8 +224,7 @@ def neighbours(
 @app.command()
 def collect(
     folders: Annotated[
-        list[str],
-        typer.Argument(metavar="DIR...", help="Folders of records, or folders with such a folder inside."),
+        list[str], typer.Argument(metavar="DIR...", help="Folders of records, or folders with such a folder inside.")
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, write nothing.")] = False,
     records: options.Records = None,

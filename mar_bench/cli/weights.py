@@ -58,9 +58,7 @@ def rehearse(
     scale: Scale = "paper",
     only: Only = None,
     gpu: Annotated[str, typer.Option(metavar="NAME", help="The GPU whose hours are estimated.")] = "H100",
-    count_only: Annotated[
-        bool, typer.Option("--count-only", help="Count parameters and FLOPs; train nothing.")
-    ] = False,
+    count_only: Annotated[bool, typer.Option("--count-only", help="Count FLOPs; train nothing.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Also write the report into the reports folder.")] = False,
     reports: Reports = "reports",
     runs: Runs = None,

@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from mar_bench.cluster.jobs import TABLE, ClusterJob, arrays
@@ -20,8 +22,13 @@ from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 
 Last = Callable[[Submission], None]  # called by the last job after its stages
-SUBMIT_LOCK = "locks/submit.lock"  # in the run root: two submissions at a time would send the same work twice
 MAX_ARRAY = 1000  # elements; Slurm's own default limit is 1001
+
+
+def submit_lock(places: Places) -> AbstractContextManager[None]:
+    """The lock on a run root's submissions: two at a time would send the same work twice."""
+    said = cache(lambda: print("waiting for another submission in this run root", file=sys.stderr, flush=True))
+    return locks.held(places.runs / "locks/submit.lock", waiting=said)
 
 
 def _calls(submission: Submission, profile: Profile) -> Iterator[tuple[list[ClusterJob], Any]]:
@@ -90,7 +97,7 @@ def without_incomplete(ledger: list[Submission]) -> list[Submission]:
 
 def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
     """Cancel the rows that match ``name``; returns their number and their jobs' ids. Raises UserError if none match."""
-    with locks.held(places.runs / SUBMIT_LOCK):
+    with submit_lock(places):
         ledger = without_incomplete(read_ledger(places.runs))
         rows = find_rows(ledger, name)
         names = {row.name for row in rows}.union(*(s.cancelled for s in ledger))

@@ -67,7 +67,10 @@ def look(places: Places, names: list[str]) -> list[Line]:
     for s in ledger:
         table = Line(s.name.rpartition(".")[0], TABLE, TABLE, s.id, TABLE)
         _fill(table, s, s.last, None, queue)
-        shown = table.live or (table.state not in ("COMPLETED", NOT_SENT, "CANCELLED") and s.id in newest)
+        if s.waiting and table.state == "COMPLETED":  # where jobs cannot call sbatch
+            table.error = f"{s.waiting} evaluations wait for their sweep points; to send them: {s.request.command}"
+        ended = table.state in ("COMPLETED", NOT_SENT, "CANCELLED")
+        shown = table.live or (s.id in newest and (table.error or not ended))
         if shown and (not names or wanted & {row.name for row in s.rows}):
             lines.append(table)
     for line in lines:

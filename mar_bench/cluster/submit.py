@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import sys
@@ -13,14 +14,13 @@ from mar_bench.cluster.jobs import TABLE
 from mar_bench.cluster.ledger import Request, Submission, new_submission, read_ledger
 from mar_bench.cluster.pending import Plan, Queue, make_plan, rows_of
 from mar_bench.cluster.profile import Profile
-from mar_bench.cluster.send import SUBMIT_LOCK, batch_scripts, send_all, without_incomplete
+from mar_bench.cluster.send import batch_scripts, send_all, submit_lock, without_incomplete
 from mar_bench.cluster.snapshot import take_snapshot
 from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
-from mar_bench.records.record import read_records
+from mar_bench.records.record import read_record, read_records
 from mar_bench.report.table.build import save_formats, table
-from mar_bench.utils import locks
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
 
@@ -35,7 +35,7 @@ def submit(
     places = Places(Path(request.runs), Path(request.records))
     if not dry_run:
         places.check_writable()
-    with contextlib.nullcontext() if dry_run else locks.held(places.runs / SUBMIT_LOCK):
+    with contextlib.nullcontext() if dry_run else submit_lock(places):
         records = read_records(places.records)
         asked = request.seeds, request.sampling_seeds, request.only
         selection = select(list(request.words), request.every, request.scale, records, *asked, profile.device)
@@ -129,7 +129,11 @@ def settle(submission: Submission) -> list[str]:
         if why is None:
             continue
         lost[stage.id] = why
-        if job is not None and stage.id == stage.run.id and not (places.records / f"{stage.id}.json").is_file():
+        path = places.records / f"{stage.id}.json"
+        known = read_record(path) if path.is_file() else None
+        ended = re.sub(r"\D", "", known.provenance.get("finished") or "")[:14] if known else ""  # as in submission ids
+        stale = known is None or (known.status == "failed" and ended < submission.id[:15].replace("-", ""))
+        if job is not None and stage.id == stage.run.id and stale:
             record_failure(stage.run, places, why, 0.0)
             titles.append(stage.title)
     return titles

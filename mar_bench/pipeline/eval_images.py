@@ -220,9 +220,7 @@ def fitted(settings: MetricsSpec, given: set[str], images: FeatureSet, reference
     count = len(images.features)
     others = count if reference.features is None else len(reference.features)
     if others < 2:
-        raise UserError(
-            f"reference '{reference.about['name']}' has only {others} image to compare with; give two or more"
-        )
+        raise UserError(f"reference '{reference.about['name']}' has only {others} image; give two or more")
     most = largest_settings(settings, count, others)
     most["is_splits"] = max(1, min(most["is_splits"], count // SPLIT_IMAGES))
     return replace(settings, **{k: min(getattr(settings, k), limit) for k, limit in most.items() if k not in given})

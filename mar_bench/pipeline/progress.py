@@ -45,13 +45,9 @@ class Report:
         self.next_line = self.begin + LOG_SECONDS
         console = Console(quiet=quiet)
         self.on_terminal = console.is_terminal and not quiet
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-        )
-        self.bars = Progress(*columns, console=console, disable=not self.on_terminal, get_time=time.monotonic)
+        texts = [TextColumn(f"{{task.{name}}}") for name in ("description", "fields[note]")]
+        parts = texts[0], BarColumn(24), texts[1], TimeElapsedColumn()
+        self.bars = Progress(*parts, console=console, disable=not self.on_terminal, get_time=time.monotonic)
         self.whole = self.bars.add_task(f"{len(jobs)} jobs", total=len(jobs), note="")
 
     def say(self, text: str) -> None:

@@ -146,9 +146,7 @@ def preflight(runs: list[Run]) -> None:
             _need(data.root, Path.is_dir, f"{what} train/<class>/* and val/<class>/*")
         if hasattr(tokenizer, "weights"):
             name = getattr(tokenizer, "name", tokenizer.kind)
-            what = (
-                f"tokenizer '{name}' needs its published weights (see mar-bench fetch, convert): set tokenizer.weights"
-            )
+            what = f"tokenizer '{name}' needs its published weights (mar-bench fetch, convert): set tokenizer.weights"
             _need(tokenizer.weights, Path.is_file, f"{what} to a local file, or parts.tokenizer.<part>.weights")
         if (cache := getattr(tokenizer, "official_cache", None)) is not None:
             _need(cache, Path.is_dir, "set tokenizer.official_cache to a folder with <class>/<image>.npz")

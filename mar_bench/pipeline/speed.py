@@ -57,10 +57,8 @@ def measure_speed(
             if index:
                 found.append(seconds)
     totals = np.array([lap["total"] for lap in laps[size]])
-    names, parts = (
-        ("seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"),
-        ("backbone", "head", "decode"),
-    )
+    names = "seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"
+    parts = "backbone", "head", "decode"
     return {
         **dict(zip(names, np.quantile(totals / size, [0.5, 0.25, 0.75]).tolist())),
         "latency_batch1": float(np.median([lap["total"] for lap in laps[1]])),

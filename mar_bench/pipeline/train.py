@@ -235,12 +235,10 @@ def take_published(spec: RunSpec, folder: Path) -> None:
     if (manifest := weights.with_suffix(".json")).is_file():
         with reading(manifest, "manifest of mar-bench convert", "move it elsewhere"):
             heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
-        key, part = (
-            ("model.backbone", spec.model.backbone) if isinstance(spec.model, ARModel) else ("model", spec.model)
-        )
+        part = spec.model.backbone if isinstance(spec.model, ARModel) else spec.model
         if heads not in (None, part.num_heads):  # shapes do not show this
-            own = f"{key}.num_heads is {part.num_heads}"
-            raise UserError(f"{manifest}: these weights have {heads} attention heads, and {own}")
+            own = f"the '{part.kind}' of the spec has num_heads {part.num_heads}"
+            raise UserError(f"{manifest}: these weights have {heads} attention heads, but {own}")
     with torch.device("meta"):
         model = build_generator(spec)
     try:

@@ -161,9 +161,8 @@ def _drawn_again(record: Record, count: int, places: Places, notes: list[str]) -
         if batch_file(kept, indices).is_file():
             compared += len(indices)
             equal += int((tokens == read_batch(kept, indices)).flatten(1).all(1).sum())
-        digest.update(
-            to_images(tokenizer.decode(tokens.to(device), NoiseSource(spec.sampling.seed, indices)), spec.data)
-        )
+        decoded = tokenizer.decode(tokens.to(device), NoiseSource(spec.sampling.seed, indices))
+        digest.update(to_images(decoded, spec.data))
         if not indices.start:
             yield f"first {digest.count} images", about["first_batch"]["sha256"], digest.sha256
     if compared:

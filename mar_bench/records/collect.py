@@ -97,10 +97,8 @@ def _records_in(folder: Path, destination: Path) -> list[Found]:
     for task in () if paths else files.RECORDED:
         paths |= {path: path.parent.name for path in sorted(folder.glob(f"{task}/*/record.json"))}
     if not paths:
-        why = (
-            "is the folder of records itself; name another" if itself else "no records in it" if place.is_dir() else ""
-        )
-        raise UserError(f"{place}: {why or 'not a folder'}")
+        why = "no records in it" if place.is_dir() else "not a folder"
+        raise UserError(f"{place}: {'is the folder of records itself; name another' if itself else why}")
     return [_read(path, name) for path, name in paths.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -39,8 +40,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.fsync(handle)  # so that a power cut does not leave the file empty, whoever wrote to it
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink()
+        if type(error).__name__ == "SafetensorError":  # of a full disk, for one
+            raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from None
         raise
     finally:
         os.close(handle)
@@ -59,8 +62,7 @@ def reading(path: Path | str, what: str = "file", hint: str = "delete it and mak
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {hint}") from None
     except Exception as error:
-        text = error.strerror if isinstance(error, OSError) else str(error)
-        reason = " ".join((text or "").split()) or type(error).__name__
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
         raise UserError(f"{path}: not a valid {what} ({reason}); {hint}") from None
 
 

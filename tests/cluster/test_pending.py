@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mar_bench.cluster import send
@@ -179,6 +181,19 @@ def test_a_result_is_never_replaced(lab: Lab):
     lab.say_all("FAILED")
     write_record(lab.places.records, generation(EXPERIMENT, GUIDED, 0, 0, 5.0))
     assert settle(submission) == [] and not lab.failed_records()
+
+
+def test_a_failure_of_an_earlier_submission_is_replaced(lab: Lab):
+    failed = generation(EXPERIMENT, GUIDED, 0, 0, None)
+    write_record(lab.places.records, replace(failed, provenance={"finished": "2020-01-01T00:00:00+00:00"}))
+    submission = lab.submit([RUN], retry=True)
+    lab.finish("tokenizer", "latents", "extractor")
+    job = lab.say("train", "OUT_OF_MEMORY")
+    for kind in BEHIND[:2]:
+        lab.say(kind, "CANCELLED")
+    assert len(settle(submission)) == 1
+    assert f"job {job.slurm_id} OUT_OF_MEMORY" in str(lab.failed_records()[RUN.id])
+    assert settle(submission) == []
 
 
 def test_a_record_behind_another_submission_s_failure_says_so(lab: Lab):

@@ -138,6 +138,13 @@ def test_a_table_whose_job_died_is_shown(training: Lab):
     assert (line.task, line.state) == ("table", "TIMEOUT") and "raise time" in line.advice
 
 
+def test_evaluations_that_wait_for_their_sweep_points_are_shown(lab: Lab):
+    lab.submit([RUN], waiting=2)
+    lab.say_all("COMPLETED")
+    (line,) = [line for line in look(lab.places, []) if line.task == "table"]
+    assert str(line.error).startswith("2 evaluations wait for their sweep points; to send them: mar-bench submit")
+
+
 def test_what_was_never_submitted_is_an_error(lab: Lab):
     with pytest.raises(UserError, match="nothing has been submitted in .*--runs"):
         look(lab.places, [])

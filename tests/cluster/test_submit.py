@@ -134,7 +134,7 @@ def test_failures_and_cancelled_rows_are_sent_again(call, fake_slurm: FakeSlurm,
     assert code == 0 and "nothing to send" in said and "--retry failed" in said and "job 10" in said
     assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile, "--retry", "failed")[1]
     code, said, _ = call("cancel", f"table1/{GUIDED}")
-    assert code == 0 and "; 11 jobs" in said
+    assert code == 0 and " 11 jobs that no other row needs" in said
     assert "sent 11 jobs" in call("submit", *ROW, "--cluster", profile, "--retry", "failed")[1]
     code, _, error = call("cancel", "table1/mar/diff/guide")
     assert code == 2 and f"did you mean 'table1/{GUIDED}'?" in error

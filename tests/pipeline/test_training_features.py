@@ -155,7 +155,7 @@ def test_published_weights_must_have_the_number_of_heads_they_were_trained_with(
         weights.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
         take(weights, tmp_path)
     for manifest, message in (
-        ('{"architecture": {"num_heads": 8}}', "8 attention heads, and .*num_heads is 4"),
+        ('{"architecture": {"num_heads": 8}}', "8 attention heads, but .*num_heads 4"),
         ("{", "mine.json: not a valid manifest"), ("[]", "mine.json: not a valid manifest"),
     ):  # fmt: skip
         weights.with_suffix(".json").write_text(manifest)
