@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from mar_bench.cluster import send
 from mar_bench.cluster import submit as submitting
 from mar_bench.cluster.ledger import FOLDER, read_ledger, read_submission
+from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 from tests.made_up_cluster import GUIDED, PROFILE, SHARDS, UNGUIDED, FakeSlurm, Lab, runs_of
 
@@ -125,6 +127,15 @@ def test_the_next_submit_takes_back_an_incomplete_submission(call, fake_slurm: F
     assert [line.split()[-2:] for line in fake_slurm.cancelled] == [["--name", name]]
     (submission,) = read_ledger(tmp_path / "runs")
     assert not cut.exists() and {job[1] for job in fake_slurm.queue} == {submission.name}
+
+
+def test_a_submission_that_waits_for_another_says_so_once(lab: Lab, monkeypatch, capsys):
+    first, naps = ExitStack(), iter(range(3))
+    first.enter_context(send.submit_lock(lab.places))
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: first.close() if next(naps) == 2 else None)
+    with send.submit_lock(lab.places):
+        assert next(naps, None) is None, "it waited for the first"
+    assert capsys.readouterr().err == "waiting for another submission in this run root\n"
 
 
 def test_failures_and_cancelled_rows_are_sent_again(call, fake_slurm: FakeSlurm, profile):
