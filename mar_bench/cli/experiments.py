@@ -176,21 +176,32 @@ def run(
 
 
 def _run_planned(planned: list, places, jobs: int | None, world):
-    """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped."""
-    from mar_bench.pipeline import run_local
+    """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped.
+
+    Stages that turn out to be damaged are set aside on the way and made again in another pass."""
     from mar_bench.pipeline.graph import jobs_for
-    from mar_bench.pipeline.progress import Report, duration
     from mar_bench.pipeline.store import publish
 
     publish(planned, places)
-    todo = jobs_for(planned, places)
-    if world:
-        for job in todo:
-            if job.kind == "train" and job.run.spec.train.published is None:
-                world.share(range(job.run.spec.train.batch_size))  # raises before any work
-        todo = world.agreed(todo)
-    if not todo:
-        return None
+    outcome, tried = None, set()
+    while True:
+        todo = jobs_for(planned, places)
+        if world:
+            for job in todo:
+                if job.kind == "train" and job.run.spec.train.published is None:
+                    world.share(range(job.run.spec.train.batch_size))  # raises before any work
+            todo = world.agreed(todo)
+        if {job.id for job in todo} <= tried:
+            return outcome
+        tried |= {job.id for job in todo}
+        outcome = _run_jobs(todo, places, jobs, world)
+
+
+def _run_jobs(todo: list, places, jobs: int | None, world):
+    """Execute jobs and print the result; returns the Outcome. Exits if stopped."""
+    from mar_bench.pipeline import run_local
+    from mar_bench.pipeline.progress import Report, duration
+
     preflight([job.run for job in todo])
     places.check_writable()
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))

@@ -21,6 +21,7 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
+from mar_bench.data.parts import hash_tensors
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
@@ -204,8 +205,5 @@ def _sha256_of_network(net: nn.Module) -> str:
         source = inspect.getsource(type(net))
     structure = re.sub(r"0x[0-9a-f]+", "", repr(net))  # without memory addresses
     digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}\n{source}\n{structure}".encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        if torch.is_tensor(tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    hash_tensors(digest, {name: value for name, value in net.state_dict().items() if torch.is_tensor(value)})
     return digest.hexdigest()

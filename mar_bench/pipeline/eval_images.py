@@ -27,9 +27,9 @@ from mar_bench.metrics.references import Reference, build_reference, load_refere
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features, largest_settings, load_features
 from mar_bench.models.build import pick_device
 from mar_bench.models.pretrained.fetch import located
-from mar_bench.pipeline.execute import load_extractor, load_tokenizer
+from mar_bench.pipeline.outputs import load_extractor, load_tokenizer
 from mar_bench.pipeline.sample import class_labels, decoded_samples, reference_of_part
-from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, Places, is_sound, mark_done
+from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, Places, fault_in, is_sound, mark_done
 from mar_bench.records.provenance import provenance
 from mar_bench.records.record import Record, write_record
 from mar_bench.utils import locks
@@ -132,7 +132,7 @@ def own_references(
 ) -> tuple[Reference, Reference]:
     """A row's own reference and held-out images; with another extractor, its training and held-out images."""
     folder = places.folder("extractor", run.ids["extractor_id"])
-    if is_sound(folder):
+    if is_sound(folder) and not fault_in(folder):
         kept = read_reference(folder / REFERENCE), read_reference(folder / HELDOUT)
         if kept[0].extractor["sha256"] == space.sha256:
             return kept

@@ -1,0 +1,65 @@
+"""Load what finished stages have written: tokenizers, generators, extractors and references.
+
+Each function raises UserError if the stage is missing, incomplete or damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from mar_bench.config.ids import Run
+from mar_bench.config.spec import measures_scale
+from mar_bench.metrics.features import FeatureSpace
+from mar_bench.metrics.references import read_reference
+from mar_bench.metrics.score import Measure
+from mar_bench.models.ar import Generator
+from mar_bench.models.build import build_generator, build_tokenizer
+from mar_bench.models.pretrained.fetch import located
+from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.pipeline import store
+from mar_bench.pipeline.store import Places
+from mar_bench.utils.errors import UserError
+
+
+def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
+    tokenizer = build_tokenizer(run.spec)
+    if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
+        weights = places.finished("tokenizer", run.ids["tokenizer_id"], run.row) / store.FITTED
+        try:
+            tokenizer.load_fitted(load_file(weights))
+        except RuntimeError:  # names or shapes this version does not know
+            raise UserError(f"{weights}: written by another version; delete its folder and run again") from None
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def tokenizer_file(run: Run, places: Places) -> Path | None:
+    """The file of the tokenizer's weights; None for a tokenizer without weights."""
+    if run.spec.tokenizer.trained:
+        return places.stage("tokenizer", run) / store.FITTED
+    weights = getattr(run.spec.tokenizer, "weights", None)
+    return None if weights is None else Path(weights)
+
+
+def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
+    """The trained generator with the weights (EMA or raw) named in the sampling spec."""
+    folder = places.finished("train", run.ids["train_id"], run.row)
+    model = build_generator(run.spec)
+    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
+    spec, weights = run.spec.metrics.extractor, None
+    if spec.trained:
+        weights = places.folder("extractor", run.ids["extractor_id"]) / store.EXTRACTOR
+    elif spec.kind == "inception":
+        weights = located("inception", spec.weights, "metrics.extractor.weights")
+    return FeatureSpace(spec, run.spec.data, weights, device)
+
+
+def load_measure(run: Run, places: Places) -> Measure:
+    """Scores images against the run's reference and against the held-out images."""
+    folder = places.finished("extractor", run.ids["extractor_id"], run.row)
+    return Measure(run.spec.metrics, read_reference(folder / store.REFERENCE), read_reference(folder / store.HELDOUT))
