@@ -183,7 +183,7 @@ def _run_planned(planned: list, places, jobs: int | None, world):
     from mar_bench.pipeline.store import publish
 
     publish(planned, places)
-    outcome, tried = None, set()
+    outcome, tried = None, set[str]()
     while True:
         todo = jobs_for(planned, places)
         if world:

@@ -28,11 +28,12 @@ from mar_bench.data.images import Progress
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, count_parameters, pick_device
+from mar_bench.models.pretrained.fetch import converted
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.store import LOG, SUMMARY
 from mar_bench.utils.errors import Superseded, UserError
-from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, replacing, sha256_of
 from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
 
 KEPT = 2  # checkpoints: a full disk or a dying machine may truncate the newest
@@ -247,13 +248,11 @@ def train_generator(
 def take_published(spec: RunSpec, folder: Path) -> None:
     """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
     weights = Path(spec.train.weights or "")  # preflight has checked that the file exists
-    if (manifest := weights.with_suffix(".json")).is_file():
-        with reading(manifest, "manifest of mar-bench convert", "move it elsewhere"):
-            heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
-        part = spec.model.backbone if isinstance(spec.model, ARModel) else spec.model
-        if heads not in (None, part.num_heads):  # shapes do not show this
-            own = f"the '{part.kind}' of the spec has num_heads {part.num_heads}"
-            raise UserError(f"{manifest}: these weights have {heads} attention heads, but {own}")
+    heads = (converted(weights).get("architecture") or {}).get("num_heads")
+    part = spec.model.backbone if isinstance(spec.model, ARModel) else spec.model
+    if heads not in (None, part.num_heads):  # shapes do not show this
+        own = f"the '{part.kind}' of the spec has num_heads {part.num_heads}"
+        raise UserError(f"{weights}: these weights have {heads} attention heads, but {own}")
     with torch.device("meta"):
         model = build_generator(spec)
     try:

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
@@ -106,6 +107,20 @@ def located(name: str, given: str | None, key: str, folder: Path | None = None) 
         if (place / entry.file).is_file():
             return place / entry.file
     raise UserError(f"{entry.file} ({entry.what}; {entry.project}) is not in {folder}: put it there or set {key} to it")
+
+
+def converted(weights: Path) -> dict[str, Any]:
+    """The manifest that mar-bench convert wrote beside a file of weights; empty without one.
+
+    Raises UserError if the file is not the one that it describes."""
+    if not (path := weights.with_suffix(".json")).is_file():
+        return {}
+    with reading(path, "manifest of mar-bench convert", "move it elsewhere"):
+        manifest = json.loads(path.read_text())
+        written = manifest["target"]["sha256"]
+    if sha256_of(weights) != written:
+        raise UserError(f"{weights}: damaged: its sha256 is not the one in {path}; convert the published file again")
+    return manifest
 
 
 def _download(entry: PublicFile, target: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mar_bench.config import spec as specs
+from mar_bench.models.pretrained.fetch import converted
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
@@ -51,7 +52,7 @@ def net_of(spec: PublishedSpec) -> nn.Module:
 
 class Published(Tokenizer):
     """A diffusers network with the spec's weights (shapes only on the meta device), one scale for all channels and no
-    shift (official code). Raises UserError if the file is missing or does not fit."""
+    shift (official code). Raises UserError if the file is missing, damaged or does not fit."""
 
     scale: Tensor  # ()
     net: Any  # a diffusers model
@@ -69,6 +70,7 @@ class Published(Tokenizer):
                 f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
                 f"written by mar-bench convert (found {spec.weights or 'none'})"
             )
+        converted(Path(spec.weights))
         try:
             self.net.load_state_dict(load_file(spec.weights), strict=True)
         except (RuntimeError, SafetensorError) as error:
