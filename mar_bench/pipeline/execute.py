@@ -106,7 +106,9 @@ def _inputs(job: Job, places: Places) -> dict[str, str] | str:
     for need in () if of_published else table.STAGES[job.kind].needs:
         if not places.intact(need, job.run):
             stage_id = job.run.ids[table.STAGES[need].id_key]
-            return f"stage {need} ({stage_id}) is missing or was damaged; the same command makes it again"
+            return (
+                f"stage {need} ({stage_id}) is missing or was damaged; repeat the command (submit: with --retry failed)"
+            )
     return places.inputs(job.kind, job.run)
 
 
