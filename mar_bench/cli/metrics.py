@@ -121,7 +121,7 @@ def build(
     from mar_bench.data.image_sets import cropped_folder, open_images
     from mar_bench.metrics.references import is_reference
     from mar_bench.pipeline import eval_images
-    from mar_bench.utils.files import sha256_of
+    from mar_bench.utils.files import sha256_of, with_folder
 
     path = Path(target)
     if path.suffix != ".npz":
@@ -132,7 +132,7 @@ def build(
     space = eval_images.open_extractor(extractor, inception_weights, Path(weights))
     source = open_images(images, indexed=False) if size is None else cropped_folder(Path(images), size)
     reference = eval_images.reference_of_set(source, space, most, _announce("reference"))
-    reference.save(path)
+    reference.save(with_folder(path))
     counts = f"{source.count} images, {reference.about['num_features']} features of {extractor}"
     print(f"wrote {target}: {counts}; sha256 {sha256_of(path)}")
 

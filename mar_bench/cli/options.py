@@ -34,6 +34,8 @@ Only = Annotated[
     str, typer.Option(metavar="PATTERN", help="Shell pattern for row names, such as 'mar/*' or '*/diff/guided'.")
 ]
 
+NoSpeed = Annotated[bool, typer.Option("--no-speed", help="Do not measure seconds per image.")]
+
 
 def _folder(name: str, help_text: str, default: str | None = None):
     """A folder as option and environment variable; ``default`` is shown in the help."""

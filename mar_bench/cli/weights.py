@@ -79,7 +79,7 @@ def rehearse(
         places.check_writable()
     from mar_bench.pipeline.rehearse import rehearse_all
     from mar_bench.report.rehearsal import markdown
-    from mar_bench.utils.files import atomic_write
+    from mar_bench.utils.files import atomic_write, with_folder
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     content = rehearse_all(rows, gpu, None if count_only else places.runs, cores())
@@ -89,7 +89,7 @@ def rehearse(
     print(text, end="")
     if save:
         target = Path(reports) / scale / f"{experiment.id}-rehearsal"
-        atomic_write(target.with_suffix(".md"), text)
+        atomic_write(with_folder(target.with_suffix(".md")), text)
         atomic_write(target.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
         print(f"wrote {target}.md and .json", file=sys.stderr)
     if any(item["error"] or item["resumed_equal"] is False for item in content["found"]):

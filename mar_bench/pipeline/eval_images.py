@@ -160,6 +160,8 @@ def evaluate(
     ``announce(what)`` reports the start of a step and returns its Progress. Raises UserError if images, reference and
     extractor do not match."""
     begin = time.monotonic()
+    if save:
+        places.check_writable()
     settings, given = (source.run.spec.metrics, SETTINGS) if source.run else settings_of(overrides)
     most, heldout = settings.reference_images, None
     if reference is not None:
@@ -183,9 +185,8 @@ def evaluate(
         **vars(scores),
     )
     if save:
-        folder = places.folder(TASK, record.id)
         with locks.held(places.runs / "locks" / f"{record.id}.lock"):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = places.make_folder(TASK, record.id)
             images.save(folder / SEEN)
             real.save(folder / REFERENCE)
             if heldout is not None:

@@ -42,7 +42,7 @@ from mar_bench.records.provenance import device_name
 from mar_bench.records.record import PREVIEW, to_json, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, sha256_of
+from mar_bench.utils.files import atomic_write, replacing, sha256_of
 from mar_bench.utils.locks import Claim
 from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
 
@@ -85,7 +85,7 @@ def execute(
         inputs = world.agreed(_inputs(job, places) if world.first else None)
         if isinstance(inputs, str):
             raise UserError(inputs)
-        folder.mkdir(parents=True, exist_ok=True)
+        places.make_folder(job.kind, job.id)
         begin = time.perf_counter()
         if shard is not None:
             sample(run, places, folder, progress, world, shard)
@@ -292,8 +292,10 @@ def _record(run: Run, places: Places, folder: Path, begin: float, seen: FeatureS
 
     Keeps the statistics of ``seen``, the scored images, for scoring again and, on request, features and logits."""
     if seen is not None:
-        np.savez(folder / store.STATISTICS, **statistics(seen.features))  # type: ignore[arg-type]
-        np.save(folder / PREVIEW, seen.preview.numpy())
+        with replacing(folder / store.STATISTICS) as temporary, temporary.open("wb") as file:
+            np.savez(file, **statistics(seen.features))  # type: ignore[arg-type]
+        with replacing(folder / PREVIEW) as temporary, temporary.open("wb") as file:
+            np.save(file, seen.preview.numpy())
         if run.spec.metrics.keep_features:
             seen.save(folder / store.SEEN)
         spec, file = run.spec.tokenizer, tokenizer_file(run, places)

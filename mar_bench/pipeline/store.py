@@ -20,7 +20,7 @@ from mar_bench.records.provenance import provenance
 from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, sha256_of
+from mar_bench.utils.files import atomic_write, sha256_of, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,13 @@ class Places:
     def stage(self, kind: str, run: Run) -> Path:
         """The folder of a stage that a run needs."""
         return self.folder(kind, run.ids[STAGES[kind].id_key])
+
+    def make_folder(self, kind: str, stage_id: str) -> Path:
+        """A stage's folder, made if it is missing. Raises DiskError if the run root is gone."""
+        with writing(folder := self.folder(kind, stage_id)):
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+        return folder
 
     def finished(self, kind: str, stage_id: str, owner: str) -> Path:
         """The folder of a finished stage. Raises UserError if it is missing, incomplete or damaged."""
@@ -99,8 +106,12 @@ class Places:
         return None
 
     def check_writable(self) -> None:
-        """Create both folders. Raises UserError if one cannot be written to."""
-        for option, folder in (("--runs", self.runs), ("--records", self.records)):
+        """Create both folders. Raises UserError if one cannot be written to.
+
+        Only a command does, before its work. Nothing else makes ``runs``, ``records`` or ``runs/locks``, without which
+        no stage starts: if their disk is unmounted, work stops instead of going on in the folder underneath."""
+        places = ("--runs", self.runs), ("--runs", self.runs / "locks"), ("--records", self.records)
+        for option, folder in places:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input: the message names the file, the key and the fix. The CLI prints it and exits with 2."""
 
 
+class DiskError(UserError, OSError):
+    """The disk is full, read-only or gone: the work that was to be written has not failed, and stops."""
+
+
 def did_you_mean(word: object, known: Iterable[object]) -> str:
     """A hint for a misspelt word: the closest known one, or all of them."""
     import difflib

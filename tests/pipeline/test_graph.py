@@ -41,7 +41,9 @@ RUN = generation_run(ROW, EXPERIMENT.rows[ROW])
 
 @pytest.fixture
 def places(tmp_path) -> Places:
-    return Places(tmp_path / "runs", tmp_path / "records")
+    places = Places(tmp_path / "runs", tmp_path / "records")
+    places.check_writable()
+    return places
 
 
 def make(places: Places, kind: str, stage_id: str) -> Path:

@@ -32,7 +32,7 @@ ONE_ROW = ("--only", "mar/ce/unguided", "train.steps=400")  # long enough to be 
 def own_machine_lock(tmp_path_factory):
     """So that speed does not wait for a run that goes on elsewhere on this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))
+        patch.setenv("MAR_BENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
 
 

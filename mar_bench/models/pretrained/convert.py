@@ -28,7 +28,7 @@ from mar_bench.models.build import BACKBONES, HEADS
 from mar_bench.models.pretrained.names import ldm_name, mar_architecture, our_name
 from mar_bench.models.tokenizers.pretrained import PublishedSpec, net_of
 from mar_bench.utils.errors import UserError, did_you_mean
-from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of, with_folder
 
 TOKENIZERS: dict[str, PublishedSpec] = {
     "kl16": specs.LDMKLTokenizer(),
@@ -93,7 +93,7 @@ def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str,
         "squeezed": [theirs for theirs, ours in names.items() if ours in linear],
         "left_out": left_out,
     }
-    with replacing(target) as temporary:
+    with replacing(with_folder(target)) as temporary:
         save_file(tensors, temporary)
         manifest["target"] = {"file": target.name, "sha256": sha256_of(temporary)}
         atomic_write(beside, json.dumps(manifest, indent=1) + "\n")  # first: no target is without its manifest

@@ -17,7 +17,7 @@ from typing import Any
 
 from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
-from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of, with_folder
 from mar_bench.utils.locks import held
 
 CATALOGUE = Path(__file__).with_name("public_files.yaml")
@@ -77,7 +77,7 @@ def fetch(name: str, folder: Path) -> str:
     if entry.address is None and not path.is_file():
         raise UserError(f"{name} has no address here: {entry.by_hand(folder)}")
     say_once = cache(partial(print, f"another process is fetching {name}: waiting for it", file=sys.stderr, flush=True))
-    with held(folder / f".{entry.file}.lock", waiting=say_once):
+    with held(with_folder(folder / f".{entry.file}.lock"), waiting=say_once):
         if path.is_file():
             done = _verify(entry, path, path)
         else:
