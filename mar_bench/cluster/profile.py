@@ -26,14 +26,18 @@ from mar_bench.utils.files import expanded, shipped
 BLOCKS = (*RESOURCES, "table")  # keys of ``stages``
 MULTIPROCESS = {stage.resources for stage in STAGES.values() if stage.multiprocess}
 # sbatch options on which submit relies, where another value would lose work, and those that are keys of a profile
-TAKEN = """account array constraint cpus-per-task dependency error exclusive export gpus-per-node help job-name
-    kill-on-invalid-dep no-requeue nodes ntasks ntasks-per-node open-mode output parsable partition qos requeue signal
-    test-only time usage version wait wrap""".split()
-SHORT = """A account a array B extra-node-info b begin C constraint c cpus-per-task D chdir d dependency e error F nodefile
-    G gpus H hold h help i input J job-name k no-kill L licenses M clusters m distribution N nodes n ntasks O overcommit
-    o output p partition Q quiet q qos S core-spec s oversubscribe t time V version v verbose W wait w nodelist
-    x exclude""".split()
-LONG = dict(zip(SHORT[::2], SHORT[1::2]))
+TAKEN = (
+    "account array constraint cpus-per-task dependency error exclusive export gpus-per-node help job-name "
+    "kill-on-invalid-dep no-requeue nodes ntasks ntasks-per-node open-mode output parsable partition qos requeue "
+    "signal test-only time usage version wait wrap"
+)
+_SHORT = (
+    "A=account a=array B=extra-node-info b=begin C=constraint c=cpus-per-task D=chdir d=dependency e=error F=nodefile "
+    "G=gpus H=hold h=help i=input J=job-name k=no-kill L=licenses M=clusters m=distribution N=nodes n=ntasks "
+    "O=overcommit o=output p=partition Q=quiet q=qos S=core-spec s=oversubscribe t=time V=version v=verbose W=wait "
+    "w=nodelist x=exclude"
+)
+SHORT = dict(pair.split("=") for pair in _SHORT.split())
 Block = Annotated[str, OneOf("stage", BLOCKS)]
 _TIME = re.compile(r"([0-9]{1,7}|([0-9]{1,4}-)?[0-9]{1,4}:[0-5][0-9]:[0-5][0-9])\Z")  # M:SS looks like H:MM
 Time = Annotated[str, Rule("is no time limit: write minutes, H:MM:SS or D-HH:MM:SS", _TIME.match)]
@@ -41,13 +45,13 @@ Time = Annotated[str, Rule("is no time limit: write minutes, H:MM:SS or D-HH:MM:
 
 def long_option(name: str) -> str:
     """An sbatch option as submitit takes it: ``--mail_type`` is mail-type, ``-w`` nodelist."""
-    return LONG.get(bare := name.lstrip("-"), bare.replace("_", "-"))
+    return SHORT.get(bare := name.lstrip("-"), bare.replace("_", "-"))
 
 
 def _free(name: str) -> bool:
     """Whether a profile may set an option. sbatch takes abbreviations too, so the start of a taken name is taken."""
     known = re.fullmatch("[A-Za-z][A-Za-z-]+", option := long_option(name))
-    return known is not None and (option == "gpus" or not any(taken.startswith(option) for taken in TAKEN))
+    return known is not None and (option == "gpus" or not any(taken.startswith(option) for taken in TAKEN.split()))
 
 
 Option = Annotated[str, Rule("is no option of sbatch, or is set by mar-bench submit or a key of the profile", _free)]
@@ -83,7 +87,9 @@ class Profile:
     sample_shards: Few = 1  # array elements that share the images of one evaluation, split by index
 
     array_parallelism: Few = 64  # elements of one array that run at a time
-    signal_seconds: Annotated[int, between(1, 86_400)] = 120  # how long before its time limit a job gets the signal to save
+    signal_seconds: Annotated[int, between(1, 86_400)] = (
+        120  # how long before its time limit a job gets the signal to save
+    )
     max_timeouts: Annotated[int, between(0, 10_000)] = 50  # times a job may hit its time limit and be requeued
     python: Line | None = None  # a shell command; None: the Python that submits
     setup: tuple[str, ...] = ()  # shell lines before it: modules, environments

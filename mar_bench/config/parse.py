@@ -1,6 +1,6 @@
 """Plain containers -> frozen dataclasses, strictly: an unknown key or kind, a wrong type or a number out of range is an
-error. Ranges and lists of known words are part of the types (``Count``, ``OneOf``). The upper end of a range is far above
-any use; it turns slips such as a pasted id into a message."""
+error. Ranges and lists of known words are part of the types (``Count``, ``OneOf``). The upper ends of ranges are far
+above any use: a number beyond them is a slip."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ def as_tree(block: Any) -> dict:
 def overlay(base: Any, over: Any) -> Any:
     """Merge ``over`` onto ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
     if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
-        message = f"'{base}' is a whole block, and a later layer merges {shown(over)} into it; refer to its keys one by one"
-        raise UserError(message)
+        message = f"'{base}' is a whole block, and a later layer merges {shown(over)} into it"
+        raise UserError(f"{message}; refer to its keys one by one")
     if isinstance(over, Typed) and isinstance(base, dict):
         with contextlib.suppress(ValueError):  # parse reports it, with its path
             over = over.as_yaml()

@@ -14,7 +14,8 @@ from mar_bench.config import parse, spec_data, spec_model
 from mar_bench.config.spec_data import *  # noqa: F403
 from mar_bench.config.spec_model import *  # noqa: F403
 
-Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", re.compile(r"(auto|cpu|cuda(:\d{1,3})?)\Z").match)]
+_DEVICE = re.compile(r"(auto|cpu|cuda(:[0-9]{1,3})?)\Z")
+Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", _DEVICE.match)]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 
@@ -162,7 +163,8 @@ class ComputeSpec:
     gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
     compile: bool = parse.unhashed(False)  # torch.compile of the blocks in training
     log_every: parse.Count = parse.unhashed(50)  # training steps per line of metrics.jsonl
-    step_pause: Annotated[float, parse.between(0, 3600)] = parse.unhashed(0.0)  # seconds of sleep per step, to try out interruptions
+    # seconds of sleep per step, to try out interruptions
+    step_pause: Annotated[float, parse.between(0, 3600)] = parse.unhashed(0.0)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ class EnergyHead(DrawsTokens):
     depth: Few = 3
     width: Width = 1024
     noise_dim: Width = 64
-    samples_per_token: Annotated[int, between(2, 1000)] = 2  # drawn per token in a training step; the score compares at least two
+    # drawn per token in a training step; the score compares at least two
+    samples_per_token: Annotated[int, between(2, 1000)] = 2
 
 
 HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | FlowHead | EnergyHead

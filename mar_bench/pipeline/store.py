@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from mar_bench.config.parse import as_tree
 from mar_bench.records.provenance import provenance
 from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write
+from mar_bench.utils.files import atomic_write, path_variable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +57,7 @@ class Places:
 
 def default_places(runs: str | None, records: str | None) -> Places:
     """Options, else environment variables, else ./runs, and results/records in a checkout or ./records elsewhere."""
-    return Places(Path(runs or os.environ.get("MAR_BENCH_RUNS") or "runs"), records_dir(records))
+    return Places(Path(runs or path_variable("MAR_BENCH_RUNS") or "runs"), records_dir(records))
 
 
 def is_sound(folder: Path) -> bool:
