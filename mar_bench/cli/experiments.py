@@ -59,7 +59,8 @@ def show(
     from mar_bench.records.provenance import device_name
     from mar_bench.report.format import paper_name, paper_number
     from mar_bench.report.show_record import record_text
-    from mar_bench.utils.console import console_table, to_yaml
+    from mar_bench.utils.console import console_table
+    from mar_bench.utils.yaml_text import to_yaml
 
     def paper(row: str) -> str:
         cell = experiment.paper.get(row, {})

@@ -14,14 +14,19 @@ import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
-from mar_bench.config.yaml_layers import experiment_files
+from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
 from mar_bench.pipeline.request import load_row
 from mar_bench.pipeline.store import default_places
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError
 
 InceptionWeights = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The 2015 Inception network. Default: --weights, else torch's cache.")
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The 2015 Inception network. Default: --weights, else torch's cache.",
+        callback=options.as_path,
+    ),
 ]
 TrainSeed = Annotated[str, typer.Option("--seeds", metavar="N", help="Training seed of a row.")]
 SamplingSeed = Annotated[str, typer.Option("--sampling-seeds", metavar="N", help="Sampling seed of a row.")]
@@ -34,6 +39,7 @@ def evaluate(
         typer.Argument(
             metavar="SAMPLES",
             help="A folder of PNG files, an npz (arr_0) or a sampled row, as in table1/mar/diff/guided.",
+            callback=options.as_path,
         ),
     ],
     overrides: options.Overrides = None,
@@ -42,6 +48,7 @@ def evaluate(
         typer.Option(
             metavar="REFERENCE",
             help="Real images: an npz (ADM's or from reference build) or a folder. Default: the row's own.",
+            callback=options.as_path,
         ),
     ] = None,
     extractor: Annotated[
@@ -72,7 +79,8 @@ def evaluate(
     from mar_bench.report.show_record import how_measured, scores_text, warnings
 
     _use_threads(cores())
-    if not Path(samples).exists() and (".yaml/" in samples or samples.partition("/")[0] in experiment_files()):
+    file = split_row(samples)[0]
+    if not Path(samples).exists() and (is_yaml(file) or file in experiment_files()):
         chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)
         experiment, row = load_row(samples, scale, overrides, found)
         source = eval_images.open_row(experiment, row, places, chosen)
@@ -104,8 +112,10 @@ app.add_typer(reference_app, name="reference")
 
 @reference_app.command("build")
 def build(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder or an npz (arr_0).")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.")],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder or an npz (arr_0).", callback=options.as_path)
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.", callback=options.as_path)],
     size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Crop and resize as ADM does; JPEG files are read too.", min=8)
     ] = None,
@@ -224,7 +234,12 @@ def neighbours(
 @app.command()
 def collect(
     folders: Annotated[
-        list[str], typer.Argument(metavar="DIR...", help="Folders of records, or folders with such a folder inside.")
+        list[str],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folders of records, or folders with such a folder inside.",
+            callback=options.as_path,
+        ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, write nothing.")] = False,
     records: options.Records = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from mar_bench.records.provenance import provenance
 from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, sha256_of, writing
+from mar_bench.utils.files import atomic_write, path_variable, sha256_of, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +121,7 @@ class Places:
 
 def default_places(runs: str | None, records: str | None) -> Places:
     """Options, else environment variables, else ./runs, and results/records in a checkout or ./records elsewhere."""
-    return Places(Path(runs or os.environ.get("MAR_BENCH_RUNS") or "runs"), records_dir(records))
+    return Places(Path(runs or path_variable("MAR_BENCH_RUNS") or "runs"), records_dir(records))
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:

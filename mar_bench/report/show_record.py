@@ -7,7 +7,8 @@ from typing import Any
 from mar_bench.records.metrics import PAPER_SAMPLES, metrics_by_key
 from mar_bench.records.record import Record
 from mar_bench.report.format import MISSING
-from mar_bench.utils.console import console_table, to_yaml
+from mar_bench.utils.console import console_table
+from mar_bench.utils.yaml_text import to_yaml
 
 BLOCKS = ("ids", "protocol", "uncertainty", "training", "parameters", "provenance", "spec")
 
