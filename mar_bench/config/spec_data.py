@@ -124,7 +124,7 @@ class LDMKLTokenizer:
     kind: Literal["ldm_kl"] = "ldm_kl"
     name: parse.Name = "kl-f16"  # stands for the weights in ids
     weights: parse.FilePath | None = parse.unhashed(None)  # safetensors, as mar-bench convert writes them
-    official_cache: parse.FilePath | None = parse.unhashed(None)  # npz tree of the official code, read instead of encoding
+    official_cache: parse.FilePath | None = parse.unhashed(None)  # npz tree of the official code, read as latents
     stride: Stride = 16
     latent_dim: parse.Width = 16
     scale: parse.Positive | None = 0.2325  # 1 / std of KL-16 latents on ImageNet, mean kept; null: measured on the data
