@@ -9,6 +9,7 @@ from mar_bench.config.spec_data import Continuous, Discrete, TrainedTokenizer, l
 from mar_bench.config.spec_model import ARModel, DiTModel, drawing_part
 from mar_bench.utils.errors import UserError
 
+MOST_TOKENS = 2**16  # of an image: attention is quadratic
 CHOICE_TEMPERATURE = 4.5  # MaskGIT's and MAGE's default
 BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # number of images; image_size must be a multiple of this size
 
@@ -90,6 +91,8 @@ def _tokenizer(spec: RunSpec) -> None:
     grouped = group == 1 or isinstance(latents, Continuous)
     _need(grouped, f"tokenizer.group {group}: codes are not grouped; set it to 1, or output to latents")
     _need(side % group == 0, f"tokenizer.group {group} does not divide the {side} x {side} latents of an image")
+    size = f"data.image_size {spec.data.image_size} gives {num_tokens(spec.space):,} tokens an image, at most"
+    _need(num_tokens(spec.space) <= MOST_TOKENS, f"{size} {MOST_TOKENS:,}: lower it, or raise tokenizer.stride")
     if not isinstance(tokenizer, TrainedTokenizer):
         rgb = spec.data.channels == 3 or not hasattr(tokenizer, "weights")
         _need(rgb, f"data.channels {spec.data.channels} must be 3: '{kind}' is for RGB images")
@@ -111,6 +114,7 @@ def _model(spec: RunSpec) -> None:
     _need(needed == given, f"{role} '{part.kind}' needs {needed} tokens but tokenizer '{tokenizer}' gives {given} ones")
     dim, heads = backbone.dim, backbone.num_heads
     _need(dim % heads == 0, f"{path}.dim {dim} is not a multiple of num_heads {heads}")
+    _need(dim * backbone.mlp_ratio >= 1, f"{path}.mlp_ratio {backbone.mlp_ratio} leaves no unit of dim {dim}")
     if isinstance(model, DiTModel):
         side, patch = space.grid[0], model.patch_size
         _need(side % patch == 0, f"model.patch_size {patch} does not divide the {side} x {side} latents of an image")

@@ -105,10 +105,10 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
 
     Raises KeyPathError."""
     origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if isinstance(value, Typed):
-        value = _as_meant(expected, value, path)
     if expected is Any:
         return value
+    if isinstance(value, Typed):
+        value = _as_meant(expected, value, path)
     if origin is Annotated:
         found = parse(args[0], value, path)
         for rule in args[1:]:
@@ -149,7 +149,7 @@ def _as_meant(expected: Any, value: Typed, path: str) -> Any:
     try:
         return value.as_yaml()
     except ValueError as error:
-        raise KeyPathError(path, str(error)) from None
+        raise KeyPathError(path, str(error).removeprefix("line 1: ")) from None
 
 
 def _alternatives(expected: Any) -> list[Any]:

@@ -176,7 +176,9 @@ def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, Typed):
             return value  # as it was typed; in a path, ${NAME} is a variable
         text = _REFERENCE.sub(lambda match: str(target(match[1], path, within)), value)
-        if "${" in text or len(text) > MOST_CHARACTERS["text"]:
+        if len(text) > MOST_CHARACTERS["text"]:
+            raise KeyPathError(path, f"its references expand to a text of {len(text):,} characters")
+        if "${" in text:
             reason = "only ${key.of.this.file} is replaced; resolvers such as oc.env are not run: write the value out"
             raise KeyPathError(path, f"'{shortened(value)}': {reason}")
         return text

@@ -10,6 +10,7 @@ from mar_bench.config.stages import SHARED, STAGES
 from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import Selection
+from mar_bench.pipeline.room import room_of
 from mar_bench.pipeline.store import Places, is_sound, status
 from mar_bench.records.record import Record
 from mar_bench.utils.console import console_table
@@ -21,7 +22,7 @@ def make_plan(selection: Selection, scale: str, places: Places, records: dict[st
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count
     entries of ``runs``; ``companions`` are the reconstruction and speed records; ``stages`` gives the number of
     distinct stages needed, of evaluations sharing them, and of those done; ``recorded_only`` counts runs that have a
-    record but no output in ``places.runs``."""
+    record but no output in ``places.runs``; ``room`` is what the jobs to do need, see room.py."""
 
     def entry(run: Run) -> dict:
         seeds = {"train_seed": run.spec.train.seed, "sampling_seed": run.spec.sampling.seed}
@@ -36,6 +37,7 @@ def make_plan(selection: Selection, scale: str, places: Places, records: dict[st
     evaluations = [run for run in runs if run.task == "generation"]
     entries = [entry(run) for run in evaluations]
     counts = Counter(e["status"] for e in entries)
+    jobs = jobs_for(runs, places)
     here = sum(is_sound(places.folder(run.task, run.id)) for run in evaluations)
     return {
         "experiments": list(selection.planned),
@@ -47,7 +49,8 @@ def make_plan(selection: Selection, scale: str, places: Places, records: dict[st
         "reuse": _reuse(selection),
         **{state: counts[state] for state in ("done", "missing", "failed")},
         "recorded_only": counts["done"] - here,
-        "jobs": len(jobs_for(runs, places)),
+        "jobs": len(jobs),
+        "room": room_of((job.kind, job.title, job.run.spec) for job in jobs),
         "stages": {kind: stage(kind) for kind in SHARED},
         "runs": entries,
         "companions": [entry(run) for run in runs if run.task != "generation"],
@@ -91,4 +94,9 @@ def plan_text(plan: dict[str, Any]) -> str:
     also = "".join(f", {n} {task} {state}" for (task, state), n in beside.items())
     lines += [f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed{also}"]
     elsewhere = f" ({plan['recorded_only']} done by their records alone: run --reuse-records skips them)"
-    return "\n".join([*lines, f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")])
+    lines += [f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")]
+    if plan["jobs"]:
+        memory, largest, disk = plan["room"].values()
+        needs = f"{memory / 1e9:,.1f} GB of memory in one process ({largest}) and {disk / 1e9:,.1f} GB of disk"
+        lines += [f"they need about {needs}"]
+    return "\n".join(lines)

@@ -16,6 +16,7 @@ from mar_bench.config.ids import Run, chosen_rows, plan_runs
 from mar_bench.config.spec import CHOICE_SEED, RUN_KEYS
 from mar_bench.config.yaml_layers import experiment_files, split_row
 from mar_bench.models.pretrained.fetch import located
+from mar_bench.pipeline.room import check_room
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import Record
 from mar_bench.utils.errors import UserError, did_you_mean, shortened
@@ -53,7 +54,7 @@ def select(
 ) -> Selection:
     """The runs that a command asks for. ``device`` is the device whose speed is measured; default: this machine's.
 
-    Raises UserError for an unknown name, seed, override or pattern."""
+    Raises UserError for an unknown name, seed, override or pattern, and for runs that no machine can hold."""
     found = Selection(load_all(words, every, scale, records), {}, {})
     files: dict[str, object] = {}
     for experiment in found.experiments:
@@ -74,6 +75,7 @@ def select(
         found.waiting.update({f"{experiment.id}/{row}": evaluations for row in open_rows})
     if not found.planned:
         raise UserError(f"--only '{only}' matches no row of any experiment")
+    check_room(found.runs)
     return found
 
 

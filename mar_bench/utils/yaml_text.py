@@ -45,9 +45,7 @@ def plain_word(text: str) -> Any:
         return int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
-    raise ValueError(
-        f"'{text}' is a different number to different YAML readers; write it in plain decimals or in quotes"
-    )
+    raise ValueError(f"YAML readers disagree on '{text}': write it in plain decimals, or a text in quotes")
 
 
 def read_yaml(text: str) -> Any:

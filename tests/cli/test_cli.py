@@ -70,6 +70,8 @@ def test_plan_reads_a_file(places, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(shipped.read_text().replace("id: table1", "id: mine"))
     assert json.loads(call("plan", str(file), "--json", *places))["trainings"] == 6
+    file.rename(file.with_suffix(".yml"))
+    assert "steps: 7" in call("show", f"{tmp_path}/mine.yml/mar/diff/guided", "train.steps=7", *places)
 
 
 def test_show_prints_rows_then_a_row(places):
@@ -95,6 +97,10 @@ def test_show_prints_rows_then_a_row(places):
         (("plan", "table1", "model.head.width=64"), ("'cross_entropy'", "override the part that has it")),
         (("table", "table1", "train.seed=1"), ("--seeds",)),
         (("plan", "table1", "--seeds", "9223372036854775808"), ("2^63",)),
+        (("plan", "table1", "--seeds", "010"), ("--seeds 010", "0,1,2")),
+        (("plan", "table1", "--seeds", "1_0"), ("--seeds 1_0", "0,1,2")),
+        (("plan", "table1", "--seeds", "9" * 6000), ("--seeds 999", "below 2^63")),
+        (("show", "mine.yml/mar/diff/guided"), ("mine.yml: no such file",)),
         (("table", "table1", "--format", "cvs"), ("did you mean 'csv'",)),
         (("run", "train.steps=3"), ("needs an experiment",)),
         (("run", "table1", "--scale", "paper"), ("data.root",)),
@@ -113,6 +119,26 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert shell("plan", "table1", "--scael", "tiny").returncode == 2
+
+
+def test_folders_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):
+    """bash leaves --runs=~/mine as it is, and so do files of environment variables."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    monkeypatch.setenv("MAR_BENCH_RECORDS", "~/records")
+    for name in ("records", "old"):
+        (home / name).mkdir(parents=True)
+    (home / "records/abc.json").write_text("{")
+    assert f"{home}/records/abc.json" in mistake("table", "table1")
+    assert f"{home}/old/x" in mistake("collect", "$HOME/old/x", "--records=~/new")
+    assert f"{home}/mine.yml: no such file" in mistake("plan", "~/mine.yml", "--records=~/new")
+    assert f"{home}/mine.yml: no such file" in mistake("submit", "table1", "--cluster=~/mine.yml")
+    assert f"{home}/a.json" in mistake("show", "~/a.json")
+    assert f"{home}/nothing" in mistake("convert", "kl16", "~/nothing", "~/x.safetensors")
+    for option in ("--runs", "--records"):
+        assert f"{option} (or MAR_BENCH_" in mistake("plan", "table1", f"{option}=$NO_SUCH/x")
+    assert "NO_SUCH" in mistake("eval", "$NO_SUCH/x") and "NO_SUCH" in mistake("fetch", "--weights=$NO_SUCH/x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 
 @pytest.mark.parametrize("command", ("run", "table"))
