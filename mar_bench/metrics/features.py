@@ -20,6 +20,7 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
+from mar_bench.models.finite import check_finite
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
@@ -105,6 +106,7 @@ class FeatureSpace:
         else:
             net, self.layers = _plugin(spec)
             self.sha256 = _sha256_of_network(net)
+        check_finite(dict(net.named_parameters()), f"extractor '{spec.name}'", "restore its weights")
         self.net = net.eval().requires_grad_(False).to(device)
         self.scores = len(self.layers) == 2
         self.about = {"kind": spec.kind, "name": spec.name, "sha256": self.sha256, "layers": list(self.layers)}

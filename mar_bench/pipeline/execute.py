@@ -29,6 +29,7 @@ from mar_bench.metrics.references import load_reference, read_reference
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
+from mar_bench.models.finite import check_finite
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
 from mar_bench.models.tokenizers.base import Tokenizer
@@ -48,6 +49,7 @@ from mar_bench.utils.locks import Claim
 from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
 
 SCALE_IMAGES = 2000  # training images on which a tokenizer fits its shift and scale
+BROKEN = "restore it, or delete its folder and run again"  # a file of weights that are not finite
 
 
 def execute(
@@ -301,13 +303,14 @@ STAGES: dict[str, Callable[..., None]] = {
 
 
 def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
-    tokenizer = build_tokenizer(run.spec)
+    tokenizer, weights = build_tokenizer(run.spec), tokenizer_file(run, places)
     if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
         weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
         try:
             tokenizer.load_fitted(load_file(weights))
         except RuntimeError:  # names or shapes this version does not know
             raise UserError(f"{weights}: written by another version; delete its folder and run again") from None
+    check_finite(tokenizer.state_dict(), weights, BROKEN)
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
@@ -321,9 +324,10 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
 
 def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
     """The trained generator with the weights (EMA or raw) named in the sampling spec."""
-    folder = places.folder("train", run.ids["train_id"])
+    weights = places.folder("train", run.ids["train_id"]) / f"{run.spec.sampling.weights}.safetensors"
     model = build_generator(run.spec)
-    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
+    model.load_state_dict(load_file(weights))
+    check_finite(model.state_dict(), weights, BROKEN)
     return model.to(device).eval().requires_grad_(False)
 
 
