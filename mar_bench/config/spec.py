@@ -74,6 +74,7 @@ class ClassifierExtractor:
     batch_size: parse.Count = 64
     lr: parse.Positive = 2e-3
     seed: parse.Seed = 0
+    min_accuracy: parse.Share = parse.unhashed(0.9)  # on held-out images; below it nothing is measured with it
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from mar_bench.data import encode
 from mar_bench.data.datasets import CONVERSION, DataSet, apply_view, batches, load_data, to_images, to_unit, views
 from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
+from mar_bench.metrics.acceptance import accept
 from mar_bench.metrics.features import Classifier, FeatureSpace
 from mar_bench.metrics.functions import psnr, statistics
 from mar_bench.metrics.references import load_reference, read_reference
@@ -123,7 +124,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Train the extractor if it is our own, and extract the features of the real images."""
+    """Train the extractor if it is our own, extract the features of the real images, and test it with them."""
     device, metrics, spec = pick_device(run.spec.compute.device), run.spec.metrics, run.spec.metrics.extractor
     data = load_data(run.spec.data)
     if isinstance(spec, ClassifierExtractor):
@@ -141,8 +142,9 @@ def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress
     else:
         name, file = metrics.reference.name, metrics.reference.file
         reference = load_reference(located(name, file, "metrics.reference.file"), name, space, most, progress)
-    reference.save(folder / store.REFERENCE)
     heldout = reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", space, most, progress)
+    figures = accept(spec, space, Measure(metrics, reference, heldout), data)
+    replace(reference, extractor=reference.extractor | {"acceptance": figures}).save(folder / store.REFERENCE)
     heldout.save(folder / store.HELDOUT)
 
 
@@ -246,6 +248,7 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
 
     measure = load_measure(run, places)
     seen = extract_features(reconstructed(), space, heldout.labels, conversion=CONVERSION)
+    seen = replace(seen, digests=None)  # a lossless tokenizer's reconstructions are the held-out images
     scores = measure(seen)
     scores.metrics |= {**measure.real(), "psnr": torch.cat(ratios).mean().item()}
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
