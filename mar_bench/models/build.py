@@ -65,7 +65,7 @@ def generate(
 
     Raises UserError if a token, or a value that decides on one, is not finite."""
     settings = f"sampling.guidance_scale ({sampling.guidance_scale:g}) and temperature ({sampling.temperature:g})"
-    hint = f"train longer, or set {settings} to less extreme values"
+    hint = f"train longer or choose less extreme values of {settings}"
     if sampling.num_diffusion_steps is not None and sampling.clamp_x0 is None:
         hint += ", or set sampling.clamp_x0 (4 for tokens of unit std)"
     with watched(f"images {noise.indices[0]} to {noise.indices[-1]}", hint):

@@ -30,7 +30,8 @@ def finite(x: Tensor, what: str) -> Tensor:
 def watched(whose: str, hint: str) -> Iterator[None]:
     """Raises UserError at the end of the block if a value given to ``finite`` in it was not finite. Only this waits for
     the device."""
-    token = _largest.set(largest := {})
+    largest: dict[str, Tensor] = {}
+    token = _largest.set(largest)
     try:
         yield
     finally:
