@@ -75,6 +75,7 @@ class ClassifierExtractor:
     batch_size: parse.Batch = 64
     lr: parse.Rate = 2e-3
     seed: parse.Seed = 0
+    min_accuracy: parse.Share = parse.unhashed(0.9)  # on held-out images; below it nothing is measured with it
 
 
 @dataclass(frozen=True)

@@ -245,12 +245,11 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
 
 
 class Digest:
-    """Identifies a stream of images by the SHA-256 of its pixels in index order, and counts duplicates."""
+    """Identifies a stream of images by the SHA-256 of its pixels in index order, and each image by a hash."""
 
     def __init__(self):
-        self.count = self.duplicates = 0  # duplicates are images whose pixels equal an earlier one's
         self.shape: tuple[int, ...] = ()  # (C, H, W)
-        self._pixels, self._seen = hashlib.sha256(), set()
+        self._pixels, self._each = hashlib.sha256(), list[bytes]()
 
     def update(self, images: torch.Tensor) -> None:
         """Add images uint8 (B, C, H, W), always of the same C, H and W; the batch size does not matter."""
@@ -260,9 +259,21 @@ class Digest:
             self._pixels.update(np.array(self.shape, "<i8").tobytes())
         pixels = images.contiguous().numpy()
         self._pixels.update(pixels)
-        self._seen.update(hashlib.blake2b(image, digest_size=16).digest() for image in pixels)
-        self.count += len(images)
-        self.duplicates = self.count - len(self._seen)
+        self._each += (hashlib.blake2b(image, digest_size=16).digest() for image in pixels)
+
+    @property
+    def count(self) -> int:
+        return len(self._each)
+
+    @property
+    def duplicates(self) -> int:
+        """The number of images whose pixels equal an earlier one's."""
+        return len(self._each) - len(set(self._each))
+
+    @property
+    def each(self) -> np.ndarray:
+        """The hash of every image, uint8 (N, 16), sorted; see ``overlap``."""
+        return np.frombuffer(b"".join(sorted(self._each)), np.uint8).reshape(-1, 16)
 
     @property
     def sha256(self) -> str:
@@ -274,11 +285,22 @@ class Digest:
         """The description in records; ``set_sha256`` is the same in any order, with or without duplicates."""
         return {
             "sha256": self.sha256,
-            "set_sha256": hashlib.sha256(b"".join(sorted(self._seen))).hexdigest(),
+            "set_sha256": hashlib.sha256(b"".join(sorted(set(self._each)))).hexdigest(),
             "num_images": self.count,
             "size": list(self.shape[1:]),
             "channels": self.shape[0],
         }
+
+
+def check_digests(each: np.ndarray) -> None:
+    """Raises ValueError unless this can be ``Digest.each``."""
+    if each.dtype != np.uint8 or each.ndim != 2 or each.shape[1] != 16:
+        raise ValueError(f"digests are {each.dtype} {each.shape}, expected uint8 (N, 16)")
+
+
+def overlap(some: np.ndarray, others: np.ndarray) -> int:
+    """How many images of one set are in another, pixel by pixel; both given as ``Digest.each``."""
+    return int(np.isin(some.view("S16"), others.view("S16")).sum())
 
 
 def class_balance(labels: np.ndarray | torch.Tensor) -> dict[str, int]:

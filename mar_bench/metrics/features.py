@@ -22,6 +22,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
 from mar_bench.data.parts import hash_tensors
+from mar_bench.models.finite import check_finite
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
@@ -102,6 +103,7 @@ class FeatureSpace:
         else:
             net, self.layers = _plugin(spec)
             self.sha256 = _sha256_of_network(net)
+        check_finite(dict(net.named_parameters()), f"extractor '{spec.name}'", "restore its weights")
         self.net = net.eval().requires_grad_(False).to(device)
         self.scores = len(self.layers) == 2
         self.about = {"kind": spec.kind, "name": spec.name, "sha256": self.sha256, "layers": list(self.layers)}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mar_bench.data.datasets import Progress
-from mar_bench.data.image_sets import Digest, open_npz, read_arrays
+from mar_bench.data.image_sets import Digest, check_digests, open_npz, read_arrays
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import Moments, Statistics
 from mar_bench.utils.errors import UserError
@@ -32,7 +32,8 @@ class Reference:
     statistics: Statistics
     features: torch.Tensor | None
     about: dict[str, Any]
-    extractor: dict[str, Any]  # FeatureSpace.about
+    extractor: dict[str, Any]  # FeatureSpace.about; of a run also the figures of its acceptance test
+    digests: np.ndarray | None = None  # of its images, as ``Digest.each``, if known
 
     @property
     def complete(self) -> bool:
@@ -44,6 +45,8 @@ class Reference:
         arrays: dict[str, Any] = {**self.statistics, "meta": np.array(json.dumps(meta))}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
+        if self.digests is not None:
+            arrays["digests"] = self.digests
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -61,7 +64,7 @@ def build_reference(
         digest.update(images)
     assert moments is not None and digest.count == count
     about = {"kind": kind, "name": name, **digest.about, "num_features": min(count, most)}
-    return Reference(moments.statistics(), torch.cat(kept), about, space.about)
+    return Reference(moments.statistics(), torch.cat(kept), about, space.about, digest.each)
 
 
 def _subset(count: int, most: int) -> torch.Tensor:
@@ -95,7 +98,9 @@ def read_reference(path: Path) -> Reference:
             if features.dtype.kind != "f" or features.shape != shape or not np.isfinite(features).all():
                 raise ValueError(f"features are {features.dtype} {features.shape}, expected finite floats {shape}")
             features = torch.from_numpy(features)
-    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor)
+        if (digests := stored.get("digests")) is not None:
+            check_digests(digests)
+    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor, digests)
 
 
 def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:

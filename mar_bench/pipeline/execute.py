@@ -23,10 +23,11 @@ from mar_bench.data import encode
 from mar_bench.data.datasets import CONVERSION, DataSet, apply_view, batches, load_data, to_images, to_unit, views
 from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
+from mar_bench.metrics.acceptance import accept
 from mar_bench.metrics.features import Classifier
 from mar_bench.metrics.functions import psnr, statistics
 from mar_bench.metrics.references import load_reference
-from mar_bench.metrics.score import FeatureSet, extract_features
+from mar_bench.metrics.score import FeatureSet, Measure, extract_features
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
@@ -135,7 +136,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Train the extractor if it is our own, and extract the features of the real images."""
+    """Train the extractor if it is our own, extract the features of the real images, and test it with them."""
     device, metrics, spec = pick_device(run.spec.compute.device), run.spec.metrics, run.spec.metrics.extractor
     data = load_data(run.spec.data)
     if isinstance(spec, ClassifierExtractor):
@@ -153,8 +154,9 @@ def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress
     else:
         name, file = metrics.reference.name, metrics.reference.file
         reference = load_reference(located(name, file, "metrics.reference.file"), name, space, most, progress)
-    reference.save(folder / store.REFERENCE)
     heldout = reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", space, most, progress)
+    figures = accept(spec, space, Measure(metrics, reference, heldout), data)
+    replace(reference, extractor=reference.extractor | {"acceptance": figures}).save(folder / store.REFERENCE)
     heldout.save(folder / store.HELDOUT)
 
 
@@ -264,6 +266,7 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
 
     measure = load_measure(run, places)
     seen = extract_features(reconstructed(), space, heldout.labels, conversion=CONVERSION)
+    seen = replace(seen, digests=None)  # a lossless tokenizer's reconstructions are the held-out images
     scores = measure(seen)
     scores.metrics |= {**measure.real(), "psnr": torch.cat(ratios).mean().item()}
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}

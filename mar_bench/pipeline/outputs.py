@@ -16,21 +16,25 @@ from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, build_tokenizer
+from mar_bench.models.finite import check_finite
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import UserError
 
+BROKEN = "restore it, or delete its folder and run again"  # a file of weights that are not finite
+
 
 def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
-    tokenizer = build_tokenizer(run.spec)
+    tokenizer, weights = build_tokenizer(run.spec), tokenizer_file(run, places)
     if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
         weights = places.finished("tokenizer", run.ids["tokenizer_id"], run.row) / store.FITTED
         try:
             tokenizer.load_fitted(load_file(weights))
         except RuntimeError:  # names or shapes this version does not know
             raise UserError(f"{weights}: written by another version; delete its folder and run again") from None
+    check_finite(tokenizer.state_dict(), weights, BROKEN)
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
@@ -44,9 +48,10 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
 
 def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
     """The trained generator with the weights (EMA or raw) named in the sampling spec."""
-    folder = places.finished("train", run.ids["train_id"], run.row)
+    weights = places.finished("train", run.ids["train_id"], run.row) / f"{run.spec.sampling.weights}.safetensors"
     model = build_generator(run.spec)
-    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
+    model.load_state_dict(load_file(weights))
+    check_finite(model.state_dict(), weights, BROKEN)
     return model.to(device).eval().requires_grad_(False)
 
 

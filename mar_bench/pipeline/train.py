@@ -28,6 +28,7 @@ from mar_bench.data.images import Progress
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, count_parameters, pick_device
+from mar_bench.models.finite import check_finite
 from mar_bench.models.pretrained.fetch import converted
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
@@ -185,7 +186,8 @@ def _resume(folder: Path, about: dict[str, Any] | None, world: World) -> dict | 
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically. Raises UserError for a tensor that is not finite."""
+    check_finite(tensors, path.name, "lower the learning rate")
     with replacing(path) as temporary:
         save_file(tensors, temporary)
 
@@ -260,6 +262,7 @@ def take_published(spec: RunSpec, folder: Path) -> None:
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{weights}: not the weights of '{spec.train.published}' as specified: {reason}") from None
+    check_finite(model.state_dict(), weights, "get the file again")
     save_tensors(model.state_dict(), folder / "ema.safetensors")
     summary = {"published": spec.train.published, "sha256": sha256_of(weights), "parameters": count_parameters(model)}
     atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -274,7 +274,7 @@ def row() -> RunSpec:
     model = shrunk(DiTModel, num_train_timesteps=100, patch_size=1)
     sampling = replace(row.sampling, batch_size=4, num_diffusion_steps=4)
     tokenizer, extractor = (replace(part, steps=5) for part in (row.tokenizer, row.metrics.extractor))
-    metrics = replace(row.metrics, extractor=extractor)
+    metrics = replace(row.metrics, extractor=replace(extractor, min_accuracy=0.0))
     return replace(row, model=model, sampling=sampling, tokenizer=tokenizer, metrics=metrics)
 
 

@@ -145,7 +145,6 @@ def test_grouping_is_the_official_patchify_and_can_be_undone(group):
     [
         (LDMVQTokenizer(group=2), "codes are not grouped; set it to 1, or output to latents"),
         (LDMKLTokenizer(group=3), "tokenizer.group 3 does not divide the 16 x 16 latents"),
-        (PixelTokenizer(group=0), "tokenizer.group 0 must be above 0"),
     ],
 )
 def test_invalid_groups_are_refused(part, message):

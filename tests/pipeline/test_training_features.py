@@ -190,6 +190,6 @@ def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
     spec = spec_of("mar/diff/guided", *FEW, "sampling.batch_size=2")
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
-    with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
+    with pytest.raises(UserError, match="tokens of images 0 to 1 are not finite"):
         draw_samples(spec, model, tmp_path, torch.device("cpu"), go_on, not_drawn(spec, tmp_path, ""), "")
     assert not list(tmp_path.glob("tokens-*"))

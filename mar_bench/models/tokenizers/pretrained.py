@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mar_bench.config import spec as specs
+from mar_bench.models.finite import clipped
 from mar_bench.models.pretrained.fetch import converted
-from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
+from mar_bench.models.tokenizers.base import Tokenizer, check_codable, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 
@@ -111,7 +112,7 @@ class KLAutoencoder16(Published):
     stochastic = True
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
+        return clipped(self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample)
 
 
 class ConsistencyDecoder(KLAutoencoder16):
@@ -126,7 +127,7 @@ class ConsistencyDecoder(KLAutoencoder16):
         generators = [torch.Generator().manual_seed(int(s)) for s in own.integers("decode", 0, 2**63 - 1, ())]
         # diffusers applies the published scale itself
         latents = tokens_to_grid(tokens / self.scale, self.space.grid)
-        return self.net.decode(latents, generator=generators).sample.clamp(-1, 1)
+        return clipped(self.net.decode(latents, generator=generators).sample)
 
 
 class VQAutoencoder16(Published):
@@ -135,7 +136,9 @@ class VQAutoencoder16(Published):
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         if not isinstance(self.space, specs.Discrete):
             return {"latents": self._moments(images)[0] * self.scale}
-        codes = self.net.quantize(self.net.encode(images).latents)[2][2]
+        latents = self.net.encode(images).latents
+        check_codable(latents)
+        codes = self.net.quantize(latents)[2][2]
         return {"codes": codes.view(images.shape[0], -1).int()}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
@@ -143,4 +146,4 @@ class VQAutoencoder16(Published):
         codes = isinstance(self.space, specs.Discrete)
         values = self.net.quantize.embedding(tokens) if codes else tokens / self.scale
         latents = tokens_to_grid(values, self.space.grid)
-        return self.net.decode(latents, force_not_quantize=codes).sample.clamp(-1, 1)
+        return clipped(self.net.decode(latents, force_not_quantize=codes).sample)
