@@ -144,14 +144,14 @@ def run(
     from mar_bench.pipeline.store import publish
 
     world, outcomes, tried = _world(), [], set()
-    for _ in range(2):  # the second pass runs the cells whose sweep points the first has measured
+    for again in (False, True):  # the second pass runs the cells whose sweep points the first has measured
         places, found = options.results(runs, records)
         selection = select(words, every, scale, found, seeds, sampling_seeds, only)
         planned = [r for r in selection.runs if r.id not in tried]
         if reuse_records:
             planned = [r for r in planned if r.id not in found or found[r.id].status != "done"]
         tried |= {r.id for r in planned}
-        outcomes.append(_run_planned(planned, places, jobs, world))
+        outcomes.append(_run_planned(planned, places, jobs, world, again))
         publish([*planned, *(r for of_one in selection.planned.values() for r in of_one if r.choice)], places)
         if not selection.waiting:
             break
@@ -175,10 +175,11 @@ def run(
     print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(more)}")
 
 
-def _run_planned(planned: list, places, jobs: int | None, world):
+def _run_planned(planned: list, places, jobs: int | None, world, again: bool):
     """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped."""
     from mar_bench.pipeline import run_local
     from mar_bench.pipeline.graph import jobs_for
+    from mar_bench.pipeline.plan import images_of
     from mar_bench.pipeline.progress import Report, duration
     from mar_bench.pipeline.store import publish
 
@@ -192,6 +193,7 @@ def _run_planned(planned: list, places, jobs: int | None, world):
     if not todo:
         return None
     preflight([job.run for job in todo])
+    images = [] if again else images_of([job.run for job in todo])
     places.check_writable()
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
     report = Report(todo, places, 1 if world else workers, quiet=world is not None and not world.first)
@@ -199,6 +201,8 @@ def _run_planned(planned: list, places, jobs: int | None, world):
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
+    for line in images:
+        report.say(line)
     if world:
         outcome = run_local.run_together(todo, places, world, report)
     else:
