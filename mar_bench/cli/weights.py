@@ -39,7 +39,9 @@ def convert(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="mar, kl16, vq16, kl8 or consistency.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.")],
-    raw: Annotated[bool, typer.Option("--raw", help="For mar: the raw weights instead of their EMA.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For mar: the raw weights, not their EMA, or a file of weights only.")
+    ] = False,
 ) -> None:
     """Convert published weights to our parameter names.
 
