@@ -87,11 +87,18 @@ def evaluate(
     else:
         space = eval_images.open_extractor(extractor or "inception", inception_weights, Path(weights))
     record = eval_images.evaluate(source, reference, space, overrides or [], places, _announce, save)
-    if as_json:
-        print(json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False))
-    else:
-        print("\n".join([*how_measured(record), "", scores_text(record), ""]))
-        print("".join(f"note: {warning}\n" for warning in warnings(record)), end="")
+    try:
+        if as_json:
+            text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
+        else:
+            notes = (f"note: {warning}" for warning in warnings(record))
+            text = "\n".join([*how_measured(record), "", scores_text(record), "", *notes])
+        print(text, flush=True)
+    except Exception:  # a full disk, a closed pipe: what took hours to measure is not lost to it
+        if not save:
+            how = "the scores were not printed; keep this line as a .json file, which mar-bench show reads:"
+            print(f"{how}\n{json.dumps(asdict(record))}", file=sys.stderr)
+        raise
     if save:
         print(f"wrote {places.records / record.id}.json", file=sys.stderr)
 
