@@ -20,7 +20,7 @@ from mar_bench.utils.files import reading
 FOLDER, REFERENCE, STATISTICS, IMAGES, OTHER = "folder", "reference", "statistics", "images", "other"
 HINT = "make or copy it again"
 LARGEST = 2**28  # bytes that an array, or an image of arr_0, may unpack to in a smaller file
-MOST_ARRAYS = 100
+MOST_ARRAYS, LONGEST_HEADER = 100, 1000  # characters
 
 
 class Header(NamedTuple):
@@ -95,7 +95,10 @@ def header_of(file: IO[bytes]) -> Header:
     """The header of an npy file; leaves it at the start of the data."""
     if np.lib.format.read_magic(file) != (1, 0):  # later versions have headers of any length
         raise ValueError("not of npy version 1")
-    return Header(*np.lib.format.read_array_header_1_0(file))
+    try:
+        return Header(*np.lib.format.read_array_header_1_0(file, max_header_size=LONGEST_HEADER))
+    except Exception:  # numpy parses it as Python, and suggests to trust the file
+        raise ValueError("a header that numpy does not write") from None
 
 
 def read_arrays(path: Path, keys: Collection[str], hint: str = HINT) -> dict[str, Any]:

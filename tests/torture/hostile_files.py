@@ -120,6 +120,7 @@ NPZ = {
     "a negative size": ("eval", archive(("arr_0.npy", npy((-3, -8, 8, 3), bytes(576), "|u1")))),
     "a header of 4 GB": ("eval", archive(("arr_0.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(99)))),
     "a header that is code": ("eval", archive(("arr_0.npy", npy(f"__import__('os').system('touch {TOUCHED}')")))),
+    "a header that fills the parser": ("eval", archive(("arr_0.npy", npy("-" * 9000 + "1")))),
     "names of other folders": ("eval", archive(("../../arr_0.npy", IMAGES), ("/tmp/arr_0.npy", IMAGES))),
     "names that move the cursor": ("eval", archive(("\x1b[2J\narr_0.npy", IMAGES))),
     "two arrays of one name": ("eval", archive(("arr_0.npy", IMAGES), ("arr_0.npy", IMAGES))),
