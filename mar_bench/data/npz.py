@@ -30,6 +30,11 @@ class Header(NamedTuple):
     fortran: bool
     dtype: np.dtype
 
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def is_npz(path: Path) -> bool:
     """Whether a file begins like a zip archive."""
@@ -71,24 +76,28 @@ def opened(path: Path, hint: str = HINT) -> Iterator[ZipFile]:
 
 def headers(archive: ZipFile) -> dict[str, Header]:
     """The headers of all arrays by name. Raises ValueError for one that is not a plain array of the size it claims."""
-    members = archive.infolist()
+    return {name: header for name, header, _ in _arrays(archive)}
+
+
+def _arrays(archive: ZipFile) -> Iterator[tuple[str, Header, IO[bytes]]]:
+    """Name, header and data of every array."""
+    members, seen = archive.infolist(), set()
     if len(members) > MOST_ARRAYS:
         raise ValueError(f"{len(members)} arrays")
-    found: dict[str, Header] = {}
     for member in members:
         name = member.filename.removesuffix(".npy")
-        if name == member.filename or name in found:
-            raise ValueError(f"{some([name])} is {'there twice' if name in found else 'not an array'}")
+        if name == member.filename or name in seen:
+            raise ValueError(f"{some([name])} is {'there twice' if name in seen else 'not an array'}")
         if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
             raise ValueError(f"{some([name])} is not compressed as numpy does it")
+        seen.add(name)
         with archive.open(member) as file:
-            found[name] = shape, _, dtype = header_of(file)
-            size = member.file_size - file.tell()
-        if dtype.hasobject:
-            raise ValueError(f"{some([name])} holds Python objects")
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"{some([name])} has {size} bytes, which is not {dtype} {shape}")
-    return found
+            header, size = header_of(file), member.file_size - file.tell()
+            if header.dtype.hasobject:
+                raise ValueError(f"{some([name])} holds Python objects")
+            if min(header.shape, default=0) < 0 or header.size != size:
+                raise ValueError(f"{some([name])} has {size} bytes, which is not {header.dtype} {header.shape}")
+            yield name, header, file
 
 
 def header_of(file: IO[bytes]) -> Header:
@@ -105,13 +114,14 @@ def read_arrays(path: Path, keys: Collection[str], hint: str = HINT) -> dict[str
     """The arrays of an npz file by name; None for those not among ``keys``, which are not read.
 
     Raises UserError if the file is damaged, or would unpack to far more than it holds."""
+    found: dict[str, Any] = {}
     with opened(path, hint) as archive:
-        found: dict[str, Any] = dict.fromkeys(headers(archive))
-        for member in archive.infolist():
-            if (name := member.filename.removesuffix(".npy")) in keys:
-                check_size(member.file_size, name, path)
-                with archive.open(member) as file:
-                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
+        for name, header, file in _arrays(archive):
+            found[name] = None
+            if name in keys:
+                check_size(header.size, name, path)
+                data = np.frombuffer(bytearray(file.read(header.size)), header.dtype)  # writable
+                found[name] = data.reshape(header.shape, order="F" if header.fortran else "C")
     return found
 
 
