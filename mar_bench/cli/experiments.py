@@ -184,6 +184,7 @@ def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
     ``first``: no work has been done yet, so the folders are created. Stages that turn out to be damaged are set aside
     on the way and made again in another pass."""
     from mar_bench.pipeline.graph import jobs_for
+    from mar_bench.pipeline.plan import images_of
     from mar_bench.pipeline.store import publish
 
     outcome, tried = None, set[str]()
@@ -192,6 +193,7 @@ def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
     for job in todo if world else ():
         if job.kind == "train" and job.run.spec.train.published is None:
             world.share(range(job.run.spec.train.batch_size))  # raises before any work
+    images = images_of([job.run for job in todo]) if first else []
     if first and planned:
         places.check_writable() if todo else places.records.mkdir(parents=True, exist_ok=True)
     publish(planned, places)
@@ -201,11 +203,12 @@ def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
         if {job.id for job in todo} <= tried:
             return outcome
         tried |= {job.id for job in todo}
-        outcome = _run_jobs(todo, places, jobs, world)
+        outcome = _run_jobs(todo, places, jobs, world, images)
+        images = []
 
 
-def _run_jobs(todo: list, places, jobs: int | None, world):
-    """Execute jobs and print the result; returns the Outcome. Exits if stopped."""
+def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str]):
+    """Print ``images``, execute jobs and print the result; returns the Outcome. Exits if stopped."""
     from mar_bench.pipeline import run_local
     from mar_bench.pipeline.progress import Report, duration
 
@@ -215,6 +218,8 @@ def _run_jobs(todo: list, places, jobs: int | None, world):
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
+    for line in images:
+        report.say(line)
     if world:
         outcome = run_local.run_together(todo, places, world, report)
     else:

@@ -95,11 +95,18 @@ def evaluate(
     else:
         space = eval_images.open_extractor(extractor or "inception", inception_weights, Path(weights))
     record = eval_images.evaluate(source, reference, space, overrides or [], places, _announce, save)
-    if as_json:
-        print(json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False))
-    else:
-        print("\n".join([*how_measured(record), "", scores_text(record), ""]))
-        print("".join(f"note: {warning}\n" for warning in warnings(record)), end="")
+    try:
+        if as_json:
+            text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
+        else:
+            notes = (f"note: {warning}" for warning in warnings(record))
+            text = "\n".join([*how_measured(record), "", scores_text(record), "", *notes])
+        print(text, flush=True)
+    except Exception:  # a full disk, a closed pipe: what took hours to measure is not lost to it
+        if not save:
+            how = "the scores were not printed; keep this line as a .json file, which mar-bench show reads:"
+            print(f"{how}\n{json.dumps(asdict(record))}", file=sys.stderr)
+        raise
     if save:
         print(f"wrote {places.records / record.id}.json", file=sys.stderr)
 
@@ -128,23 +135,24 @@ def build(
     weights: options.Weights = "weights",
 ) -> None:
     """Build a reference: statistics of all images, features of some."""
-    from mar_bench.data.image_sets import cropped_folder, open_images
-    from mar_bench.metrics.references import is_reference
+    from mar_bench.data.npz import REFERENCE, kind_of
     from mar_bench.pipeline import eval_images
     from mar_bench.utils.files import sha256_of, with_folder
 
     path = Path(target)
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise UserError(f"{target}: a reference is written to a .npz file")
-    if path.exists() and not is_reference(path):
+    if path.exists() and kind_of(path) != REFERENCE:
         raise UserError(f"{target}: exists and is not a reference of mar-bench reference build; name another file")
+    if size is None and kind_of(images) == REFERENCE:
+        raise UserError(f"{images}: already a reference; give it to mar-bench eval --reference")
     _use_threads(cores())
     space = eval_images.open_extractor(extractor, inception_weights, Path(weights))
-    source = open_images(images, indexed=False) if size is None else cropped_folder(Path(images), size)
-    reference = eval_images.reference_of_set(source, space, most, _announce("reference"))
+    reference = eval_images.open_reference(images, space, most, _announce("reference"), size)
     reference.save(with_folder(path))
-    counts = f"{source.count} images, {reference.about['num_features']} features of {extractor}"
-    print(f"wrote {target}: {counts}; sha256 {sha256_of(path)}")
+    about = reference.about
+    source = "the file's own mu and sigma" if about.get("statistics") else f"{about['num_images']} images"
+    print(f"wrote {target}: {source}, {about['num_features']} features of {extractor}; sha256 {sha256_of(path)}")
 
 
 @app.command()

@@ -42,7 +42,9 @@ def convert(
         str,
         typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.", callback=as_path),
     ],
-    raw: Annotated[bool, typer.Option("--raw", help="For mar: the raw weights instead of their EMA.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For mar: the raw weights, not their EMA, or a file of weights only.")
+    ] = False,
 ) -> None:
     """Convert published weights to our parameter names.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from mar_bench.config.spec import Discrete, ImageFolderData, LDMKLTokenizer, RunSpec
 from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, folder_images, to_unit, views
-from mar_bench.data.images import FolderImages, Progress, class_files, in_threads
+from mar_bench.data.images import FolderImages, Kind, Progress, class_files, counts, in_threads
 from mar_bench.data.latents import FILES, FORMAT, MANIFEST, shards_of
+from mar_bench.data.npz import is_npz, read_arrays
 from mar_bench.data.parts import read_part, save_part
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
 from mar_bench.models.tokenizers.grouped import Grouped
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, reading, sha256_of
 
+CACHED = Kind("npz file", {".npz"}, is_npz)
 ENCODED_PIXELS = 2**22  # at most encoded together: 64 images of 256 x 256
 
 
@@ -70,7 +73,9 @@ def imported(spec: RunSpec, tokenizer: Tokenizer, device: torch.device) -> dict[
         raise UserError(f"{root}: the official cache holds no shifted images; set data.shift=0")
     keys = ["moments_flip" if flip else "moments" for _, _, flip in views(data)]
     side = data.image_size // given.stride
-    classes, files, labels = class_files(root, data.num_classes, {".npz"})
+    classes, files, labels, left_out = class_files(root, data.num_classes, CACHED)
+    if left_out:
+        print(f"note: {root}: {counts(len(files), left_out)}", file=sys.stderr, flush=True)
     inner: Any = tokenizer.inner if isinstance(tokenizer, Grouped) else tokenizer
     scale = inner.scale.cpu()
 
@@ -98,12 +103,13 @@ def imported(spec: RunSpec, tokenizer: Tokenizer, device: torch.device) -> dict[
 def _moments(path: Path, keys: list[str], shape: tuple[int, ...]) -> np.ndarray:
     """(V, 2 D, side, side) float32."""
     with reading(path, f"file of the official cache with {' and '.join(keys)}"):
-        with np.load(path, allow_pickle=False) as arrays:
-            found = [arrays[key] for key in keys]
-        for key, array in zip(keys, found):
+        arrays = read_arrays(path, keys)
+        for key in keys:
+            if (array := arrays.get(key)) is None:
+                raise ValueError(f"{key} is not in it")
             if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(f"{key} is {array.dtype} {array.shape}, expected finite float32 {shape}")
-    return np.stack(found)
+    return np.stack([arrays[key] for key in keys])
 
 
 def manifest_of(

@@ -37,6 +37,12 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {shortened(', '.join(sorted(words)), 1000)}"
 
 
+def some(names: Iterable[object]) -> str:
+    """The first dozen names. They come from files: unprintable ones are shown as Python literals."""
+    shown = [str(name) if str(name).isprintable() else repr(name) for name in names]
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
+
+
 def described(error: Exception) -> str:
     """An error as stored in failed records: its message, and the traceback unless it is a UserError."""
     if isinstance(error, UserError):

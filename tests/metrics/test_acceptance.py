@@ -88,7 +88,7 @@ def prepared(folder: Path, *overrides: str, data: ImageFolderData | None = None)
 
 
 def test_a_classifier_that_learned_nothing_is_refused(tmp_path):
-    message = refusal(prepared, tmp_path, "metrics.extractor.lr=1e-300")
+    message = refusal(prepared, tmp_path, "metrics.extractor.lr=1e-9")
     assert says(message, "'digits' is not fit to measure", "10.0% of 300", "metrics.extractor.min_accuracy 0.8")
     assert not [*tmp_path.rglob("*.npz")]
 
