@@ -48,7 +48,7 @@ def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
         found[f"{copies} repeated images"] = "some images are copies of another one"
     for pair, count in (protocol.get("overlaps") or {}).items():
         if count:
-            one, other = pair.split(" in ")
+            one, _, other = pair.partition(" in ")
             total = protocol.get("num_generated" if one == "samples" else "num_heldout")
             found[f"{count} {pair}"] = f"{count} of the {total} {one} are also in the {other}, pixel by pixel"
     if labels != "balanced":
