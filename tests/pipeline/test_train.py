@@ -209,7 +209,8 @@ def test_split_losses_use_the_same_noise():
 
 
 def test_loss_that_is_not_finite_is_a_user_error(tmp_path):
-    spec = spec_of(ROWS[0], "train.lr=1e30", "train.warmup_steps=0", "train.grad_clip=1e30")
+    spec = spec_of(ROWS[0], "train.warmup_steps=0")
+    spec = replace(spec, train=replace(spec.train, lr=1e30, grad_clip=1e30))  # beyond the ranges of YAML
     with pytest.raises(UserError, match=r"loss_train of the trained weights .* lower the learning rate"):
         trained(spec, tmp_path / "end")
     with pytest.raises(UserError, match=r"4 steps in a row up to step \d+"):
