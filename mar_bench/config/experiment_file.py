@@ -129,8 +129,8 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
         _need(file.bundles(axis), f"axes.{axis}", "an axis needs at least one bundle")
         for name, bundle in file.bundles(axis).items():
             labels |= {axis} if bundle.label is None else bundle.label.keys()
-            absent = bundle.absent if isinstance(bundle.absent, dict) else {None: bundle.absent or ""}
-            texts = all(isinstance(text, str) for text in absent.values())
+            absent = bundle.absent if isinstance(bundle.absent, dict) else {None: bundle.absent}
+            texts = bundle.absent is None or all(isinstance(text, str) for text in absent.values())
             _need(texts, f"axes.{axis}.{name}.absent", "expected a text, or a text for each bundle of another axis")
             one = bundle.select is None or (bundle.select.minimise is None) != (bundle.select.maximise is None)
             _need(one, f"axes.{axis}.{name}.select", "needs one of minimise and maximise")

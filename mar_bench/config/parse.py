@@ -77,7 +77,7 @@ Width = Annotated[int, between(1, 2**16)]  # of images, layers and tokens
 Codes = Annotated[int, between(2, 2**20)]
 Seed = Annotated[int, Rule("must lie between 0 and 2^63 - 1", lambda n: 0 <= n < 2**63)]
 Positive = Annotated[float, between(1e-6, 1e6)]
-NotNegative = Annotated[float, between(0, 10**6)]
+NotNegative = Annotated[float, between(0, 1000)]
 Rate = Annotated[float, between(1e-9, 10.0)]
 Fraction = Annotated[float, Rule("must lie in [0, 1)", lambda x: 0 <= x < 1)]
 Share = Annotated[float, between(0, 1)]

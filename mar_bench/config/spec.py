@@ -54,7 +54,7 @@ class SamplingSpec:
     num_ar_steps: parse.Count | None = 64  # None: one token per step
     num_diffusion_steps: parse.Count | None = 100  # None: the head does not denoise
     sampler: Literal["ddpm", "ddim"] = "ddpm"  # of a whole-image diffusion model
-    guidance_scale: Annotated[float, parse.between(0, 1000)] = 1.0
+    guidance_scale: parse.NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
     guided_channels: parse.Width | None = None  # of DiT, whose code guides the first three latent channels; None: all
     temperature: Annotated[float, parse.between(0.01, 100)] = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Few, Fraction, Positive, Share, Width, between
+from mar_bench.config.parse import Few, Fraction, Share, Width, between
 from mar_bench.config.spec_data import Continuous, Discrete
 
 
@@ -43,7 +43,7 @@ class Transformer:
     num_class_tokens: Few = 64  # copies of the class embedding in front of the sequence
     activation: Literal["gelu", "relu"] = "gelu"
     dropout: Fraction = 0.1  # of attention and of projections [code]
-    init_std: Positive = 0.02  # of embeddings
+    init_std: Annotated[float, between(1e-6, 10)] = 0.02  # of embeddings
 
 
 @dataclass(frozen=True)

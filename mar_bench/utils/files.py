@@ -123,8 +123,8 @@ def expanded(path: str, key: str) -> str:
         raise UserError(f"{what} names the variable {unset[0]}, which is not set: set it, or write the path out")
     if found.startswith("~"):
         raise UserError(f"{what} names a user that this machine does not know; for a file of this name write ./~...")
-    if not found.strip() or any(ord(letter) < 32 or letter == "\x7f" for letter in found):
-        raise UserError(f"{what} is no path: it is empty or has control characters")
+    if not found.strip() or len(found) > 4000 or any(ord(letter) < 32 or letter == "\x7f" for letter in found):
+        raise UserError(f"{what} is no path: it is empty, too long or has control characters")
     return found
 
 

@@ -26,7 +26,7 @@ WORDS: dict[str, Any] = {
 }
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_DISPUTED = re.compile(
+_NUMERIC = re.compile(  # what some version of YAML takes for a number
     r"[-+]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
     r"|([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9_]+)?)"
 )
@@ -37,7 +37,7 @@ def plain_word(text: str) -> Any:
     """The value of a scalar without quotes. Raises ValueError for a number that YAML versions read differently."""
     if text in WORDS:
         return WORDS[text]
-    if not _DISPUTED.fullmatch(text):
+    if not _NUMERIC.fullmatch(text):
         return text
     if len(text) > MOST_CHARACTERS["number"]:
         raise ValueError(f"a number of {len(text):,} characters, {shortened(text, 20)}")
@@ -102,12 +102,12 @@ class _Reader:
             while not isinstance(inner := next(self.events), yaml.SequenceEndEvent):
                 value.append(self.node(inner, depth + 1))
         else:
-            value = self.mapping(event, depth + 1)
+            value = self.mapping(depth + 1)
         if event.anchor is not None:
             self.anchors[event.anchor] = value, self.nodes - before
         return value
 
-    def mapping(self, start: Any, depth: int) -> dict[Any, Any]:
+    def mapping(self, depth: int) -> dict[Any, Any]:
         value: dict[Any, Any] = {}
         merged: dict[Any, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
@@ -150,7 +150,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that ``plain_word`` would not return as it is."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        style = "'" if _DISPUTED.fullmatch(text) or text in WORDS else None
+        style = "'" if _NUMERIC.fullmatch(text) or text in WORDS else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

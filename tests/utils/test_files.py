@@ -82,7 +82,8 @@ def test_paths_are_expanded(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "hint"),
     [("$NO_SUCH/x", "the variable NO_SUCH, which is not set"), ("${NO_SUCH-a}", "NO_SUCH-a"), ("", "empty"),
-     (" ", "empty"), ("a\0b", "control characters"), ("a\nb", "control characters"), ("~no-such-user/x", "a user")],
+     (" ", "empty"), ("a" * 5000, "too long"),
+     ("a\0b", "control characters"), ("a\nb", "control characters"), ("~no-such-user/x", "a user")],
 )  # fmt: skip
 def test_paths_that_cannot_be_are_refused_by_name(path, hint):
     with pytest.raises(UserError) as caught:
