@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mar_bench.cli import app
+from mar_bench.cli import app, experiments
 from mar_bench.utils.errors import UserError
 
 COMMANDS = ("list", "show", "plan", "run", "table", "plot", "sample", "claims")
@@ -38,6 +38,14 @@ def mistake(*words: str) -> str:
 
 def shell(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "mar_bench", *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("more", [[], ["--no-speed"]])
+def test_speed_is_left_out_on_request(more, places, monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments, "_run_planned", lambda planned, *rest: asked.extend(planned))
+    assert "nothing to do" in call("run", "table1", "--scale", "smoke", "--only", "mar/ce/*", *more, *places)
+    assert {run.task for run in asked} == {"generation", "reconstruction", *([] if more else ["speed"])}
 
 
 def test_list_names_experiments_and_scales():
