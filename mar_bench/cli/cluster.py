@@ -50,8 +50,9 @@ def submit(
     profile = load_profile(cluster)
     command = shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
     places, _ = options.results(runs or profile.runs, records)  # prints ids of records that disagree
-    folders = [str(Path(folder).absolute()) for folder in (places.runs, places.records, reports)]
-    request = Request(command, tuple(words or ()), every, scale, only, seeds, sampling_seeds, *folders, not no_speed)
+    root, kept, tables = (str(Path(folder).absolute()) for folder in (places.runs, places.records, reports))
+    asked = tuple(words or ()), every, scale, only, seeds, sampling_seeds
+    request = Request(command, *asked, root, kept, tables, not no_speed)
     submit_request(request, profile, retry is not None, dry_run)
 
 

@@ -145,7 +145,8 @@ def run(
     If interrupted, the same command resumes. Cells chosen by a sweep run once its points are measured."""
     from mar_bench.pipeline.store import publish
 
-    world, outcomes, tried = _world(), [], set()
+    world, tried = _world(), set()
+    outcomes: list = []
     for _ in range(2):  # the second pass runs the cells whose sweep points the first has measured
         places, found = options.results(runs, records)
         selection = select(words, every, scale, found, seeds, sampling_seeds, only)

@@ -50,6 +50,14 @@ def shell(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "mar_bench", *words], capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("more", [[], ["--no-speed"]])
+def test_speed_is_left_out_on_request(more, places, monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments, "_run_planned", lambda planned, *rest: asked.extend(planned))
+    assert "nothing to do" in call("run", "table1", "--scale", "smoke", "--only", "mar/ce/*", *more, *places)
+    assert {run.task for run in asked} == {"generation", "reconstruction", *([] if more else ["speed"])}
+
+
 def test_list_names_experiments_and_scales():
     text = call("list")
     assert "table1" in text and "smoke, tiny, desk, paper" in text

@@ -192,6 +192,13 @@ def test_codes_and_latents_are_of_one_tokenizer(tmp_path):
     assert torch.allclose(tokenizer.decode(noisy), decoded[1], atol=1e-5), "a small error is quantised away"
 
 
+def test_a_codebook_is_trained_by_one_rank_alone(monkeypatch):
+    monkeypatch.setattr("vector_quantize_pytorch.vector_quantize_pytorch.is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: pytest.fail("the other ranks never answer"))
+    tokenizer = build_tokenizer(replace(RunSpec(), data=DigitsData(), tokenizer=shrunk(VQTokenizer)))
+    tokenizer.train().training_loss(torch.zeros(16, 1, 16, 16), torch.zeros(()))
+
+
 def test_latents_of_a_tokenizer_trained_here_have_unit_scale_and_older_files_are_refused(tmp_path):
     run, places = trained(shrunk(VQTokenizer, output="latents"), tmp_path)
     tokenizer = load_tokenizer(run, places, torch.device("cpu"))

@@ -14,6 +14,7 @@ import pytest
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run, plan_runs, reconstruction_run, speed_run
 from mar_bench.pipeline import store
+from mar_bench.pipeline.execute import execute
 from mar_bench.pipeline.graph import Job, jobs_for
 from mar_bench.pipeline.plan import make_plan, plan_text
 from mar_bench.pipeline.request import Selection, preflight
@@ -31,7 +32,7 @@ from mar_bench.pipeline.store import (
     status,
 )
 from mar_bench.records.record import PREVIEW, read_record, read_records, write_record
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import DiskError, UserError
 from tests.made_up import generation
 
 ROW = "mar/diff/guided"
@@ -236,6 +237,20 @@ def test_status_is_that_of_the_output_or_the_record(places):
     assert status(RUN, places, {RUN.id: failed}) == "failed"
     finish(RUN, places)
     assert status(RUN, places, {RUN.id: failed}) == "done"
+
+
+def test_no_stage_makes_a_run_root_that_is_gone_again(tmp_path):
+    places = Places(tmp_path / "runs", tmp_path / "records")
+    for empty in (False, True):  # a disk that is not mounted leaves a folder, or none
+        if empty:
+            places.runs.mkdir()
+        with pytest.raises(DiskError, match=r"runs/locks/\w+.lock: cannot be written .*mount the disk"):
+            execute(jobs_for([RUN], places)[0], places, lambda *step: False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+    with pytest.raises(DiskError, match="gone/train/1"):
+        Places(tmp_path / "gone", tmp_path).make_folder("train", "1")
+    with pytest.raises(DiskError, match="records/"):
+        record_failure(RUN, places, "no", 1.0)
 
 
 def test_publish_replaces_failures_and_no_results(places):

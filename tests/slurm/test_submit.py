@@ -16,6 +16,10 @@ from tests.slurm.conftest import Cluster
 from tests.slurm.lab import TABLE1, Lab, measured
 
 ROW = [*TABLE1, "--only", "mar/diff/guided"]
+# what a site's modules and a user's shell may set: nothing of it counts
+HOSTILE = {"SBATCH_PARTITION": "nowhere", "SBATCH_EXPORT": "NONE", "SBATCH_TIMELIMIT": "1", "SQUEUE_PARTITION": "prio"}
+HOSTILE |= {"SRUN_NTASKS": "3", "SLURM_NTASKS": "7", "SLURM_MEM_PER_NODE": "1", "SLURM_CPU_BIND": "mask_cpu:0x3"}
+HOSTILE |= {"SLURM_EXPORT_ENV": "NONE", "PMI_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}
 ROWS = [*TABLE1, "--only", "mar/diff/*"]  # two rows that share a training
 
 
@@ -27,7 +31,7 @@ def lab(slurm: Cluster, tmp_path: Path) -> Lab:
 @pytest.fixture(scope="module")
 def table1(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A row at smoke scale, submitted as one job per stage and shard, and done."""
-    lab = Lab(slurm, tmp_path_factory.mktemp("table1"))
+    lab = Lab(slurm, tmp_path_factory.mktemp("table1") / "it's $HOME; & more", HOSTILE)
     lab.submit(*ROW, cluster=lab.profile(pack=False, sample_shards=3))
     Lab(slurm, lab.folder / "alone")("run", *ROW)  # beside the jobs
     lab.wait(400)

@@ -118,7 +118,8 @@ class VQAutoencoder(Autoencoder):
         self.codes = spec.output == "codes"
         codebook = {"codebook_size": spec.vocab_size, "kmeans_init": True, "threshold_ema_dead_code": 1}
         training = {"decay": spec.codebook_decay, "commitment_weight": spec.commitment_weight}
-        self.quantiser = VectorQuantize(dim=spec.code_dim, **codebook, **training)
+        # one rank trains it; the library would average the codebook with the others, which wait elsewhere
+        self.quantiser = VectorQuantize(dim=spec.code_dim, sync_codebook=False, **codebook, **training)
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         latents = grid_to_tokens(self.encoder(images))
