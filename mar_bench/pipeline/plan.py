@@ -112,6 +112,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines += [*plan["images"], f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")]
     if plan["jobs"]:
         memory, largest, disk = plan["room"].values()
-        needs = f"{memory / 1e9:,.1f} GB of memory in one process ({largest}) and {disk / 1e9:,.1f} GB of disk"
-        lines += [f"they need about {needs}"]
+        shared = "; ranks and compute.micro_batch divide its batch" * largest.startswith("train ")
+        needs = f"{memory / 1e9:,.1f} GB of memory in one process ({largest}{shared})"
+        lines += [f"they need about {needs} and {disk / 1e9:,.1f} GB of disk"]
     return "\n".join(lines)
