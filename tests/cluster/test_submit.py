@@ -116,7 +116,7 @@ def test_a_refusal_takes_back_what_was_sent(call, fake_slurm: FakeSlurm, tmp_pat
     assert call("submit", *ROW, "--cluster", profile)[0] == 0 and len(submissions(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("runs", ["fifty%", "a\\b", "two\nlines", "\udcff"])
+@pytest.mark.parametrize("runs", ["fifty%", "a\\b"])
 def test_a_run_root_that_slurm_cannot_log_to_is_refused(runs, call, fake_slurm: FakeSlurm, tmp_path, profile):
     code, _, error = call("submit", *ROW, "--cluster", profile, "--runs", str(tmp_path / runs), "--dry-run")
     assert code == 2 and re.fullmatch(r"error: --runs '.*': Slurm writes no logs to a path with %, .*\n", error)
