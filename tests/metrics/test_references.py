@@ -66,7 +66,7 @@ def test_features_are_a_random_subset_and_statistics_of_all_images(size, most, k
 
 @pytest.mark.parametrize("most", [12, 100, 0])
 def test_a_saved_reference_is_read_unchanged(most, tmp_path):
-    reference, path = built(most=most or 100), tmp_path / "new" / "x.npz"
+    reference, path = built(most=most or 100), tmp_path / "x.npz"
     if not most:
         reference = Reference(reference.statistics, None, {**reference.about, "num_features": 0}, SPACE.about)
     reference.save(path)
