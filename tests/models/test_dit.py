@@ -315,6 +315,7 @@ def test_frozen_positions_are_in_no_group_and_matrices_decay():
 def test_from_images_to_records(row, tmp_path):
     """Every stage that a row has, in this process; its speed too, which has no head to share in."""
     places, spec = Places(tmp_path / "runs", tmp_path / "records"), finish(row)
+    places.check_writable()
     for run in (generation_run("dit", spec), speed_run("dit", spec, "cpu")):
         for job in jobs_for([run], places):
             folder = places.folder(job.kind, job.id)
