@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import re
 import warnings
 import zipfile
@@ -125,7 +124,7 @@ def _load(file: Path) -> Any:
                     raise ValueError(f"the checksum of {some([damaged])} is wrong")
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
-        except (pickle.UnpicklingError, RuntimeError) as error:  # some texts suggest to load without protection
+        except Exception as error:  # some texts suggest to load without protection
             foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
             if foreign is None:
                 reason = str(error).rpartition("WeightsUnpickler error:")[2]
