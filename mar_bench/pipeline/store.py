@@ -102,7 +102,7 @@ def publish(runs: list[Run], places: Places) -> None:
         source = places.folder(run.task, run.id) / "record.json"
         target = places.records / f"{run.id}.json"
         if is_sound(source.parent) and not (target.is_file() and read_record(target).status == "done"):
-            write_record(places.records, read_record(source))
+            write_record(places.records, read_record(source, run.id))
         if run.choice and target.is_file():
             record, metric = read_record(target), run.choice["metric"]  # two tables may choose one cell in two ways
             if record.selection.get(metric) != run.choice:

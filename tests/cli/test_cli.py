@@ -115,13 +115,15 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert shell("plan", "table1", "--scael", "tiny").returncode == 2
 
 
-@pytest.mark.parametrize("command", ("run", "table"))
+@pytest.mark.parametrize("command", ("run", "plan", "table"))
 def test_broken_record_stops_before_any_work(command, tmp_path):
-    records = tmp_path / "records"
+    records, asked = tmp_path / "records", ("table1", "--scale", "smoke")
     records.mkdir()
-    (records / "abc.json").write_text('{"task": "gen')
-    message = mistake(command, "table1", "--scale", "smoke", "--records", str(records))
-    assert "abc.json" in message and "valid record" in message
+    name = json.loads(call("plan", *asked, "--json", "--records", str(records)))["runs"][0]["ids"]["eval_id"]
+    (records / f"{name}.json").write_text('{"task": "gen')
+    more = ("--reuse-records",) if command == "run" else ()
+    message = mistake(command, *asked, *more, "--records", str(records))
+    assert f"{name}.json" in message and "valid record" in message
 
 
 def test_views_without_records_name_the_command_to_run(places, tmp_path):
