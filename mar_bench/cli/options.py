@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mar_bench.config.ids import IdCheck
 from mar_bench.pipeline.request import parse_seeds
 from mar_bench.pipeline.store import default_places
 from mar_bench.records import record
@@ -69,12 +70,12 @@ Overrides = Annotated[
 
 
 def results(runs: str | None, records: str | None):
-    """Run and record folders, and all records. Raises UserError for a broken record."""
+    """Run and record folders, and the records, read when they are needed: a broken one then raises UserError."""
     places = default_places(runs, records)
     if names := record.conflicting_ids(places.records):
         where = places.records / record.CONFLICTS
         print(f"note: records that disagree are left out (see {where}): {', '.join(names)}", file=sys.stderr)
-    return places, record.read_records(places.records)
+    return places, record.RecordFolder(places.records, IdCheck())
 
 
 def is_record(name: str) -> bool:

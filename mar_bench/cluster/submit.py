@@ -17,11 +17,12 @@ from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.send import batch_scripts, send_all, submit_lock, without_incomplete
 from mar_bench.cluster.slurm import overruled
 from mar_bench.cluster.snapshot import take_snapshot
+from mar_bench.config.ids import IdCheck
 from mar_bench.config.yaml_layers import is_yaml
 from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
-from mar_bench.records.record import read_record, read_records
+from mar_bench.records.record import RecordFolder, read_record
 from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
@@ -43,7 +44,7 @@ def submit(
     if not (dry_run or follows):
         places.check_writable()
     with contextlib.nullcontext() if dry_run else submit_lock(places):
-        records = read_records(places.records)
+        records = RecordFolder(places.records, IdCheck())
         asked = request.seeds, request.sampling_seeds, request.only
         selection = select(list(request.words), request.every, request.scale, records, *asked, profile.device)
         experiments, planned = selection.experiments, selection.planned
@@ -118,7 +119,7 @@ def conclude(submission: Submission) -> None:
             submit(request, submission.plan()[0], follows=True)
         except UserError as error:
             print(f"{error}; to send the cells that can be chosen now, repeat: {request.command}", file=sys.stderr)
-    records = read_records(submission.places.records)
+    records = RecordFolder(submission.places.records, IdCheck())
     for experiment in load_all(list(request.words), request.every, request.scale, records):
         try:
             for path in save_formats(table(experiment, records), Path(request.reports, request.scale)):

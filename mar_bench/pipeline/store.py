@@ -230,7 +230,7 @@ def publish(runs: list[Run], places: Places) -> None:
         target = places.records / f"{run.id}.json"
         published = target.is_file() and read_record(target).status == "done"
         if not published and places.intact(run.task, run):
-            write_record(places.records, read_record(places.folder(run.task, run.id) / "record.json"))
+            write_record(places.records, read_record(places.folder(run.task, run.id) / "record.json", run.id))
         if run.choice and target.is_file():
             record, metric = read_record(target), run.choice["metric"]  # two tables may choose one cell in two ways
             if record.selection.get(metric) != run.choice:

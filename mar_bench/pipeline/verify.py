@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from mar_bench.config.ids import Run, stage_ids
+from mar_bench.config.ids import Run, recorded_ids
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import MetricsSpec, RunSpec
 from mar_bench.data.datasets import batches, to_images
@@ -120,12 +120,11 @@ def _settings_of(record: Record) -> MetricsSpec:
 def run_of(record: Record) -> Run:
     """The run that made a record. Raises UserError if this version would not make the same one."""
     spec = _parsed(record, RunSpec, record.spec)
-    ids = stage_ids(spec)
-    for name, value in record.ids.items():
-        if name in ids and name not in ("eval_id", "cell_id") and ids[name] != value:
+    for name, now in recorded_ids(record, spec).items():
+        if (value := record.ids.get(name, now)) != now:
             raise UserError(
-                f"record {record.id}: its {name} is {value} but this version gives {ids[name]} for the same spec: a "
-                f"stage has changed; check out commit {(record.provenance.get('git') or {}).get('commit')}"
+                f"record {record.id}: its {name} is {value} but this version gives {now} for the same spec: a stage "
+                f"has changed, or the record; check out commit {(record.provenance.get('git') or {}).get('commit')}"
             )
     return Run(record.task, record.id, spec, record.ids)
 

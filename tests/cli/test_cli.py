@@ -146,8 +146,7 @@ def test_folders_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):
     monkeypatch.setenv("MAR_BENCH_RECORDS", "~/records")
     for name in ("records", "old"):
         (home / name).mkdir(parents=True)
-    (home / "records/abc.json").write_text("{")
-    assert f"{home}/records/abc.json" in mistake("table", "table1")
+    assert f"{home}/records/0123456789ab.json" in mistake("show", "0123456789ab")
     assert f"{home}/old/x" in mistake("collect", "$HOME/old/x", "--records=~/new")
     assert f"{home}/mine.yml: no such file" in mistake("plan", "~/mine.yml", "--records=~/new")
     assert f"{home}/mine.yml: no such file" in mistake("submit", "table1", "--cluster=~/mine.yml")
@@ -159,13 +158,15 @@ def test_folders_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 
-@pytest.mark.parametrize("command", ("run", "table"))
+@pytest.mark.parametrize("command", ("run", "plan", "table"))
 def test_broken_record_stops_before_any_work(command, tmp_path):
-    records = tmp_path / "records"
+    records, asked = tmp_path / "records", ("table1", "--scale", "smoke")
     records.mkdir()
-    (records / "abc.json").write_text('{"task": "gen')
-    message = mistake(command, "table1", "--scale", "smoke", "--records", str(records))
-    assert "abc.json" in message and "valid record" in message
+    name = json.loads(call("plan", *asked, "--json", "--records", str(records)))["runs"][0]["ids"]["eval_id"]
+    (records / f"{name}.json").write_text('{"task": "gen')
+    more = ("--reuse-records",) if command == "run" else ()
+    message = mistake(command, *asked, *more, "--records", str(records))
+    assert f"{name}.json" in message and "valid record" in message
 
 
 def test_views_without_records_name_the_command_to_run(places, tmp_path):
