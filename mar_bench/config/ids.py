@@ -27,7 +27,8 @@ def canonical(value: Any) -> Any:
     if type(value) in (str, int, float, bool, type(None)):  # most of them
         return value
     if is_dataclass(value):
-        items = {name: (canonical(getattr(value, name)), default) for name, default in _hashed(type(value)).items()}
+        known = _hashed(value.__class__)
+        items = {name: (canonical(getattr(value, name)), default) for name, default in known.items()}
         return {name: item for name, (item, default) in items.items() if item != default}
     if isinstance(value, (tuple, list)):
         return [canonical(v) for v in value]
@@ -35,7 +36,7 @@ def canonical(value: Any) -> Any:
 
 
 @functools.cache
-def _hashed(cls: type) -> dict[str, Any]:
+def _hashed(cls: Any) -> dict[str, Any]:
     """The fields of a class that determine something, with the canonical default of those that are omitted at it."""
     found = {}
     for f in fields(cls):

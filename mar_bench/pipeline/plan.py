@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mar_bench.records.record import Record
 from mar_bench.utils.console import console_table
 
 
-def make_plan(selection: Selection, scale: str, places: Places, records: dict[str, Record]) -> dict[str, Any]:
+def make_plan(selection: Selection, scale: str, places: Places, records: Mapping[str, Record]) -> dict[str, Any]:
     """The plan as a JSON object.
 
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count

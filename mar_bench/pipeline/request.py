@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import chain
@@ -46,7 +46,7 @@ def select(
     words: list[str] | None,
     every: bool,
     scale: str,
-    records: dict[str, Record],
+    records: Mapping[str, Record],
     seeds: str | None = None,
     sampling_seeds: str | None = None,
     only: str | None = None,
@@ -79,7 +79,7 @@ def select(
     return found
 
 
-def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
+def load_all(words: list[str] | None, every: bool, scale: str, records: Mapping[str, Record]) -> list[Experiment]:
     """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
@@ -89,7 +89,7 @@ def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str
     return [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
 
 
-def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]) -> Experiment:
+def load(name: str, scale: str, overrides: list[str] | None, records: Mapping[str, Record]) -> Experiment:
     """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
     for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
         if any(word.partition("=")[0] == key for word in overrides or ()):
@@ -98,7 +98,7 @@ def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, 
 
 
 def load_row(
-    name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]
+    name: str, scale: str, overrides: list[str] | None, records: Mapping[str, Record]
 ) -> tuple[Experiment, str | None]:
     """``table1/mar/diff/guided`` as experiment and row, ``table1`` as experiment and None.
 

@@ -14,7 +14,7 @@ _WORDS = {dict: "block", str: "text", int: "whole number"}
 _IMAGES = {"kind": str, "name": str, "sha256": str}
 _BLOCKS = ("ids", "spec", "metrics", "protocol", "parameters", "training", "uncertainty", "selection", "provenance")
 # what the code relies on: block -> the types of its values; null counts as missing, except at the top
-_TYPES: dict[str, dict[str, type]] = {
+_TYPES: dict[str, dict[str, Any]] = {
     "": {"task": str, "status": str, "schema_version": int, **dict.fromkeys(_BLOCKS, dict)},
     "spec": dict.fromkeys(("metrics", "train", "sampling", "compute"), dict),
     "spec.metrics": {"extractor": dict},
@@ -24,6 +24,7 @@ _TYPES: dict[str, dict[str, type]] = {
     "spec.compute": {"threads": int},
     "protocol": {
         **dict.fromkeys(("samples", "reference", "heldout", "extractor", "settings", "class_balance"), dict),
+        **dict.fromkeys(("tokenizer", "weights", "tokens", "overlaps"), dict),
         **dict.fromkeys(("num_generated", "num_reference", "num_heldout", "threads", "batch_size"), int),
         **dict.fromkeys(("label_mode", "device", "dtype"), str),
     },
