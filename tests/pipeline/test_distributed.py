@@ -110,6 +110,7 @@ def alone(tmp_path_factory) -> Places:
     """A run of one process; later runs in the same place use its tokenizer, extractor and latents."""
     folder = tmp_path_factory.mktemp("alone")
     places = Places(folder / "runs", folder / "records")
+    places.check_writable()
     for job in jobs_for([run_of()], places):
         execute(job, places, go_on)
     return places

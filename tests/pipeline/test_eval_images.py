@@ -271,11 +271,11 @@ def test_verify_reproduces_numbers_and_images(run):
 def test_verify_reports_what_has_changed(copied, tmp_path):
     record = record_of(copied, "generation")
     changed = replace(record, metrics={**record.metrics, "fd_digits": record.metrics["fd_digits"] * 1.0001})
-    file = write_record(tmp_path / "elsewhere", changed)
+    file = write_record(tmp_path, changed)
     assert different(call("verify", file, *copied, code=1)) == ["fd_digits"]
     protocol = {**record.protocol, "num_generated": 50_000, "settings": {**record.protocol["settings"], "is_splits": 9}}
     fewer = {k: v for k, v in record.metrics.items() if k != "is_digits"}
-    file = write_record(tmp_path / "other", replace(record, metrics=fewer, protocol=protocol))
+    file = write_record(tmp_path, replace(record, metrics=fewer, protocol=protocol))
     assert different(call("verify", file, *copied, code=1)) == ["num_generated", "settings.is_splits", "is_digits"]
     sample = tmp_path / "runs/sample" / record.ids["sample_id"] / "tokens-000000.safetensors"
     tokens = load_file(sample)["tokens"]
@@ -354,11 +354,11 @@ def test_compare_rows_and_records(run, tmp_path):
     one, other = record_of(run, "generation"), record_of(run, "generation", "mar/diff/unguided")
     text = call("compare", one.id, other.id, *run[2:])
     assert "fd_digits" in text and "not comparable" not in text
-    file = write_record(tmp_path / "elsewhere", replace(other, protocol={**other.protocol, "num_generated": 100}))
+    file = write_record(tmp_path, replace(other, protocol={**other.protocol, "num_generated": 100}))
     assert "not comparable: 200 against 100 generated images" in call("compare", one.id, file, *run[2:])
     text = call("compare", ROW, "table1/mar/diff/unguided", "--scale", "smoke", *run[2:])
     assert "fd_digits" in text and "The same records" in text
-    twin = write_record(tmp_path / "elsewhere", replace(one, ids={**one.ids, "eval_id": "0" * 12}))
+    twin = write_record(tmp_path, replace(one, ids={**one.ids, "eval_id": "0" * 12}))
     assert "not comparable: the same images on both sides" in call("compare", one.id, twin, *run[2:])
     assert "no row" in mistake("compare", "table1/mar/diff/guide", one.id, "--scale", "smoke", *run[2:])
     assert "no records" in mistake("compare", ROW, one.id, "--scale", "smoke", "train.steps=3", *run[2:])
