@@ -49,6 +49,7 @@ class Lab:
 
     def __init__(self, folder: Path, squeue: Squeue):
         self.places = Places(folder / "runs", folder / "records")
+        self.places.check_writable()
         self.squeue = squeue
         self.ledger: list[Submission] = []
 

@@ -32,6 +32,7 @@ def submit(
     seeds: options.Seeds = None,
     sampling_seeds: options.SamplingSeeds = None,
     retry: Annotated[str, typer.Option("--retry", metavar="failed", help="Also send work that failed before.")] = None,
+    no_speed: options.NoSpeed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     runs: options.Runs = None,
     records: options.Records = None,
@@ -49,8 +50,9 @@ def submit(
     profile = load_profile(cluster)
     command = shlex.join(["mar-bench", *(word for word in sys.argv[1:] if word != "--dry-run")])
     places, _ = options.results(runs or profile.runs, records)  # prints ids of records that disagree
-    folders = [str(Path(folder).absolute()) for folder in (places.runs, places.records, reports)]
-    request = Request(command, tuple(words or ()), every, scale, only, seeds, sampling_seeds, *folders)
+    root, kept, tables = (str(Path(folder).absolute()) for folder in (places.runs, places.records, reports))
+    asked = tuple(words or ()), every, scale, only, seeds, sampling_seeds
+    request = Request(command, *asked, root, kept, tables, not no_speed)
     submit_request(request, profile, retry is not None, dry_run)
 
 
@@ -100,7 +102,7 @@ def cancel(
     from mar_bench.cluster.send import cancel_rows
 
     rows, ids = cancel_rows(_places(runs, cluster), name)
-    print(f"cancelled {rows} records and {len(ids)} jobs that no other row needs: {' '.join(ids)}")
+    print(f"cancelled {rows} records and {len(ids)} jobs that no other row needs{': ' * bool(ids)}{' '.join(ids)}")
 
 
 def _places(runs: str | None, cluster: str | None):

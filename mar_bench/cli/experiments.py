@@ -59,7 +59,8 @@ def show(
     from mar_bench.records.provenance import device_name
     from mar_bench.report.format import paper_name, paper_number
     from mar_bench.report.show_record import record_text
-    from mar_bench.utils.console import console_table, to_yaml
+    from mar_bench.utils.console import console_table
+    from mar_bench.utils.yaml_text import to_yaml
 
     def paper(row: str) -> str:
         cell = experiment.paper.get(row, {})
@@ -135,6 +136,7 @@ def run(
     reuse_records: Annotated[
         bool, typer.Option("--reuse-records", help="Skip runs that have a record but no output here.")
     ] = False,
+    no_speed: options.NoSpeed = False,
     runs: options.Runs = None,
     records: options.Records = None,
 ) -> None:
@@ -143,15 +145,17 @@ def run(
     If interrupted, the same command resumes. Cells chosen by a sweep run once its points are measured."""
     from mar_bench.pipeline.store import publish
 
-    world, outcomes, tried = _world(), [], set()
+    world, tried = _world(), set()
+    outcomes: list = []
     for _ in range(2):  # the second pass runs the cells whose sweep points the first has measured
         places, found = options.results(runs, records)
         selection = select(words, every, scale, found, seeds, sampling_seeds, only)
-        planned = [r for r in selection.runs if r.id not in tried]
+        wanted = [r for r in selection.runs if not (no_speed and r.task == "speed")]
+        planned = [r for r in wanted if r.id not in tried]
         if reuse_records:
             planned = [r for r in planned if r.id not in found or found[r.id].status != "done"]
         tried |= {r.id for r in planned}
-        outcomes.append(_run_planned(planned, places, jobs, world))
+        outcomes.append(_run_planned(planned, places, jobs, world, not any(outcomes)))
         publish([*planned, *(r for of_one in selection.planned.values() for r in of_one if r.choice)], places)
         if not selection.waiting:
             break
@@ -168,37 +172,55 @@ def run(
         )
         raise typer.Exit(1)
     if not any(outcomes):
-        print(f"nothing to do: all {len(selection.runs)} runs are done; records are in {places.records}")
+        print(f"nothing to do: all {len(wanted)} runs are done; records are in {places.records}")
         return
     names, overrides = names_and_overrides(words)
     more = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
     print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(more)}")
 
 
-def _run_planned(planned: list, places, jobs: int | None, world):
-    """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped."""
-    from mar_bench.pipeline import run_local
+def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
+    """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped.
+
+    ``first``: no work has been done yet, so the folders are created. Stages that turn out to be damaged are set aside
+    on the way and made again in another pass."""
     from mar_bench.pipeline.graph import jobs_for
-    from mar_bench.pipeline.progress import Report, duration
+    from mar_bench.pipeline.plan import images_of
     from mar_bench.pipeline.store import publish
 
-    publish(planned, places)
+    outcome, tried = None, set[str]()
     todo = jobs_for(planned, places)
-    if world:
-        for job in todo:
-            if job.kind == "train" and job.run.spec.train.published is None:
-                world.share(range(job.run.spec.train.batch_size))  # raises before any work
-        todo = world.agreed(todo)
-    if not todo:
-        return None
     preflight([job.run for job in todo])
-    places.check_writable()
+    for job in todo if world else ():
+        if job.kind == "train" and job.run.spec.train.published is None:
+            world.share(range(job.run.spec.train.batch_size))  # raises before any work
+    images = images_of([job.run for job in todo]) if first else []
+    if first and planned:
+        places.check_writable() if todo else places.records.mkdir(parents=True, exist_ok=True)
+    publish(planned, places)
+    while True:
+        todo = jobs_for(planned, places)
+        todo = world.agreed(todo) if world else todo
+        if {job.id for job in todo} <= tried:
+            return outcome
+        tried |= {job.id for job in todo}
+        outcome = _run_jobs(todo, places, jobs, world, images)
+        images = []
+
+
+def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str]):
+    """Print ``images``, execute jobs and print the result; returns the Outcome. Exits if stopped."""
+    from mar_bench.pipeline import run_local
+    from mar_bench.pipeline.progress import Report, duration
+
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
     report = Report(todo, places, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
+    for line in images:
+        report.say(line)
     if world:
         outcome = run_local.run_together(todo, places, world, report)
     else:

@@ -113,11 +113,11 @@ def claims(
     Judges each at --scale or, by default, at the largest scale that has its evidence. --save writes <reports>/claims.md
     or, with --scale, <reports>/<scale>/claims.md."""
     from mar_bench.report.claims.report import claims_file, markdown
-    from mar_bench.utils.files import atomic_write
+    from mar_bench.utils.files import atomic_write, with_folder
 
     text = markdown(claims_file(), results(None, records)[1], scale)
     print(text, end="")
     if save:
         path = Path(reports, scale or "", "claims.md")
-        atomic_write(path, text)
+        atomic_write(with_folder(path), text)
         print(f"wrote {path}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app
+from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app, as_path
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
@@ -37,9 +37,14 @@ def fetch(
 @app.command()
 def convert(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="mar, kl16, vq16, kl8 or consistency.")],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.")],
-    raw: Annotated[bool, typer.Option("--raw", help="For mar: the raw weights instead of their EMA.")] = False,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint.", callback=as_path)],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.", callback=as_path),
+    ],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For mar: the raw weights, not their EMA, or a file of weights only.")
+    ] = False,
 ) -> None:
     """Convert published weights to our parameter names.
 
@@ -79,7 +84,7 @@ def rehearse(
         places.check_writable()
     from mar_bench.pipeline.rehearse import rehearse_all
     from mar_bench.report.rehearsal import markdown
-    from mar_bench.utils.files import atomic_write
+    from mar_bench.utils.files import atomic_write, with_folder
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     content = rehearse_all(rows, gpu, None if count_only else places.runs, cores())
@@ -89,7 +94,7 @@ def rehearse(
     print(text, end="")
     if save:
         target = Path(reports) / scale / f"{experiment.id}-rehearsal"
-        atomic_write(target.with_suffix(".md"), text)
+        atomic_write(with_folder(target.with_suffix(".md")), text)
         atomic_write(target.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
         print(f"wrote {target}.md and .json", file=sys.stderr)
     if any(item["error"] or item["resumed_equal"] is False for item in content["found"]):

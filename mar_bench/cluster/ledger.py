@@ -46,6 +46,7 @@ class Request:
     runs: str
     records: str
     reports: str
+    speed: bool = True  # whether seconds per image are measured
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Submission:
 
     def write(self, profile: Profile, stages: list[Job]) -> None:
         """Write the folder, before anything is sent."""
+        (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
         plan = {"profile": as_tree(profile), "stages": [as_tree(stage) for stage in stages]}
         atomic_write(self.folder / "plan.json", json.dumps(plan))
         self.sent([])

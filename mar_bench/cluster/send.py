@@ -17,7 +17,7 @@ from mar_bench.cluster.pending import Queue
 from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.slurm import ask, executor_for, send
 from mar_bench.cluster.work import Work
-from mar_bench.pipeline.store import Places
+from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
 
@@ -96,7 +96,7 @@ def without_incomplete(ledger: list[Submission]) -> list[Submission]:
 
 
 def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
-    """Cancel the rows that match ``name``; returns their number and their jobs' ids. Raises UserError if none match."""
+    """``cancel`` for the rows that match ``name``. Raises UserError if none match."""
     with submit_lock(places):
         ledger = without_incomplete(read_ledger(places.runs))
         rows = find_rows(ledger, name)
@@ -104,17 +104,21 @@ def cancel_rows(places: Places, name: str) -> tuple[int, list[str]]:
         # Rows share the reconstruction of their tokenizer, which is listed under the first of them.
         others = {r.experiment for s in ledger for r in s.rows if r.task == "generation" and r.name not in names}
         rows = [row for row in rows if row.task != "reconstruction" or row.experiment not in others] or rows
-        return len(rows), cancel(ledger, rows)
+        return cancel(ledger, rows)
 
 
-def cancel(ledger: list[Submission], unwanted: list[Row]) -> list[str]:
-    """Cancel the jobs that no other record, or the same one of another experiment, needs; returns their ids."""
+def cancel(ledger: list[Submission], unwanted: list[Row]) -> tuple[int, list[str]]:
+    """Cancel the jobs that no other record, or the same one of another experiment, needs.
+
+    Returns how many records a job was still to make, and the ids of the jobs."""
     queue = Queue(ledger)
     live = [(s, job) for s in ledger for job in s.jobs.values() if queue.state(s, job).live]
     gone = {row.name for row in unwanted}
+    to_come = {stage.id for _, job in live for stage in job.stages}
+    unfinished = {row.id for row in unwanted if not is_sound(ledger[0].places.folder(row.task, row.id))}
+    unfinished &= {stage.id for s, job in live for stage in job.stages if stage.id not in s.cancelled}
     for submission in ledger:
         submission.cancel(gone & {row.name for row in submission.rows})
-    to_come = {stage.id for _, job in live for stage in job.stages}
     still_wanted = {
         s.id: [row for row in s.rows if row.id in to_come - s.cancelled and row.name not in s.cancelled] for s in ledger
     }
@@ -133,4 +137,4 @@ def cancel(ledger: list[Submission], unwanted: list[Row]) -> list[str]:
         ids += [str(job.slurm_id)] if ends else []
     for i in range(0, len(ids), 200):
         ask(["scancel", *ids[i : i + 200]])
-    return ids
+    return len(unfinished - kept_stages), ids

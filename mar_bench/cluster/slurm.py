@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ SILENT = "UNKNOWN"  # Slurm does not answer
 NO_SLURM = "{}: not found; is this a machine of the cluster, and is Slurm on the PATH?"
 SECONDS = 30  # timeout of squeue and similar commands
 RETRY_SECONDS = 1
+KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}  # which cluster, and the user's token
+OF_SLURM = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI", "SUBMITIT_")
+OF_TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def ask(words: list[str]) -> str:
     """A command's output, after a second try if the controller is busy. Raises UserError with the reason."""
     for again in (True, False):
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+            with clean_environment():
+                done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
         except FileNotFoundError:
             raise UserError(NO_SLURM.format(words[0])) from None
         except subprocess.TimeoutExpired:
@@ -100,6 +104,24 @@ def _complaint(text: str) -> str:
     """The last error in Slurm's output, as one line."""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "")
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Hide the variables that would override a profile or filter an answer (SBATCH_PARTITION, SQUEUE_PARTITION), and
+    those of a job around this process: sbatch would pass them on, and srun in the job reads them."""
+    hidden = {key for key in os.environ if key.startswith(OF_SLURM) or key in OF_TORCHRUN} - KEPT
+    hidden |= {"CUDA_VISIBLE_DEVICES"} & os.environ.keys() if "SLURM_JOB_ID" in os.environ else set()
+    before = {key: os.environ.pop(key) for key in hidden}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def overruled() -> list[str]:
+    """The user's variables for sbatch, which do not count: the profile decides."""
+    return sorted(key for key in os.environ if key.startswith("SBATCH_"))
 
 
 def executor_for(profile: Profile, submission: Submission, stage: str, dependency: str) -> Any:
@@ -140,15 +162,11 @@ def executor_for(profile: Profile, submission: Submission, stage: str, dependenc
 def send(executor: Any, work: Sequence[Callable]) -> list[str]:
     """Send one job per item of ``work``, several as an array; returns their ids. Raises UserError if sbatch refuses."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError(NO_SLURM.format("sbatch"))
-    # inside a job, sbatch would pass on the variables that Slurm and torch have set there
-    kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
     try:
-        with clean_env(["CUDA_VISIBLE_DEVICES"]) if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():
-            os.environ.update(kept)
+        with clean_environment():
             with executor.batch() if len(work) > 1 else contextlib.nullcontext():
                 jobs = [executor.submit(one) for one in work]
             return [job.job_id for job in jobs]

@@ -15,7 +15,9 @@ from mar_bench.cluster.ledger import Request, Submission, new_submission, read_l
 from mar_bench.cluster.pending import Plan, Queue, make_plan, rows_of
 from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.send import batch_scripts, send_all, submit_lock, without_incomplete
+from mar_bench.cluster.slurm import overruled
 from mar_bench.cluster.snapshot import take_snapshot
+from mar_bench.config.yaml_layers import is_yaml
 from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
@@ -23,6 +25,7 @@ from mar_bench.records.record import read_record, read_records
 from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import expanded, writing
 
 
 def submit(
@@ -33,13 +36,18 @@ def submit(
     ``retry``: include work that failed before. ``follows``: the caller is the last job of a submission with this
     request. Raises UserError if a file is missing or Slurm refuses; the submission is then undone completely."""
     places = Places(Path(request.runs), Path(request.records))
-    if not dry_run:
+    if set("%\\") & set(request.runs) or not request.runs.isprintable():
+        raise UserError(f"--runs {request.runs!r}: Slurm writes no logs to a path with %, \\ or control characters")
+    if ignored := overruled():
+        print(f"{', '.join(ignored)} in the environment: ignored, the profile decides", file=sys.stderr)
+    if not (dry_run or follows):
         places.check_writable()
     with contextlib.nullcontext() if dry_run else submit_lock(places):
         records = read_records(places.records)
         asked = request.seeds, request.sampling_seeds, request.only
         selection = select(list(request.words), request.every, request.scale, records, *asked, profile.device)
-        experiments, planned, runs = selection.experiments, selection.planned, selection.runs
+        experiments, planned = selection.experiments, selection.planned
+        runs = [run for run in selection.runs if request.speed or run.task != "speed"]
         waiting, ledger = sum(selection.waiting.values()), read_ledger(places.runs)
         if not dry_run:
             publish(runs, places)
@@ -64,24 +72,30 @@ def submit(
         preflight([stage.run for stage in plan.stages])
         if dry_run:
             return
-        take_snapshot(submission.folder / "code")
-        submission = replace(submission, request=with_copies(request, submission.folder / "experiments"))
-        submission.write(profile, plan.stages)
-        send_all(submission, profile, conclude)
+        with writing(submission.folder):  # copies and pickles too
+            try:
+                take_snapshot(submission.folder / "code")
+                submission = replace(submission, request=with_copies(request, submission.folder / "experiments"))
+                submission.write(profile, plan.stages)
+            except OSError:
+                shutil.rmtree(submission.folder, ignore_errors=True)
+                raise
+            send_all(submission, profile, conclude)
         ids = [str(job.slurm_id) for job in submission.jobs.values()]
         print(f"sent {len(ids)} jobs, {ids[0]} to {ids[-1]}; {progress}")
 
 
 def with_copies(request: Request, folder: Path) -> Request:
     """Copy the user's own experiment files and their layers: later edits must not affect the submission."""
-    files = [Path(word) for word in request.words if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
-    for source in [*files, *(file.parent / layers for file in files for layers in ("base", "scale"))]:
+    named = {word: Path(expanded(word, "experiment")) for word in request.words if is_yaml(word) and "=" not in word}
+    files = {word: file for word, file in named.items() if file.is_file()}
+    for source in [*files.values(), *(file.parent / layers for file in files.values() for layers in ("base", "scale"))]:
         if source.is_dir():
             shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
         elif source.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder)
-    return replace(request, words=tuple(str(folder / Path(w).name) if Path(w) in files else w for w in request.words))
+    return replace(request, words=tuple(str(folder / files[w].name) if w in files else w for w in request.words))
 
 
 def _print_dry_run(plan: Plan, submission: Submission, profile: Profile) -> None:

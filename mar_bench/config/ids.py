@@ -124,6 +124,8 @@ def chosen_rows(experiment: Experiment, only: str | None, may_be_empty: bool = F
 
     Raises UserError if no row matches, unless ``may_be_empty``."""
     rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
+    if not experiment.rows and not may_be_empty:
+        raise UserError(f"{experiment.file}: it has no row at scale {experiment.scale}; choose another scale")
     if not rows and not may_be_empty:
         raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
     return rows

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.progress import Outcome, Report
 from mar_bench.pipeline.store import Places
-from mar_bench.utils.errors import Stopped, described
+from mar_bench.utils.errors import DiskError, Stopped, described
 
 if TYPE_CHECKING:
     from mar_bench.pipeline.distributed import World
@@ -48,6 +48,8 @@ def _work(pipe: Connection, places: Places) -> None:
             job, answer = pipe.recv(), ["done"]
             try:
                 execute(job, places, partial(tell, "progress"), partial(tell, "waiting"))
+            except DiskError as error:
+                answer = ["halted", str(error)]
             except Exception as error:
                 answer = ["failed", described(error)]
             pipe.send(answer)
@@ -56,7 +58,8 @@ def _work(pipe: Connection, places: Places) -> None:
 def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) -> Outcome:
     """Execute jobs on ``num_workers`` processes, dependencies first, longest chains first.
 
-    A failed job fails the records that depend on it and nothing else. Stops cleanly on Ctrl-C and SIGTERM."""
+    A failed job fails the records that depend on it and nothing else. Stops cleanly on Ctrl-C and SIGTERM, and on a
+    DiskError, which it raises: no job could go on."""
     urgency = _urgency(jobs)
     workers: dict[Any, Any] = {}  # pipes to processes
     busy: dict[Any, Job] = {}
@@ -77,6 +80,8 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
                         process = workers.pop(pipe)
                         end(process, 5)
                         event, content = "failed", [f"the worker process died ({cause(process.exitcode)})"]
+                    if event == "halted":
+                        raise DiskError(*content)
                     if pipe in busy:
                         getattr(report, event)(busy[pipe], *content)
                     if event in ("done", "failed"):
@@ -162,6 +167,8 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
                 report.done(job)
         except Stopped:
             report.outcome.stopped = True
+        except DiskError:
+            raise
         except Exception as error:
             report.outcome.stopped = interrupts.count > 0  # another rank stopped and left this one waiting
             if not report.outcome.stopped:

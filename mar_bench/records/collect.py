@@ -16,7 +16,7 @@ from mar_bench.records import record as files
 from mar_bench.records.record import Record, conflicting_files, conflicting_ids
 from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, reading
+from mar_bench.utils.files import atomic_write, reading, with_folder
 
 LOCK = ".collect.lock"  # in the folder of records
 TOLERANCE = 1e-4  # relative: metrics of the same images differ by less between machines
@@ -72,7 +72,7 @@ def collect(folders: list[Path], records: Path, dry_run: bool = False) -> Collec
         given[found.record.id].append(found)
     if records.is_file():
         raise UserError(f"{records}: not a folder")
-    with nullcontext() if dry_run else locks.held(records / LOCK):
+    with nullcontext() if dry_run else locks.held(with_folder(records / LOCK)):
         plan = Collection(records, {path.stem: _read(path, path.stem) for path in sorted(records.glob("*.json"))})
         for name in sorted({*given, *conflicting_ids(records)}):
             _decide(plan, name, given[name])
@@ -166,7 +166,7 @@ def _carry_out(plan: Collection) -> None:
     for name, aside in plan.aside.items():
         for path, found in aside.items():
             if path != found.path:
-                atomic_write(path, found.content)
+                atomic_write(with_folder(path), found.content)
         if name in plan.here:
             _unchanged(plan, name).unlink()
     for name, content in plan.writes.items():

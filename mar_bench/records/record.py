@@ -5,13 +5,12 @@ A record has its spec, ids and provenance, but no reference to the tables that s
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, reading
+from mar_bench.utils.files import atomic_write, path_variable, reading
 
 SCHEMA_VERSION = 1
 RECORDED = ("generation", "reconstruction", "speed")  # the tasks whose records runs publish
@@ -47,7 +46,7 @@ class Record:
 
 def records_dir(records: str | None = None) -> Path:
     """``records``, else ``$MAR_BENCH_RECORDS``, else ``results/records`` in a checkout, else ``records``."""
-    named = records or os.environ.get("MAR_BENCH_RECORDS")
+    named = records or path_variable("MAR_BENCH_RECORDS")
     return Path(named or ("results/records" if Path("results/records").is_dir() else "records"))
 
 

@@ -123,22 +123,30 @@ def gone(monkeypatch) -> list[str]:
 def test_cancelling_a_row_keeps_what_another_needs(lab: Lab, gone):
     submission = lab.submit(runs_of("mar/diff/*", "generation"))
     (other,) = runs_of(UNGUIDED, "generation")
-    ids = cancel(lab.ledger, lab.rows(RUN))
-    assert ids == gone
+    count, ids = cancel(lab.ledger, lab.rows(RUN))
+    assert ids == gone and count == 1
     cancelled = {s.title for job in submission.jobs.values() if job.slurm_id in ids for s in job.stages}
     assert cancelled == {f"{kind} {GUIDED} seed 0" for kind in ("sample", "generation")}
     for slurm_id in ids:
         lab.squeue.jobs[slurm_id][2] = "CANCELLED"
     assert kinds(lab.plan([RUN])) == {"sample", "generation"}, "it is sent again on request"
     assert not lab.plan([RUN], last=True).new, "but not by the last job of a submission"
-    cancel(lab.ledger, lab.rows(other))
+    assert cancel(lab.ledger, lab.rows(RUN, other))[0] == 1, "the first row is cancelled already"
     assert set(gone) == set(lab.squeue.jobs), "nothing needs the training and the table now"
     assert not lab.plan(runs_of("mar/diff/*", "generation")).failed
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETED"])
+def test_a_finished_record_is_not_counted_as_cancelled(state, lab: Lab, gone):
+    lab.submit(runs_of("mar/diff/*", "generation"), PACKED)
+    lab.finish("generation", run=RUN)
+    lab.say_all(state)
+    assert cancel(lab.ledger, lab.rows(*runs_of("mar/diff/*")))[0] == (1 if state == "RUNNING" else 0)
+
+
 def test_a_job_that_two_rows_share_goes_on_for_the_other(lab: Lab, gone):
     submission = lab.submit(runs_of("mar/diff/*", "generation"), PACKED)
-    assert cancel(lab.ledger, lab.rows(RUN)) == gone == []
+    assert cancel(lab.ledger, lab.rows(RUN)) == (1, [])
     assert submission.unwanted() == {RUN.id, RUN.ids["sample_id"], f"table1:{RUN.id}"}, "what the job will skip"
 
 
@@ -147,10 +155,10 @@ def test_an_experiment_is_cancelled_for_itself_alone(lab: Lab, gone):
     measure = next(job for job in first.jobs.values() if any(stage.id == RUN.id for stage in job.stages))
     assert f"@{measure.slurm_id}" in second.last.follows
     assert settle(second) == [] and not lab.failed_records(), "a live job of another submission is not written off"
-    ids = cancel(lab.ledger, [row for row in lab.rows(RUN) if row.experiment == "other"])
-    assert ids == [second.last.slurm_id]
-    ids = cancel(lab.ledger, [row for row in lab.rows(RUN) if row.experiment == "table1"])
-    assert set(ids) >= {job.slurm_id for job in first.jobs.values()}
+    found = cancel(lab.ledger, [row for row in lab.rows(RUN) if row.experiment == "other"])
+    assert found == (0, [second.last.slurm_id]), "the record is made for table1"
+    count, ids = cancel(lab.ledger, [row for row in lab.rows(RUN) if row.experiment == "table1"])
+    assert count == 1 and set(ids) >= {job.slurm_id for job in first.jobs.values()}
 
 
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED"])

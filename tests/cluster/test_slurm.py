@@ -114,17 +114,21 @@ class Executor:
         return SimpleNamespace(job_id="9")
 
 
-def test_jobs_sent_from_a_job_inherit_nothing_of_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_variable_overrides_the_profile_or_filters_an_answer(inside, tmp_path, monkeypatch):
     for name in ("sbatch", "srun"):
         program(tmp_path, name, "")
     monkeypatch.setenv("PATH", str(tmp_path))
-    inside = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "RANK": "1", "SUBMITIT_EXECUTOR": "slurm", "SRUN_DEBUG": "3"}
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "MAR_BENCH_RUNS": "/runs"}
-    for name, value in {**inside, **kept, "CUDA_VISIBLE_DEVICES": "1"}.items():
+    program(tmp_path, "squeue", "export")
+    hidden = {"SBATCH_ACCOUNT": "me", "SALLOC_QOS": "low", "SRUN_DEBUG": "3", "SQUEUE_PARTITION": "prio", "RANK": "1"}
+    hidden |= {"SLURM_NTASKS": "4", "SLURMD_NODENAME": "n1", "PMIX_RANK": "0", "PMI_FD": "9", "SUBMITIT_EXECUTOR": "x"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "one", "MAR_BENCH_RUNS": "/runs"}
+    (hidden if inside else kept)["CUDA_VISIBLE_DEVICES"] = "1"  # Slurm has set it, or the user
+    hidden |= {"SLURM_JOB_ID": "7"} if inside else {}
+    for name, value in {**hidden, **kept}.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
     assert send(executor := Executor(), [print]) == ["9"] and dict(os.environ) == before
-    assert not {*inside, "CUDA_VISIBLE_DEVICES"} & executor.seen.keys() and kept.items() <= executor.seen.items()
-    monkeypatch.delenv("SLURM_JOB_ID")
-    send(executor, [print])
-    assert executor.seen["CUDA_VISIBLE_DEVICES"] == "1"
+    assert not hidden.keys() & executor.seen.keys() and kept.items() <= executor.seen.items()
+    asked = {line.removeprefix("export ").partition("=")[0] for line in ask(["squeue"]).splitlines()}
+    assert not hidden.keys() & asked and kept.keys() <= asked and dict(os.environ) == before

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
+from submitit.core.utils import DelayedSubmission
 
 from mar_bench.cluster import send
 from mar_bench.cluster import submit as submitting
-from mar_bench.cluster.ledger import FOLDER, read_ledger, read_submission
+from mar_bench.cluster.ledger import FOLDER, Request, Submission, read_ledger, read_submission
 from mar_bench.utils import locks
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import DiskError, UserError
 from tests.made_up_cluster import GUIDED, PROFILE, SHARDS, UNGUIDED, FakeSlurm, Lab, runs_of
 
 
@@ -38,6 +41,20 @@ def changed(folder: Path, **changes: object) -> str:
 @pytest.fixture
 def profile(tmp_path) -> str:
     return changed(tmp_path)
+
+
+def test_experiment_files_are_copied_with_their_layers(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("mine.yml", "base/mine.yml", "scale/little.yaml", "other.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    words = ("~/mine.yml", "table1", "data.root=$NO_SUCH/x.yml", "train.steps=3")
+    request = Request("me", words, False, "little", None, None, None, "/runs", "/records", "/reports")
+    copied = submitting.with_copies(request, folder := tmp_path / "copies")
+    assert copied.words == (str(folder / "mine.yml"), *words[1:])
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.y*ml")) == [
+        "base/mine.yml", "mine.yml", "scale/little.yaml",
+    ]  # fmt: skip
 
 
 def submissions(folder: Path) -> list[Path]:
@@ -97,6 +114,55 @@ def test_a_refusal_takes_back_what_was_sent(call, fake_slurm: FakeSlurm, tmp_pat
     assert ["--name table1." in line for line in fake_slurm.cancelled] == [True]
     fake_slurm.refuse(0)
     assert call("submit", *ROW, "--cluster", profile)[0] == 0 and len(submissions(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("runs", ["fifty%", "a\\b"])
+def test_a_run_root_that_slurm_cannot_log_to_is_refused(runs, call, fake_slurm: FakeSlurm, tmp_path, profile):
+    code, _, error = call("submit", *ROW, "--cluster", profile, "--runs", str(tmp_path / runs), "--dry-run")
+    assert code == 2 and re.fullmatch(r"error: --runs '.*': Slurm writes no logs to a path with %, .*\n", error)
+
+
+def test_variables_of_sbatch_are_named_as_ignored(call, fake_slurm: FakeSlurm, profile, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    assert "SBATCH_PARTITION in the environment: ignored" in call("submit", *ROW, "--cluster", profile)[2]
+
+
+def of_copytree(*words) -> None:
+    raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+
+
+def of_a_write(*words) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("owner", "name", "full"), [
+    (submitting, "take_snapshot", of_copytree),
+    (Submission, "write", of_a_write),
+    (DelayedSubmission, "dump", of_a_write),
+])  # fmt: skip
+def test_a_full_disk_takes_back_the_submission(owner, name, full, call, fake_slurm, tmp_path, profile, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        code, _, error = call("submit", *ROW, "--cluster", profile)
+    place = rf"{tmp_path}/runs/{FOLDER}/\S+"
+    assert code == 2 and re.fullmatch(rf"error: {place}: cannot be written \(.*No space left.*\).*\n", error)
+    assert not fake_slurm.queue and not submissions(tmp_path)
+
+
+def test_speed_is_left_out_on_request(call, fake_slurm: FakeSlurm, tmp_path, profile):
+    assert call("submit", *ROW, "--cluster", profile, "--no-speed")[0] == 0
+    (submission,) = read_ledger(tmp_path / "runs")
+    assert {row.task for row in submission.rows} == {"generation", "reconstruction"} and not submission.request.speed
+
+
+def test_only_the_command_makes_the_run_root(lab: Lab):
+    submission = lab.submit(runs_of(), waiting=2)
+    shutil.rmtree(lab.places.runs)
+    with pytest.raises(DiskError, match="submit.lock: cannot be written"):
+        submitting.submit(submission.request, PROFILE, follows=True)
+    with pytest.raises(DiskError):
+        send.cancel_rows(lab.places, "table1")
+    assert not lab.places.runs.exists()
 
 
 def test_an_interrupt_takes_back_what_was_sent(call, fake_slurm: FakeSlurm, tmp_path, profile, monkeypatch):

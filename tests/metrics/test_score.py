@@ -206,6 +206,9 @@ def test_the_protocol_records_how_the_metrics_were_measured():
             "kid_kernel": "(x.y / dim + 1)^3", "neighbours": 3, "jackknife_groups": 10,
         },
         "singular": False,
+        "overlaps": dict.fromkeys(
+            ("samples in held-out images", "samples in reference", "held-out images in reference"), 0
+        ),
     }  # fmt: skip
     assert {"heldout", "num_heldout"}.isdisjoint(Measure(SETTINGS, real)(found).protocol)
 
@@ -265,8 +268,8 @@ def test_too_few_images_for_a_jackknife_are_refused(count, groups):
 def test_kept_features_give_the_same_scores(labels, scores, tmp_path):
     space = Averages(scores=scores)
     before = samples(labels=labels, space=space)
-    before.save(tmp_path / "new" / "x.safetensors")
-    after = load_features(tmp_path / "new" / "x.safetensors")
+    before.save(tmp_path / "x.safetensors")
+    after = load_features(tmp_path / "x.safetensors")
     assert (before.about, before.extractor) == (after.about, after.extractor) and len(after.preview) == 0
     measure = Measure(SETTINGS, reference(space=space))
     assert measure(before) == measure(after)

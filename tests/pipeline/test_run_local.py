@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from multiprocessing import Pipe
 from types import SimpleNamespace
 
 import pytest
 
-from mar_bench.pipeline import progress
+from mar_bench.pipeline import progress, run_local
 from mar_bench.pipeline.graph import Job
 from mar_bench.pipeline.progress import Report, duration
 from mar_bench.pipeline.run_local import _ready, _urgency, cause
 from mar_bench.pipeline.store import Places
+from mar_bench.utils.errors import DiskError
 
 
 def job(name: str, *needs: str, kind: str = "train", cost: float = 1.0) -> Job:
@@ -34,6 +36,20 @@ def test_jobs_wait_for_what_they_need_and_speed_is_measured_alone_and_last():
     assert _ready({"s": speed}, [behind], urgency) == []
     assert _ready({"s": speed, "t": next_speed}, [], urgency) == [speed]
     assert _ready({"t": next_speed}, [speed], urgency) == []
+
+
+def test_a_worker_that_cannot_write_stops_the_run_and_fails_no_row(tmp_path, monkeypatch):
+    def spawn(places, workers):
+        mine, theirs = Pipe()
+        theirs.send(("halted", "/runs/x: cannot be written"))
+        workers[mine] = SimpleNamespace(is_alive=lambda: False, join=lambda *a: None, kill=lambda: None, pipe=theirs)
+        return mine
+
+    monkeypatch.setattr(run_local, "_spawn", spawn)
+    report = Report(jobs := [job("a"), job("b")], Places(tmp_path, tmp_path), num_workers=1)
+    with pytest.raises(DiskError, match="^/runs/x: cannot be written$"):
+        run_local.run_jobs(jobs, report.places, 1, report)
+    assert not report.outcome.failed and not list(tmp_path.iterdir())
 
 
 def test_the_cause_of_death_has_a_name():

@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
     """A run of all experiments."""
     folder = tmp_path_factory.mktemp("all")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))  # not to wait for runs elsewhere
+        patch.setenv("MAR_BENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))  # not to wait for runs elsewhere
         call(folder, "run")
         yield folder
 

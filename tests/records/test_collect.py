@@ -76,7 +76,7 @@ def refusal(records: Path, *folders: Path) -> str:
 
 @pytest.mark.parametrize("inside", ["", "records", "results/records"])
 def test_records_are_found_in_a_folder_and_copied_byte_by_byte(inside, table1, tmp_path):
-    path = write_record(tmp_path / "other" / inside, result(table1))
+    path = write_record(shelf(tmp_path / "other" / inside), result(table1))
     path.write_text(json.dumps({**json.loads(path.read_text()), "of_a_newer_version": 1}))
     assert summary(tmp_path / "records", tmp_path / "other") == "1 new"
     assert contents(tmp_path / "records") == contents(path.parent)
@@ -85,7 +85,7 @@ def test_records_are_found_in_a_folder_and_copied_byte_by_byte(inside, table1, t
 def test_records_are_found_among_runs(table1, tmp_path):
     records = result(table1), as_read(speed(table1, ROW))
     for record in records:
-        path = write_record(tmp_path / record.task / record.id, record)
+        path = write_record(shelf(tmp_path / record.task / record.id), record)
         path.replace(path.parent / "record.json")
     (tmp_path / "generation/unfinished").mkdir()
     assert summary(shelf(tmp_path / "records"), tmp_path) == "2 new"

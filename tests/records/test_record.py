@@ -61,6 +61,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert read_records(tmp_path) == {DONE.id: DONE}
     assert read_records(tmp_path / "nowhere") == {}
     reordered = replace(DONE, ids=dict(reversed(DONE.ids.items())))
+    (tmp_path / "b").mkdir()
     assert write_record(tmp_path / "b", reordered).read_bytes() == path.read_bytes()
 
 

@@ -250,6 +250,7 @@ def test_rows_that_a_scale_leaves_out_are_named(folder):
 
 def test_the_command_prints_and_saves(folder, tmp_path):
     written(folder, OPTIMUM)
+    (tmp_path / "records").mkdir()
     for record in of_temperature((4.0, 3.2, 3.0, 3.5)).values():
         write_record(tmp_path / "records", record)
 

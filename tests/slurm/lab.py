@@ -40,7 +40,7 @@ class Lab:
         places = {f"MAR_BENCH_{name.upper()}": str(self.folder / name) for name in ("runs", "records", "reports")}
         self.environment = {**self.cluster.environment, **places, **self.environment, "OMP_NUM_THREADS": "1"}
         # speed waits for other work of this user on this machine, but must not wait for other tests
-        self.environment["TMPDIR"] = str(self.folder)
+        self.environment["MAR_BENCH_LOCKS"] = str(self.folder / "locks")
 
     def __call__(self, *words: str, code: int = 0) -> str:
         """What ``mar-bench`` prints; both streams if it is expected to fail."""

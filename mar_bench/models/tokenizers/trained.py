@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from mar_bench.config.spec import DataSpec, KLTokenizer, VQTokenizer, latent_space
-from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
+from mar_bench.models.finite import clipped
+from mar_bench.models.tokenizers.base import Tokenizer, check_codable, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -89,7 +90,7 @@ class KLAutoencoder(Autoencoder):
         return {"mean": (mean - self.shift) * self.scale, "std": (0.5 * log_variance).exp() * self.scale}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        return self.decode_raw(tokens / self.scale + self.shift).clamp(-1, 1)
+        return clipped(self.decode_raw(tokens / self.scale + self.shift))
 
     def training_loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error per pixel plus ``kl_weight`` times the mean KL per latent value (nats)."""
@@ -117,21 +118,23 @@ class VQAutoencoder(Autoencoder):
         self.codes = spec.output == "codes"
         codebook = {"codebook_size": spec.vocab_size, "kmeans_init": True, "threshold_ema_dead_code": 1}
         training = {"decay": spec.codebook_decay, "commitment_weight": spec.commitment_weight}
-        self.quantiser = VectorQuantize(dim=spec.code_dim, **codebook, **training)
+        # one rank trains it; the library would average the codebook with the others, which wait elsewhere
+        self.quantiser = VectorQuantize(dim=spec.code_dim, sync_codebook=False, **codebook, **training)
 
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         latents = grid_to_tokens(self.encoder(images))
         if not self.codes:
             return {"latents": (latents - self.shift) * self.scale}
+        check_codable(latents)
         _, codes, _ = self.quantiser(latents, freeze_codebook=True)
         return {"codes": codes.int()}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Latents are quantised first, as in the decoder's training."""
         if self.codes:
-            return self.decode_raw(self.quantiser.get_output_from_indices(tokens)).clamp(-1, 1)
+            return clipped(self.decode_raw(self.quantiser.get_output_from_indices(tokens)))
         latents = self.quantiser(tokens / self.scale + self.shift, freeze_codebook=True)[0]
-        return self.decode_raw(latents).clamp(-1, 1)
+        return clipped(self.decode_raw(latents))
 
     def training_loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error per pixel plus the weighted commitment loss; ``noise`` is not used."""

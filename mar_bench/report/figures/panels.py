@@ -22,7 +22,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from mar_bench.utils.files import atomic_write
+from mar_bench.utils.files import atomic_write, with_folder
 
 MARKERS = "os^DvPX<>*"
 MARKER_SIZE = 5.5
@@ -80,7 +80,7 @@ def save(figure: Figure, path: Path, **layout: Any) -> Path:
     """Write a figure in the format that the path ends with; return the path."""
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=METADATA[path.suffix], **layout)
-    atomic_write(path, content.getvalue())
+    atomic_write(with_folder(path), content.getvalue())
     return path
 
 

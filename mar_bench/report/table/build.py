@@ -19,7 +19,7 @@ from mar_bench.report.render import render
 from mar_bench.report.table import notes
 from mar_bench.report.table.grid import Measured, agreement_grid, further_grid, main_grid, quoted_grid
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write
+from mar_bench.utils.files import atomic_write, with_folder
 
 
 class Table(Measured):
@@ -98,5 +98,5 @@ def save_formats(made: Table, folder: Path) -> list[Path]:
     texts = {"md": made.markdown(), "csv": made.csv(), "tex": made.tex()}
     paths = {folder / f"{experiment.id}.{ending}": text for ending, text in texts.items()}
     for path, text in paths.items():
-        atomic_write(path, text)
+        atomic_write(with_folder(path), text)
     return list(paths)
