@@ -21,6 +21,7 @@ from typing import Any
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.stages import STAGES
+from mar_bench.pipeline.store import Places
 
 EXPERIMENT, SCALE = Path(__file__).with_name("small.yaml"), "smoke"
 VOLATILE = {"seconds", "finished", "host", "command", "git"}  # what two runs of one command may differ in
@@ -157,6 +158,13 @@ def run_words(folder: Path, *words: object) -> tuple[object, ...]:
 
 def run(folder: Path, *words: object) -> tuple[int, str]:
     return command(folder, *run_words(folder, *words))
+
+
+def places_in(folder: Path) -> Places:
+    """A folder's run root and records, made as commands do; for scenarios that execute stages by themselves."""
+    places = Places(folder / "runs", folder / "records")
+    places.check_writable()
+    return places
 
 
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
