@@ -22,9 +22,13 @@ Scenario = Callable[[Workshop], Iterator[Figure]]
 
 
 def later(name: str) -> Scenario:
-    """A scenario of a module that is imported when it is called."""
+    """A scenario of a module that is imported when its turn comes."""
     module, _, function = name.rpartition(".")
-    return lambda lab: getattr(import_module(f"tests.torture.{module}"), function)(lab)
+
+    def scenario(lab: Workshop) -> Iterator[Figure]:
+        yield from getattr(import_module(f"tests.torture.{module}"), function)(lab)
+
+    return scenario
 
 
 SCENARIOS: dict[str, Scenario] = {

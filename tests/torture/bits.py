@@ -13,9 +13,19 @@ from safetensors.torch import load_file
 from mar_bench.pipeline.execute import execute
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import select
-from mar_bench.pipeline.store import Places
 from tests.torture import workshop
-from tests.torture.workshop import EXPERIMENT, SCALE, Figure, Workshop, before, copied, difference, forked, records
+from tests.torture.workshop import (
+    EXPERIMENT,
+    SCALE,
+    Figure,
+    Workshop,
+    before,
+    copied,
+    difference,
+    forked,
+    places_in,
+    records,
+)
 
 SHARDS = 3
 SPLITS: dict[str, tuple[object, ...]] = {  # ways to split the same work, as words for ``run``
@@ -37,7 +47,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 def draw_shards(folder: Path) -> None:
     """Draw the samples in shards, the last first."""
-    places = Places(folder / "runs", folder / "records")
+    places = places_in(folder)
     jobs = [j for j in jobs_for(select([str(EXPERIMENT)], False, SCALE, {}).runs, places) if j.kind == "sample"]
     for job, j in itertools.product(jobs, reversed(range(SHARDS))):
         execute(job, places, lambda done, total: None, shard=(j, SHARDS))

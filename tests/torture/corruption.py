@@ -13,10 +13,21 @@ from mar_bench.config.stages import STAGES
 from mar_bench.pipeline import execute
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import select
-from mar_bench.pipeline.store import MARKER, Places
+from mar_bench.pipeline.store import MARKER
 from mar_bench.utils.errors import Stopped
 from tests.torture import workshop
-from tests.torture.workshop import EXPERIMENT, SCALE, Figure, Workshop, before, copied, difference, forked, records
+from tests.torture.workshop import (
+    EXPERIMENT,
+    SCALE,
+    Figure,
+    Workshop,
+    before,
+    copied,
+    difference,
+    forked,
+    places_in,
+    records,
+)
 
 CASES, PAGE = 200, 4096
 ROW = ("--only", "diffusion", "--seeds", "0,1")  # two trainings of equal shape
@@ -118,7 +129,7 @@ DAMAGE: dict[str, Callable[[Draw, Path], str]] = {
 
 def interrupt(folder: Path, stage: str) -> None:
     """Do this stage of every run half-way."""
-    places = Places(folder / "runs", folder / "records")
+    places = places_in(folder)
 
     def progress(step: int, total: int) -> None:
         if 2 * step >= total:

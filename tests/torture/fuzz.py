@@ -28,6 +28,7 @@ from mar_bench.utils.errors import UserError
 from tests.torture.workshop import Figure, Workshop, forked
 
 CASES, SECONDS, MEMORY = 2000, 10, 8 * 2**30  # seconds and bytes of address space that one file may take
+GOOD = ("planned", "refused")
 ODD: Any = (
     "", " ", "~", "yes", "0100", "1:30:00", "1e400", "-0.0", ".nan", "=1+1", "{", "[", "'", "a: b", "#", "&a", "*a",
     "!!python/object:os.system", "${parts.head}", "${oc.env:HOME}", "${", "\x00", "\x1b[31m", "\u202e", "\ud83d",
@@ -94,18 +95,19 @@ class TooLong(BaseException):
     """Not an Exception, which might be taken for bad input."""
 
 
-def attempt(folder: Path, text: str, scale: str, words: list[str]) -> str | None:
-    """Plan an experiment file; what is wrong with the answer."""
+def attempt(folder: Path, text: str, scale: str, words: list[str]) -> str:
+    """Plan an experiment file: ``planned``, ``refused``, or what is wrong with the answer."""
     (file := folder / "fuzzed.yaml").write_text(text, errors="surrogatepass")
     argv = ["plan", "--scale", scale, "--runs", str(folder), "--records", str(folder), "--", str(file), *words]
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             typer.main.get_command(app).main(argv, standalone_mode=False)
+        return "planned"
     except click.ClickException:
-        return None
+        return "refused"
     except UserError as error:
-        return complaint(str(error), file, text, words)
+        return complaint(str(error), file, text, words) or "refused"
     except TooLong:
         return f"more than {SECONDS} s"
     except BaseException as error:
@@ -113,29 +115,29 @@ def attempt(folder: Path, text: str, scale: str, words: list[str]) -> str | None
         return f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return None
 
 
 def complaint(message: str, file: Path, text: str, words: list[str]) -> str | None:
     """What a refusal lacks: it is one line that names the file or an override, and a key or a line of the text."""
     if len(message.splitlines()) != 1:
         return f"{len(message.splitlines())} lines: {message[:300]!r}"
-    if not any(str(name) in message for name in (file, experiments_dir(), *words)):
+    keys = [word.partition("=")[0] or word for word in words]
+    if not any(str(name) in message for name in (file, experiments_dir(), "override", *keys)):
         return f"names neither file nor override: {message[:300]}"
     known = {word for given in (*shipped().values(), text, *words) for word in re.findall(r"[\w-]+", given)}
     rest = {*re.findall(r"[\w-]+", message.replace(str(file), ""))}
     return None if rest & {*known, "line"} else f"names no key: {message[:300]}"
 
 
-def attempts(folder: Path, number: int, count: int) -> list[str | None]:
-    """What was wrong with each of ``count`` files; in a child of its own, for its memory is bounded."""
+def attempts(folder: Path, number: int, count: int) -> list[str]:
+    """``count`` attempts; in a child of its own, for its memory is bounded."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
     def alarm(*_: object) -> None:
         raise TooLong
 
     signal.signal(signal.SIGALRM, alarm)
-    found: list[str | None] = []
+    found: list[str] = []
 
     @seed(number)
     @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
@@ -143,7 +145,7 @@ def attempts(folder: Path, number: int, count: int) -> list[str | None]:
     @given(experiments(), st.sampled_from(SCALES), overrides(known_fields()))
     def each(text: str, scale: str, words: list[str]) -> None:
         told = attempt(folder, text, scale, words)
-        found.append(told and f"{told} [scale {scale}, overrides {words}]")
+        found.append(told if told in GOOD else f"{told} [scale {scale}, overrides {words}]")
 
     each()
     return found
@@ -153,11 +155,13 @@ def fuzz(lab: Workshop) -> Iterator[Figure]:
     count = (60 if lab.quick else CASES) // lab.cores
     with lab.bench() as folder:
         parts = lab.each(lambda i: forked(attempts, Path(tempfile.mkdtemp(dir=folder)), i, count), range(lab.cores))
+    found = [told for part in parts for told in part]
     yield Figure(
         "fuzzed experiment files",
         "shipped experiment files with keys dropped, renamed, doubled, nested or retyped, odd values and broken text, "
         f"and up to two overrides of any field, through `plan`: a plan within {SECONDS} s, or one line that names the "
         "file or the override, and the key",
-        sum(map(len, parts)),
-        [told for part in parts for told in part if told],
+        len(found),
+        [told for told in found if told not in GOOD],
+        f"{found.count('planned')} planned, {found.count('refused')} refused",
     )

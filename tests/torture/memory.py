@@ -10,7 +10,7 @@ from mar_bench.pipeline.execute import execute
 from mar_bench.pipeline.graph import Job, jobs_for
 from mar_bench.pipeline.request import select
 from mar_bench.pipeline.store import Places
-from tests.torture.workshop import EXPERIMENT, SCALE, Figure, Workshop, forked
+from tests.torture.workshop import EXPERIMENT, SCALE, Figure, Workshop, forked, places_in
 
 # four codes an image, all drawn in one step
 TINY = ("parts.tokenizer.discrete.stride=8", "sampling.num_ar_steps=1", "sampling.batch_size=250", "train.steps=1")
@@ -34,7 +34,7 @@ def memory(lab: Workshop) -> Iterator[Figure]:
     counts = QUICK if lab.quick else COUNTS
     peaks: dict[tuple[str, int], float] = {}
     with lab.bench() as folder:
-        places = Places(folder / "runs", folder / "records")
+        places = places_in(folder)
         for count in sorted({count for both in counts.values() for count in both}):
             words = [str(EXPERIMENT), *TINY, f"sampling.num_images={count}"]
             runs = [run for run in select(words, False, SCALE, {}, only="codes").runs if run.task == "generation"]

@@ -11,8 +11,7 @@ from pathlib import Path
 from mar_bench.cluster.profile import load_profile
 from mar_bench.config.experiment import load_experiment
 from mar_bench.utils.errors import UserError
-from tests.torture import extremes as fields
-from tests.torture import load as records
+from tests.torture.extremes import field_extremes
 from tests.torture.hostile_files import TOUCHED, hostile_files
 from tests.torture.hostile_yaml import hostile_yaml
 from tests.torture.test_hostile_files import MIB, SECONDS, attempt
@@ -24,7 +23,7 @@ MOST_MB = 1000
 
 
 def extremes(lab: Workshop) -> Iterator[Figure]:
-    tried, accepted, failures = forked(fields.field_extremes)
+    tried, accepted, failures = forked(field_extremes)
     yield Figure(
         "extreme values",
         "every field of specs, cluster profiles and experiment files at extreme values, as far as a plan goes: "
@@ -79,9 +78,11 @@ def unlike_a_refusal(path: Path, read: Callable[[str], object]) -> str | None:
 
 
 def load(lab: Workshop) -> Iterator[Figure]:
+    from tests.torture.load import make_records, measure_load
+
     with lab.bench() as folder:
-        records.make_records(folder / "records", RECORDS)
-        costs = records.measure_load(folder / "records")
+        make_records(folder / "records", RECORDS)
+        costs = measure_load(folder / "records")
     told = [f"{name} {seconds:.1f} s, {mb:.0f} MB" for name, (seconds, mb) in costs.items()]
     over = [mb > MOST_MB or s > LIMITS.get(name.split()[0], 60) for name, (s, mb) in costs.items()]
     yield Figure(

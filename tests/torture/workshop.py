@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool  # not of concurrent.futures, which a forked child would try to join
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.stages import STAGES
+from mar_bench.pipeline.store import Places
 
 EXPERIMENT, SCALE = Path(__file__).with_name("small.yaml"), "smoke"
 VOLATILE = {"seconds", "finished", "host", "command", "git"}  # what two runs of one command may differ in
@@ -117,11 +118,14 @@ def start(folder: Path, words: Iterable[object], hook: Callable[[], object] = la
     ``real``: by a Python of its own instead of a fork."""
     process = FORK.Process(target=_command, args=(folder, list(map(str, words)), hook, real))
     process.start()
+    with suppress(OSError):
+        os.setpgid(process.pid, process.pid)  # here too, before anyone can kill the group
     return process
 
 
 def _command(folder: Path, words: list[str], hook: Callable[[], object], real: bool) -> None:
-    os.setpgid(0, 0)
+    with suppress(OSError):
+        os.setpgid(0, 0)
     with (folder / "output.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -157,6 +161,13 @@ def run_words(folder: Path, *words: object) -> tuple[object, ...]:
 
 def run(folder: Path, *words: object) -> tuple[int, str]:
     return command(folder, *run_words(folder, *words))
+
+
+def places_in(folder: Path) -> Places:
+    """A folder's run root and records, made as commands do; for scenarios that execute stages by themselves."""
+    places = Places(folder / "runs", folder / "records")
+    places.check_writable()
+    return places
 
 
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
