@@ -21,7 +21,7 @@ from mar_bench.models.ar import Generator
 from mar_bench.models.dit import DiT
 from mar_bench.models.finite import check_finite
 from mar_bench.pipeline.execute import load_extractor, load_generator, load_tokenizer
-from mar_bench.pipeline.store import Places
+from mar_bench.pipeline.store import Places, mark_done
 from mar_bench.pipeline.train import save_tensors
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
@@ -124,6 +124,7 @@ def saved(module: nn.Module, path: Path, bad: float) -> None:
     tensors[name].view(-1)[-1] = bad
     path.parent.mkdir(parents=True)
     save_file(tensors, path)
+    mark_done(path.parent, 1.0)
 
 
 @pytest.mark.parametrize("bad", NOT_FINITE)
