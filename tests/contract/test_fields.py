@@ -256,6 +256,7 @@ class Workshop:
 
     def __init__(self, folder: Path):
         self.places = Places(folder / "runs", folder / "records")
+        self.places.check_writable()
         self.done: dict[Path, dict] = {}
 
     def output(self, stage: str, spec: RunSpec) -> dict:
