@@ -7,7 +7,7 @@ LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
 SHEETS := table1 table2 table6 fig7 heads same_tokenizer appendix_pixel appendix_l2
 
-.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics rehearsal clean
+.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics rehearsal torture clean
 
 install: $(INSTALLED)
 
@@ -75,6 +75,10 @@ bench-metrics: $(INSTALLED)
 # Every training of Table 1 at its true size for a few steps: ten minutes on two cores, 24 GB of memory.
 rehearsal: $(INSTALLED)
 	$(MAR) rehearse table1 --scale paper --save
+
+# Kills, damaged files, full disks, nonsense in files, load: docs/reliability.md. An hour on two cores.
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --write docs/reliability.md
 
 clean:
 	rm -rf $(VENV) runs .setup.lock .pytest_cache .ruff_cache .mypy_cache

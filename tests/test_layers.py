@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -105,3 +106,17 @@ def test_no_global_randomness(module):
         assert "seed" not in name or top.split(".")[0] not in ("torch", "np", "numpy"), where
         assert top != "torch" or name not in GLOBAL_DRAWS, where
         assert top not in ("np.random", "numpy.random") or name in OWN_STREAMS, where
+
+
+@pytest.mark.parametrize("folder", ["mar_bench", "benchmarks", "slurm"])
+def test_no_file_of_a_user_can_run_code(folder):
+    """Nothing unpickles, evaluates texts, or gives them to a shell."""
+    risky = (
+        r"\bpickle\b|weights_only=False|allow_pickle=True|shell=True|yaml\.(unsafe_|full_)?load|(?<![.\w])(eval|exec)\("
+    )
+    sources = {path: path.read_text() for path in (PACKAGE.parent / folder).rglob("*.py")}
+    found = [
+        f"{path.name}: {line}" for path, text in sources.items() for line in text.splitlines() if re.search(risky, line)
+    ]
+    loads = [line for text in sources.values() for line in text.splitlines() if "torch.load(" in line]
+    assert not found and all("weights_only=True" in line for line in loads)

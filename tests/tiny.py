@@ -20,7 +20,7 @@ SMALL = {
     "dim": 32, "depth": 2, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 4, "num_class_tokens": 2,
     "width": 16, "num_train_timesteps": 50, "draws_per_token": 2, "dropout": 0.0, "stride": 4,
     "latent_dim": 3, "code_dim": 3, "vocab_size": 11, "feature_dim": 4, "steps": 3, "batch_size": 4,
-    "num_components": 3, "noise_dim": 4,
+    "num_components": 3, "noise_dim": 4, "min_accuracy": 0.0,
 }  # fmt: skip
 NUM_CLASSES = 5
 BACKBONE_SPECS = {spec.kind: spec for spec in typing.get_args(BackboneSpec)}

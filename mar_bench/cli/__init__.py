@@ -5,6 +5,7 @@ the commands that need them, never when this package is imported."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,16 +16,33 @@ from mar_bench.utils.errors import UserError
 
 def main() -> None:
     """Entry point: bad input gives one line and exit code 2."""
+    sys.stdout = sys.stdout or sys.stderr  # None if the shell has closed it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # on a terminal without UTF-8 a result is shown with escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            sys.stdout.flush()  # here, as an error at the interpreter's end would come too late to be told
+            raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of the pipe, such as head, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
     except OSError as error:  # a folder that cannot be written, a full disk
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _drop_output() -> None:
+    """Discard what cannot be written, or the interpreter complains again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,7 +59,8 @@ def show(
     from mar_bench.records.provenance import device_name
     from mar_bench.report.format import paper_name, paper_number
     from mar_bench.report.show_record import record_text
-    from mar_bench.utils.console import console_table, to_yaml
+    from mar_bench.utils.console import console_table
+    from mar_bench.utils.yaml_text import to_yaml
 
     def paper(row: str) -> str:
         cell = experiment.paper.get(row, {})
@@ -181,30 +182,45 @@ def run(
 def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
     """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped.
 
-    ``first``: no work has been done yet, so the folders are created."""
-    from mar_bench.pipeline import run_local
+    ``first``: no work has been done yet, so the folders are created. Stages that turn out to be damaged are set aside
+    on the way and made again in another pass."""
     from mar_bench.pipeline.graph import jobs_for
-    from mar_bench.pipeline.progress import Report, duration
+    from mar_bench.pipeline.plan import images_of
     from mar_bench.pipeline.store import publish
 
+    outcome, tried = None, set[str]()
     todo = jobs_for(planned, places)
-    if world:
-        for job in todo:
-            if job.kind == "train" and job.run.spec.train.published is None:
-                world.share(range(job.run.spec.train.batch_size))  # raises before any work
-        todo = world.agreed(todo)
     preflight([job.run for job in todo])
+    for job in todo if world else ():
+        if job.kind == "train" and job.run.spec.train.published is None:
+            world.share(range(job.run.spec.train.batch_size))  # raises before any work
+    images = images_of([job.run for job in todo]) if first else []
     if first and planned:
         places.check_writable() if todo else places.records.mkdir(parents=True, exist_ok=True)
     publish(planned, places)
-    if not todo:
-        return None
+    while True:
+        todo = jobs_for(planned, places)
+        todo = world.agreed(todo) if world else todo
+        if {job.id for job in todo} <= tried:
+            return outcome
+        tried |= {job.id for job in todo}
+        outcome = _run_jobs(todo, places, jobs, world, images)
+        images = []
+
+
+def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str]):
+    """Print ``images``, execute jobs and print the result; returns the Outcome. Exits if stopped."""
+    from mar_bench.pipeline import run_local
+    from mar_bench.pipeline.progress import Report, duration
+
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
     report = Report(todo, places, 1 if world else workers, quiet=world is not None and not world.first)
     report.say(
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
     )
+    for line in images:
+        report.say(line)
     if world:
         outcome = run_local.run_together(todo, places, world, report)
     else:

@@ -14,14 +14,19 @@ import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
-from mar_bench.config.yaml_layers import experiment_files
+from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
 from mar_bench.pipeline.request import load_row
 from mar_bench.pipeline.store import default_places
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError
 
 InceptionWeights = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The 2015 Inception network. Default: --weights, else torch's cache.")
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The 2015 Inception network. Default: --weights, else torch's cache.",
+        callback=options.as_path,
+    ),
 ]
 TrainSeed = Annotated[str, typer.Option("--seeds", metavar="N", help="Training seed of a row.")]
 SamplingSeed = Annotated[str, typer.Option("--sampling-seeds", metavar="N", help="Sampling seed of a row.")]
@@ -34,6 +39,7 @@ def evaluate(
         typer.Argument(
             metavar="SAMPLES",
             help="A folder of PNG files, an npz (arr_0) or a sampled row, as in table1/mar/diff/guided.",
+            callback=options.as_path,
         ),
     ],
     overrides: options.Overrides = None,
@@ -42,6 +48,7 @@ def evaluate(
         typer.Option(
             metavar="REFERENCE",
             help="Real images: an npz (ADM's or from reference build) or a folder. Default: the row's own.",
+            callback=options.as_path,
         ),
     ] = None,
     extractor: Annotated[
@@ -72,7 +79,8 @@ def evaluate(
     from mar_bench.report.show_record import how_measured, scores_text, warnings
 
     _use_threads(cores())
-    if not Path(samples).exists() and (".yaml/" in samples or samples.partition("/")[0] in experiment_files()):
+    file = split_row(samples)[0]
+    if not Path(samples).exists() and (is_yaml(file) or file in experiment_files()):
         chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)
         experiment, row = load_row(samples, scale, overrides, found)
         source = eval_images.open_row(experiment, row, places, chosen)
@@ -87,11 +95,18 @@ def evaluate(
     else:
         space = eval_images.open_extractor(extractor or "inception", inception_weights, Path(weights))
     record = eval_images.evaluate(source, reference, space, overrides or [], places, _announce, save)
-    if as_json:
-        print(json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False))
-    else:
-        print("\n".join([*how_measured(record), "", scores_text(record), ""]))
-        print("".join(f"note: {warning}\n" for warning in warnings(record)), end="")
+    try:
+        if as_json:
+            text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
+        else:
+            notes = (f"note: {warning}" for warning in warnings(record))
+            text = "\n".join([*how_measured(record), "", scores_text(record), "", *notes])
+        print(text, flush=True)
+    except Exception:  # a full disk, a closed pipe: what took hours to measure is not lost to it
+        if not save:
+            how = "the scores were not printed; keep this line as a .json file, which mar-bench show reads:"
+            print(f"{how}\n{json.dumps(asdict(record))}", file=sys.stderr)
+        raise
     if save:
         print(f"wrote {places.records / record.id}.json", file=sys.stderr)
 
@@ -104,8 +119,10 @@ app.add_typer(reference_app, name="reference")
 
 @reference_app.command("build")
 def build(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder or an npz (arr_0).")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.")],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder or an npz (arr_0).", callback=options.as_path)
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The .npz to write.", callback=options.as_path)],
     size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Crop and resize as ADM does; JPEG files are read too.", min=8)
     ] = None,
@@ -118,23 +135,24 @@ def build(
     weights: options.Weights = "weights",
 ) -> None:
     """Build a reference: statistics of all images, features of some."""
-    from mar_bench.data.image_sets import cropped_folder, open_images
-    from mar_bench.metrics.references import is_reference
+    from mar_bench.data.npz import REFERENCE, kind_of
     from mar_bench.pipeline import eval_images
     from mar_bench.utils.files import sha256_of, with_folder
 
     path = Path(target)
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise UserError(f"{target}: a reference is written to a .npz file")
-    if path.exists() and not is_reference(path):
+    if path.exists() and kind_of(path) != REFERENCE:
         raise UserError(f"{target}: exists and is not a reference of mar-bench reference build; name another file")
+    if size is None and kind_of(images) == REFERENCE:
+        raise UserError(f"{images}: already a reference; give it to mar-bench eval --reference")
     _use_threads(cores())
     space = eval_images.open_extractor(extractor, inception_weights, Path(weights))
-    source = open_images(images, indexed=False) if size is None else cropped_folder(Path(images), size)
-    reference = eval_images.reference_of_set(source, space, most, _announce("reference"))
+    reference = eval_images.open_reference(images, space, most, _announce("reference"), size)
     reference.save(with_folder(path))
-    counts = f"{source.count} images, {reference.about['num_features']} features of {extractor}"
-    print(f"wrote {target}: {counts}; sha256 {sha256_of(path)}")
+    about = reference.about
+    source = "the file's own mu and sigma" if about.get("statistics") else f"{about['num_images']} images"
+    print(f"wrote {target}: {source}, {about['num_features']} features of {extractor}; sha256 {sha256_of(path)}")
 
 
 @app.command()
@@ -224,7 +242,12 @@ def neighbours(
 @app.command()
 def collect(
     folders: Annotated[
-        list[str], typer.Argument(metavar="DIR...", help="Folders of records, or folders with such a folder inside.")
+        list[str],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folders of records, or folders with such a folder inside.",
+            callback=options.as_path,
+        ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, write nothing.")] = False,
     records: options.Records = None,

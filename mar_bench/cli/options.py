@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mar_bench.config.ids import IdCheck
 from mar_bench.pipeline.request import parse_seeds
 from mar_bench.pipeline.store import default_places
 from mar_bench.records import record
 from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import expanded
 
 app = typer.Typer(
     help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
@@ -37,9 +39,19 @@ Only = Annotated[
 NoSpeed = Annotated[bool, typer.Option("--no-speed", help="Do not measure seconds per image.")]
 
 
+def as_path(param: typer.CallbackParam, value: Any) -> Any:
+    """Callback of every option and argument that is a path, or several: expands them. Raises UserError naming it."""
+    name = param.opts[0] if param.opts[0].startswith("-") else param.metavar
+    key = f"{name} (or {param.envvar})" if param.envvar else str(name)
+    if isinstance(value, (list, tuple)):
+        return [expanded(path, key) for path in value]
+    return None if value is None else expanded(value, key)
+
+
 def _folder(name: str, help_text: str, default: str | None = None):
     """A folder as option and environment variable; ``default`` is shown in the help."""
-    return typer.Option(metavar="DIR", help=help_text, envvar=f"MAR_BENCH_{name}", show_default=default or True)
+    about: Any = {"envvar": f"MAR_BENCH_{name}", "show_default": default or True, "callback": as_path}
+    return typer.Option(metavar="DIR", help=help_text, **about)
 
 
 Runs = Annotated[str | None, _folder("RUNS", "Folder of checkpoints, latents and samples.", "runs")]
@@ -58,12 +70,12 @@ Overrides = Annotated[
 
 
 def results(runs: str | None, records: str | None):
-    """Run and record folders, and all records. Raises UserError for a broken record."""
+    """Run and record folders, and the records, read when they are needed: a broken one then raises UserError."""
     places = default_places(runs, records)
     if names := record.conflicting_ids(places.records):
         where = places.records / record.CONFLICTS
         print(f"note: records that disagree are left out (see {where}): {', '.join(names)}", file=sys.stderr)
-    return places, record.read_records(places.records)
+    return places, record.RecordFolder(places.records, IdCheck())
 
 
 def is_record(name: str) -> bool:
@@ -73,7 +85,7 @@ def is_record(name: str) -> bool:
 
 def find_record(name: str, records: str | None):
     """A record by id or file. Raises UserError if there is none."""
-    folder = default_places(None, records).records
+    folder, name = default_places(None, records).records, expanded(name, "record")
     if files := record.conflicting_files(folder, name):
         raise UserError(f"record {name} is set aside, as its files disagree: give one of {', '.join(map(str, files))}")
     path = Path(name) if name.endswith(".json") else folder / f"{name}.json"

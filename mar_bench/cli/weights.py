@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app
+from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app, as_path
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
@@ -37,9 +37,14 @@ def fetch(
 @app.command()
 def convert(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="mar, kl16, vq16, kl8 or consistency.")],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.")],
-    raw: Annotated[bool, typer.Option("--raw", help="For mar: the raw weights instead of their EMA.")] = False,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A published checkpoint.", callback=as_path)],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A .safetensors file; its manifest goes beside it.", callback=as_path),
+    ],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For mar: the raw weights, not their EMA, or a file of weights only.")
+    ] = False,
 ) -> None:
     """Convert published weights to our parameter names.
 

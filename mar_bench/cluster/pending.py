@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mar_bench.cluster.jobs import ClusterJob, build_graph
@@ -66,7 +67,13 @@ class Plan:
 
 
 def make_plan(
-    runs: list[Run], places: Places, records: dict[str, Record], profile: Profile, queue: Queue, retry: bool, last: bool
+    runs: list[Run],
+    places: Places,
+    records: Mapping[str, Record],
+    profile: Profile,
+    queue: Queue,
+    retry: bool,
+    last: bool,
 ) -> Plan:
     """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 

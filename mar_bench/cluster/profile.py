@@ -2,47 +2,78 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mar_bench.config.parse import Count, CountOrZero, KeyPathError, OneOf, Positive, Rule, parse
+from mar_bench.config.parse import (
+    Few,
+    FilePath,
+    KeyPathError,
+    Line,
+    OneOf,
+    Rule,
+    Word,
+    between,
+    parse,
+)
 from mar_bench.config.stages import RESOURCES, STAGES
-from mar_bench.config.yaml_layers import load_yaml
+from mar_bench.config.yaml_layers import is_yaml, load_yaml, yaml_files
 from mar_bench.utils.errors import UserError, did_you_mean
-from mar_bench.utils.files import shipped
+from mar_bench.utils.files import expanded, shipped
 
 BLOCKS = (*RESOURCES, "table")  # keys of ``stages``
 MULTIPROCESS = {stage.resources for stage in STAGES.values() if stage.multiprocess}
-# sbatch options on which submit relies: another value would lose work
-RESERVED = "array|dependency|error|export|job.name|kill.on.invalid.dep|no.requeue|ntasks|ntasks.per.node|open.mode"
-RESERVED += "|output|parsable|requeue|signal|time|wait|wrap"
+# sbatch options on which submit relies, where another value would lose work, and those that are keys of a profile
+TAKEN = (
+    "account array constraint cpus-per-task dependency error exclusive export gpus-per-node help job-name "
+    "kill-on-invalid-dep no-requeue nodes ntasks ntasks-per-node open-mode output parsable partition qos requeue "
+    "signal test-only time usage version wait wrap"
+)
+_SHORT = (
+    "A=account a=array B=extra-node-info b=begin C=constraint c=cpus-per-task D=chdir d=dependency e=error F=nodefile "
+    "G=gpus H=hold h=help i=input J=job-name k=no-kill L=licenses M=clusters m=distribution N=nodes n=ntasks "
+    "O=overcommit o=output p=partition Q=quiet q=qos S=core-spec s=oversubscribe t=time V=version v=verbose W=wait "
+    "w=nodelist x=exclude"
+)
+SHORT = dict(pair.split("=") for pair in _SHORT.split())
 Block = Annotated[str, OneOf("stage", BLOCKS)]
-_TIME = re.compile(r"(\d+|(\d+-)?\d+:\d\d:\d\d)\Z")  # M:SS looks like H:MM
+_TIME = re.compile(r"([0-9]{1,7}|([0-9]{1,4}-)?[0-9]{1,4}:[0-5][0-9]:[0-5][0-9])\Z")  # M:SS looks like H:MM
 Time = Annotated[str, Rule("is no time limit: write minutes, H:MM:SS or D-HH:MM:SS", _TIME.match)]
-_FREE = re.compile(f"(?!-*({RESERVED})\\Z).+")
-Option = Annotated[str, Rule("is set by mar-bench submit or a key of the profile", _FREE.match)]
+
+
+def long_option(name: str) -> str:
+    """An sbatch option as submitit takes it: ``--mail_type`` is mail-type, ``-w`` nodelist."""
+    return SHORT.get(bare := name.lstrip("-"), bare.replace("_", "-"))
+
+
+def _free(name: str) -> bool:
+    """Whether a profile may set an option. sbatch takes abbreviations too, so the start of a taken name is taken."""
+    known = re.fullmatch("[A-Za-z][A-Za-z-]+", option := long_option(name))
+    return known is not None and (option == "gpus" or not any(taken.startswith(option) for taken in TAKEN.split()))
+
+
+Option = Annotated[str, Rule("is no option of sbatch, or is set by mar-bench submit or a key of the profile", _free)]
 
 
 @dataclass(frozen=True)
 class Resources:
     """What one job requests from Slurm. None: the value of the block ``job``, or Slurm's own default there."""
 
-    partition: str | None = None  # one, or several separated by commas
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    nodes: Count | None = None
-    tasks_per_node: Count | None = None  # None: one per GPU for stages that ranks can share, else 1
-    gpus_per_node: CountOrZero | None = None
-    gpu_type: str | None = None  # as in --gres=gpu:<type>:<n>
-    cpus_per_task: Count | None = None
-    memory_gb: Positive | None = None  # per task
+    partition: Line | None = None  # one, or several separated by commas
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    nodes: Few | None = None
+    tasks_per_node: Few | None = None  # None: one per GPU for stages that ranks can share, else 1
+    gpus_per_node: Annotated[int, between(0, 1000)] | None = None
+    gpu_type: Line | None = None  # as in --gres=gpu:<type>:<n>
+    cpus_per_task: Few | None = None
+    memory_gb: Annotated[float, between(0.001, 1e6)] | None = None  # per task
     time: Time | None = None
     exclusive: bool | None = None  # whole nodes
-    sbatch: dict[Option, Any] = field(default_factory=dict)  # any other sbatch option, without its dashes
+    sbatch: dict[Option, Word] = field(default_factory=dict)  # other sbatch options; "" for one without a value
 
 
 @dataclass(frozen=True)
@@ -50,15 +81,17 @@ class Profile:
     """A cluster managed by Slurm."""
 
     kind: Literal["slurm"] = "slurm"
-    runs: str | None = None  # run root, on a disk that all nodes share; None: --runs
-    device: str | None = None  # GPU name as torch reports it, under which speed is recorded; None: this machine's
+    runs: FilePath | None = None  # run root, on a disk that all nodes share; None: --runs
+    device: Line | None = None  # GPU name as torch reports it, under which speed is recorded; None: this machine's
     pack: bool = False  # run the stages of one training in one job: where starting Python costs more than queueing
-    sample_shards: Count = 1  # array elements that share the images of one evaluation, split by index
+    sample_shards: Few = 1  # array elements that share the images of one evaluation, split by index
 
-    array_parallelism: Count = 64  # elements of one array that run at a time
-    signal_seconds: Count = 120  # how long before its time limit a job gets the signal to save
-    max_timeouts: CountOrZero = 50  # times a job may hit its time limit and be requeued
-    python: str | None = None  # a shell command; None: the Python that submits
+    array_parallelism: Few = 64  # elements of one array that run at a time
+    signal_seconds: Annotated[int, between(1, 86_400)] = (
+        120  # how long before its time limit a job gets the signal to save
+    )
+    max_timeouts: Annotated[int, between(0, 10_000)] = 50  # times a job may hit its time limit and be requeued
+    python: Line | None = None  # a shell command; None: the Python that submits
     setup: tuple[str, ...] = ()  # shell lines before it: modules, environments
     job: Resources = field(default_factory=Resources)
     stages: dict[Block, Resources] = field(default_factory=dict)  # overrides per stage
@@ -67,7 +100,9 @@ class Profile:
         """What a job of ``stage`` requests, with our defaults filled in."""
         own = self.stages.get(stage, Resources())
         changed = {f.name: v for f in fields(own) if f.name != "sbatch" and (v := getattr(own, f.name)) is not None}
-        merged = replace(self.job, **changed, sbatch={**self.job.sbatch, **own.sbatch})
+        options = {long_option(name): value for name, value in [*self.job.sbatch.items(), *own.sbatch.items()]}
+        options = {name: True if value == "" else value for name, value in options.items()}  # True: no value
+        merged = replace(self.job, **changed, sbatch=options)
         tasks = max(1, merged.gpus_per_node or 0) if stage in MULTIPROCESS else 1
         defaults: dict[str, Any] = {"nodes": 1, "tasks_per_node": tasks, "time": "60"}
         return replace(merged, **{name: getattr(merged, name) or value for name, value in defaults.items()})
@@ -80,19 +115,17 @@ def profiles_dir() -> Path:
 
 def load_profile(name: str) -> Profile:
     """A profile by its name or file. Raises UserError naming the file and the key."""
-    file = Path(name) if name.endswith((".yaml", ".yml")) else profiles_dir() / f"{name}.yaml"
-    if file.suffix not in name and not file.is_file():
-        known = [path.stem for path in profiles_dir().glob("*.yaml")]
+    known = yaml_files(profiles_dir())
+    if not is_yaml(name) and name not in known:
         raise UserError(f"--cluster {name}: no such profile in {profiles_dir()}, {did_you_mean(name, known)}")
+    file = Path(expanded(name, "--cluster")) if is_yaml(name) else known[name]
+    tree = load_yaml(file)
     try:
-        profile = parse(Profile, load_yaml(file))
+        profile = parse(Profile, tree)
         _check(profile)
-    except KeyPathError as error:
+    except (KeyPathError, UserError) as error:
         raise UserError(f"{file}: {error}") from None
-    runs = profile.runs and os.path.expandvars(os.path.expanduser(profile.runs))
-    if "$" in (runs or ""):
-        raise UserError(f"{file}: runs: '{runs}' names a variable that is not set")
-    return replace(profile, runs=runs)
+    return profile
 
 
 def minutes(time: str) -> int:

@@ -17,14 +17,16 @@ from mar_bench.cluster.profile import Profile
 from mar_bench.cluster.send import batch_scripts, send_all, submit_lock, without_incomplete
 from mar_bench.cluster.slurm import overruled
 from mar_bench.cluster.snapshot import take_snapshot
+from mar_bench.config.ids import IdCheck
+from mar_bench.config.yaml_layers import is_yaml
 from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
-from mar_bench.records.record import read_record, read_records
+from mar_bench.records.record import RecordFolder, read_record
 from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import writing
+from mar_bench.utils.files import expanded, writing
 
 
 def submit(
@@ -42,7 +44,7 @@ def submit(
     if not (dry_run or follows):
         places.check_writable()
     with contextlib.nullcontext() if dry_run else submit_lock(places):
-        records = read_records(places.records)
+        records = RecordFolder(places.records, IdCheck())
         asked = request.seeds, request.sampling_seeds, request.only
         selection = select(list(request.words), request.every, request.scale, records, *asked, profile.device)
         experiments, planned = selection.experiments, selection.planned
@@ -86,14 +88,15 @@ def submit(
 
 def with_copies(request: Request, folder: Path) -> Request:
     """Copy the user's own experiment files and their layers: later edits must not affect the submission."""
-    files = [Path(word) for word in request.words if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
-    for source in [*files, *(file.parent / layers for file in files for layers in ("base", "scale"))]:
+    named = {word: Path(expanded(word, "experiment")) for word in request.words if is_yaml(word) and "=" not in word}
+    files = {word: file for word, file in named.items() if file.is_file()}
+    for source in [*files.values(), *(file.parent / layers for file in files.values() for layers in ("base", "scale"))]:
         if source.is_dir():
             shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
         elif source.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder)
-    return replace(request, words=tuple(str(folder / Path(w).name) if Path(w) in files else w for w in request.words))
+    return replace(request, words=tuple(str(folder / files[w].name) if w in files else w for w in request.words))
 
 
 def _print_dry_run(plan: Plan, submission: Submission, profile: Profile) -> None:
@@ -116,7 +119,7 @@ def conclude(submission: Submission) -> None:
             submit(request, submission.plan()[0], follows=True)
         except UserError as error:
             print(f"{error}; to send the cells that can be chosen now, repeat: {request.command}", file=sys.stderr)
-    records = read_records(submission.places.records)
+    records = RecordFolder(submission.places.records, IdCheck())
     for experiment in load_all(list(request.words), request.every, request.scale, records):
         try:
             for path in save_formats(table(experiment, records), Path(request.reports, request.scale)):

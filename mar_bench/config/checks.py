@@ -9,6 +9,7 @@ from mar_bench.config.spec_data import Continuous, Discrete, TrainedTokenizer, l
 from mar_bench.config.spec_model import ARModel, DiTModel, drawing_part
 from mar_bench.utils.errors import UserError
 
+MOST_TOKENS = 2**16  # of an image: attention is quadratic
 CHOICE_TEMPERATURE = 4.5  # MaskGIT's and MAGE's default
 BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # number of images; image_size must be a multiple of this size
 
@@ -17,10 +18,9 @@ def finish(spec: RunSpec) -> RunSpec:
     """Normalise and check a spec: fill in derived values and reset settings that the model ignores.
 
     Two rows that draw the same images have the same normal form and the same ids. Raises UserError with the fix."""
-    stride, size, group = spec.tokenizer.stride, spec.data.image_size, spec.tokenizer.group
-    fits = stride > 0 and stride & (stride - 1) == 0 and size % stride == 0
+    stride, size = spec.tokenizer.stride, spec.data.image_size
+    fits = stride & (stride - 1) == 0 and size % stride == 0
     _need(fits, f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
-    _need(group >= 1, f"tokenizer.group {group} must be above 0")
     sampling = _relevant_sampling(spec)
     floats = isinstance(latent_space(spec.tokenizer, spec.data), Continuous) and spec.tokenizer.kind != "pixel"
     latents = spec.latents if floats else replace(spec.latents, dtype="fp32")  # codes and bytes have no such type
@@ -67,8 +67,7 @@ def _at_most(given: int, most: int, key: str, what: str) -> None:
 
 def _data(spec: RunSpec) -> None:
     data = spec.data
-    _need(0 <= data.shift < data.image_size, f"data.shift {data.shift} must lie between 0 and data.image_size")
-    _need(data.channels in (1, 3), f"data.channels {data.channels} must be 1 (grey) or 3 (RGB)")
+    _need(data.shift < data.image_size, f"data.shift {data.shift} must be below data.image_size {data.image_size}")
     if data.kind == "imagefolder":
         return
     images, native = BUILT_IN[data.kind]
@@ -92,6 +91,8 @@ def _tokenizer(spec: RunSpec) -> None:
     grouped = group == 1 or isinstance(latents, Continuous)
     _need(grouped, f"tokenizer.group {group}: codes are not grouped; set it to 1, or output to latents")
     _need(side % group == 0, f"tokenizer.group {group} does not divide the {side} x {side} latents of an image")
+    size = f"data.image_size {spec.data.image_size} gives {num_tokens(spec.space):,} tokens an image, at most"
+    _need(num_tokens(spec.space) <= MOST_TOKENS, f"{size} {MOST_TOKENS:,}: lower it, or raise tokenizer.stride")
     if not isinstance(tokenizer, TrainedTokenizer):
         rgb = spec.data.channels == 3 or not hasattr(tokenizer, "weights")
         _need(rgb, f"data.channels {spec.data.channels} must be 3: '{kind}' is for RGB images")
@@ -113,6 +114,7 @@ def _model(spec: RunSpec) -> None:
     _need(needed == given, f"{role} '{part.kind}' needs {needed} tokens but tokenizer '{tokenizer}' gives {given} ones")
     dim, heads = backbone.dim, backbone.num_heads
     _need(dim % heads == 0, f"{path}.dim {dim} is not a multiple of num_heads {heads}")
+    _need(dim * backbone.mlp_ratio >= 1, f"{path}.mlp_ratio {backbone.mlp_ratio} leaves no unit of dim {dim}")
     if isinstance(model, DiTModel):
         side, patch = space.grid[0], model.patch_size
         _need(side % patch == 0, f"model.patch_size {patch} does not divide the {side} x {side} latents of an image")
@@ -136,13 +138,13 @@ def _sampling(spec: RunSpec) -> None:
     if part.denoises:
         steps, most = sampling.num_diffusion_steps, getattr(part, "num_train_timesteps", 1000)
         _need(steps is not None, f"sampling.num_diffusion_steps is null but '{part.kind}' denoises; give a number")
-        _need(1 <= (steps or 0) <= most, f"sampling.num_diffusion_steps {steps} must lie between 1 and {most}")
+        _need((steps or 0) <= most, f"sampling.num_diffusion_steps {steps} must lie between 1 and {most}")
     if isinstance(model, DiTModel):
         if sampling.guided_channels is not None and isinstance(space, Continuous):
             _at_most(sampling.guided_channels, space.dim, "sampling.guided_channels", "channels of a token")
         return
     steps, length, order = sampling.num_ar_steps or 0, num_tokens(space), sampling.order
-    _need(1 <= steps <= length, f"sampling.num_ar_steps {steps} must lie between 1 and the {length} tokens of an image")
+    _need(steps <= length, f"sampling.num_ar_steps {steps} must lie between 1 and the {length} tokens of an image")
     causal, confident = model.backbone.attention == "causal", order == "confidence"
     probabilities = "sampling.order confidence needs a head with probabilities of tokens: cross_entropy"
     _need(model.head.space is Discrete or not confident, probabilities)

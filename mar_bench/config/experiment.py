@@ -12,15 +12,15 @@ from typing import Annotated, Any
 
 from mar_bench.config.checks import finish
 from mar_bench.config.experiment_file import Bundle, ExperimentFile, parse_experiment
-from mar_bench.config.parse import KeyPathError, OneOf, overlay, parse
+from mar_bench.config.parse import KeyPathError, OneOf, between, overlay, parse
 from mar_bench.config.spec import CHOICE_SEED, RunSpec
 from mar_bench.config.sweeps import Sweep, points_of, searches_of, sweep_of
 from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
 from mar_bench.records.metrics import PUBLISHED
 from mar_bench.records.paper import PublishedRow, lookup, published
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean, shortened
 
-Numbers = dict[Annotated[str, OneOf("metric", PUBLISHED)], float]
+Numbers = dict[Annotated[str, OneOf("metric", PUBLISHED)], Annotated[float, between(0, 10**12)]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
     path = find_experiment(name)
     command_line = parse_overrides(overrides)
     tree = layered(path, scale, command_line.pop("parts", {}))
-    where = f"{path} at scale {scale}" + (f", command line {' '.join(overrides)}" if overrides else "")
+    where = f"{path} at scale {scale}" + (f", command line {shortened(' '.join(overrides), 200)}" if overrides else "")
     try:
         file = parse_experiment(tree)
         paper, quoted = _published(file)

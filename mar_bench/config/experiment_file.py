@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from mar_bench.config.parse import NOT_EMPTY, Count, Identifier, KeyPathError, NotNegative, OneOf, Rule, Seed, parse
+from mar_bench.config.parse import (
+    NOT_EMPTY,
+    Count,
+    Identifier,
+    KeyPathError,
+    Line,
+    Name,
+    OneOf,
+    Rule,
+    Seed,
+    Word,
+    between,
+    parse,
+)
 from mar_bench.config.spec import CHOICE_SEED, SamplingSpec
 from mar_bench.records.metrics import GENERATION_METRICS, ONCE_METRICS
 from mar_bench.utils.errors import did_you_mean
@@ -18,7 +32,8 @@ Metric = Annotated[str, OneOf("metric", GENERATION_METRICS)]
 Column = Annotated[str, OneOf("column", ONCE_METRICS)]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(knob for knob in KNOBS if knob not in FIXED))]
 SamplingKnob = Annotated[str, OneOf("knob of sampling", KNOBS)]
-BundleName = Annotated[str, Rule("is the name of a bundle, which has no /", re.compile("[^/]+$").match)]
+BundleName = Annotated[Name, Rule("is the name of a bundle, which has no /", re.compile("[^/]+$").match)]
+MOST_ROWS, MOST_POINTS = 10_000, 1000  # of an experiment; of a sweep
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Bundle:
 
     ``absent``: the text tables print for rows that a scale lacks, or one text for each bundle of another axis."""
 
-    label: dict[str, Any] | None = None  # column of labels -> text in tables; None: the bundle's name
+    label: dict[Line, Word] | None = None  # column of labels -> text in tables; None: the bundle's name
     set: dict[str, Any] | None = None
     select: Select | None = None
     absent: Any = None
@@ -64,7 +79,7 @@ class Layout:
 class FigureBlock:
     kind: Literal["speed", "curve", "gallery"]
     x: SamplingKnob | None = None
-    x_title: str | None = None
+    x_title: Line | None = None
     y: tuple[Metric, ...] = ()
     line: str | None = None
     point: str | None = None
@@ -75,11 +90,11 @@ class FigureBlock:
 class Ordering:
     """A claim of the paper that one bundle of an axis beats another, or is worse by at most a given share."""
 
-    claim: str
+    claim: Line
     axis: str
     better: str
     worse: str
-    costs_at_most: NotNegative = 0.0
+    costs_at_most: Annotated[float, between(0, 100)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,8 @@ class ExperimentFile:
     id: Identifier
     axes: Annotated[dict[str, dict[BundleName, Bundle | None]], NOT_EMPTY]  # None: this scale leaves the bundle out
     layout: Layout
-    title: str = ""
-    source: str = ""
+    title: Line = ""
+    source: Line = ""
     base: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
@@ -114,11 +129,15 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
         _need(file.bundles(axis), f"axes.{axis}", "an axis needs at least one bundle")
         for name, bundle in file.bundles(axis).items():
             labels |= {axis} if bundle.label is None else bundle.label.keys()
-            absent = bundle.absent if isinstance(bundle.absent, dict) else {None: bundle.absent or ""}
-            texts = all(isinstance(text, str) for text in absent.values())
+            absent = bundle.absent if isinstance(bundle.absent, dict) else {None: bundle.absent}
+            texts = bundle.absent is None or all(isinstance(text, str) for text in absent.values())
             _need(texts, f"axes.{axis}.{name}.absent", "expected a text, or a text for each bundle of another axis")
             one = bundle.select is None or (bundle.select.minimise is None) != (bundle.select.maximise is None)
             _need(one, f"axes.{axis}.{name}.select", "needs one of minimise and maximise")
+            points = math.prod(len(values) for values in bundle.select.over.values()) if bundle.select else 1
+            _need(points <= MOST_POINTS, f"axes.{axis}.{name}.select.over", f"more than {MOST_POINTS:,} points")
+    rows = math.prod(len(file.bundles(axis)) for axis in file.axes)
+    _need(rows <= MOST_ROWS, "axes", f"{rows:,} rows are more than {MOST_ROWS:,}; leave out axes or bundles")
     for axis in (*file.layout.rows, *file.layout.columns):
         _one_of("layout", axis, file.axes, "axis")
     if (figure := file.figure) is not None:

@@ -7,32 +7,43 @@ omissions."""
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import json
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, measures_scale
 from mar_bench.config.stages import STAGES, TASKS
+from mar_bench.records.record import HINT, Record
 from mar_bench.utils.errors import UserError
 
 
 def canonical(value: Any) -> Any:
     """Plain containers that determine ``value``: defaults and unhashed fields are omitted, ``kind`` is kept."""
+    if type(value) in (str, int, float, bool, type(None)):  # most of them
+        return value
     if is_dataclass(value):
-        out = {}
-        for f in fields(value):
-            if f.metadata.get("unhashed"):
-                continue
-            default = f.default if f.default_factory is MISSING else f.default_factory()
-            item = canonical(getattr(value, f.name))
-            if f.name == "kind" or default is MISSING or item != canonical(default):
-                out[f.name] = item
-        return out
+        known = _hashed(value.__class__)
+        items = {name: (canonical(getattr(value, name)), default) for name, default in known.items()}
+        return {name: item for name, (item, default) in items.items() if item != default}
     if isinstance(value, (tuple, list)):
         return [canonical(v) for v in value]
     return value
+
+
+@functools.cache
+def _hashed(cls: Any) -> dict[str, Any]:
+    """The fields of a class that determine something, with the canonical default of those that are omitted at it."""
+    found = {}
+    for f in fields(cls):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if not f.metadata.get("unhashed"):
+            found[f.name] = MISSING if f.name == "kind" or default is MISSING else canonical(default)
+    return found
 
 
 def stage_id(name: str, **inputs: Any) -> str:
@@ -47,6 +58,11 @@ def stage_id(name: str, **inputs: Any) -> str:
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
     """The id of every stage that leads to a generation record; ``eval_id`` is the record's own."""
+    return _seeded_ids(spec, _seedless_ids(spec))
+
+
+def _seedless_ids(spec: RunSpec) -> dict[str, str]:
+    """The ids of the stages that do not depend on the seeds of training and sampling."""
     views: dict[str, Any] = {f.name: f.default for f in fields(spec.tokenizer) if f.metadata.get("view")}
     viewed = {name: getattr(spec.tokenizer, name) for name in views if getattr(spec.tokenizer, name) != views[name]}
     tokenizer, data, metrics = replace(spec.tokenizer, **views), spec.data, spec.metrics
@@ -55,12 +71,18 @@ def stage_ids(spec: RunSpec) -> dict[str, str]:
     ids["tokenizer_id"] = stage_id("tokenizer", tokenizer=tokenizer, data=data if fitted else None)
     latents = canonical(spec.latents) or None
     ids["latents_id"] = stage_id("latents", **ids, data=data, view=viewed or None, latents=latents)
-    ids["train_id"] = stage_id("train", latents_id=ids["latents_id"], model=spec.model, train=spec.train)
     real = {"reference": metrics.reference, "reference_images": metrics.reference_images}
     ids["extractor_id"] = stage_id("extractor", extractor=metrics.extractor, data=data, **real)
-    ids["sample_id"] = stage_id("sample", train_id=ids["train_id"], sampling=spec.sampling)
-    measured = {name: ids[name] for name in ("sample_id", "extractor_id")}
-    return {**ids, "eval_id": stage_id("generation", **measured, metrics=metrics)}
+    return ids
+
+
+def _seeded_ids(spec: RunSpec, ids: dict[str, str]) -> dict[str, str]:
+    """All ids of a spec, given the seedless ones."""
+    train_id = stage_id("train", latents_id=ids["latents_id"], model=spec.model, train=spec.train)
+    sample_id = stage_id("sample", train_id=train_id, sampling=spec.sampling)
+    measured = {"sample_id": sample_id, "extractor_id": ids["extractor_id"]}
+    eval_id = stage_id("generation", **measured, metrics=spec.metrics)
+    return {**ids, "train_id": train_id, "sample_id": sample_id, "eval_id": eval_id}
 
 
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
@@ -92,7 +114,9 @@ class Run:
 
 def generation_run(row: str, spec: RunSpec) -> Run:
     """The run that samples and scores images of a trained model."""
-    return Run("generation", row, spec, {**stage_ids(spec), "cell_id": stage_ids(with_seeds(spec, 0, 0))["eval_id"]})
+    seedless = _seedless_ids(spec)
+    cell_id = _seeded_ids(with_seeds(spec, 0, 0), seedless)["eval_id"]
+    return Run("generation", row, spec, {**_seeded_ids(spec, seedless), "cell_id": cell_id})
 
 
 def reconstruction_run(row: str, spec: RunSpec) -> Run:
@@ -119,11 +143,58 @@ def choosing_run(row: str, point: RunSpec) -> Run:
     return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
 
 
+def recorded_ids(record: Record, spec: RunSpec) -> dict[str, str]:
+    """The ids that this version gives to a record of ``spec``; without the eval_id of a speed record, which depends on
+    the device too."""
+    if record.task == "speed":
+        return {name: i for name, i in speed_run("", spec, "").ids.items() if name != "eval_id"}
+    return (generation_run if record.task == "generation" else reconstruction_run)("", spec).ids
+
+
+class IdCheck:
+    """Raises UserError for a record with an id that does not follow from its spec.
+
+    For records that are found by an id or a cell of this version: their stages have the revisions of this version, so
+    all other ids must follow too. A spec that this version cannot parse is not judged."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, tuple[dict[str, Any], RunSpec | None, dict[str, str]]] = {}  # as last seen
+
+    def __call__(self, path: Path, record: Record) -> None:
+        if record.task not in TASKS:
+            return
+        (train_seed, sampling_seed), tree = record.seeds, dict(record.spec)
+        for block in ("train", "sampling"):
+            tree[block] = {**(tree.get(block) or {}), "seed": 0}
+        cell_id = record.ids.get("cell_id", "")
+        seen, spec, ids = self._cells.get(cell_id, (None, None, {}))
+        if seen != tree:  # parsing each seed of a cell would take most of the time of a large table
+            try:
+                spec = parse(RunSpec, tree)
+                ids = recorded_ids(record, spec)
+            except (KeyPathError, UserError):
+                spec = None
+            self._cells[cell_id] = tree, spec, ids
+        if spec is None:
+            return
+        train, sampling = replace(spec.train, seed=train_seed), replace(spec.sampling, seed=sampling_seed)
+        spec = replace(spec, train=train, sampling=sampling)
+        if record.task == "generation":
+            ids = {**_seeded_ids(spec, ids), "cell_id": ids["cell_id"]}
+        else:
+            ids = recorded_ids(record, spec)
+        for name, now in ids.items():
+            if (value := record.ids.get(name, now)) != now:
+                raise UserError(f"{path}: its {name} {value} is not that of its spec, {now}; {HINT}")
+
+
 def chosen_rows(experiment: Experiment, only: str | None, may_be_empty: bool = False) -> dict[str, RunSpec]:
     """The rows whose names match the shell pattern ``only``; None: all rows.
 
     Raises UserError if no row matches, unless ``may_be_empty``."""
     rows = {r: s for r, s in experiment.rows.items() if only is None or fnmatch.fnmatch(r, only)}
+    if not experiment.rows and not may_be_empty:
+        raise UserError(f"{experiment.file}: it has no row at scale {experiment.scale}; choose another scale")
     if not rows and not may_be_empty:
         raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
     return rows

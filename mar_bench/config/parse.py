@@ -1,8 +1,10 @@
 """Plain containers -> frozen dataclasses, strictly: an unknown key or kind, a wrong type or a number out of range is an
-error. Ranges and lists of known words are part of the types (``Count``, ``OneOf``)."""
+error. Ranges and lists of known words are part of the types (``Count``, ``OneOf``). The upper ends of ranges are far
+above any use: a number beyond them is a slip."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -13,7 +15,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean, shown
+from mar_bench.utils.files import expanded
+from mar_bench.utils.yaml_text import Typed
 
 
 class KeyPathError(Exception):
@@ -32,7 +36,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
     def complaint(self, value: Any) -> str | None:
-        return None if self.holds(value) else f"{value!r} {self.text}"
+        return None if self.holds(value) else f"{shown(value)} {self.text}"
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,40 @@ class OneOf:
     known: tuple[str, ...]
 
     def complaint(self, value: Any) -> str | None:
-        return None if value in self.known else f"no {self.what} '{value}', {did_you_mean(value, self.known)}"
+        return None if value in self.known else f"no {self.what} {shown(value)}, {did_you_mean(value, self.known)}"
+
+
+@dataclass(frozen=True)
+class LocalPath:
+    """Marks a path of this machine: ``~`` and variables are expanded when it is parsed."""
+
+
+def between(low: float, high: float) -> Rule:
+    """A range with both ends included."""
+    ends = [f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (low, high)]
+    return Rule(f"must lie between {ends[0]} and {ends[1]}", lambda x: low <= x <= high)
 
 
 NOT_EMPTY = Rule("must not be empty", bool)
-Identifier = Annotated[str, Rule("may have letters, digits, _ and - only", re.compile(r"[\w-]+\Z").match)]
-Count = Annotated[int, Rule("must be above 0", lambda n: n >= 1)]
-CountOrZero = Annotated[int, Rule("must be 0 or more", lambda n: n >= 0)]
-TwoOrMore = Annotated[int, Rule("must be at least 2", lambda n: n >= 2)]
-Subsets = Annotated[int, Rule("must lie between 1 and 10000", lambda n: 1 <= n <= 10_000)]
+FilePath = Annotated[str, LocalPath()]
+Line = Annotated[str, Rule("must be one line of at most 300 characters", lambda s: len(s) <= 300 and s.isprintable())]
+_WORD = "must be a text of one line or a whole number, which print as they are written: put it in quotes"
+Word = Annotated[Any, Rule(_WORD, lambda v: type(v) is int or (type(v) is str and len(v) <= 300 and v.isprintable()))]
+Name = Annotated[str, Rule("must have 1 to 200 printable characters", lambda s: 0 < len(s) <= 200 and s.isprintable())]
+Identifier = Annotated[str, Rule("may have letters, digits, _ and - only", re.compile(r"[\w-]{1,100}\Z").match)]
+Count = Annotated[int, between(1, 10**9)]  # steps, images
+CountOrZero = Annotated[int, between(0, 10**9)]
+TwoOrMore = Annotated[int, between(2, 10**9)]
+Batch = Annotated[int, between(1, 10**6)]
+Few = Annotated[int, between(1, 10_000)]  # layers, heads, repeats, subsets
+Width = Annotated[int, between(1, 2**16)]  # of images, layers and tokens
+Codes = Annotated[int, between(2, 2**20)]
 Seed = Annotated[int, Rule("must lie between 0 and 2^63 - 1", lambda n: 0 <= n < 2**63)]
-Positive = Annotated[float, Rule("must be above 0", lambda x: x > 0)]
-NotNegative = Annotated[float, Rule("must be 0 or more", lambda x: x >= 0)]
+Positive = Annotated[float, between(1e-6, 1e6)]
+NotNegative = Annotated[float, between(0, 1000)]
+Rate = Annotated[float, between(1e-9, 10.0)]
 Fraction = Annotated[float, Rule("must lie in [0, 1)", lambda x: 0 <= x < 1)]
-Share = Annotated[float, Rule("must lie between 0 and 1", lambda x: 0 <= x <= 1)]
+Share = Annotated[float, between(0, 1)]
 
 
 def unhashed(default: Any) -> Any:
@@ -80,13 +104,19 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
     """``value`` as an instance of the type ``expected``: dataclass, union of kinds, Literal, tuple, dict or scalar.
 
     Raises KeyPathError."""
+    if expected is str and type(value) is str:  # most values of large submissions
+        return value
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if expected is Any:
         return value
+    if isinstance(value, Typed):
+        value = _as_meant(expected, value, path)
     if origin is Annotated:
         found = parse(args[0], value, path)
         for rule in args[1:]:
-            if complaint := rule.complaint(found):
+            if isinstance(rule, LocalPath):
+                found = expanded(found, path)
+            elif complaint := rule.complaint(found):
                 raise KeyPathError(path, complaint)
         return found
     if origin in (Union, types.UnionType):
@@ -98,19 +128,38 @@ def parse(expected: Any, value: Any, path: str = "") -> Any:
         return _parse_dataclass(expected, value, path)
     if origin is Literal:
         if value not in args:
-            raise KeyPathError(path, f"'{value}' is not one of {', '.join(map(str, args))}")
+            raise KeyPathError(path, f"{shown(value)} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         open_ended = Ellipsis in args
         if not isinstance(value, (list, tuple)) or not (open_ended or len(value) == len(args)):
             length = "" if open_ended else f" of {len(args)} values"
-            raise KeyPathError(path, f"expected a list{length}, found {value!r}")
+            raise KeyPathError(path, f"expected a list{length}, found {shown(value)}")
         args = args[:1] * len(value) if open_ended else args
         return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
     if origin is dict:
         check_keys(path, value)
         return {parse(args[0], key, join(path, key)): parse(args[1], v, join(path, key)) for key, v in value.items()}
     return _parse_scalar(expected, value, path)
+
+
+def _as_meant(expected: Any, value: Typed, path: str) -> Any:
+    """An override as it was typed where a text is expected, else as YAML. ``null`` unsets a text that may be unset."""
+    inner = _alternatives(expected)
+    if str in inner and not (value == "null" and type(None) in inner):
+        return str(value)
+    try:
+        return value.as_yaml()
+    except ValueError as error:
+        raise KeyPathError(path, str(error).removeprefix("line 1: ")) from None
+
+
+def _alternatives(expected: Any) -> list[Any]:
+    """The types that a union or an annotated type allows."""
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Annotated:
+        return _alternatives(args[0])
+    return [t for a in args for t in _alternatives(a)] if origin in (Union, types.UnionType) else [expected]
 
 
 def _parse_scalar(expected: type, value: Any, path: str) -> Any:
@@ -122,18 +171,19 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
     if expected in (bool, str) and type(value) is expected:
         return value
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    raise KeyPathError(path, f"expected {names[expected]}, found {value!r}")
+    quote = "; put it in quotes" * (expected is str and isinstance(value, (int, float)))
+    raise KeyPathError(path, f"expected {names[expected]}, found {shown(value)}{quote}")
 
 
 def _kind_of(members: list[Any], value: Any, path: str) -> type:
     """The dataclass among ``members`` that a block's ``kind`` names; an ``assumed`` one is the default."""
     kinds = {m.kind: m for m in members}
     if not isinstance(value, dict):
-        raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {value!r}")
+        raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {shown(value)}")
     assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)
     kind = value.get("kind", assumed)
     if not isinstance(kind, str) or kind not in kinds:
-        raise KeyPathError(join(path, "kind"), f"unknown kind '{kind}', {did_you_mean(kind, kinds)}")
+        raise KeyPathError(join(path, "kind"), f"unknown kind {shown(kind)}, {did_you_mean(kind, kinds)}")
     return kinds[kind]
 
 
@@ -150,7 +200,7 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
 def check_keys(path: str, tree: Any, known: Collection[str] | None = None, where: str = "") -> None:
     """Raises KeyPathError if ``tree`` is not a block, or if a key is not a text or not in ``known``."""
     if not isinstance(tree, dict):
-        raise KeyPathError(path, f"expected a block of keys, found {tree!r}")
+        raise KeyPathError(path, f"expected a block of keys, found {shown(tree)}")
     for key in tree:
         if not isinstance(key, str):
             raise KeyPathError(join(path, str(key)), "a key must be a text; put it in quotes")
@@ -170,8 +220,11 @@ def as_tree(block: Any) -> dict:
 def overlay(base: Any, over: Any) -> Any:
     """Merge ``over`` onto ``base``, recursively; a mapping that changes ``kind`` replaces the old one."""
     if isinstance(over, dict) and isinstance(base, str) and base.startswith("${") and "kind" not in over:
-        message = f"'{base}' is a whole block, and a later layer merges {over} into it; refer to its keys one by one"
-        raise UserError(message)
+        message = f"'{base}' is a whole block, and a later layer merges {shown(over)} into it"
+        raise UserError(f"{message}; refer to its keys one by one")
+    if isinstance(over, Typed) and isinstance(base, dict):
+        with contextlib.suppress(ValueError):  # parse reports it, with its path
+            over = over.as_yaml()
     if not (isinstance(base, dict) and isinstance(over, dict)) or over.get("kind", base.get("kind")) != base.get(
         "kind"
     ):

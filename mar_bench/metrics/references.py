@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from mar_bench.data.datasets import Progress
-from mar_bench.data.image_sets import Digest, open_npz, read_arrays
+from mar_bench.data.image_sets import Digest, check_digests, open_npz
+from mar_bench.data.npz import REFERENCE, STATISTICS, kind_of, read_arrays
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import Moments, Statistics
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import UserError, some
 from mar_bench.utils.files import reading, replacing, sha256_of
 from mar_bench.utils.noise import SHARED, philox
 
 ABOUT = {"kind", "name", "sha256", "num_images", "num_features", "size", "channels"}
+ARRAYS = ("mu", "sigma", "count", "features", "meta", "digests")
 HINT = "build it again (if it is a run's, delete its folder and run again)"
 
 
@@ -32,7 +34,8 @@ class Reference:
     statistics: Statistics
     features: torch.Tensor | None
     about: dict[str, Any]
-    extractor: dict[str, Any]  # FeatureSpace.about
+    extractor: dict[str, Any]  # FeatureSpace.about; of a run also the figures of its acceptance test
+    digests: np.ndarray | None = None  # of its images, as ``Digest.each``, if known
 
     @property
     def complete(self) -> bool:
@@ -44,6 +47,8 @@ class Reference:
         arrays: dict[str, Any] = {**self.statistics, "meta": np.array(json.dumps(meta))}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
+        if self.digests is not None:
+            arrays["digests"] = self.digests
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -61,7 +66,7 @@ def build_reference(
         digest.update(images)
     assert moments is not None and digest.count == count
     about = {"kind": kind, "name": name, **digest.about, "num_features": min(count, most)}
-    return Reference(moments.statistics(), torch.cat(kept), about, space.about)
+    return Reference(moments.statistics(), torch.cat(kept), about, space.about, digest.each)
 
 
 def _subset(count: int, most: int) -> torch.Tensor:
@@ -71,17 +76,9 @@ def _subset(count: int, most: int) -> torch.Tensor:
     return chosen
 
 
-def is_reference(path: Path) -> bool:
-    """Whether ``Reference.save`` wrote this file."""
-    try:
-        return "meta" in read_arrays(path)
-    except UserError:
-        return False
-
-
 def read_reference(path: Path) -> Reference:
     """The reference that ``Reference.save`` wrote. Raises UserError if the file is anything else."""
-    stored = read_arrays(path, HINT)
+    stored = read_arrays(path, ARRAYS, HINT)
     with reading(path, "reference", HINT):
         meta, features = json.loads(str(stored["meta"])), stored.get("features")
         about, extractor = dict(meta["about"]), dict(meta["extractor"])
@@ -95,7 +92,9 @@ def read_reference(path: Path) -> Reference:
             if features.dtype.kind != "f" or features.shape != shape or not np.isfinite(features).all():
                 raise ValueError(f"features are {features.dtype} {features.shape}, expected finite floats {shape}")
             features = torch.from_numpy(features)
-    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor)
+        if (digests := stored.get("digests")) is not None:
+            check_digests(digests)
+    return Reference({key: stored[key] for key in ("mu", "sigma", "count")}, features, about, extractor, digests)
 
 
 def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
@@ -103,8 +102,8 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
 
     ADM's statistics are used with Inception only; any other extractor needs the images. At most ``most`` features are
     kept. Raises UserError if the file is damaged, was made with another extractor or lacks required arrays."""
-    stored, file_sha256 = read_arrays(path, HINT), sha256_of(path)
-    if "meta" in stored:
+    kind, file_sha256 = kind_of(path), sha256_of(path)
+    if kind == REFERENCE:
         found = read_reference(path)
         theirs = found.extractor
         if theirs["sha256"] != space.sha256:
@@ -116,8 +115,8 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
         if features is not None and len(features) > most:
             features, about["num_features"] = features[_subset(len(features), most)], most
         return replace(found, features=features, about=about)
-    has_statistics = {"mu", "sigma"} <= stored.keys()
-    if has_statistics:
+    stored = read_arrays(path, ARRAYS, HINT)
+    if has_statistics := kind == STATISTICS:
         with reading(path, "reference", HINT):
             _check_statistics(stored)
     has_statistics &= space.about["kind"] == "inception"
@@ -130,7 +129,7 @@ def load_reference(path: Path, name: str, space: FeatureSpace, most: int, progre
     else:
         raise UserError(
             f"{path}: not a reference for extractor '{space.about['name']}': it holds only "
-            f"{', '.join(stored) or 'nothing'}; build one from images with mar-bench reference build"
+            f"{some(stored) or 'nothing'}; build one from images with mar-bench reference build"
         )
     found.about["sha256"] = file_sha256
     if has_statistics:  # of more images than the file holds

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mar_bench.config.spec import MetricsSpec
-from mar_bench.data.image_sets import Digest, class_balance
+from mar_bench.data.image_sets import Digest, check_digests, class_balance, overlap
 from mar_bench.metrics import functions
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import KERNEL, SEED, Moments
@@ -24,6 +26,7 @@ from mar_bench.utils.files import reading, replacing
 
 PREVIEW_IMAGES = 100  # images kept for sample sheets
 RECALL_IMAGES = 5000  # up to this many images, precision and recall (quadratic cost) get a standard error
+LEAST_RANK = 4  # directions in which features vary: even two classes need more, a collapsed network has one or none
 SETTINGS = ("is_splits", "kid_subsets", "kid_subset_size", "neighbours", "jackknife_groups")
 
 
@@ -37,10 +40,12 @@ class FeatureSet:
     about: dict[str, Any]  # the images in records
     extractor: dict[str, Any]  # FeatureSpace.about
     preview: torch.Tensor  # the first PREVIEW_IMAGES images
+    digests: np.ndarray | None = None  # of the images, as ``Digest.each``, if known
 
     def save(self, path: Path) -> None:
         """Write everything except the preview."""
         tensors = {"features": self.features, "logits": self.logits, "labels": self.labels}
+        tensors["digests"] = None if self.digests is None else torch.tensor(self.digests)
         notes = {"about": json.dumps(self.about), "extractor": json.dumps(self.extractor)}
         with replacing(path) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, temporary, notes)
@@ -54,8 +59,11 @@ def load_features(path: Path) -> FeatureSet:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
         if any(len(t) != about["num_images"] or not t.isfinite().all() for t in tensors.values()):
             raise ValueError("expected finite numbers, one row for each image")
+        digests = tensors["digests"].numpy() if "digests" in tensors else None
+        if digests is not None:
+            check_digests(digests)
         others = tensors.get("logits"), tensors.get("labels")
-        return FeatureSet(tensors["features"], *others, about, extractor, torch.empty(0))
+        return FeatureSet(tensors["features"], *others, about, extractor, torch.empty(0), digests)
 
 
 def extract_features(
@@ -77,7 +85,7 @@ def extract_features(
         **about,
     }
     scores = torch.cat(logits) if space.scores else None
-    return FeatureSet(torch.cat(features), scores, labels, about, space.about, torch.cat(preview))
+    return FeatureSet(torch.cat(features), scores, labels, about, space.about, torch.cat(preview), digest.each)
 
 
 @dataclass
@@ -93,7 +101,9 @@ class Measure:
     """Scores sets of images against one reference; metrics are named as in records.
 
     ``heldout`` is a second reference of real images unseen in training. Copies are counted if the reference has the
-    features of all its images; they indicate memorisation if those are the training images."""
+    features of all its images; they indicate memorisation if those are the training images.
+
+    Raises UserError if both are the same images, or if the features of the reference hardly vary."""
 
     def __init__(
         self,
@@ -103,7 +113,15 @@ class Measure:
         progress: Callable[[str], None] = lambda what: None,
     ):
         self.settings, self.reference, self.heldout, self.progress = settings, reference, heldout, progress
-        self.distance = functions.FrechetDistance(reference.statistics)
+        name, found = reference.about["name"], reference.statistics
+        if heldout and heldout.about.get("set_sha256", 0) == reference.about.get("set_sha256"):
+            raise UserError(f"the held-out images are the images of reference '{name}': hold out others")
+        self.distance = functions.FrechetDistance(found)
+        if self.distance.rank < (least := min(LEAST_RANK, len(found["mu"]), int(found["count"]) - 1)):
+            raise UserError(
+                f"extractor '{reference.extractor['name']}' is not fit to measure: its features of reference '{name}' "
+                f"vary in {self.distance.rank} directions, fewer than {least}; use another extractor or other images"
+            )
         self.heldout_distance = functions.FrechetDistance(heldout.statistics) if heldout else None
 
     def __call__(self, images: FeatureSet) -> Scores:
@@ -211,7 +229,7 @@ class Measure:
     def _protocol(self, images: FeatureSet) -> dict[str, Any]:
         settings = {key: getattr(self.settings, key) for key in SETTINGS}
         out = {
-            "extractor": images.extractor,
+            "extractor": images.extractor | {k: v for k, v in self.reference.extractor.items() if k == "acceptance"},
             "reference": self.reference.about,
             "samples": images.about,
             "num_generated": images.about["num_images"],
@@ -222,6 +240,11 @@ class Measure:
         }
         if self.heldout:
             out |= {"heldout": self.heldout.about, "num_heldout": self.heldout.about["num_images"]}
+        sets: dict[str, Any] = {"samples": images, "held-out images": self.heldout, "reference": self.reference}
+        known = {name: some.digests for name, some in sets.items() if some and some.digests is not None}
+        if len(known) > 1:  # sets that share no image if nothing was copied or mixed up
+            pairs = itertools.combinations(known, 2)
+            out["overlaps"] = {f"{one} in {other}": overlap(known[one], known[other]) for one, other in pairs}
         if images.labels is not None:
             balance = class_balance(images.labels)
             mode = "balanced" if balance["most"] - balance["least"] <= 1 else "unbalanced"

@@ -13,6 +13,7 @@ from mar_bench.config.spec import ARModel, Continuous, RunSpec, SamplingSpec
 from mar_bench.models import dit, sampler
 from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.backbones import causal, masked
+from mar_bench.models.finite import finite, watched
 from mar_bench.models.heads import denoising, energy, gmm, linear
 from mar_bench.models.tokenizers import grouped, pretrained, trained
 from mar_bench.models.tokenizers.base import Tokenizer
@@ -60,11 +61,20 @@ def build_generator(spec: RunSpec) -> Generator:
 def generate(
     model: Generator, labels: Tensor, sampling: SamplingSpec, noise: NoiseSource, clock: sampler.Clock = nullcontext
 ) -> Tensor:
-    """Draw tokens (B, L[, D]) for labels (B,), on their device. ``clock`` times "backbone" and, if any, "head"."""
-    if isinstance(model, dit.DiT):
-        return dit.generate_images(model, labels, sampling, noise, clock)
-    assert isinstance(model, ARGenerator)
-    return sampler.generate(model, labels, sampling, noise, clock)
+    """Draw tokens (B, L[, D]) for labels (B,), on their device. ``clock`` times "backbone" and, if any, "head".
+
+    Raises UserError if a token, or a value that decides on one, is not finite."""
+    settings = f"sampling.guidance_scale ({sampling.guidance_scale:g}) and temperature ({sampling.temperature:g})"
+    hint = f"train longer or choose less extreme values of {settings}"
+    if sampling.num_diffusion_steps is not None and sampling.clamp_x0 is None:
+        hint += ", or set sampling.clamp_x0 (4 for tokens of unit std)"
+    with watched(f"images {noise.indices[0]} to {noise.indices[-1]}", hint):
+        if isinstance(model, dit.DiT):
+            tokens = dit.generate_images(model, labels, sampling, noise, clock)
+        else:
+            assert isinstance(model, ARGenerator)
+            tokens = sampler.generate(model, labels, sampling, noise, clock)
+        return finite(tokens, "tokens") if tokens.is_floating_point() else tokens
 
 
 def count_parameters(model: Generator) -> dict[str, int]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mar_bench.models.finite import finite
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
 
 
@@ -202,4 +204,4 @@ def _denoised(
     t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
     eps, raw = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)
     x0 = predict_x0(tables, x, t, eps)
-    return t, eps, raw, x0 if clamp_x0 is None else x0.clamp(-clamp_x0, clamp_x0)
+    return t, eps, raw, x0 if clamp_x0 is None else finite(x0, "predictions of x0").clamp(-clamp_x0, clamp_x0)

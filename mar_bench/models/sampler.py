@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mar_bench.config.spec import Discrete, SamplingSpec
 from mar_bench.models.ar import ARGenerator
+from mar_bench.models.finite import finite
 from mar_bench.models.orders import confident_first, draw_order, gather, gumbel
 from mar_bench.models.schedules import guidance_scale, tokens_per_step
 from mar_bench.utils.noise import NoiseSource
@@ -56,7 +57,8 @@ def generate(
                 # MaskGIT's (and MAGE's) annealed randomness: 0 in the last step
                 randomness = sampling.choice_temperature * (1 - (step + 1) / len(counts))
                 tokens, confidence = model.head.sample_with_log_probability(z, head_noise, sampling, scale, z_uncond)
-                places = confident_first(confidence + randomness * gumbel(noise, step, asked).to(device), n)
+                confidence = confidence + randomness * gumbel(noise, step, asked).to(device)
+                places = confident_first(finite(confidence, "confidences"), n)
                 tokens = gather(tokens, places[:, :n])
                 order = torch.cat([order[:, :known], gather(order[:, known:], places)], dim=1)
             else:

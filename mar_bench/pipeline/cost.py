@@ -5,6 +5,7 @@ counts every query with every key, causal or not, as torch's FLOP counter does. 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -54,7 +55,7 @@ def training_flops(spec: RunSpec) -> float:
     model, space, length = spec.model, spec.space, num_tokens(spec.space)
     if model.kind == "dit":
         return 3 * _dit_pass(model, space)
-    backbone, (once, _, draws) = model.backbone, _head(model.head, model.backbone.dim, space)
+    backbone, (once, _, draws) = model.backbone, head_flops(model.head, model.backbone.dim, space)
     if backbone.kind == "causal":  # teacher forcing: every token is a target
         return 3 * (_causal_passes(backbone, space, [length - 1]) + length * (once + draws))
     hidden = [max(1, math.ceil(length * mask_ratio(backbone.masking, u))) for u in QUANTILES]
@@ -69,17 +70,17 @@ def sampling_flops(spec: RunSpec) -> float:
     if model.kind == "dit":
         return guided * denoising * _dit_pass(model, spec.space)
     counts = tokens_per_step(length, sampling.num_ar_steps or length)
-    known = [sum(counts[:step]) for step in range(len(counts))]
+    known = [0, *itertools.accumulate(counts[:-1])]
     if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
         backbone = _causal_passes(model.backbone, spec.space, known)
     else:
         backbone = sum(_masked_pass(model.backbone, spec.space, k) for k in known)
     drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
-    once, each, _ = _head(model.head, model.backbone.dim, spec.space)
+    once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
     return guided * (backbone + drawn * (once + denoising * each))
 
 
-def _block(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
+def block_flops(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
     """A transformer block: qkv, projection and MLP on each query, and attention to the keys."""
     return 2 * queries * dim * (4 * dim + 2 * int(dim * mlp_ratio)) + 4 * queries * keys * dim
 
@@ -87,8 +88,8 @@ def _block(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
 def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int) -> float:
     """The masked backbone with ``known`` known tokens; vectors are embedded by a linear layer, codes by a look-up."""
     seen, every = part.num_class_tokens + known, part.num_class_tokens + num_tokens(space)
-    encoder = part.encoder_depth * _block(part.dim, part.mlp_ratio, seen, seen)
-    decoder = part.decoder_depth * _block(part.dim, part.mlp_ratio, every, every)
+    encoder = part.encoder_depth * block_flops(part.dim, part.mlp_ratio, seen, seen)
+    decoder = part.decoder_depth * block_flops(part.dim, part.mlp_ratio, every, every)
     return encoder + decoder + 2 * seen * part.dim**2 + known * 2 * getattr(space, "dim", 0) * part.dim
 
 
@@ -97,13 +98,13 @@ def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) ->
     total, cached = 0.0, 0
     for k in known:
         keys = part.num_class_tokens + k
-        total += part.depth * _block(part.dim, part.mlp_ratio, keys - cached, keys)
+        total += part.depth * block_flops(part.dim, part.mlp_ratio, keys - cached, keys)
         total += k * 2 * getattr(space, "dim", 0) * part.dim  # tokens are embedded anew in each pass
         cached = keys
     return total
 
 
-def _head(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, float]:
+def head_flops(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, float]:
     """Operations per token with a condition of size ``dim``: those done once, those in each pass of the head's MLP
     when sampling, and those in all passes of a training step."""
     size = getattr(space, "vocab_size", 0) or getattr(space, "dim", 0)
@@ -124,4 +125,4 @@ def _dit_pass(model: DiTModel, space: TokenSpace) -> float:
     patches, dim = num_tokens(space) // model.patch_size**2, model.dim
     values = model.patch_size**2 * getattr(space, "dim", 0)
     condition = 2 * dim * (TIME_FEATURES + dim) + 2 * dim**2 * (6 * model.depth + 2)
-    return model.depth * _block(dim, model.mlp_ratio, patches, patches) + 6 * patches * dim * values + condition
+    return model.depth * block_flops(dim, model.mlp_ratio, patches, patches) + 6 * patches * dim * values + condition

@@ -19,7 +19,8 @@ from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import EfficientNetExtractor, InceptionExtractor, MetricsSpec, PluginExtractor
 from mar_bench.config.yaml_layers import parse_overrides
 from mar_bench.data.datasets import CONVERSION, Progress, load_data, silent
-from mar_bench.data.image_sets import ImageSet, open_images
+from mar_bench.data.image_sets import ImageSet, cropped_folder, open_folder, open_images
+from mar_bench.data.npz import FOLDER, kind_of
 from mar_bench.metrics import features
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import nearest, spacing
@@ -27,9 +28,9 @@ from mar_bench.metrics.references import Reference, build_reference, load_refere
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features, largest_settings, load_features
 from mar_bench.models.build import pick_device
 from mar_bench.models.pretrained.fetch import located
-from mar_bench.pipeline.execute import load_extractor, load_tokenizer
+from mar_bench.pipeline.outputs import load_extractor, load_tokenizer
 from mar_bench.pipeline.sample import class_labels, decoded_samples, reference_of_part
-from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, Places, is_sound, mark_done
+from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, Places, fault_in, is_sound, mark_done
 from mar_bench.records.provenance import provenance
 from mar_bench.records.record import Record, write_record
 from mar_bench.utils import locks
@@ -61,11 +62,6 @@ class Source:
 def open_source(text: str, indexed: bool) -> Source:
     """A set of images, see ``open_images``. Raises UserError."""
     images = open_images(text, indexed)
-    if images.reference:
-        raise UserError(
-            f"{images.name} has the statistics of a reference beside its images: are the arguments swapped? "
-            "mar-bench eval SAMPLES --reference REFERENCE"
-        )
     labels = None if images.labels is None else torch.from_numpy(images.labels)
     return Source(images.batches, labels, {"kind": images.kind, "name": Path(images.name).name, "index": images.index})
 
@@ -114,12 +110,16 @@ def own_extractor(run: Run, places: Places) -> FeatureSpace:
     return load_extractor(run, places, pick_device(run.spec.compute.device))
 
 
-def open_reference(text: str, space: FeatureSpace, most: int, progress: Progress) -> Reference:
-    """An npz (ADM's or from ``reference build``), else a set of images, with at most ``most`` features."""
+def open_reference(text: str, space: FeatureSpace, most: int, progress: Progress, size: int | None = None) -> Reference:
+    """An npz (ADM's or from ``reference build``) or a folder, with at most ``most`` features.
+
+    With ``size``, a folder of photographs in any format, cropped as ADM does."""
     path = Path(text)
-    if path.suffix == ".npz" and not path.is_dir():
-        return load_reference(path, path.name, space, most, progress)
-    return reference_of_set(open_images(text, indexed=False), space, most, progress)
+    if size is not None:
+        return reference_of_set(cropped_folder(path, size), space, most, progress)
+    if kind_of(text) == FOLDER:
+        return reference_of_set(open_folder(path, indexed=False), space, most, progress)
+    return load_reference(path, path.name, space, most, progress)
 
 
 def reference_of_set(images: ImageSet, space: FeatureSpace, most: int, progress: Progress) -> Reference:
@@ -132,7 +132,7 @@ def own_references(
 ) -> tuple[Reference, Reference]:
     """A row's own reference and held-out images; with another extractor, its training and held-out images."""
     folder = places.folder("extractor", run.ids["extractor_id"])
-    if is_sound(folder):
+    if is_sound(folder) and not fault_in(folder):
         kept = read_reference(folder / REFERENCE), read_reference(folder / HELDOUT)
         if kept[0].extractor["sha256"] == space.sha256:
             return kept

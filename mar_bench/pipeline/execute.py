@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from mar_bench.config import stages as table
@@ -23,18 +23,18 @@ from mar_bench.data import encode
 from mar_bench.data.datasets import CONVERSION, DataSet, apply_view, batches, load_data, to_images, to_unit, views
 from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
-from mar_bench.metrics.features import Classifier, FeatureSpace
+from mar_bench.metrics.acceptance import accept
+from mar_bench.metrics.features import Classifier
 from mar_bench.metrics.functions import psnr, statistics
-from mar_bench.metrics.references import load_reference, read_reference
+from mar_bench.metrics.references import load_reference
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features
-from mar_bench.models.ar import Generator
-from mar_bench.models.build import TOKENIZERS, build_generator, build_tokenizer, count_parameters, pick_device
+from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
-from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.graph import Job
+from mar_bench.pipeline.outputs import load_extractor, load_generator, load_measure, load_tokenizer, tokenizer_file
 from mar_bench.pipeline.sample import decoded_samples, draw_samples, evaluate_generation, not_drawn, reference_of_part
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, is_sound, mark_done, new_record
@@ -83,6 +83,9 @@ def execute(
                 claim.take()
         if world.agreed(is_sound(folder)):
             return False
+        inputs = world.agreed(_inputs(job, places) if world.first else None)
+        if isinstance(inputs, str):
+            raise UserError(inputs)
         places.make_folder(job.kind, job.id)
         begin = time.perf_counter()
         if shard is not None:
@@ -93,9 +96,21 @@ def execute(
             STAGES[job.kind](run, places, folder, progress)
         world.wait()
         if world.first and shard is None:
-            mark_done(folder, time.perf_counter() - begin)
+            mark_done(folder, time.perf_counter() - begin, inputs)
         world.wait()
         return True
+
+
+def _inputs(job: Job, places: Places) -> dict[str, str] | str:
+    """Digests of what a job is made from, once its files are checked; the reason, if one is damaged or missing."""
+    of_published = job.kind == "train" and job.run.spec.train.published is not None  # not trained on latents
+    for need in () if of_published else table.STAGES[job.kind].needs:
+        if not places.intact(need, job.run):
+            stage_id = job.run.ids[table.STAGES[need].id_key]
+            return (
+                f"stage {need} ({stage_id}) is missing or was damaged; repeat the command (submit: with --retry failed)"
+            )
+    return places.inputs(job.kind, job.run)
 
 
 # --- training stages ------------------------------------------------------------------------------------
@@ -121,7 +136,7 @@ def train_tokenizer(run: Run, places: Places, folder: Path, progress: Progress) 
 
 
 def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress) -> None:
-    """Train the extractor if it is our own, and extract the features of the real images."""
+    """Train the extractor if it is our own, extract the features of the real images, and test it with them."""
     device, metrics, spec = pick_device(run.spec.compute.device), run.spec.metrics, run.spec.metrics.extractor
     data = load_data(run.spec.data)
     if isinstance(spec, ClassifierExtractor):
@@ -139,8 +154,9 @@ def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress
     else:
         name, file = metrics.reference.name, metrics.reference.file
         reference = load_reference(located(name, file, "metrics.reference.file"), name, space, most, progress)
-    reference.save(folder / store.REFERENCE)
     heldout = reference_of_part(run.spec.data, data.heldout, "heldout", "heldout", space, most, progress)
+    figures = accept(spec, space, Measure(metrics, reference, heldout), data)
+    replace(reference, extractor=reference.extractor | {"acceptance": figures}).save(folder / store.REFERENCE)
     heldout.save(folder / store.HELDOUT)
 
 
@@ -164,6 +180,7 @@ def _fit_on_images(module, loss_of, spec, run: Run, data: DataSet, folder: Path,
     fit(
         module,
         losses_at,
+        about={"id": folder.name},
         steps=spec.steps,
         lr_at=lambda s: learning_rate("cosine", spec.lr, s, max(1, spec.steps // 20), spec.steps),
         seed=spec.seed,
@@ -196,8 +213,8 @@ def train(run: Run, places: Places, folder: Path, progress: Progress, world: Wor
         if world.first:
             take_published(run.spec, folder)
         return
-    latents = load_latents(places.folder("latents", run.ids["latents_id"]), TOKENIZERS[run.spec.tokenizer.kind])
-    summary = train_generator(run.spec, latents, folder, progress, world)
+    latents = load_latents(places.stage("latents", run), TOKENIZERS[run.spec.tokenizer.kind])
+    summary = train_generator(run.spec, latents, folder, progress, world, places.inputs("train", run))
     if summary is not None:
         atomic_write(folder / store.SUMMARY, json.dumps(summary, indent=1) + "\n")
 
@@ -207,9 +224,10 @@ def sample(
 ) -> None:
     """Draw this rank's missing batches of the shard; the generator is loaded only if there are any."""
     part = shard[0] * world.size + world.rank, shard[1] * world.size
-    if missing := not_drawn(run.spec, folder, part):
+    made_from = json.dumps(places.inputs("sample", run), sort_keys=True)
+    if missing := not_drawn(run.spec, folder, made_from, part):
         device = pick_device(run.spec.compute.device)
-        draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, missing)
+        draw_samples(run.spec, load_generator(run, places, device), folder, device, progress, missing, made_from)
 
 
 # --- measuring stages: each ends in a record ------------------------------------------------------------
@@ -218,9 +236,13 @@ def sample(
 def measure_generation(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    images = decoded_samples(run.spec, tokenizer, places.folder("sample", run.ids["sample_id"]), device)
+    tokens, trained = hashlib.sha256(), places.stage("train", run)
+    images = decoded_samples(run.spec, tokenizer, places.stage("sample", run), device, tokens.update)
     scores, seen = evaluate_generation(run.spec, images, space, load_measure(run, places))
-    training = json.loads((places.folder("train", run.ids["train_id"]) / store.SUMMARY).read_text())
+    used = run.spec.sampling.weights
+    scores.protocol["weights"] = {"kind": used, "sha256": sha256_of(trained / f"{used}.safetensors")}
+    scores.protocol["tokens"] = {"sha256": tokens.hexdigest()}
+    training = json.loads((trained / store.SUMMARY).read_text())
     parameters = training.pop("parameters")
     _record(run, places, folder, begin, seen, **vars(scores), parameters=parameters, training=training)
 
@@ -244,6 +266,7 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
 
     measure = load_measure(run, places)
     seen = extract_features(reconstructed(), space, heldout.labels, conversion=CONVERSION)
+    seen = replace(seen, digests=None)  # a lossless tokenizer's reconstructions are the held-out images
     scores = measure(seen)
     scores.metrics |= {**measure.real(), "psnr": torch.cat(ratios).mean().item()}
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
@@ -297,48 +320,3 @@ STAGES: dict[str, Callable[..., None]] = {
     "reconstruction": measure_reconstruction,
     "speed": measure_seconds,
 }
-
-
-# --- the output of finished stages ----------------------------------------------------------------------
-
-
-def load_tokenizer(run: Run, places: Places, device: torch.device) -> Tokenizer:
-    tokenizer = build_tokenizer(run.spec)
-    if run.spec.tokenizer.trained or measures_scale(run.spec.tokenizer):
-        weights = places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
-        try:
-            tokenizer.load_fitted(load_file(weights))
-        except RuntimeError:  # names or shapes this version does not know
-            raise UserError(f"{weights}: written by another version; delete its folder and run again") from None
-    return tokenizer.to(device).eval().requires_grad_(False)
-
-
-def tokenizer_file(run: Run, places: Places) -> Path | None:
-    """The file of the tokenizer's weights; None for a tokenizer without weights."""
-    if run.spec.tokenizer.trained:
-        return places.folder("tokenizer", run.ids["tokenizer_id"]) / store.FITTED
-    weights = getattr(run.spec.tokenizer, "weights", None)
-    return None if weights is None else Path(weights)
-
-
-def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
-    """The trained generator with the weights (EMA or raw) named in the sampling spec."""
-    folder = places.folder("train", run.ids["train_id"])
-    model = build_generator(run.spec)
-    model.load_state_dict(load_file(folder / f"{run.spec.sampling.weights}.safetensors"))
-    return model.to(device).eval().requires_grad_(False)
-
-
-def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
-    spec, weights = run.spec.metrics.extractor, None
-    if spec.trained:
-        weights = places.folder("extractor", run.ids["extractor_id"]) / store.EXTRACTOR
-    elif spec.kind == "inception":
-        weights = located("inception", spec.weights, "metrics.extractor.weights")
-    return FeatureSpace(spec, run.spec.data, weights, device)
-
-
-def load_measure(run: Run, places: Places) -> Measure:
-    """Scores images against the run's reference and against the held-out images."""
-    folder = places.folder("extractor", run.ids["extractor_id"])
-    return Measure(run.spec.metrics, read_reference(folder / store.REFERENCE), read_reference(folder / store.HELDOUT))

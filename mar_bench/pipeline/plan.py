@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mar_bench.config.ids import Run
@@ -10,18 +12,20 @@ from mar_bench.config.stages import SHARED, STAGES
 from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import Selection
+from mar_bench.pipeline.room import room_of
 from mar_bench.pipeline.store import Places, is_sound, status
 from mar_bench.records.record import Record
 from mar_bench.utils.console import console_table
 
 
-def make_plan(selection: Selection, scale: str, places: Places, records: dict[str, Record]) -> dict[str, Any]:
+def make_plan(selection: Selection, scale: str, places: Places, records: Mapping[str, Record]) -> dict[str, Any]:
     """The plan as a JSON object.
 
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count
     entries of ``runs``; ``companions`` are the reconstruction and speed records; ``stages`` gives the number of
     distinct stages needed, of evaluations sharing them, and of those done; ``recorded_only`` counts runs that have a
-    record but no output in ``places.runs``."""
+    record but no output in ``places.runs``; ``images`` are lines about the files of data.root; ``room`` is the memory
+    and disk that the jobs to do need, see room.py."""
 
     def entry(run: Run) -> dict:
         seeds = {"train_seed": run.spec.train.seed, "sampling_seed": run.spec.sampling.seed}
@@ -36,6 +40,7 @@ def make_plan(selection: Selection, scale: str, places: Places, records: dict[st
     evaluations = [run for run in runs if run.task == "generation"]
     entries = [entry(run) for run in evaluations]
     counts = Counter(e["status"] for e in entries)
+    jobs = jobs_for(runs, places)
     here = sum(is_sound(places.folder(run.task, run.id)) for run in evaluations)
     return {
         "experiments": list(selection.planned),
@@ -47,11 +52,25 @@ def make_plan(selection: Selection, scale: str, places: Places, records: dict[st
         "reuse": _reuse(selection),
         **{state: counts[state] for state in ("done", "missing", "failed")},
         "recorded_only": counts["done"] - here,
-        "jobs": len(jobs_for(runs, places)),
+        "jobs": len(jobs),
+        "room": room_of((job.kind, job.title, job.run.spec) for job in jobs),
+        "images": images_of(runs),
         "stages": {kind: stage(kind) for kind in SHARED},
         "runs": entries,
         "companions": [entry(run) for run in runs if run.task != "generation"],
     }
+
+
+def images_of(runs: list[Run]) -> list[str]:
+    """For each part of each data.root that is here: how many files are images, and the names of the others.
+
+    Folders are listed, files with a known suffix are not opened. Raises UserError for images that would be left out."""
+    found = {data.root: data for run in runs if (data := run.spec.data).kind == "imagefolder" and data.root}
+    if not (here := [data for root, data in found.items() if Path(root).is_dir()]):
+        return []
+    from mar_bench.data.datasets import folder_images  # imports torch
+
+    return [images.counts for data in here for images in folder_images(data, ("train", "val"))]
 
 
 def _reuse(selection: Selection) -> dict[str, Any]:
@@ -91,4 +110,10 @@ def plan_text(plan: dict[str, Any]) -> str:
     also = "".join(f", {n} {task} {state}" for (task, state), n in beside.items())
     lines += [f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed{also}"]
     elsewhere = f" ({plan['recorded_only']} done by their records alone: run --reuse-records skips them)"
-    return "\n".join([*lines, f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")])
+    lines += [*plan["images"], f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")]
+    if plan["jobs"]:
+        memory, largest, disk = plan["room"].values()
+        shared = "; ranks and compute.micro_batch divide its batch" * largest.startswith("train ")
+        needs = f"{memory / 1e9:,.1f} GB of memory in one process ({largest}{shared})"
+        lines += [f"they need about {needs} and {disk / 1e9:,.1f} GB of disk"]
+    return "\n".join(lines)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import chain
@@ -13,11 +14,12 @@ from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, chosen_rows, plan_runs
 from mar_bench.config.spec import CHOICE_SEED, RUN_KEYS
-from mar_bench.config.yaml_layers import experiment_files
+from mar_bench.config.yaml_layers import experiment_files, split_row
 from mar_bench.models.pretrained.fetch import located
+from mar_bench.pipeline.room import check_room
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import Record
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean, shortened
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def select(
     words: list[str] | None,
     every: bool,
     scale: str,
-    records: dict[str, Record],
+    records: Mapping[str, Record],
     seeds: str | None = None,
     sampling_seeds: str | None = None,
     only: str | None = None,
@@ -52,7 +54,7 @@ def select(
 ) -> Selection:
     """The runs that a command asks for. ``device`` is the device whose speed is measured; default: this machine's.
 
-    Raises UserError for an unknown name, seed, override or pattern."""
+    Raises UserError for an unknown name, seed, override or pattern, and for runs that no machine can hold."""
     found = Selection(load_all(words, every, scale, records), {}, {})
     files: dict[str, object] = {}
     for experiment in found.experiments:
@@ -73,10 +75,11 @@ def select(
         found.waiting.update({f"{experiment.id}/{row}": evaluations for row in open_rows})
     if not found.planned:
         raise UserError(f"--only '{only}' matches no row of any experiment")
+    check_room(found.runs)
     return found
 
 
-def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
+def load_all(words: list[str] | None, every: bool, scale: str, records: Mapping[str, Record]) -> list[Experiment]:
     """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
@@ -86,7 +89,7 @@ def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str
     return [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
 
 
-def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]) -> Experiment:
+def load(name: str, scale: str, overrides: list[str] | None, records: Mapping[str, Record]) -> Experiment:
     """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
     for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
         if any(word.partition("=")[0] == key for word in overrides or ()):
@@ -95,15 +98,13 @@ def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, 
 
 
 def load_row(
-    name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]
+    name: str, scale: str, overrides: list[str] | None, records: Mapping[str, Record]
 ) -> tuple[Experiment, str | None]:
     """``table1/mar/diff/guided`` as experiment and row, ``table1`` as experiment and None.
 
     Raises UserError for an unknown row."""
-    file, suffix, row = name.partition(".yaml")  # a file's path may hold slashes of its own
-    if not suffix:
-        file, _, row = name.partition("/")
-    experiment, row = load(file + suffix, scale, overrides, records), row.strip("/")
+    file, row = split_row(name)
+    experiment = load(file, scale, overrides, records)
     if row and row not in experiment.rows:
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
     return experiment, row or None
@@ -128,13 +129,11 @@ def _seeds(option: str, text: str | None, own: list[int] | None, every: bool) ->
 
 def parse_seeds(option: str, text: str) -> list[int]:
     """``0,1,2`` as whole numbers."""
-    try:
-        seeds = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text}: expected whole numbers separated by commas, as in 0,1,2") from None
-    if min(seeds) < 0 or max(seeds) >= 2**63:
-        raise UserError(f"{option} {text}: seeds are 0 or more and below 2^63")
-    return list(dict.fromkeys(seeds))
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch("0|[1-9][0-9]{0,18}", word) for word in words) or max(map(int, words)) >= 2**63:
+        wanted = "expected whole numbers below 2^63 separated by commas, as in 0,1,2"
+        raise UserError(f"{option} {shortened(text)}: {wanted}")
+    return list(dict.fromkeys(map(int, words)))
 
 
 def preflight(runs: list[Run]) -> None:

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mar_bench.config.spec import DataSpec, RunSpec
 from mar_bench.data.datasets import CONVERSION, ArrayImages, FolderImages, batches, to_images
 from mar_bench.data.images import Progress
+from mar_bench.data.parts import read_part, save_part
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.references import Reference, build_reference
 from mar_bench.metrics.score import FeatureSet, Measure, Scores, extract_features
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
-from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import replacing
+from mar_bench.utils.files import reading
 from mar_bench.utils.noise import NoiseSource
 
 
 def draw_samples(
-    spec: RunSpec, model: Generator, folder: Path, device: torch.device, progress: Progress, missing: list[range]
+    spec: RunSpec,
+    model: Generator,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    missing: list[range],
+    made_from: str,
 ) -> None:
     """Write the tokens of the ``missing`` batches into ``folder``, one file per batch; image i has class i mod C.
 
-    Raises UserError if a token is not finite: its image would be black."""
+    Raises UserError if a token, or a value that decides on one, is not finite."""
     done = 0
     for indices in missing:
         progress(done, sum(map(len, missing)))
         tokens = draw_batch(spec, model, indices, device)
-        if not tokens.isfinite().all():
-            raise UserError(
-                f"tokens of images {indices.start} to {indices.stop - 1} are not finite: the model is undertrained; "
-                "set sampling.clamp_x0 (4 for tokens of unit std) or train longer"
-            )
-        with replacing(batch_file(folder, indices)) as temporary:
-            save_file({"tokens": tokens}, temporary)
+        save_part({"tokens": tokens}, batch_file(folder, indices), f"{indices} {made_from}")
         done += len(indices)
 
 
-def not_drawn(spec: RunSpec, folder: Path, part: tuple[int, int] = (0, 1)) -> list[range]:
-    """The batches without a complete token file in ``folder``; ``part`` (j, n) selects batches j, j + n, ..."""
+def not_drawn(spec: RunSpec, folder: Path, made_from: str, part: tuple[int, int] = (0, 1)) -> list[range]:
+    """The batches without an intact token file in ``folder``; ``part`` (j, n) selects batches j, j + n, ...
+
+    ``made_from`` identifies the weights: a file drawn from others does not count."""
     every = batches(spec.sampling.num_images, spec.sampling.batch_size)[part[0] :: part[1]]
-    return [indices for indices in every if _whole(batch_file(folder, indices), len(indices)) is None]
+    return [indices for indices in every if read_part(batch_file(folder, indices), f"{indices} {made_from}") is None]
 
 
 def draw_batch(spec: RunSpec, model: Generator, indices: range, device: torch.device) -> torch.Tensor:
@@ -62,26 +64,26 @@ def batch_file(folder: Path, indices: range) -> Path:
 
 def read_batch(folder: Path, indices: range) -> torch.Tensor:
     """The tokens of one batch. Raises UserError unless the file holds a row for each image."""
-    tokens = _whole(path := batch_file(folder, indices), len(indices))
-    if tokens is None:
-        raise UserError(f"{path}: not the tokens of {len(indices)} images; delete its folder and run again")
+    path = batch_file(folder, indices)
+    with reading(path, f"file with the tokens of {len(indices)} images", "delete its folder and run again"):
+        tokens = load_file(path)["tokens"]
+        if len(tokens) != len(indices):
+            raise ValueError(f"{len(tokens)} rows")
     return tokens
 
 
-def _whole(path: Path, rows: int) -> torch.Tensor | None:
-    """The tokens in a file; None if it is missing, damaged or has another number of rows."""
-    try:
-        tokens = load_file(path)["tokens"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return tokens if len(tokens) == rows else None
-
-
 @torch.inference_mode()
-def decoded_samples(spec: RunSpec, tokenizer: Tokenizer, folder: Path, device: torch.device) -> Iterator[torch.Tensor]:
-    """Decode stored tokens to uint8 images (B, C, H, W) on the CPU, batch by batch."""
+def decoded_samples(
+    spec: RunSpec,
+    tokenizer: Tokenizer,
+    folder: Path,
+    device: torch.device,
+    hashed: Callable[[Any], None] = lambda tokens: None,
+) -> Iterator[torch.Tensor]:
+    """Decode stored tokens to uint8 images (B, C, H, W) on the CPU, batch by batch; ``hashed`` gets their bytes."""
     for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):
         tokens = read_batch(folder, indices)
+        hashed(tokens.numpy())
         noise = NoiseSource(spec.sampling.seed, indices)
         yield to_images(tokenizer.decode(tokens.to(device), noise), spec.data)
 

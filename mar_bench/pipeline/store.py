@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import sys
 import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
+from mar_bench.config.stages import STAGES
 from mar_bench.records.provenance import provenance
 from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
+from mar_bench.utils import locks
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import atomic_write, writing
+from mar_bench.utils.files import atomic_write, path_variable, sha256_of, writing
 
 if TYPE_CHECKING:
     import numpy as np
 
 MARKER = "stage.json"
-SUMMARY, FITTED, EXTRACTOR = "summary.json", "tokenizer.safetensors", "extractor.safetensors"
+SUMMARY, LOG = "summary.json", "metrics.jsonl"
+FITTED, EXTRACTOR = "tokenizer.safetensors", "extractor.safetensors"
 REFERENCE, HELDOUT = "reference.npz", "heldout.npz"
 STATISTICS, SEEN = "statistics.npz", "seen.safetensors"  # of scored images; features and logits if they are kept
-CHECKPOINTS = ("checkpoint*.pt", ".damaged-checkpoint*.pt")
+CHECKPOINTS = ("checkpoint*.pt", ".damaged-checkpoint*.pt", ".checkpoint*")
+DAMAGED = "damaged"  # in the run root: stages that were set aside
+
+_checked: set[tuple[Path, str]] = set()  # stages whose files this process has compared, by folder and marker
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,10 @@ class Places:
     def folder(self, kind: str, stage_id: str) -> Path:
         return self.runs / kind / stage_id
 
+    def stage(self, kind: str, run: Run) -> Path:
+        """The folder of a stage that a run needs."""
+        return self.folder(kind, run.ids[STAGES[kind].id_key])
+
     def make_folder(self, kind: str, stage_id: str) -> Path:
         """A stage's folder, made if it is missing. Raises DiskError if the run root is gone."""
         with writing(folder := self.folder(kind, stage_id)):
@@ -44,13 +58,52 @@ class Places:
         return folder
 
     def finished(self, kind: str, stage_id: str, owner: str) -> Path:
-        """The folder of a finished stage. Raises UserError if it is missing or incomplete."""
-        if not is_sound(folder := self.folder(kind, stage_id)):
+        """The folder of a finished stage. Raises UserError if it is missing, incomplete or damaged."""
+        folder = self.folder(kind, stage_id)
+        why = f"is damaged ({fault})" if (fault := fault_in(folder)) else "is missing or incomplete"
+        if fault or not is_sound(folder):
             raise UserError(
-                f"{owner}: its {kind} ({stage_id}) is missing or incomplete in {self.runs}; make it with "
-                "mar-bench run, or name another folder with --runs"
+                f"{owner}: its {kind} ({stage_id}) {why} in {self.runs}; make it with mar-bench run, or name another "
+                "folder with --runs"
             )
         return folder
+
+    def intact(self, kind: str, run: Run) -> bool:
+        """Whether a stage is complete, its files are as they were written, and so is what they were made from.
+
+        A stage that is complete but not intact is moved to ``runs/damaged``, so that it will be made again."""
+        folder = self.stage(kind, run)
+        if not is_sound(folder):
+            return False
+        if self._fault(folder, run) is None:
+            return True
+        with locks.held(self.runs / "locks" / f"{folder.name}.lock"):
+            if is_sound(folder) and (why := self._fault(folder, run)):  # no other process has made it again meanwhile
+                aside = self.runs / DAMAGED / f"{kind}-{folder.name}-{time.time_ns()}"
+                aside.parent.mkdir(exist_ok=True)
+                folder.rename(aside)
+                print(f"{folder}: {why}; moved to {aside} and made again", file=sys.stderr, flush=True)
+        return False
+
+    def inputs(self, kind: str, run: Run) -> dict[str, str]:
+        """Digests of the stages that a stage is made from, directly or not, by their kind."""
+        found: dict[str, str] = {}
+        for need in STAGES[kind].needs:
+            if (marker := read_marker(self.stage(need, run))) and (digest := content_digest(marker)):
+                found |= {**marker.get("inputs", {}), need: digest}
+        return found
+
+    def _fault(self, folder: Path, run: Run) -> str | None:
+        """``fault_in``, or the stage that was made again with another result after this one was made from it.
+
+        Latents do not count: a finished training stands on its own, if its tokenizer is the one that decodes."""
+        if fault := fault_in(folder):
+            return fault
+        for kind, digest in (read_marker(folder) or {}).get("inputs", {}).items():
+            now = None if kind == "latents" else read_marker(self.stage(kind, run))
+            if now and content_digest(now) not in (None, digest):
+                return f"its {kind} has been made again since, with another result"
+        return None
 
     def check_writable(self) -> None:
         """Create both folders. Raises UserError if one cannot be written to.
@@ -69,29 +122,93 @@ class Places:
 
 def default_places(runs: str | None, records: str | None) -> Places:
     """Options, else environment variables, else ./runs, and results/records in a checkout or ./records elsewhere."""
-    return Places(Path(runs or os.environ.get("MAR_BENCH_RUNS") or "runs"), records_dir(records))
+    return Places(Path(runs or path_variable("MAR_BENCH_RUNS") or "runs"), records_dir(records))
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """The content of a stage's marker; None if there is no valid one.
+
+    ``files``: size and sha256 of each file; ``inputs``: see ``Places.inputs``. The marker holds the name of its stage
+    and its own SHA-256. Earlier versions listed sizes only."""
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+        files, digest = marker["files"], marker.get("sha256")
+        if digest is None:
+            return marker if files and all(type(size) is int for size in files.values()) else None
+        whole = marker["stage"] == _stage_name(folder) and digest == _digest({**marker, "sha256": None})
+        return marker if whole else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
 
 
 def is_sound(folder: Path) -> bool:
-    """Whether a stage's marker exists and every file it lists still has its recorded size."""
+    """Whether a stage is complete: it has a valid marker, and the files listed there have their recorded sizes.
+
+    Cheap, for plans; whoever loads the files looks at their content too (``fault_in``)."""
+    marker = read_marker(folder)
     try:
-        files = json.loads((folder / MARKER).read_text())["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return marker is not None and all((folder / f).stat().st_size == _size(v) for f, v in marker["files"].items())
+    except OSError:
         return False
 
 
-def mark_done(folder: Path, seconds: float) -> None:
+def fault_in(folder: Path) -> str | None:
+    """The first file of a complete stage that is not as it was written; None if there is none, or no valid marker.
+
+    Reads every file, but only once in a process."""
+    if (marker := read_marker(folder)) is None:
+        return None
+    if (folder, marker.get("sha256", "")) in _checked:
+        return None
+    for name, about in marker["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != _size(about):
+            return f"{name} is missing or has another size"
+        if isinstance(about, dict) and sha256_of(path) != about["sha256"]:
+            return f"{name} has another SHA-256 than when it was written"
+    if "sha256" not in marker:  # of an earlier version: from now on its content counts
+        with suppress(OSError):
+            write_marker(folder, list(marker["files"]), marker.get("seconds", 0.0), {})
+    _checked.add((folder, (read_marker(folder) or {}).get("sha256", "")))
+    return None
+
+
+def content_digest(marker: dict[str, Any]) -> str | None:
+    """Identifies what a stage hands to other stages: its files without logs; None for an earlier version's marker."""
+    files = {name: about for name, about in marker["files"].items() if name not in (LOG, SUMMARY)}
+    return _digest(files) if "sha256" in marker else None
+
+
+def mark_done(folder: Path, seconds: float, inputs: dict[str, str] | None = None) -> None:
     """Write the marker, last of all files: its presence means the stage is complete. Then delete checkpoints."""
     checkpoints = {path for pattern in CHECKPOINTS for path in folder.glob(pattern)}
     listed = {p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith(".")}
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(listed - checkpoints)}
-    atomic_write(folder / MARKER, json.dumps({"files": files, "seconds": round(seconds, 2)}, indent=1) + "\n")
+    names = [str(path.relative_to(folder)) for path in sorted(listed - checkpoints)]
+    write_marker(folder, names, seconds, inputs or {})
     for path in checkpoints:
         path.unlink()
 
 
-def status(run: Run, places: Places, records: dict[str, Record]) -> str:
+def write_marker(folder: Path, names: list[str], seconds: float, inputs: dict[str, str]) -> None:
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
+    marker = {"stage": _stage_name(folder), "files": files, "inputs": inputs, "seconds": round(seconds, 2)}
+    marker["sha256"] = _digest({**marker, "sha256": None})
+    atomic_write(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+
+
+def _stage_name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _size(about: Any) -> int:
+    return about["size"] if isinstance(about, dict) else about
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def status(run: Run, places: Places, records: Mapping[str, Record]) -> str:
     """``done``, ``failed`` or ``missing``; a published record counts as done."""
     recorded = records[run.id].status if run.id in records else "missing"
     return "done" if is_sound(places.folder(run.task, run.id)) else recorded
@@ -102,7 +219,8 @@ def previews(runs: dict[str, Run], places: Places) -> dict[str, np.ndarray]:
     import numpy as np
 
     folders = {row: places.folder(run.task, run.id) for row, run in runs.items()}
-    return {row: np.load(folder / PREVIEW) for row, folder in folders.items() if is_sound(folder)}
+    sound = {row: folder for row, folder in folders.items() if is_sound(folder) and not fault_in(folder)}
+    return {row: np.load(folder / PREVIEW) for row, folder in sound.items()}
 
 
 def publish(runs: list[Run], places: Places) -> None:
@@ -110,10 +228,10 @@ def publish(runs: list[Run], places: Places) -> None:
 
     A cell chosen by a sweep may already have been measured for another table; its record then gains the choice."""
     for run in runs:
-        source = places.folder(run.task, run.id) / "record.json"
         target = places.records / f"{run.id}.json"
-        if is_sound(source.parent) and not (target.is_file() and read_record(target).status == "done"):
-            write_record(places.records, read_record(source))
+        published = target.is_file() and read_record(target).status == "done"
+        if not published and places.intact(run.task, run):
+            write_record(places.records, read_record(places.folder(run.task, run.id) / "record.json", run.id))
         if run.choice and target.is_file():
             record, metric = read_record(target), run.choice["metric"]  # two tables may choose one cell in two ways
             if record.selection.get(metric) != run.choice:

@@ -28,11 +28,13 @@ from mar_bench.data.images import Progress
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, count_parameters, pick_device
+from mar_bench.models.finite import check_finite
+from mar_bench.models.pretrained.fetch import converted
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.store import SUMMARY
+from mar_bench.pipeline.store import LOG, SUMMARY
 from mar_bench.utils.errors import Superseded, UserError
-from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of
+from mar_bench.utils.files import atomic_write, replacing, sha256_of
 from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
 
 KEPT = 2  # checkpoints: a full disk or a dying machine may truncate the newest
@@ -65,7 +67,7 @@ def fit(
 
     ``losses_at(step)`` yields scalars that depend only on the step and the weights; the step's loss is their sum, and
     each is differentiated before the next is drawn. Writes metrics.jsonl and checkpoints into ``folder`` and resumes
-    from the newest intact one of the same ``about["id"]``. Every rank calls this; rank 0 writes.
+    from the newest intact one of the same id and inputs (in ``about``). Every rank calls this; rank 0 writes.
 
     Raises UserError after more than ``max_skipped`` skipped steps in a row. Any exception from ``progress`` is
     re-raised after saving."""
@@ -73,30 +75,35 @@ def fit(
     optimiser = torch.optim.AdamW(groups, lr=lr_at(0), betas=betas, weight_decay=0.0, fused=True)
     device = next(module.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=loss_scaling)
-    log = folder / "metrics.jsonl"
     parts: dict[str, Any] = {"model": module, "optimiser": optimiser, "scaler": scaler}
     parts |= {"ema": ema} if ema is not None else {}
-    start, skipped, in_a_row, spent = 0, 0, 0, 0.0
+    start, skipped, in_a_row, spent, lines, resumed = 0, 0, 0, 0.0, [], False
     if state := _resume(folder, about, world):
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        start, skipped, in_a_row, spent = (state[k] for k in ("step", "skipped", "in_a_row", "seconds"))
+        start, skipped, in_a_row, spent, lines = (state[k] for k in ("step", "skipped", "in_a_row", "seconds", "log"))
         for values in optimiser.state.values():  # copied, as these may share the checkpoint's memory-mapped file
             values.update({k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)})
+        resumed = True
         del state
-    logged = log.read_text().splitlines() if start and log.is_file() else []
-    lines = [line for line in logged if json.loads(line)["step"] < start]
     began = time.perf_counter() - spent
 
     def save(step: int) -> None:
-        if not world.first:
+        if not world.first or (resumed and step == start):
             return
-        atomic_write(log, "".join(f"{line}\n" for line in lines))
+        atomic_write(folder / LOG, "".join(f"{line}\n" for line in lines))
         counts = {"step": step, "skipped": skipped, "in_a_row": in_a_row, "seconds": time.perf_counter() - began}
         # all randomness is a function of seed and step, so no generator state needs saving
-        content = {**{name: part.state_dict() for name, part in parts.items()}, **counts, "seed": seed, "about": about}
-        with replacing(folder / f"checkpoint-{step:09d}.pt") as temporary:
+        content = {
+            **{name: part.state_dict() for name, part in parts.items()},
+            **counts,
+            "log": lines,
+            "seed": seed,
+            "about": about,
+        }
+        with replacing(written := folder / ".checkpoint") as temporary:
             torch.save(content, temporary)
+        written.replace(folder / f"checkpoint-{step:09d}-{sha256_of(written)}.pt")
         for old in checkpoints(folder)[KEPT:]:
             old.unlink()
 
@@ -154,38 +161,49 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _resume(folder: Path, about: dict[str, Any] | None, world: World) -> dict | None:
-    """The newest intact checkpoint, memory-mapped; None if there is none. Damaged ones are renamed.
+    """The newest intact checkpoint, memory-mapped; None if there is none.
 
-    Raises UserError if it belongs to another training."""
-    newest = None
+    A checkpoint whose content does not match the SHA-256 in its name, or that was trained on latents that have been
+    made again, is renamed. Raises UserError if it belongs to another training."""
+    newest, about = None, about or {}
     for path in checkpoints(folder) if world.first else ():
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            newest = path
-            break
-        except Exception as error:  # truncated or altered files fail in many ways
-            path.replace(aside := path.with_name(f".damaged-{path.name}"))
-            warnings.warn(f"{path} is damaged ({type(error).__name__}), renamed to {aside.name}", stacklevel=2)
+        why = "is damaged"
+        if sha256_of(path) == path.stem.rpartition("-")[2]:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            theirs = state.get("about") or {}
+            if theirs.get("id") != about.get("id") or theirs.get("inputs") == about.get("inputs"):
+                newest = path
+                break
+            why = "was trained on other latents"
+        path.replace(aside := path.with_name(f".damaged-{path.name}"))
+        warnings.warn(f"{path} {why}, renamed to {aside.name}", stacklevel=2)
     if (newest := world.agreed(newest)) is None:
         return None
     state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
-    if "step" not in state or (state.get("about") or {}).get("id") != (about or {}).get("id"):
+    if (state.get("about") or {}).get("id") != about.get("id"):
         raise UserError(f"{newest}: a checkpoint of another training; move it elsewhere")
     return state
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically. Raises UserError for a tensor that is not finite."""
+    check_finite(tensors, path.name, "lower the learning rate")
     with replacing(path) as temporary:
         save_file(tensors, temporary)
 
 
 def train_generator(
-    spec: RunSpec, latents: Latents, folder: Path, progress: Progress, world: World = ALONE
+    spec: RunSpec,
+    latents: Latents,
+    folder: Path,
+    progress: Progress,
+    world: World = ALONE,
+    inputs: dict[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Train the generator of ``spec`` on stored latents; writes raw and EMA weights into ``folder``.
 
-    Returns the training summary (final losses on both splits, seconds, parameter counts); None on ranks other than 0.
+    ``inputs`` identifies the latents, for resuming. Returns the training summary (final losses on both splits, seconds,
+    parameter counts); None on ranks other than 0.
     Raises UserError if the batch cannot be split over the ranks."""
     train, device = spec.train, pick_device(spec.compute.device)
     model = build_generator(spec).to(device)
@@ -208,7 +226,7 @@ def train_generator(
         max_skipped=train.max_skipped_steps,
         log_every=spec.compute.log_every,
         pause=spec.compute.step_pause,
-        about={"id": stage_ids(spec)["train_id"], "spec": as_tree(spec)},
+        about={"id": stage_ids(spec)["train_id"], "spec": as_tree(spec), "inputs": inputs},
         world=world,
     )
     if not world.first:
@@ -223,7 +241,7 @@ def train_generator(
             raise UserError(
                 f"{name} of the trained weights is {loss}, {skipped} steps skipped; lower the learning rate"
             )
-    last_line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    last_line = json.loads((folder / LOG).read_text().splitlines()[-1])
     summary |= {"steps": train.steps, "seconds": last_line["seconds"], "parameters": count_parameters(model)}
     summary |= {"skipped_steps": skipped} if skipped else {}
     return summary | ({"processes": world.size} if world.size > 1 else {})
@@ -232,13 +250,11 @@ def train_generator(
 def take_published(spec: RunSpec, folder: Path) -> None:
     """Use a converted checkpoint as the training's result. Raises UserError if it does not fit the spec."""
     weights = Path(spec.train.weights or "")  # preflight has checked that the file exists
-    if (manifest := weights.with_suffix(".json")).is_file():
-        with reading(manifest, "manifest of mar-bench convert", "move it elsewhere"):
-            heads = (json.loads(manifest.read_text()).get("architecture") or {}).get("num_heads")
-        part = spec.model.backbone if isinstance(spec.model, ARModel) else spec.model
-        if heads not in (None, part.num_heads):  # shapes do not show this
-            own = f"the '{part.kind}' of the spec has num_heads {part.num_heads}"
-            raise UserError(f"{manifest}: these weights have {heads} attention heads, but {own}")
+    heads = (converted(weights).get("architecture") or {}).get("num_heads")
+    part = spec.model.backbone if isinstance(spec.model, ARModel) else spec.model
+    if heads not in (None, part.num_heads):  # shapes do not show this
+        own = f"the '{part.kind}' of the spec has num_heads {part.num_heads}"
+        raise UserError(f"{weights}: these weights have {heads} attention heads, but {own}")
     with torch.device("meta"):
         model = build_generator(spec)
     try:
@@ -246,6 +262,7 @@ def take_published(spec: RunSpec, folder: Path) -> None:
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{weights}: not the weights of '{spec.train.published}' as specified: {reason}") from None
+    check_finite(model.state_dict(), weights, "get the file again")
     save_tensors(model.state_dict(), folder / "ema.safetensors")
     summary = {"published": spec.train.published, "sha256": sha256_of(weights), "parameters": count_parameters(model)}
     atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from mar_bench.config.ids import Run, stage_ids
+from mar_bench.config.ids import Run, recorded_ids
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import MetricsSpec, RunSpec
 from mar_bench.data.datasets import batches, to_images
@@ -19,18 +19,19 @@ from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure, load_features
 from mar_bench.models.build import pick_device
 from mar_bench.pipeline.eval_images import TASK
-from mar_bench.pipeline.execute import load_generator, load_tokenizer
+from mar_bench.pipeline.outputs import load_generator, load_tokenizer
 from mar_bench.pipeline.sample import batch_file, draw_batch, read_batch
 from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, STATISTICS, Places
 from mar_bench.records.metrics import metric_name
 from mar_bench.records.provenance import device_name, git_state
 from mar_bench.records.record import Record
 from mar_bench.utils.errors import UserError
-from mar_bench.utils.files import reading
+from mar_bench.utils.files import reading, sha256_of
 from mar_bench.utils.noise import NoiseSource
 
 TOLERANCE = 1e-6  # relative; the number of threads changes the order of additions
 EQUAL, CLOSE, DIFFERENT, NOT_KEPT = "equal", "close", "DIFFERENT", "not kept"
+OF_RUN = ("tokenizer", "weights", "tokens")  # blocks of a protocol that are not about the score
 Spec = TypeVar("Spec", MetricsSpec, RunSpec)
 Line = list[str]  # name, recorded, now, verdict
 
@@ -85,7 +86,9 @@ def _scores(record: Record, places: Places, notes: list[str]) -> tuple[dict[str,
         measure = Measure(_settings_of(record), reference, heldout)
         scores = measure(load_features(folder / SEEN))
         metrics = scores.metrics | (measure.real() if record.task == "reconstruction" else {})
-        protocol = {key: value for key, value in record.protocol.items() if key != "tokenizer"}  # the run's
+        protocol = {
+            key: value for key, value in record.protocol.items() if key not in ("tokenizer", "weights", "tokens")
+        }
         recorded = dict(_flat({**record.metrics, "±": record.uncertainty, **protocol}))
         return recorded, dict(_flat({**metrics, "±": scores.uncertainty, **scores.protocol}))
     notes.append("only statistics were kept; metrics.keep_features=true keeps what all metrics need")
@@ -117,12 +120,11 @@ def _settings_of(record: Record) -> MetricsSpec:
 def run_of(record: Record) -> Run:
     """The run that made a record. Raises UserError if this version would not make the same one."""
     spec = _parsed(record, RunSpec, record.spec)
-    ids = stage_ids(spec)
-    for name, value in record.ids.items():
-        if name in ids and name not in ("eval_id", "cell_id") and ids[name] != value:
+    for name, now in recorded_ids(record, spec).items():
+        if (value := record.ids.get(name, now)) != now:
             raise UserError(
-                f"record {record.id}: its {name} is {value} but this version gives {ids[name]} for the same spec: a "
-                f"stage has changed; check out commit {(record.provenance.get('git') or {}).get('commit')}"
+                f"record {record.id}: its {name} is {value} but this version gives {now} for the same spec: a stage "
+                f"has changed, or the record; check out commit {(record.provenance.get('git') or {}).get('commit')}"
             )
     return Run(record.task, record.id, spec, record.ids)
 
@@ -150,14 +152,15 @@ def _drawn_again(record: Record, count: int, places: Places, notes: list[str]) -
     if here != record.provenance.get("device"):
         notes.append(f"drawn on {record.provenance.get('device')}, this is {here}: bits may differ")
     model, tokenizer = load_generator(run, places, device), load_tokenizer(run, places, device)
+    if weights := record.protocol.get("weights"):
+        file = places.stage("train", run) / f"{weights['kind']}.safetensors"
+        yield "weights", weights["sha256"], sha256_of(file)
     kept, digest = places.folder("sample", run.ids["sample_id"]), Digest()
     equal = compared = 0
     for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):
         if indices.start >= count:
             break
         tokens = draw_batch(spec, model, indices, device)
-        if not tokens.isfinite().all():
-            raise UserError(f"record {record.id}: the generator's weights now draw tokens that are not finite")
         if batch_file(kept, indices).is_file():
             compared += len(indices)
             equal += int((tokens == read_batch(kept, indices)).flatten(1).all(1).sum())

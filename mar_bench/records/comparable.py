@@ -35,6 +35,7 @@ CONDITIONS = {
     "conversion": ("samples.conversion", "converted by {} against {}"),
 }
 CONTENT = ("extractor", "reference", "heldout")  # blocks of the protocol, compared by sha256 or, without one, by name
+_PATHS = {name: tuple(path.split(".")) for name, (path, _) in CONDITIONS.items()}
 
 
 def differences(one: Record, other: Record, metric: str) -> list[str]:
@@ -50,12 +51,17 @@ def instrument_differences(one: Record, other: Record, metric: str) -> list[str]
     return _differences(one, other, [name for name in METRICS[metric].conditions if name not in IMAGES])
 
 
+def conditions(record: Record) -> dict[str, Any]:
+    """The values of all conditions: a metric of two records may be compared if and only if its conditions are equal."""
+    return {name: _compared(name, _get(record.protocol, name)) for name in CONDITIONS}
+
+
 def _differences(one: Record, other: Record, names: Iterable[str]) -> list[str]:
     reasons, half_known = [], []
     for name in names:
-        path, phrase = CONDITIONS[name]
-        found = [_get(record.protocol, path) for record in (one, other)]
-        values = [_identity(value) for value in found] if name in CONTENT else found
+        phrase = CONDITIONS[name][1]
+        found = [_get(record.protocol, name) for record in (one, other)]
+        values = [_compared(name, value) for value in found]
         if (values[0] is None) != (values[1] is None):
             half_known.append(name)
         elif values[0] != values[1]:
@@ -63,16 +69,18 @@ def _differences(one: Record, other: Record, names: Iterable[str]) -> list[str]:
     return reasons + [f"recorded for one of them only: {', '.join(half_known)}"] * bool(half_known)
 
 
-def _get(protocol: dict[str, Any], path: str) -> Any:
-    """``samples.size`` of a protocol; sizes as ``32x32``, so that a record read from JSON equals one just made."""
+def _get(protocol: dict[str, Any], name: str) -> Any:
+    """A condition's value in a protocol; sizes as ``32x32``, so that a record read from JSON equals one just made."""
     found: Any = protocol
-    for key in path.split("."):
+    for key in _PATHS[name]:
         found = found.get(key) if isinstance(found, dict) else None
     return "x".join(map(str, found)) if isinstance(found, (list, tuple)) else found
 
 
-def _identity(block: Any) -> Any:
-    return (block.get("sha256") or block.get("name")) if isinstance(block, dict) else None
+def _compared(name: str, value: Any) -> Any:
+    if name in CONTENT:
+        return (value.get("sha256") or value.get("name")) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, dict) else value
 
 
 def _described(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:

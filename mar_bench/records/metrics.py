@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+LARGEST = 1e15  # far above any measurement, and still printed in full
 PAPER_SAMPLES = 50_000  # generated images behind each of the paper's numbers
 
 # conditions that must be equal for two values to compare; records/comparable.py defines how each is read and reported
@@ -51,6 +53,8 @@ class MetricSpec:
     depends_on_count: bool = False  # biased by the number of images, which therefore is part of the name
     with_inception: bool = True  # False: needs an extractor trained on the data set itself
     tolerance: PaperTolerance | None = None  # of the verdict against the paper; None: no verdict
+    low: float = -LARGEST  # the range of values that a record may hold
+    high: float = LARGEST
 
     @property
     def base(self) -> str:
@@ -98,28 +102,35 @@ def metrics_by_key(extractor: Mapping[str, Any]) -> dict[str, MetricSpec]:
     return {**found, "psnr": METRICS["psnr"]}
 
 
+@cache
+def range_of(key: str, kind: str, name: str) -> tuple[float, float]:
+    """The lowest and highest value of a metric by its key in a record; ``kind`` and ``name`` are the extractor's.
+
+    A metric that this version does not know may have any size that can be printed."""
+    known = {**METRICS, **metrics_by_key({"kind": kind, "name": name})}
+    return (known[key].low, known[key].high) if key in known else (-LARGEST, LARGEST)
+
+
 def _of_images(name: str, label: str, *conditions: str, **properties: Any) -> MetricSpec:
     return MetricSpec(name, label, conditions=(*EXTRACTOR, *conditions, *IMAGES), **properties)
 
 
-_DISTANCE: dict[str, Any] = {
-    "paper_label": "FID", "lower_is_better": True, "paper_decimals": 2, "depends_on_count": True
-}  # fmt: skip
-_SHARE: dict[str, Any] = {"paper_decimals": 2, "tolerance": PaperTolerance(absolute=0.02)}
+_UNIT: dict[str, Any] = {"low": 0, "high": 1}
+_FRECHET: dict[str, Any] = {"lower_is_better": True, "paper_decimals": 2, "low": -0.1}  # below 0 by rounding only
+_DISTANCE: dict[str, Any] = {**_FRECHET, "paper_label": "FID", "depends_on_count": True}
+_SCORE: dict[str, Any] = {"paper_decimals": 1, "depends_on_count": True, "low": 0.999, "high": 1e6}  # up to all classes
+_SHARE: dict[str, Any] = {**_UNIT, "paper_decimals": 2, "tolerance": PaperTolerance(absolute=0.02)}
 _KID: dict[str, Any] = {"scale": 1000, "unit": "x 1000", "unit_of_inception": True}  # its size depends on the features
+_COPIED: dict[str, Any] = {**_UNIT, "lower_is_better": True, "scale": 100, "unit": "%", "with_inception": False}
 _GENERATION = (
     _of_images("fd", "FD", "reference", "num_reference", **_DISTANCE, tolerance=PaperTolerance(0.03, 0.05, 0.10)),
     _of_images("fd:heldout", "FD", *HELDOUT, **_DISTANCE, prefix="held-out "),
-    _of_images(
-        "is", "IS", "is_splits", paper_decimals=1, depends_on_count=True, tolerance=PaperTolerance(0.03, close=0.10)
-    ),
+    _of_images("is", "IS", "is_splits", **_SCORE, tolerance=PaperTolerance(0.03, close=0.10)),
     _of_images("kid", "KID", "reference", "kid_subsets", "kid_subset_size", "kid_kernel", lower_is_better=True, **_KID),
     _of_images("precision", "Precision", *NEIGHBOURS, **_SHARE),
     _of_images("recall", "Recall", *NEIGHBOURS, **_SHARE),
-    _of_images(
-        "copied", "copied", "reference", "num_features", lower_is_better=True, scale=100, unit="%", with_inception=False
-    ),
-    _of_images("accuracy", "accuracy", with_inception=False),
+    _of_images("copied", "copied", "reference", "num_features", **_COPIED),
+    _of_images("accuracy", "accuracy", with_inception=False, **_UNIT),
 )
 _REAL = tuple(
     replace(
@@ -134,17 +145,25 @@ _REAL = tuple(
     if metric.name in ("fd", "kid", "precision", "recall", "copied")
 )
 _SECONDS = "seconds per image"
+_TIME: dict[str, Any] = {"lower_is_better": True, "low": 1e-9, "high": 1e7}
 _ONCE = (  # printed once per line of a table, whatever its columns
-    MetricSpec("parameters", "parameters", is_count=True),
-    MetricSpec("head_parameters", "head parameters", is_count=True),
-    MetricSpec("rfd", "rFID", paper_label="reconstruction FID", lower_is_better=True, paper_decimals=2),
-    MetricSpec("seconds_per_image", _SECONDS, paper_label=f"{_SECONDS} (one A100)", lower_is_better=True),
+    MetricSpec("parameters", "parameters", is_count=True, low=1),
+    MetricSpec("head_parameters", "head parameters", is_count=True, low=0),
+    MetricSpec("rfd", "rFID", paper_label="reconstruction FID", **_FRECHET),
+    MetricSpec("seconds_per_image", _SECONDS, paper_label=f"{_SECONDS} (one A100)", **_TIME),
+)
+_BESIDE = (  # in records, but not in tables
+    MetricSpec("psnr", "PSNR", conditions=IMAGES, low=0, high=200),
+    MetricSpec("seconds_per_image_q25", f"{_SECONDS}, lower quartile", **_TIME),
+    MetricSpec("seconds_per_image_q75", f"{_SECONDS}, upper quartile", **_TIME),
+    MetricSpec("latency_batch1", "seconds of one image alone", **_TIME),
+    MetricSpec("peak_memory_mb", "peak memory (MB)", lower_is_better=True, low=0, high=1e9),
+    *(MetricSpec(f"share_{part}", f"share of time, {part}", **_UNIT) for part in ("backbone", "head", "decode")),
 )
 
 GENERATION_METRICS = tuple(metric.name for metric in _GENERATION)  # of a generation record, as tables order them
 REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images, in a reconstruction record
 ONCE_METRICS = tuple(metric.name for metric in _ONCE)
-METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_ONCE)}
-METRICS["psnr"] = MetricSpec("psnr", "PSNR", conditions=IMAGES)
+METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_ONCE, *_BESIDE)}
 # other numbers that experiment files and results/paper may publish: counts in the official code, lower bounds
 PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")

@@ -12,7 +12,7 @@ from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS,
 from mar_bench.records.record import Record
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent, plus_minus
-from mar_bench.report.frames import Runs, metric_value, runs_with, seeds, standard_error
+from mar_bench.report.frames import Runs, metric_value, runs_with, standard_error
 from mar_bench.report.render import render
 from mar_bench.report.stats import design, spread
 from mar_bench.utils.errors import UserError
@@ -48,11 +48,11 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
     """The done records of a task by their seeds."""
     runs: Runs = {}
     for record in (record for record in records if record.task == task and record.status == "done"):
-        first = runs.setdefault(seeds(record), record)
+        first = runs.setdefault(record.seeds, record)
         if first.id != record.id:
             raise UserError(
                 f"{name}: records {first.id} and {record.id} have the same (training, sampling) seeds "
-                f"{seeds(record)}; compare one row with one row"
+                f"{record.seeds}; compare one row with one row"
             )
     return runs
 

@@ -9,24 +9,26 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.ids import CHOICE_SEED, choosing_run, generation_run, reconstruction_run, speed_run
+from mar_bench.config.ids import CHOICE_SEED, IdCheck, choosing_run, generation_run, reconstruction_run, speed_run
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
-from mar_bench.records.record import Record, read_records, records_dir
+from mar_bench.records.record import Record, RecordFolder, of_cells, records_dir
 from mar_bench.report.format import published_value
 from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import Spread, spread
 
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
+Records = Mapping[str, Record]  # by id; a RecordFolder reads only those that are needed
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
 
-def frame(experiment: Experiment | str, records: dict[str, Record] | None = None, scale: str = "tiny") -> pd.DataFrame:
+def frame(experiment: Experiment | str, records: Records | None = None, scale: str = "tiny") -> pd.DataFrame:
     """One line per row, metric and record; a record is one training seed x sampling seed, or one speed setting.
 
     ``experiment`` is loaded at ``scale`` if it is an id; ``records`` are read from the default folder if None. Columns:
@@ -48,9 +50,9 @@ def frame(experiment: Experiment | str, records: dict[str, Record] | None = None
     return frame_of(experiment, select(experiment, records))
 
 
-def loaded(experiment: Experiment | str, records: dict[str, Record] | None, scale: str) -> tuple[Experiment, dict]:
+def loaded(experiment: Experiment | str, records: Records | None, scale: str) -> tuple[Experiment, Records]:
     """The experiment, loaded at ``scale`` if it is an id, and the records, read from the default folder if None."""
-    records = read_records(records_dir()) if records is None else records
+    records = RecordFolder(records_dir(), IdCheck()) if records is None else records
     if isinstance(experiment, str):
         experiment = with_choices(load_experiment(experiment, scale), records)
     return experiment, records
@@ -60,16 +62,14 @@ def frame_of(experiment: Experiment, selection: Selection) -> pd.DataFrame:
     """``frame`` of records that are already selected."""
     lines = []
     for row, tasks in selection.items():
+        paper = cache(lambda metric, row=row: _number(published_value(experiment, row, metric)))
+        place = [experiment.id, experiment.scale, row, *experiment.bundles(row).values()]
         for record in itertools.chain(*tasks.values()):
-            train_seed, sampling_seed = seeds(record)
+            of_record = [*place, record.task, _setting(record.protocol) if record.task == "speed" else ""]
+            images, weak = _number(record.protocol.get("num_generated")), ", ".join(weaknesses(record.protocol))
             for metric, (key, value, se) in _numbers(record).items():
-                paper = _number(published_value(experiment, row, metric))
-                lines.append([
-                    experiment.id, experiment.scale, row, *experiment.bundles(row).values(), record.task,
-                    _setting(record.protocol) if record.task == "speed" else "", metric, key, train_seed, sampling_seed,
-                    value, se, _number(record.protocol.get("num_generated")), paper, record.status, record.error,
-                    ", ".join(weaknesses(record.protocol)), record.id,
-                ])  # fmt: skip
+                numbers = [*record.seeds, value, se, images, paper(metric)]
+                lines.append([*of_record, metric, key, *numbers, record.status, record.error, weak, record.id])
     columns = ["experiment", "scale", "row", *experiment.labels, "task", "setting", "metric", "key"]
     columns += ["train_seed", "sampling_seed", "value", "se", "num_images", "paper"]
     columns += ["status", "error", "warnings", "record"]
@@ -124,11 +124,6 @@ def main_setting(frame: pd.DataFrame) -> str | None:
     return min(timed["setting"].mode(), default=None)
 
 
-def seeds(record: Record) -> tuple[int, int]:
-    """The training seed and the sampling seed of a record."""
-    return record.spec.get("train", {}).get("seed", 0), record.spec.get("sampling", {}).get("seed", 0)
-
-
 def metric_value(record: Record, metric: str) -> float:
     """The value of ``metric`` (as in ``fd:heldout``); NaN if the record has none or the metric is meaningless here."""
     shown = is_shown(metric, record.spec["metrics"]["extractor"])
@@ -147,7 +142,7 @@ def is_shown(metric: str, extractor: Mapping[str, Any]) -> bool:
 
 def runs_with(records: Iterable[Record], metric: str) -> Runs:
     """The done records that have a number for ``metric``, by seeds."""
-    return {seeds(r): r for r in records if r.status == "done" and not math.isnan(metric_value(r, metric))}
+    return {r.seeds: r for r in records if r.status == "done" and not math.isnan(metric_value(r, metric))}
 
 
 def _key(record: Record, metric: str) -> str:
@@ -158,38 +153,42 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def select(experiment: Experiment, records: dict[str, Record]) -> Selection:
+def select(experiment: Experiment, records: Records) -> Selection:
     """The records of every row by task, ordered by seeds, then by id; a list is empty if there are none.
 
     Leaves out generation records on the seed reserved for choosing, and records of a row whose sweep point is not
     chosen yet, except failed sweep points. Tables share rows by id, and another table may have measured some of them on
     more seeds: if the experiment declares its seeds, records on other seeds count only if all rows with results have
     them."""
-    by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in sorted(records.values(), key=lambda r: (*seeds(r), r.id)):
-        if record.task != "generation" or seeds(record)[1] != CHOICE_SEED:
-            by_cell[record.task, record.ids.get("cell_id", "")].append(record)
-    found = {}
+    cells = {}
     for row, spec in experiment.rows.items():
         # the cell id of a speed run is the same for every device
         runs = (generation_run(row, spec), reconstruction_run(row, spec), speed_run(row, spec, "any"))
-        found[row] = {run.task: list(by_cell[run.task, run.cell_id]) for run in runs}
+        cells[row] = {run.task: run.cell_id for run in runs}
+    wanted = {i for row, of_row in cells.items() if not experiment.is_open(row) for i in of_row.values()}
+    by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in sorted(of_cells(records, wanted), key=lambda r: (*r.seeds, r.id)):
+        if record.task != "generation" or record.seeds[1] != CHOICE_SEED:
+            by_cell[record.task, record.ids["cell_id"]].append(record)
+    found = {}
+    for row, of_row in cells.items():
+        found[row] = {task: list(by_cell[task, cell_id]) for task, cell_id in of_row.items()}
         if experiment.is_open(row):  # its spec is that of an arbitrary sweep point
-            found[row] = {run.task: [] for run in runs} | {"generation": _failed_points(experiment, row, records)}
+            found[row] = {task: [] for task in of_row} | {"generation": _failed_points(experiment, row, records)}
     if not experiment.seeds:
         return found
-    done = [{seeds(r) for r in tasks["generation"] if r.status == "done"} for tasks in found.values()]
+    done = [{r.seeds for r in tasks["generation"] if r.status == "done"} for tasks in found.values()]
     common = set.intersection(*filter(None, done)) if any(done) else set()
     for row, tasks in found.items():
         if not experiment.is_open(row):  # failed sweep points are on the seed of choices
             spec, declared = experiment.rows[row], experiment.seeds
             training, sampling = declared.get("training"), declared.get("sampling")
             pairs = set(itertools.product(training or [spec.train.seed], sampling or [spec.sampling.seed]))
-            tasks["generation"] = [record for record in tasks["generation"] if seeds(record) in pairs | common]
+            tasks["generation"] = [record for record in tasks["generation"] if record.seeds in pairs | common]
     return found
 
 
-def _failed_points(experiment: Experiment, row: str, records: dict[str, Record]) -> list[Record]:
+def _failed_points(experiment: Experiment, row: str, records: Records) -> list[Record]:
     """Failed records of the sweep points among which the row's is chosen; they keep the row open until run again."""
     searches = [(search.judge, search.points) for search in experiment.searches if row in search.rows]
     sweeps = [(row, experiment.sweeps[row].points)] if row in experiment.sweeps else []

@@ -7,9 +7,11 @@ from typing import Any
 from mar_bench.records.metrics import PAPER_SAMPLES, metrics_by_key
 from mar_bench.records.record import Record
 from mar_bench.report.format import MISSING
-from mar_bench.utils.console import console_table, to_yaml
+from mar_bench.utils.console import console_table
+from mar_bench.utils.yaml_text import to_yaml
 
 BLOCKS = ("ids", "protocol", "uncertainty", "training", "parameters", "provenance", "spec")
+HIDDEN = ("first_batch", "set_sha256", "acceptance")  # parts of the protocol that only its YAML shows
 
 
 def scores_text(record: Record) -> str:
@@ -30,20 +32,25 @@ def how_measured(record: Record) -> list[str]:
     """The protocol in plain lines: samples, reference, network and settings."""
     lines = []
     for name in ("samples", "reference", "extractor", "settings"):
-        block = {key: value for key, value in record.protocol[name].items() if key not in ("first_batch", "set_sha256")}
+        block = {key: value for key, value in record.protocol[name].items() if key not in HIDDEN}
         words = [f"{key} {value[:12] if key == 'sha256' else value}" for key, value in block.items()]
         lines.append(f"{name:11}{', '.join(words)}")
     return [f"{lines[0]}, labels {record.protocol['label_mode']}", *lines[1:]]
 
 
 def weaknesses(protocol: dict[str, Any]) -> dict[str, str]:
-    """Weaknesses of a run's numbers: a short label -> an explanation that is the same for all runs."""
+    """Weaknesses of a run's numbers: a short label -> an explanation, the same for all runs with the same weakness."""
     copies, labels = (protocol.get("samples") or {}).get("duplicates"), protocol.get("label_mode", "balanced")
     found = {}
     if protocol.get("singular"):
         found["singular"] = "fewer images than features, so the covariance is singular and the distance biased upwards"
     if copies:
         found[f"{copies} repeated images"] = "some images are copies of another one"
+    for pair, count in (protocol.get("overlaps") or {}).items():
+        if count:
+            one, _, other = pair.partition(" in ")
+            total = protocol.get("num_generated" if one == "samples" else "num_heldout")
+            found[f"{count} {pair}"] = f"{count} of the {total} {one} are also in the {other}, pixel by pixel"
     if labels != "balanced":
         found[f"labels {labels}"] = "classes are not known to be equally frequent, as the usual protocol requires"
     return found

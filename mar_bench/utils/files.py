@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mar_bench
-from mar_bench.utils.errors import DiskError, UserError
+from mar_bench.utils.errors import DiskError, UserError, shortened
 
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
@@ -110,9 +111,31 @@ def reading(path: Path | str, what: str = "file", hint: str = "delete it and mak
         raise UserError(f"{path}: not a valid {what} ({reason}); {hint}") from None
 
 
+def expanded(path: str, key: str) -> str:
+    """A path that the user gave under ``key``, with ``~`` and variables expanded, as shells do for a bare word only.
+
+    Raises UserError for a variable that is not set, an unknown user, and text that cannot be a path."""
+    named = [name.strip("{}") for name in re.findall(r"\$(\w+|\{[^}]*\})", path, re.ASCII)]
+    unset = [name for name in named if name not in os.environ]
+    found = os.path.expanduser(os.path.expandvars(path))
+    what = f"{key}: '{shortened(path, 200)}'"
+    if unset:
+        raise UserError(f"{what} names the variable {unset[0]}, which is not set: set it, or write the path out")
+    if found.startswith("~"):
+        raise UserError(f"{what} names a user that this machine does not know; for a file of this name write ./~...")
+    if not found.strip() or len(found) > 4000 or any(ord(letter) < 32 or letter == "\x7f" for letter in found):
+        raise UserError(f"{what} is no path: it is empty, too long or has control characters")
+    return found
+
+
+def path_variable(name: str) -> str | None:
+    """The path in an environment variable, expanded; None if it is not set or empty."""
+    return expanded(path, name) if (path := os.environ.get(name)) else None
+
+
 def shipped(in_checkout: str, in_package: str, variable: str) -> Path:
     """A folder that ships with the code: ``$variable``, else the checkout's, else the copy inside the wheel."""
-    if chosen := os.environ.get(variable):
+    if chosen := path_variable(variable):
         return Path(chosen)
     package = Path(mar_bench.__file__).parent
     checkout = package.parent / in_checkout

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mar_bench.cli import app, experiments
+from mar_bench.cli import app, experiments, main
+from mar_bench.data.datasets import silent
+from mar_bench.pipeline import eval_images, run_local
+from mar_bench.pipeline.progress import Outcome
+from mar_bench.records.record import Record, read_record, read_records
 from mar_bench.utils.errors import UserError
+from mar_bench.utils.files import sha256_of
+from tests.measuring import Averages, noise
 
 COMMANDS = ("list", "show", "plan", "run", "table", "plot", "sample", "claims")
 
@@ -78,6 +88,8 @@ def test_plan_reads_a_file(places, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(shipped.read_text().replace("id: table1", "id: mine"))
     assert json.loads(call("plan", str(file), "--json", *places))["trainings"] == 6
+    file.rename(file.with_suffix(".yml"))
+    assert "steps: 7" in call("show", f"{tmp_path}/mine.yml/mar/diff/guided", "train.steps=7", *places)
 
 
 def test_show_prints_rows_then_a_row(places):
@@ -103,6 +115,10 @@ def test_show_prints_rows_then_a_row(places):
         (("plan", "table1", "model.head.width=64"), ("'cross_entropy'", "override the part that has it")),
         (("table", "table1", "train.seed=1"), ("--seeds",)),
         (("plan", "table1", "--seeds", "9223372036854775808"), ("2^63",)),
+        (("plan", "table1", "--seeds", "010"), ("--seeds 010", "0,1,2")),
+        (("plan", "table1", "--seeds", "1_0"), ("--seeds 1_0", "0,1,2")),
+        (("plan", "table1", "--seeds", "9" * 6000), ("--seeds 999", "below 2^63")),
+        (("show", "mine.yml/mar/diff/guided"), ("mine.yml: no such file",)),
         (("table", "table1", "--format", "cvs"), ("did you mean 'csv'",)),
         (("run", "train.steps=3"), ("needs an experiment",)),
         (("run", "table1", "--scale", "paper"), ("data.root",)),
@@ -123,13 +139,34 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert shell("plan", "table1", "--scael", "tiny").returncode == 2
 
 
-@pytest.mark.parametrize("command", ("run", "table"))
+def test_folders_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):
+    """bash leaves --runs=~/mine as it is, and so do files of environment variables."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    monkeypatch.setenv("MAR_BENCH_RECORDS", "~/records")
+    for name in ("records", "old"):
+        (home / name).mkdir(parents=True)
+    assert f"{home}/records/0123456789ab.json" in mistake("show", "0123456789ab")
+    assert f"{home}/old/x" in mistake("collect", "$HOME/old/x", "--records=~/new")
+    assert f"{home}/mine.yml: no such file" in mistake("plan", "~/mine.yml", "--records=~/new")
+    assert f"{home}/mine.yml: no such file" in mistake("submit", "table1", "--cluster=~/mine.yml")
+    assert f"{home}/a.json" in mistake("show", "~/a.json")
+    assert f"{home}/nothing" in mistake("convert", "kl16", "~/nothing", "~/x.safetensors")
+    for option in ("--runs", "--records"):
+        assert f"{option} (or MAR_BENCH_" in mistake("plan", "table1", f"{option}=$NO_SUCH/x")
+    assert "NO_SUCH" in mistake("eval", "$NO_SUCH/x") and "NO_SUCH" in mistake("fetch", "--weights=$NO_SUCH/x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
+@pytest.mark.parametrize("command", ("run", "plan", "table"))
 def test_broken_record_stops_before_any_work(command, tmp_path):
-    records = tmp_path / "records"
+    records, asked = tmp_path / "records", ("table1", "--scale", "smoke")
     records.mkdir()
-    (records / "abc.json").write_text('{"task": "gen')
-    message = mistake(command, "table1", "--scale", "smoke", "--records", str(records))
-    assert "abc.json" in message and "valid record" in message
+    name = json.loads(call("plan", *asked, "--json", "--records", str(records)))["runs"][0]["ids"]["eval_id"]
+    (records / f"{name}.json").write_text('{"task": "gen')
+    more = ("--reuse-records",) if command == "run" else ()
+    message = mistake(command, *asked, *more, "--records", str(records))
+    assert f"{name}.json" in message and "valid record" in message
 
 
 def test_views_without_records_name_the_command_to_run(places, tmp_path):
@@ -163,3 +200,83 @@ def test_the_committed_report_is_that_of_the_committed_records():
     root = Path(__file__).parents[2]
     text = call("table", "table1", "--scale", "tiny", "--records", str(root / "results/records"))
     assert text == (root / "reports/tiny/table1.md").read_text()
+
+
+def main_on(stdout, monkeypatch, *words: str) -> int:
+    """The exit code of a command whose output goes to ``stdout``."""
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["mar-bench", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code
+
+
+def test_a_terminal_without_utf8_shows_escapes(places, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), "ascii")
+    assert main_on(stdout, monkeypatch, "table", "table1", *places[2:]) == 0
+    assert b"\\u2013" in stdout.buffer.getvalue()
+
+
+@pytest.fixture
+def measured(monkeypatch) -> Record:
+    """What eval measures, without the hours."""
+    found = read_records(Path(__file__).parents[2] / "results/records").values()
+    record = next(r for r in found if r.task == "generation" and "samples" in r.protocol)
+    for name in ("open_source", "open_extractor"):
+        monkeypatch.setattr(eval_images, name, lambda *given, **named: SimpleNamespace(run=None))
+    monkeypatch.setattr(eval_images, "evaluate", lambda *given: record)
+    return record
+
+
+@pytest.mark.parametrize("form", ([], ["--json"]))
+def test_scores_that_cannot_be_printed_are_not_lost(form, measured, places, monkeypatch, capsys, tmp_path):
+    words = ("eval", "samples", "--reference", "real", *form, *places)
+    stdout = io.TextIOWrapper(io.BytesIO(), "ascii")
+    assert main_on(stdout, monkeypatch, *words) == 0 and b"0." in stdout.buffer.getvalue()
+    with open("/dev/full", "w") as full:
+        assert main_on(full, monkeypatch, *words) == 2
+    told, kept, error = capsys.readouterr().err.splitlines()
+    assert "not printed" in told and "No space left" in error
+    (tmp_path / "kept.json").write_text(kept)
+    assert read_record(tmp_path / "kept.json") == measured
+
+
+def test_a_closed_output_goes_to_stderr(places):
+    words = f"exec {sys.executable} -m mar_bench list >&-"
+    result = subprocess.run(words, shell=True, capture_output=True, text=True)
+    assert result.returncode == 0 and "table1" in result.stderr
+
+
+def test_plan_and_run_count_the_images_of_a_folder_once(places, monkeypatch, tmp_path):
+    for name in ("train/ape/0.png", "train/ape/1.PGM", "train/ape/notes.txt", "val/ape/0.png"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+    data = (f"data.root={tmp_path / 'root'}", "data.num_classes=1")
+    lines = [
+        f"{tmp_path}/root/train: 2 images of 3 files, left out: ape/notes.txt",
+        f"{tmp_path}/root/val: 1 images of 1 files",
+    ]
+    words = ("table1", "--scale", "paper", *data, *places)
+    text = call("plan", *words)
+    assert all(text.count(line) == 1 for line in lines)
+    assert json.loads(call("plan", *words, "--json"))["images"] == lines
+    monkeypatch.setattr(experiments, "preflight", lambda runs: None)
+    monkeypatch.setattr(run_local, "run_jobs", lambda *given: Outcome(done=1))
+    text = CliRunner().invoke(app, ["run", *words]).output
+    assert all(text.count(line) == 1 for line in lines)
+
+
+@pytest.mark.parametrize("keys", (("arr_0", "mu", "sigma"), ("mu", "sigma")))
+def test_adms_file_and_a_reference_built_of_it_have_its_statistics_under_any_name(keys, monkeypatch, tmp_path):
+    arrays = {"arr_0": noise(9, channels=3).permute(0, 2, 3, 1).numpy(), "mu": np.full(4, 3.0), "sigma": np.eye(4) * 4}
+    np.savez(tmp_path / "adm.npz", **{key: arrays[key] for key in keys})
+    space = Averages("inception", "inception")
+    monkeypatch.setattr(eval_images, "open_extractor", lambda *given: space)
+    source, target = tmp_path / "adm.npz", tmp_path / "built.npz"
+    assert "the file's own mu and sigma" in call("reference", "build", str(source), str(target))
+    for path, name in ((source, "ADM.NPZ"), (source, "adm"), (target, "BUILT.NPZ"), (target, "built")):
+        found = eval_images.open_reference(str(shutil.copy(path, tmp_path / name)), space, 100, silent)
+        assert all(np.array_equal(found.statistics[key], arrays[key]) for key in ("mu", "sigma"))
+        assert found.about["sha256"] == sha256_of(source)
+        assert found.about["num_features"] == (9 if "arr_0" in keys else 0)
+    assert "already a reference" in mistake("reference", "build", str(target), str(tmp_path / "again.npz"))

@@ -86,6 +86,12 @@ MISTAKES = [
     ({"job": {"nodes": 2}}, "stages.tokenizer", "set nodes and tasks_per_node to 1 here"),
     ({"stages": {"train": {"sbatch": {"--job_name": "8G"}}}}, "stages.train.sbatch.--job_name", "is set by"),
     ({"job": {"sbatch": {"dependency": 1}}}, "job.sbatch.dependency", "is set by mar-bench submit"),
+    *(({"job": {"sbatch": {name: "1"}}}, f"job.sbatch.{name}", "is no option of sbatch, or is set by mar-bench submit")
+      for name in ("-p", "p", "-A", "-a", "-d", "--depen", "arr", "partition", "nodes", "-N", "-y", "mem x", "")),
+    *(({"job": {"sbatch": {"comment": value}}}, "job.sbatch.comment", "put it in quotes")
+      for value in (True, False, 1.5, None, ["a"], {"a": 1}, "two\nlines")),
+    ({"job": {"time": "9" * 6000}}, "job.time", "is no time limit"),
+    ({"job": {"nodes": 10**9}}, "job.nodes", "between 1 and 10,000"),
 ]  # fmt: skip
 
 
@@ -94,6 +100,28 @@ def test_a_mistake_names_the_file_the_key_and_the_way_out(tree, key, way_out, tm
     file = written(tmp_path, **tree)
     message = mistake(file)
     assert message.startswith(f"{file}: {key}: ") and way_out in message
+
+
+YAML11 = ["time-min: 1:30:00", "begin: 16:00", "deadline: 12:30:00", "nice: 0100"]
+
+
+@pytest.mark.parametrize("option", YAML11)
+def test_values_of_sbatch_that_yaml_may_read_differently_are_refused(option, tmp_path):
+    (file := tmp_path / "mine.yml").write_text(f"kind: slurm\njob: {{sbatch: {{{option}}}}}\n")
+    value = option.partition(" ")[2]
+    assert f"YAML readers disagree on '{value}'" in mistake(str(file)) and "in quotes" in mistake(str(file))
+    file.write_text(f"kind: slurm\njob: {{sbatch: {{{option.replace(value, repr(value))}}}}}\n")
+    assert f"#SBATCH --{option.partition(':')[0]}={value}" in script_of(load_profile(str(file)))
+
+
+def test_values_of_sbatch_arrive_as_they_are_written(tmp_path):
+    (file := tmp_path / "mine.yml").write_text("""kind: slurm
+job: {sbatch: {comment: yes, reservation: off, -w: n1, --mail_type: FAIL, gpus: 2, hold: "", nice: 5}}
+stages: {train: {sbatch: {nodelist: n2}}}
+""")
+    lines = script_of(load_profile(str(file))).splitlines()
+    for option in ("comment=yes", "reservation=off", "nodelist=n2", "mail-type=FAIL", "gpus=2", "hold", "nice=5"):
+        assert f"#SBATCH --{option}" in lines
 
 
 @pytest.mark.parametrize("text", ["slurm", "job: {", "kind: slurm\njob: {time: 4:00:00}\n"])

@@ -112,7 +112,7 @@ def test_publishing_adds_the_choice_to_an_existing_record(swept, tmp_path):
     chosen = with_choices(swept, measured(swept, distance))
     run = next(r for r in plan_runs(chosen) if r.choice)
     places = Places(tmp_path / "runs", tmp_path / "records")
-    places.check_writable()
+    places.records.mkdir()
     write_record(places.records, record_of(run, fd=1.0))
     publish([run], places)
     assert read_record(places.records / f"{run.id}.json").selection == {run.choice["metric"]: run.choice}

@@ -6,11 +6,13 @@ import json
 import types
 import typing
 from dataclasses import field, fields, is_dataclass, make_dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import (
+    IdCheck,
     canonical,
     generation_run,
     plan_runs,
@@ -21,8 +23,10 @@ from mar_bench.config.ids import (
 )
 from mar_bench.config.spec import RunSpec, TrainSpec, measures_scale
 from mar_bench.config.stages import STAGES
+from mar_bench.records.record import RecordFolder, read_records, write_record
 from mar_bench.utils.errors import UserError
 from tests.golden.regenerate_ids import FILE, SCALES, every_id
+from tests.made_up import generation, reconstruction, speed
 
 every_scale = pytest.mark.parametrize("scale", SCALES)
 
@@ -228,3 +232,48 @@ def test_patterns_and_seeds_choose_runs():
     assert len(runs) == 12 and {run.row for run in runs} == {"mar/ce/guided", "mar/diff/guided"}
     with pytest.raises(UserError, match=r"'mra/\*' matches no row of table1; rows: raster_causal/ce/unguided"):
         plan_runs(experiment, only="mra/*")
+
+
+# --- records ----------------------------------------------------------------------------------------------
+
+
+def test_the_ids_of_the_committed_records_follow_from_their_specs():
+    check, folder = IdCheck(), Path(__file__).parents[2] / "results/records"
+    for record in read_records(folder).values():
+        check(folder, record)
+
+
+@pytest.mark.parametrize("make", [lambda *of: generation(*of, 1, 2, 5.0), reconstruction, speed])
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"train": {"seed": 7}}, {"generation": "train_id", "speed": "train_id"}),
+        ({"sampling": {"seed": 7}}, {"generation": "sample_id"}),
+        ({"sampling": {"num_ar_steps": 3}}, {"generation": "sample_id", "speed": "cell_id"}),
+        (
+            {"data": {"shift": 0}},
+            {"generation": "tokenizer_id", "reconstruction": "tokenizer_id", "speed": "tokenizer_id"},
+        ),
+        ({"compute": {"micro_batch": 1}}, {}),
+        ({"train": {"of_a_newer_version": 1}}, {}),
+    ],
+)
+def test_a_record_whose_spec_contradicts_its_ids_is_refused_where_it_is_used(make, change, wrong, tmp_path):
+    record = make(load_experiment("table1", "tiny"), "mar/diff/guided")
+    spec = {block: {**values, **change.get(block, {})} for block, values in record.spec.items()}
+    path = write_record(tmp_path, replace(record, spec=spec))
+    for use in (lambda found: found[record.id], lambda found: found.of_cells({record.ids["cell_id"]})):
+        if record.task in wrong:
+            with pytest.raises(UserError, match=f"{path}: its {wrong[record.task]} .*restore it"):
+                use(RecordFolder(tmp_path, IdCheck()))
+        else:
+            assert use(RecordFolder(tmp_path, IdCheck()))
+
+
+def test_one_check_judges_records_of_many_seeds_and_cells(tmp_path):
+    experiment, check = load_experiment("table1", "tiny"), IdCheck()
+    records = [generation(experiment, row, t, s, 5.0) for s in (0, 3) for row in experiment.rows for t in (0, 2)]
+    for record in records:
+        check(tmp_path, record)
+        with pytest.raises(UserError, match="sample_id"):
+            check(tmp_path, replace(record, ids={**record.ids, "sample_id": "0" * 12}))

@@ -158,8 +158,8 @@ def test_a_folder_a_class(tmp_path):
     [
         (None, {"root": None}, ("data.root is not set",)),
         (None, {"root": "/nowhere"}, ("/nowhere/train", "found 0 class folders")),
-        (None, {"num_classes": 3}, ("found 2 class folders", "data.num_classes is 3", "train/<class>")),
-        (("train/bee/*.png", ".gif"), {}, ("train/bee", "no image", ".png")),
+        (None, {"num_classes": 3}, ("found 2 class folders", "data.num_classes is 3", "train/<class>/<image>")),
+        (("train/bee/*.png", ".txt"), {}, ("train/bee", "no image")),
         (("val/bee", ".other"), {}, ("'bee'", "one of them only")),
     ],
 )
@@ -168,6 +168,66 @@ def test_a_folder_that_is_not_one_of_images(move, changes, hints, tmp_path):
     for path in list(tmp_path.glob(move[0])) if move else ():
         path.rename(path.with_suffix(move[1]))
     assert says(refusal(load_data, folder_spec(tmp_path, **changes)), *hints)
+
+
+OTHERS = {"a.tif": "TIFF", "b.TIFF": "TIFF", "c.gif": "GIF", "d.ppm": "PPM", "e.jfif": "JPEG", "f.jpe": "JPEG",
+          "g": "PNG", "h.dat": "JPEG", "i.JPG": "JPEG", "j.avif": "AVIF", "k.jp2": "JPEG2000"}  # fmt: skip
+
+
+def test_images_count_under_any_name_and_the_rest_is_named(tmp_path):
+    folder = made_up_folder(tmp_path) / "train/bee"
+    for name, form in OTHERS.items():
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / name, form)
+    for name in (".DS_Store", "Thumbs.db", "README", "labels.csv"):
+        (folder / name).write_bytes(b"P5 is no image")
+    (tmp_path / "train/notes.txt").touch()
+    train = load_data(folder_spec(tmp_path)).train
+    assert train.names[3:] == [f"bee/{name}" for name in sorted([*OTHERS, "0.png", "1.png", "2.png"])]
+    found = train.get([train.names.index(f"bee/{name}") for name in OTHERS])
+    assert (found.int() - 9).abs().max() <= 2, "lossy formats"
+    assert train.counts == (
+        f"{tmp_path}/train: 17 images of 22 files, left out: notes.txt, bee/.DS_Store, bee/README, bee/Thumbs.db, "
+        "bee/labels.csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hints"),
+    [
+        ("train/ape/more/9.png", ("ape/more", "move")),
+        ("train/9.png", ("9.png", "no class")),
+        ("train/ape/9.heic", ("9.heic", "not read")),
+    ],
+)
+def test_images_that_would_be_left_out_are_refused(name, hints, tmp_path):
+    path = made_up_folder(tmp_path) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((tmp_path / "val/ape/0.png").read_bytes())
+    assert says(refusal(load_data, folder_spec(tmp_path)), *hints)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "name"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "x.tif"),
+        (np.full((4, 4), 2**30, np.int32), "x.tif"),
+        (np.full((4, 4), 2**15, np.uint16), "x.tif"),
+        (np.full((4, 4), 2**15, np.uint16), "x.pgm"),
+        (np.full((4, 4), 0.5, np.float32), "x.pfm"),
+    ],
+)
+def test_greys_of_unknown_range_are_refused(pixels, name, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / name)
+    assert says(refusal(read_image, tmp_path / name, 4, 3), name, "8 bits")
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.png", "x.webp", "x.tif"])
+def test_animations_and_several_pages_are_refused(name, tmp_path):
+    one, other = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    one.save(tmp_path / name, save_all=True, append_images=[other])
+    assert says(refusal(read_image, tmp_path / name, 4, 3), name, "animated")
+    one.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[other])  # of phones, not animated
+    assert read_image(tmp_path / "x.jpg", 4, 3)[0].min() > 250
 
 
 def upper_half(mode: str, colour, other, **options) -> tuple[Image.Image, dict]:
@@ -246,7 +306,6 @@ BAD = {
     "f-strip.png": lambda p: Image.new("L", (1, 1200)).save(p),
     "g-loop.png": lambda p: p.symlink_to(p.name),
     "h-broken.png": lambda p: p.symlink_to("nowhere.png"),
-    "i-folder.png": lambda p: p.mkdir(),
     "j-pipe.png": lambda p: os.mkfifo(p),
     "k-script.png": lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
     "l-locked.png": lambda p: p.write_bytes(b"only its owner may read it"),

@@ -9,6 +9,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from mar_bench.data.image_sets import (
     open_npz,
 )
 from mar_bench.data.images import read_image
+from mar_bench.data.npz import FOLDER, IMAGES, OTHER, REFERENCE, STATISTICS, kind_of
 from tests.measuring import png, refusal, says
 
 PHOTOS = load_sample_images().images  # two of 427x640
@@ -69,14 +71,19 @@ def test_a_folder_gives_its_pixels_in_the_order_of_the_numbers(tmp_path, monkeyp
     assert np.array_equal(torch.cat(found).permute(0, 2, 3, 1), pixels)
     assert (images.kind, images.count, images.size, images.channels) == ("folder", 12, (20, 24), 3)
     assert (images.name, images.index, images.labels) == (str(tmp_path), "numbers in file names", None)
-    assert not images.reference
     assert np.array_equal(everything(images), pixels), "a second reading gives the same"
 
 
 def test_the_order_of_the_directory_listing_makes_no_difference(tmp_path, monkeypatch):
-    pixels, listdir = tiles(9), os.listdir
+    pixels, scandir = tiles(9), os.scandir
+
+    @contextmanager
+    def shuffled(path):
+        with scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: zlib.crc32(entry.name.encode()))
+
     save(tmp_path, [f"{c}/{i}.png" for c in "abc" for i in range(3)], pixels)
-    monkeypatch.setattr(os, "listdir", lambda p: sorted(listdir(p), key=lambda n: zlib.crc32(n.encode())))
+    monkeypatch.setattr(os, "scandir", shuffled)
     assert all(np.array_equal(everything(open_folder(tmp_path, indexed)), pixels) for indexed in (True, False))
 
 
@@ -111,13 +118,37 @@ def test_duplicates_and_gaps_in_the_numbers_are_refused(names, words, tmp_path):
     assert says(refusal(open_folder, tmp_path), tmp_path, *words, "--unindexed")
 
 
-def test_other_files_are_ignored(tmp_path):
+def test_other_files_are_left_out_and_named(tmp_path, capsys):
     save(tmp_path, ["0.png", "1.PNG"])
     for name in ("stats.json", "notes.txt", "7", "logs/log.txt", ".2.png", "._1.png", ".cache/9.png", "8.npz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"not an image")
     os.mkfifo(tmp_path / "control")
     assert open_folder(tmp_path).count == 2
+    names = ".2.png, ._1.png, .cache/, 7, 8.npz, control, notes.txt, stats.json, logs/log.txt"
+    assert capsys.readouterr().err == f"note: {tmp_path}: 2 images of 11 files, left out: {names}\n"
+
+
+def test_a_reference_of_several_formats_has_all_images_or_none(tmp_path):
+    """40 of 80 were left out, which changes a distance."""
+    names = [f"{i}.{end}" for end in ("png", "tif", "ppm", "gif") for i in range(3)]
+    for name, pixels in zip(names, tiles(12)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    assert cropped_folder(tmp_path, 16).count == 12
+    assert says(refusal(open_folder, tmp_path, indexed=False), "0.gif", "GIF, not PNG")
+    (tmp_path / "x.heic").touch()
+    assert says(refusal(cropped_folder, tmp_path, 16), tmp_path / "x.heic", "not read")
+
+
+def test_floats_cast_to_bytes_are_refused(tmp_path):
+    pixels = (tiles(3) / 255).round().astype(np.uint8)
+    np.savez(tmp_path / "x.npz", pixels)
+    save(tmp_path / "folder", ["0.png", "1.png", "2.png"], pixels)
+    for path in (tmp_path / "x.npz", tmp_path / "folder"):
+        assert says(refusal(open_images, str(path)), path, "0 or 1", "255")
+    pixels[2, 0, 0, 0] = 2
+    np.savez(tmp_path / "x.npz", pixels)
+    assert np.array_equal(everything(open_images(str(tmp_path / "x.npz"))), pixels)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +214,10 @@ def test_missing_empty_and_nested_folders_are_refused(tmp_path):
     assert says(refusal(open_folder, tmp_path), tmp_path, "1 images", "at least two")
     assert says(refusal(open_folder, tmp_path / "only.png"), "a file, not a folder")
     save(tmp_path, ["a/b/0.png"])
-    assert says(refusal(open_folder, tmp_path), "only.png", "a/b/0.png", "move")
-    (tmp_path / "only.png").unlink()
-    assert says(refusal(open_folder, tmp_path), "a/b/0.png", "move")
+    assert says(refusal(open_folder, tmp_path), tmp_path / "a/b", "move")
+    shutil.move(tmp_path / "a/b/0.png", tmp_path / "a/0.png")
+    (tmp_path / "a/b").rmdir()
+    assert says(refusal(open_folder, tmp_path), "only.png", "a/0.png", "move")
 
 
 def test_photographs_are_cropped_as_adm_does(tmp_path):
@@ -210,7 +242,7 @@ def test_an_npz_is_read_in_blocks(tmp_path, write, channels, monkeypatch):
     monkeypatch.setattr(module, "BATCH_BYTES", 4 * 20 * 24 * channels)
     images = open_npz(tmp_path / "x.npz")
     assert (images.kind, images.count, images.size, images.channels) == ("npz", 11, (20, 24), channels)
-    assert images.index == "position" and not images.reference
+    assert images.index == "position"
     assert images.labels.dtype == np.int64 and images.labels.tolist() == list(range(11))
     assert [len(b) for b in images.batches(silent)] == [4, 4, 3]
     assert np.array_equal(everything(images), pixels) and np.array_equal(everything(images), pixels)
@@ -218,7 +250,7 @@ def test_an_npz_is_read_in_blocks(tmp_path, write, channels, monkeypatch):
 
 
 def test_an_npz_is_never_loaded_as_a_whole(tmp_path):
-    np.savez(tmp_path / "x.npz", np.zeros((3000, 64, 64, 3), np.uint8))  # 37 MB
+    np.savez(tmp_path / "x.npz", np.full((3000, 64, 64, 3), 7, np.uint8))  # 37 MB
     tracemalloc.start()
     try:
         count = sum(len(batch) for batch in open_npz(tmp_path / "x.npz").batches(silent))
@@ -232,15 +264,15 @@ def test_an_npz_is_never_loaded_as_a_whole(tmp_path):
     ("arrays", "words"),
     [
         ({"images": tiles(2), "x": np.zeros(2)}, ("no arr_0", "images, x")),
-        ({"mu": np.zeros(2), "sigma": np.eye(2)}, ("mu, sigma", "swapped?")),
+        ({"mu": np.zeros(2), "sigma": np.eye(2)}, ("no arr_0", "mu, sigma")),
         ({"arr_0": tiles(2) / np.float32(255)}, ("float32", "uint8")),
         ({"arr_0": tiles(2).transpose(0, 3, 1, 2)}, ("(2, 3, 20, 24)", "(N, H, W, C)")),
         ({"arr_0": np.zeros((2, 0, 4, 3), np.uint8)}, ("(N, H, W, C)",)),
         ({"arr_0": np.zeros((), np.uint8)}, ("(N, H, W, C)",)),
         ({"arr_0": tiles(1)}, ("two or more",)),
         ({"arr_0": np.asfortranarray(tiles(2))}, ("Fortran", "C order")),
-        ({"arr_0": np.array([None, "x"], dtype=object)}, ("arr_0 is object",)),
-        ({"arr_0": tiles(2), "arr_1": np.array([1, None])}, ("Object arrays",)),
+        ({"arr_0": np.array([None, "x"], dtype=object)}, ("arr_0 holds Python objects",)),
+        ({"arr_0": tiles(2), "arr_1": np.array([1, None])}, ("arr_1 holds Python objects",)),
         ({"arr_0": tiles(2), "arr_1": np.zeros(3, int)}, ("arr_1", "int64 (3,)", "labels (2,)")),
         ({"arr_0": tiles(2), "arr_1": np.zeros(2)}, ("arr_1", "float64 (2,)", "integer")),
     ],
@@ -259,8 +291,8 @@ def member(shape: tuple[int, ...], content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (member((4, 20, 24, 3), tiles(3).tobytes()), "reshape"),
-        (member((4, 20, 24, 3), tiles(5).tobytes()), "more bytes"),
+        (member((4, 20, 24, 3), tiles(3).tobytes()), "4320 bytes, which is not uint8 (4, 20, 24, 3)"),
+        (member((4, 20, 24, 3), tiles(5).tobytes()), "7200 bytes"),
         (b"no numpy header", "magic"),
     ],
 )
@@ -296,6 +328,24 @@ def test_damaged_npz_files_are_refused(tmp_path, write, monkeypatch):
     assert says(refusal(everything, images), path, "changed")
 
 
+@pytest.mark.parametrize("name", ["x.npz", "X.NPZ", "x", "x.png"])
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (("arr_0", "arr_1"), IMAGES),
+        (("arr_0", "mu", "sigma"), STATISTICS),
+        (("mu", "sigma", "mu_s", "sigma_s"), STATISTICS),
+        (("mu", "sigma", "count", "meta"), REFERENCE),
+        (("images",), OTHER),
+        ((), OTHER),
+    ],
+)
+def test_the_content_of_a_file_decides_what_it_is(keys, kind, name, tmp_path):
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, **dict.fromkeys(keys, np.zeros(2)))
+    assert kind_of(tmp_path / name) == kind and kind_of(tmp_path) == FOLDER
+
+
 def test_a_name_is_a_folder_or_an_npz(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "samples", ["0.png", "x.png"])
@@ -305,7 +355,7 @@ def test_a_name_is_a_folder_or_an_npz(tmp_path, monkeypatch):
     assert says(refusal(open_images, "samples"), "x.png")
     assert open_images("samples", indexed=False).name == "samples"
     assert open_images("drawn.npz").kind == "npz" and open_images("folder.npz", indexed=False).kind == "folder"
-    assert open_images("reference.npz").reference
+    assert says(refusal(open_images, "reference.npz"), "reference.npz", "swapped")
     for nothing in ("samples/0.png", "", "no/such/thing"):
         assert says(refusal(open_images, nothing), f"'{nothing}'", "folder of PNG files")
 

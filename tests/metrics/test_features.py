@@ -77,7 +77,7 @@ def inception_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def inception(inception_file) -> FeatureSpace:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "INCEPTION_SHA256", sha256_of(inception_file)[:8])
+        patch.setattr(module, "INCEPTION_SHA256", sha256_of(inception_file))
         return FeatureSpace(InceptionExtractor(), None, inception_file, CPU)
 
 
@@ -111,16 +111,25 @@ def test_inception_returns_the_pooled_layer_and_logits_without_bias(inception):
     assert last.bias.abs().max() > 1e-3 and not torch.allclose(logits, last(features), rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_with_another_sha256_is_never_unpickled(inception_file, tmp_path, monkeypatch):
-    def unpickled(*_, **__):
-        raise AssertionError("unpickled")
+class Evil:
+    """What a file could do to whoever unpickles it."""
 
-    monkeypatch.setattr(torch, "load", unpickled)
-    message = refusal(FeatureSpace, InceptionExtractor(), None, inception_file, CPU)
-    assert says(message, inception_file, sha256_of(inception_file)[:8], "6726825d")
-    monkeypatch.setattr(module, "INCEPTION_SHA256", sha256_of(inception_file)[:8])
-    with pytest.raises(AssertionError, match="unpickled"):
-        FeatureSpace(InceptionExtractor(), None, inception_file, CPU)
+    def __reduce__(self):
+        return pytest.fail, ("code of the file was executed",)
+
+
+def test_a_weights_file_is_refused_by_its_whole_sha256_and_never_runs_code(inception_file, tmp_path, monkeypatch):
+    forged, right = tmp_path / "forged.pth", module.INCEPTION_SHA256
+    assert len(right) == len(module.EFFICIENTNET_SHA256) == 64
+    torch.save(Evil(), forged)
+    real = sha256_of(forged)
+    for digest in (right, f"{real[:63]}{'0' if real[63] != '0' else '1'}"):  # the second agrees in all but one digit
+        monkeypatch.setattr(module, "INCEPTION_SHA256", digest)
+        message = refusal(FeatureSpace, InceptionExtractor(), None, forged, CPU)
+        assert says(message, forged, real, digest, "download it again")
+    monkeypatch.setattr(module, "INCEPTION_SHA256", real)
+    with pytest.raises(Exception, match="pytest|fail"):  # even a file with the right digest is loaded without its code
+        FeatureSpace(InceptionExtractor(), None, forged, CPU)
 
 
 needs_the_wheel = pytest.mark.skipif(

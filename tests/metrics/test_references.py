@@ -11,7 +11,8 @@ import torch
 
 from mar_bench.data.datasets import silent
 from mar_bench.data.image_sets import Digest
-from mar_bench.metrics.references import Reference, build_reference, is_reference, load_reference, read_reference
+from mar_bench.data.npz import OTHER, REFERENCE, kind_of
+from mar_bench.metrics.references import Reference, build_reference, load_reference, read_reference
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import sha256_of
 from tests.measuring import Averages, noise, refusal, says
@@ -74,7 +75,7 @@ def test_a_saved_reference_is_read_unchanged(most, tmp_path):
     assert (found.about, found.extractor, found.complete) == (reference.about, SPACE.about, most == 100)
     assert torch.equal(found.features, reference.features) if most else found.features is None
     assert all(np.array_equal(found.statistics[k], reference.statistics[k]) for k in ("mu", "sigma", "count"))
-    assert [p.name for p in path.parent.iterdir()] == ["x.npz"] and is_reference(path)
+    assert [p.name for p in path.parent.iterdir()] == ["x.npz"] and kind_of(path) == REFERENCE
     assert load(path).about == {**reference.about, "name": "mine", "file_sha256": sha256_of(path)}
     other = Averages(name="other")
     assert says(refusal(load, path, other), path, "'averages'", SPACE.sha256[:8], "'other'", other.sha256[:8])
@@ -120,15 +121,15 @@ def test_a_malformed_reference_is_refused(changes, word, tmp_path):
 @pytest.mark.parametrize("read", [read_reference, load])
 def test_other_files_are_refused(read, tmp_path):
     path = tmp_path / "x.npz"
-    assert says(refusal(read, path), path, "no such file") and not is_reference(path)
+    assert says(refusal(read, path), path, "no such")
     for content in (b"", b"hello"):
         path.write_bytes(content)
         assert says(refusal(read, path), path, "not a valid npz")
     with path.open("wb") as file:
         np.save(file, np.eye(3))
-    assert says(refusal(read, path), path, "a single array")
+    assert says(refusal(read, path), path, "not a valid npz")
     np.savez(path)
-    assert says(refusal(read, path), path) and not is_reference(path)
+    assert says(refusal(read, path), path) and kind_of(path) == OTHER
 
 
 def test_damage_anywhere_in_a_file_is_one_line(tmp_path):

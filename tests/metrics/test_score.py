@@ -206,6 +206,9 @@ def test_the_protocol_records_how_the_metrics_were_measured():
             "kid_kernel": "(x.y / dim + 1)^3", "neighbours": 3, "jackknife_groups": 10,
         },
         "singular": False,
+        "overlaps": dict.fromkeys(
+            ("samples in held-out images", "samples in reference", "held-out images in reference"), 0
+        ),
     }  # fmt: skip
     assert {"heldout", "num_heldout"}.isdisjoint(Measure(SETTINGS, real)(found).protocol)
 

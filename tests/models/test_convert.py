@@ -170,6 +170,27 @@ def test_architecture_of_official_weights(name, tmp_path):
     assert sizes["token_dim"] == config["vae_embed_dim"] * config["patch_size"] ** 2
 
 
+@pytest.mark.parametrize("prefix", ("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."))
+@pytest.mark.parametrize("raw", (False, True))
+def test_a_prefix_of_all_names_is_taken_off_and_noted(prefix, raw, tmp_path):
+    state = {prefix + name: tensor for name, tensor in official_mar().items()}
+    torch.save(state if raw else {"model_ema": state}, tmp_path / "mar.pth")
+    if raw:
+        assert "--raw" in mistake("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors")
+    manifest = convert("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors", raw)
+    assert manifest["prefix"] == prefix and manifest["weights"] == ("the whole file" if raw else "model_ema")
+    written = load_file(tmp_path / "mar.safetensors")
+    assert all(torch.equal(written[our_name(name)], tensor) for name, tensor in official_mar().items())
+
+
+@pytest.mark.parametrize("name", ("module.mask_token", "_orig_mod.mask_token"))
+def test_a_prefix_of_some_names_is_refused(name, tmp_path):
+    state = official_mar()
+    torch.save({"model_ema": {name: state.pop("mask_token"), **state}}, tmp_path / "mar.pth")
+    message = mistake("mar", tmp_path / "mar.pth", tmp_path / "mar.safetensors")
+    assert "mar.pth: some names begin" in message and name in message and "DDP" in message
+
+
 @pytest.mark.parametrize("key", ("state_dict", "model", None))
 def test_vq16_without_what_only_training_needs(small_nets, tmp_path, key):
     state = filled({**SMALL_VQ16, **LOSSES}) | {"model_ema.num_updates": torch.tensor(3)}
@@ -331,6 +352,25 @@ def test_existing_files_are_never_overwritten(mar, tmp_path):
         assert f"{existing}: already exists" in mistake("mar", mar, target)
         assert existing.read_bytes() == b"mine"
         existing.unlink()
+
+
+def test_a_conversion_killed_before_its_last_step_succeeds_when_repeated(mar, tmp_path):
+    def killed(path, content) -> None:
+        path.write_text(content)
+        os._exit(9)
+
+    target = tmp_path / "out.safetensors"
+    if (child := os.fork()) == 0:
+        module.atomic_write = killed
+        convert("mar", mar, target)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert target.with_suffix(".json").exists() and not target.exists()
+    convert("mar", mar, target)
+    assert load_file(target)
+    assert "out.safetensors: already exists" in mistake("mar", mar, target)
+    target.rename(tmp_path / "moved.safetensors")
+    target.with_suffix(".json").rename(tmp_path / "other.json")
+    assert "other.json: already exists" in mistake("mar", mar, tmp_path / "other.safetensors"), "of another target"
 
 
 def test_interruption_leaves_nothing_behind(mar, tmp_path, monkeypatch):

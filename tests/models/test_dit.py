@@ -22,7 +22,7 @@ from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.distributed import ALONE
 from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.graph import jobs_for
-from mar_bench.pipeline.store import Places
+from mar_bench.pipeline.store import Places, mark_done
 from mar_bench.pipeline.train import change_blocks, decay_groups, generator_losses
 from mar_bench.utils.noise import NoiseSource
 from tests.pipeline.test_cost import META, count_flops, on_meta
@@ -274,7 +274,7 @@ def row() -> RunSpec:
     model = shrunk(DiTModel, num_train_timesteps=100, patch_size=1)
     sampling = replace(row.sampling, batch_size=4, num_diffusion_steps=4)
     tokenizer, extractor = (replace(part, steps=5) for part in (row.tokenizer, row.metrics.extractor))
-    metrics = replace(row.metrics, extractor=extractor)
+    metrics = replace(row.metrics, extractor=replace(extractor, min_accuracy=0.0))
     return replace(row, model=model, sampling=sampling, tokenizer=tokenizer, metrics=metrics)
 
 
@@ -322,6 +322,7 @@ def test_from_images_to_records(row, tmp_path):
             if not folder.is_dir():
                 folder.mkdir(parents=True)
                 STAGES[job.kind](run, places, folder, lambda done, total: None)
+                mark_done(folder, 1.0)
             assert job.cost > 0 and job.title.startswith(job.kind)
     records = [json.loads(path.read_text()) for path in places.records.iterdir()]
     generation, speed = sorted(records, key=lambda record: record["task"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run, plan_runs, reconstruction_run, speed_run
+from mar_bench.pipeline import store
 from mar_bench.pipeline.execute import execute
 from mar_bench.pipeline.graph import Job, jobs_for
 from mar_bench.pipeline.plan import make_plan, plan_text
@@ -19,10 +22,12 @@ from mar_bench.pipeline.store import (
     MARKER,
     Places,
     default_places,
+    fault_in,
     is_sound,
     mark_done,
     previews,
     publish,
+    read_marker,
     record_failure,
     status,
 )
@@ -137,7 +142,12 @@ def test_stage_is_sound_once_it_is_marked(places):
     folder = make(places, "train", "abc")
     assert is_sound(folder)
     marker = json.loads((folder / MARKER).read_text())
-    assert marker == {"files": {"deep/log.txt": 7, "weights.bin": 5}, "seconds": 1.5}
+    digests = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("deep/log.txt", "weights.bin")
+    }
+    sizes = {"deep/log.txt": 7, "weights.bin": 5}
+    assert marker["files"] == {name: {"size": sizes[name], "sha256": digest} for name, digest in digests.items()}
+    assert marker["seconds"] == 1.5 and marker["stage"] == "train/abc"
     (folder / "added-later").write_text("x")
     assert is_sound(folder)
     (folder / MARKER).unlink()
@@ -153,11 +163,68 @@ def test_stage_with_a_truncated_longer_or_deleted_file_is_not_sound(places):
     assert not is_sound(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"files": 3}', '{"files": ["weights.bin"]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", '{"files": 3}', '{"files": ["weights.bin"]}', '{"files": {}}', "[" * 100_000]
+)
 def test_broken_marker_is_not_sound(text, places):
     folder = make(places, "train", "abc")
     (folder / MARKER).write_text(text)
     assert not is_sound(folder)
+
+
+@pytest.mark.parametrize("damage", ["flip", "swap", "exchange", "marker"])
+def test_a_stage_whose_content_has_changed_is_set_aside_and_made_again(damage, places, capsys):
+    """Sizes stay the same: a flipped bit, two files or two stages in each other's place, an edited marker."""
+    tokenizer, other = make(places, "tokenizer", RUN.ids["tokenizer_id"]), make(places, "train", "other")
+    folder = make(places, "train", RUN.ids["train_id"])
+    (folder / "weights2.bin").write_bytes(b"54321")
+    mark_done(folder, 1.0)
+    assert places.intact("train", RUN) and fault_in(folder) is None
+    if damage == "flip":
+        (folder / "weights.bin").write_bytes(b"12344")
+    elif damage == "swap":
+        (folder / "weights.bin").rename(folder / "swap")
+        (folder / "weights2.bin").rename(folder / "weights.bin")
+        (folder / "swap").rename(folder / "weights2.bin")
+    elif damage == "exchange":
+        shutil.rmtree(folder)
+        other.rename(folder)
+    else:
+        (folder / MARKER).write_text((folder / MARKER).read_text().replace('"seconds": 1.0', '"seconds": 2.0'))
+    store._checked.clear()  # another process
+    edited = damage in ("exchange", "marker")  # the stage counts as unfinished
+    assert is_sound(folder) is not edited and not places.intact("train", RUN) and not is_sound(folder)
+    if not edited:
+        aside = next((places.runs / "damaged").glob(f"train-{folder.name}-*"))
+        assert (aside / "deep/log.txt").is_file() and not folder.exists()
+        told = capsys.readouterr().err
+        assert "weights.bin has another SHA-256" in told and str(aside) in told
+    assert "train" in kinds(jobs_for([RUN], places)) and places.intact("tokenizer", RUN) and is_sound(tokenizer)
+
+
+def test_a_stage_made_from_another_result_is_made_again(places, capsys):
+    """A tokenizer that was trained again may differ in its last bits: what was made with the old one goes with it."""
+    tokenizer = make(places, "tokenizer", RUN.ids["tokenizer_id"])
+    for kind in ("latents", "train"):
+        make(places, kind, RUN.ids[f"{kind}_id"])
+        mark_done(places.stage(kind, RUN), 1.0, places.inputs(kind, RUN))
+    assert places.inputs("sample", RUN).keys() == {"tokenizer", "latents", "train"}
+    shutil.rmtree(places.stage("latents", RUN))  # a finished training no longer needs them
+    assert places.intact("train", RUN)
+    (tokenizer / "metrics.jsonl").write_text("other seconds")  # logs are no result
+    mark_done(tokenizer, 2.0)
+    assert places.intact("train", RUN)
+    (tokenizer / "weights.bin").write_bytes(b"other")
+    mark_done(tokenizer, 1.5)
+    assert not places.intact("train", RUN) and "its tokenizer has been made again" in capsys.readouterr().err
+
+
+def test_stages_of_earlier_versions_count_and_get_digests_when_they_are_loaded(places):
+    folder = make(places, "train", RUN.ids["train_id"])
+    (folder / MARKER).write_text('{"files": {"deep/log.txt": 7, "weights.bin": 5}, "seconds": 3.0}')
+    assert is_sound(folder) and places.intact("train", RUN)
+    assert read_marker(folder)["files"]["weights.bin"]["sha256"] == hashlib.sha256(b"12345").hexdigest()
+    assert read_marker(folder)["seconds"] == 3.0
 
 
 # --- records and places ---------------------------------------------------------------------------------

@@ -150,15 +150,25 @@ def test_published_weights_replace_a_training(weights, tmp_path):
     assert summary["published"] == "mine" and summary["sha256"] == sha256_of(weights)
 
 
-def test_published_weights_must_have_the_number_of_heads_they_were_trained_with(weights, tmp_path):
+def test_published_weights_must_fit_the_manifest_beside_them(weights, tmp_path):
+    """It tells the number of attention heads, which no shape shows, and the SHA-256 of the file."""
+    beside, target = weights.with_suffix(".json"), {"sha256": sha256_of(weights)}
+
+    def manifest(heads: int | None) -> str:
+        return json.dumps({"architecture": {"num_heads": heads}, "target": target})
+
     for heads in (4, None):
-        weights.with_suffix(".json").write_text(json.dumps({"architecture": {"num_heads": heads}}))
+        beside.write_text(manifest(heads))
         take(weights, tmp_path)
-    for manifest, message in (
-        ('{"architecture": {"num_heads": 8}}', "8 attention heads, but .*num_heads 4"),
-        ("{", "mine.json: not a valid manifest"), ("[]", "mine.json: not a valid manifest"),
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    for text, written, message in (
+        (manifest(8), None, "8 attention heads, but .*num_heads 4"),
+        (manifest(4), content, "mine.safetensors: damaged.*convert the published file again"),
+        ("{", None, "mine.json: not a valid manifest"), ("[]", None, "mine.json: not a valid manifest"),
     ):  # fmt: skip
-        weights.with_suffix(".json").write_text(manifest)
+        beside.write_text(text)
+        weights.write_bytes(written or weights.read_bytes())
         with pytest.raises(UserError, match=message):
             take(weights, tmp_path)
 
@@ -180,6 +190,6 @@ def test_tokens_that_are_not_finite_are_an_error(tmp_path, monkeypatch):
     spec = spec_of("mar/diff/guided", *FEW, "sampling.batch_size=2")
     model: ARGenerator = build_generator(spec).eval()
     model.head.net.output.bias.data.fill_(math.nan)
-    with pytest.raises(UserError, match=r"tokens of images 0 to 1 are not finite.*sampling.clamp_x0"):
-        draw_samples(spec, model, tmp_path, torch.device("cpu"), go_on, not_drawn(spec, tmp_path))
+    with pytest.raises(UserError, match="tokens of images 0 to 1 are not finite"):
+        draw_samples(spec, model, tmp_path, torch.device("cpu"), go_on, not_drawn(spec, tmp_path, ""), "")
     assert not list(tmp_path.glob("tokens-*"))

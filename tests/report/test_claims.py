@@ -15,6 +15,7 @@ from mar_bench.records.record import write_record
 from mar_bench.report.claims import report
 from mar_bench.report.claims.evidence import NOT_MEASURED, OUTSIDE, Evidence
 from mar_bench.report.claims.report import claims_file, read_claims
+from mar_bench.report.frames import select
 from mar_bench.report.stats import FAILS, HOLDS, UNDECIDED
 from mar_bench.utils.errors import UserError
 from tests.made_up import EXPERIMENTS, by_id, generations, speed
@@ -55,7 +56,8 @@ def parsed(folder: Path, item: str) -> Evidence:
 def judged(folder: Path, item: str, records, scale: str = "tiny") -> tuple[str, str]:
     """The verdict and its text, with runs of spaces made one."""
     found = parsed(folder, item)
-    verdict, text = found.judge(load_experiment(found.experiment, scale), records)
+    experiment = load_experiment(found.experiment, scale)
+    verdict, text = found.judge(experiment, select(experiment, records))
     return verdict, compact(text)
 
 

@@ -30,7 +30,7 @@ def test_a_row_has_its_records_on_every_seed_in_order(table1):
         selection = frames.select(experiment, by_id(*made))
         for row in table1.rows:
             expected = [(t, s) for t in (0, 1, 2) for s in (0, 1)]
-            assert [frames.seeds(r) for r in selection[row]["generation"]] == expected
+            assert [r.seeds for r in selection[row]["generation"]] == expected
         chosen = [r.id for tasks in selection.values() for r in tasks["generation"]]
         assert sorted(chosen) == sorted(r.id for r in made)
 
@@ -42,7 +42,7 @@ def test_the_seed_of_choices_belongs_to_no_table(tmp_path):
 
 
 def pairs(experiment, made, row: str = ROW) -> list[tuple[int, int]]:
-    return [frames.seeds(record) for record in frames.select(experiment, made)[row]["generation"]]
+    return [record.seeds for record in frames.select(experiment, made)[row]["generation"]]
 
 
 def test_undeclared_seeds_count_only_if_all_rows_with_results_have_them(table1):
@@ -110,7 +110,7 @@ def test_the_frame_keeps_failures_and_warnings(table1):
 
 def test_spreads_are_over_the_done_runs_with_a_number(table1):
     made = generations(table1, lambda row, t, s: 10.0 * t + s, sampling_seeds=(0, 1))
-    made = {k: replace(r, status="failed") if frames.seeds(r)[0] == 1 else r for k, r in made.items()}
+    made = {k: replace(r, status="failed") if r.seeds[0] == 1 else r for k, r in made.items()}
     found = frames.spreads(frames.frame(table1, made))[ROW, "fd"]
     assert found == spread({(0, 0): 0.0, (0, 1): 1.0, (2, 0): 20.0, (2, 1): 21.0})
     old = by_id(generation(table1, ROW, 0, 0, 5.0), as_before(generation(table1, ROW, 1, 0, 5.0)))

@@ -11,6 +11,7 @@ from scipy.stats import ttest_rel
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.records.record import Record
 from mar_bench.report.claims.orderings import Comparison, compare
+from mar_bench.report.frames import select
 from mar_bench.report.stats import (
     BELOW,
     FAILS,
@@ -92,11 +93,11 @@ def test_verdicts_follow_interval_smallest_effect_and_allowed_cost(change, half,
 
 
 def of_axis(experiment: Experiment, records, axis: str) -> list[Comparison]:
-    return [c for c in compare(experiment, records) if c.axis == axis]
+    return [c for c in compare(experiment, select(experiment, records)) if c.axis == axis]
 
 
 def test_every_pair_differs_along_one_axis_only(table1):
-    found = compare(table1, generations(table1))
+    found = compare(table1, select(table1, generations(table1)))
     assert len(found) == sum(len(table1.rows) // len(table1.labels[o["axis"]]) for o in table1.orderings)
     for c in found:
         better, worse = table1.bundles(c.rows[0]), table1.bundles(c.rows[1])
@@ -117,7 +118,7 @@ def unlike(experiment: Experiment, row: str, seeds=(0, 1, 2), **changes) -> dict
 def test_rows_with_different_protocols_are_not_compared(table1):
     row = "mar/diff/guided"
     made = {**everything(table1), **unlike(table1, row, num_generated=500, label_mode="unknown")}
-    for c in compare(table1, made):
+    for c in compare(table1, select(table1, made)):
         assert (c.difference.verdict == INCOMPARABLE) == (row in c.rows)
         if c.rows[0] == row and c.axis == "loss":
             assert c.difference.notes == ("500 against 1000 generated images", "labels unknown against balanced")

@@ -188,11 +188,13 @@ def test_another_protocol_is_warned_of_once_for_the_metrics_it_affects(table1):
     assert line.endswith(f" held-out FD-1k of {', '.join(first)}: 17 against 1000 held-out images.")
 
 
-def test_repeated_images_singular_covariances_and_mixed_distances_are_warned_of(table1, paper):
+def test_repeated_and_shared_images_singular_covariances_and_mixed_distances_are_warned_of(table1, paper):
     made = [generation(table1, ROW, seed, 0, 5.0) for seed in (0, 1, 2)]
     made[0].protocol["samples"]["duplicates"] = 12
     made[1].protocol["singular"] = True
-    repeated, singular = warned(table1, everything(table1), by_id(*made))
+    made[2].protocol["overlaps"] = {"samples in reference": 7, "held-out images in reference": 0}
+    repeated, singular, shared = warned(table1, everything(table1), by_id(*made))
+    assert "7 of the 1000 samples are also in the reference" in shared
     assert "copies of another" in repeated and "fewer images than features" in singular
     assert repeated.endswith(f" In {ROW} (1 of 3 runs).") and singular.endswith(f" In {ROW} (1 of 3 runs).")
     mixed = replace(table1, rows={**table1.rows, ROW: paper.rows[ROW]})

@@ -77,7 +77,7 @@ def test_finished_work_is_not_sent_again(table1: Lab):
 
 def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_finish(lab: Lab, table1: Lab):
     started(lab, table1)
-    changes = {"good": {"train": {"lr": 2e-3}}, "wild": {"train": {"lr": 1e30}}}
+    changes = {"good": {"train": {"lr": 2e-3}}, "wild": {"train": {"lr": 10, "weight_decay": 1000}}}
     changes["killed"] = {"train": {"lr": 1e-3}, "compute": {"step_pause": 1.0}}
     words = [str(lab.experiment("bad", changes)), "--scale", "smoke", "train.max_skipped_steps=2"]
     lab.submit(*words)
@@ -92,7 +92,7 @@ def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_
     assert len(errors) == 2 and any("not finite" in e for e in errors) and any(job in e for e in errors)
     assert "FAILED" in (lab.folder / "reports/smoke/bad.md").read_text()
     assert "--retry failed" in lab.submit(*words)
-    held = lab.profile(job={"sbatch": {"hold": True}})
+    held = lab.profile(job={"sbatch": {"hold": ""}})
     assert "sent" in lab.submit(*words, "--retry", "failed", "--only", "wild", cluster=held)
     assert lab.lines()["wild"]["live"]
     lab("cancel", "bad")
@@ -107,7 +107,7 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(job, why, lab: Lab):
 
 
 def test_a_queued_training_is_shared(slurm: Cluster, lab: Lab):
-    held = lab.profile(job={"sbatch": {"hold": True}})
+    held = lab.profile(job={"sbatch": {"hold": ""}})
     lab.submit(*ROW, cluster=held)
     before = len(slurm.squeue())
     assert "in jobs that were sent before" in lab.submit(*ROWS, cluster=held)

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mar_bench.utils.errors import DiskError, UserError
-from mar_bench.utils.files import atomic_write, reading, replacing, with_folder
+from mar_bench.utils.files import atomic_write, expanded, path_variable, reading, replacing, with_folder
 
 
 def of_torch(path: Path) -> None:
@@ -66,3 +66,26 @@ def test_the_reason_of_an_error_without_number_is_told(tmp_path: Path):
     (path := tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
     with pytest.raises(UserError, match="cut.png: not a valid image .*truncated"), reading(path, "image"):
         Image.open(path).load()
+
+
+def test_paths_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch/$me")
+    given = ("~", "~/a b", "$SCRATCH/x", "${SCRATCH}/x", "./~", "a#b", "x$", "10$%")
+    assert [expanded(path, "--runs") for path in given] == [
+        "/home/me", "/home/me/a b", "/scratch/$me/x", "/scratch/$me/x", "./~", "a#b", "x$", "10$%",
+    ]  # fmt: skip
+    monkeypatch.setenv("MAR_BENCH_RUNS", "~/runs")
+    assert path_variable("MAR_BENCH_RUNS") == "/home/me/runs" and path_variable("MAR_BENCH_NOTHING") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [("$NO_SUCH/x", "the variable NO_SUCH, which is not set"), ("${NO_SUCH-a}", "NO_SUCH-a"), ("", "empty"),
+     (" ", "empty"), ("a" * 5000, "too long"),
+     ("a\0b", "control characters"), ("a\nb", "control characters"), ("~no-such-user/x", "a user")],
+)  # fmt: skip
+def test_paths_that_cannot_be_are_refused_by_name(path, hint):
+    with pytest.raises(UserError) as caught:
+        expanded(path, "--runs")
+    assert str(caught.value).startswith("--runs: '") and hint in str(caught.value) and "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mar_bench.config.spec import Continuous, GaussianMixtureHead, SamplingSpec
+from mar_bench.models.finite import finite
 from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import invert
 from mar_bench.utils.noise import NoiseSource
@@ -70,7 +71,8 @@ class GaussianMixture(Head):
         autocast = torch.amp.is_autocast_available(device)
         # a likelihood with scales down to 1e-6 needs full precision
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
-            logits, means, scales = self.output(z.float()).split(self.sizes, dim=-1)
+            parameters = finite(self.output(z.float()), "mixture parameters")
+        logits, means, scales = parameters.split(self.sizes, dim=-1)
         means, scales = (part.unflatten(-1, (self.components, self.token_dim)) for part in (means, scales))
         return Mixture(logits.log_softmax(-1), means, temperature * squareplus(scales).clamp(min=SMALLEST_SCALE))
 
@@ -104,7 +106,8 @@ class GaussianMixture(Head):
         )  # each (B, n, 1, ...)
         candidates = conditional.draw(rows[:, :, :-1])  # (B, n, R, D)
         ratio = conditional.log_density(candidates) - unconditional.log_density(candidates)  # (B, n, R)
-        chosen = _resample((scale - 1) * ratio, as_uniform(rows[:, :, -1, 0]))
+        log_odds = finite((scale - 1) * ratio, "log odds of candidates")
+        chosen = _resample(log_odds, as_uniform(rows[:, :, -1, 0]))
         return torch.take_along_dim(candidates, chosen[..., None, None], -2)[..., 0, :]
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mar_bench.config.spec import Continuous, CrossEntropyHead, Discrete, MSEHead, SamplingSpec
+from mar_bench.models.finite import finite
 from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import invert
 from mar_bench.utils.noise import NoiseSource
@@ -37,8 +38,11 @@ class CrossEntropy(Head):
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
     ) -> Tensor:
         """Codes (B, n) by inverting the cumulative distribution at ``drawn``; no top-k."""
-        logits = self.predict_guided(z, drawn, sampling, scale, z_uncond)
-        return invert((logits / sampling.temperature).softmax(-1), drawn)
+        return self._drawn(self.predict_guided(z, drawn, sampling, scale, z_uncond), drawn, sampling)
+
+    @staticmethod
+    def _drawn(logits: Tensor, drawn: Tensor, sampling: SamplingSpec) -> Tensor:
+        return invert(finite(logits / sampling.temperature, "logits / temperature").softmax(-1), drawn)
 
     def sample_with_log_probability(
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
@@ -48,7 +52,7 @@ class CrossEntropy(Head):
         These come from the guided logits before temperature: a low temperature would make every drawn token look
         certain, and confidence order could not tell tokens apart."""
         logits = self.predict_guided(z, drawn, sampling, scale, z_uncond)
-        codes = invert((logits / sampling.temperature).softmax(-1), drawn)
+        codes = self._drawn(logits, drawn, sampling)
         return codes, logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import BACKBONES, HEADS
 from mar_bench.models.pretrained.names import ldm_name, mar_architecture, our_name
 from mar_bench.models.tokenizers.pretrained import PublishedSpec, net_of
-from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.errors import UserError, did_you_mean, some
 from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of, with_folder
 
 TOKENIZERS: dict[str, PublishedSpec] = {
@@ -39,30 +37,33 @@ TOKENIZERS: dict[str, PublishedSpec] = {
 KINDS = ("mar", *TOKENIZERS)
 LDM = ("kl16", "vq16")  # published with latent diffusion's names; the others with those of diffusers
 TRAINING_ONLY = re.compile(r"loss\..+|model_ema\.(decay|num_updates)")  # in latent diffusion's files
+WRAPPERS = r"(module\.|_orig_mod\.)*"  # before the names of a model in DDP, torch.compile or both
 NUM_HEADS = {"mar_base": 12, "mar_large": 16, "mar_huge": 16}  # cannot be inferred from shapes
 
 
 def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str, Any]:
     """Write ``target`` (.safetensors, float32) and its manifest (.json beside it); returns the manifest.
 
-    ``raw`` takes the raw weights of a MAR instead of their moving average. Raises UserError if the file does not fit
-    ``kind`` or cannot be read safely, or if target or manifest exist."""
+    ``raw`` takes the raw weights of a MAR, or a file that is nothing but weights, instead of the moving average. Raises
+    UserError if the file does not fit ``kind`` or cannot be read safely, or if target or manifest exist."""
     if kind not in KINDS:
         raise UserError(f"no kind '{kind}' of checkpoint, {did_you_mean(kind, KINDS)}")
     if raw and kind != "mar":
         raise UserError(f"--raw chooses between the two sets of weights of a mar; {kind} has one")
-    if target.suffix != ".safetensors":
+    if target.suffix.lower() != ".safetensors":
         raise UserError(f"{target}: the target must end in .safetensors")
     beside = target.with_suffix(".json")
-    if existing := [path for path in (target, beside) if path.exists()]:
+    if existing := [path for path in (target, beside) if path.exists() and not _is_orphan(beside, target)]:
         raise UserError(f"{existing[0]}: already exists; choose another target or move it away")
     content = _load(file)
-    keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
-    state, taken = _state_of(content, keys, kind, file)
+    state, taken = _state_of(content, kind, raw, file)
+    state, prefix = _without_prefix(state, file)
     left_out = {n: "training only" for n in state if kind in LDM and TRAINING_ONLY.fullmatch(n)}
     state = {name: value for name, value in state.items() if name not in left_out}
-    if wrong := [n for n, v in state.items() if not isinstance(v, Tensor) or not v.is_floating_point()]:
-        raise UserError(f"{file}: not floating-point tensors: {_some(wrong)}")
+    if wrong := [n for n, v in state.items() if not isinstance(v, Tensor) or not _is_plain(v)]:
+        raise UserError(f"{file}: not floating-point tensors: {some(wrong)}")
+    if (numbers := sum(tensor.numel() for tensor in state.values())) > file.stat().st_size:
+        raise UserError(f"{file}: its tensors repeat numbers: {numbers:,} of them, more than the file has bytes")
     names, unknown = _renamed(kind, state)
     tensors = {ours: state[theirs] for theirs, ours in names.items()}
     # attention's 1 x 1 convolutions become linear layers
@@ -80,12 +81,13 @@ def convert(kind: str, file: Path, target: Path, raw: bool = False) -> dict[str,
     _compare(tensors, unknown, net.state_dict(), f"{file} as {kind}")
     tensors = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{file}: NaN or infinite weights: {_some(broken)}")
+        raise UserError(f"{file}: NaN or infinite weights: {some(broken)}")
     manifest = {
         "mar_bench": mar_bench.__version__,
         "kind": kind,
         "source": {"file": file.name, "sha256": sha256_of(file)},
         "weights": taken,
+        **({"prefix": prefix} if prefix else {}),
         "tensors": len(tensors),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "architecture": architecture,
@@ -108,28 +110,71 @@ def _load(file: Path) -> Any:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # about odd pickles, before the error
-        if file.suffix == ".safetensors":
-            return load_file(file)
+        if file.exists() and not file.is_file():  # reading a pipe would block
+            raise ValueError("not a file")
+        with file.open("rb") as opened:
+            if opened.read(9)[8:] == b"{":  # safetensors: the header's length, then JSON
+                return load_file(file)
+        if is_zip := zipfile.is_zipfile(file):  # torch reads tensors at their offsets, without a look at checksums
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if any(m.compress_type for m in members) or sum(m.file_size for m in members) > file.stat().st_size:
+                    raise ValueError("compressed, as torch.save never does")
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {some([damaged])} is wrong")
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
-        except pickle.UnpicklingError as error:  # its text suggests loading without protection
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
+        except Exception as error:  # some texts suggest to load without protection
             foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
             if foreign is None:
-                raise ValueError(str(error).rpartition("WeightsUnpickler error:")[2]) from None
+                reason = str(error).rpartition("WeightsUnpickler error:")[2]
+                raise ValueError(re.split(r"\.\s|Check the", reason)[0]) from None
             told = f"refused, because it holds {foreign[1]} besides tensors, which could run code"
             raise UserError(f"{file}: {told}; save only its tensors to a new file and convert that") from None
 
 
-def _state_of(content: Any, keys: list[str], kind: str, file: Path) -> tuple[dict[str, Any], str]:
-    """The state dict in a file's content, without DDP's prefix ``module.``, and its key there; an autoencoder's file
-    may be the state dict itself."""
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the file holds all numbers of a tensor, as floats."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def _is_orphan(manifest: Path, target: Path) -> bool:
+    """Whether a conversion that was killed before it could write ``target`` has left this manifest."""
+    if target.exists() or not manifest.is_file():
+        return False
+    with suppress(Exception):
+        content = json.loads(manifest.read_text())
+        return "mar_bench" in content and content["target"]["file"] == target.name
+    return False
+
+
+def _state_of(content: Any, kind: str, raw: bool, file: Path) -> tuple[dict[str, Any], str]:
+    """The state dict in a file's content, and its key there. An autoencoder's file may be the state dict itself, and
+    with ``raw`` a MAR's."""
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name")
+    keys = ["state_dict", "model"] if kind != "mar" else ["model"] if raw else ["model_ema"]
     taken = next((key for key in keys if isinstance(content.get(key), dict)), None)
-    if taken is None and kind == "mar":
-        raise UserError(f"{file}: no state dict '{keys[0]}' in it (found {_some(content) or 'nothing'})")
+    bare = all(isinstance(value, Tensor) for value in content.values())
+    if taken is None and kind == "mar" and not (raw and bare):
+        hint = "; if it holds nothing but the weights, take them with --raw" if content and bare else ""
+        raise UserError(f"{file}: no state dict '{keys[0]}' in it (found {some(content) or 'nothing'}){hint}")
     state = content if taken is None else content[taken]
-    return {str(name).removeprefix("module."): value for name, value in state.items()}, taken or "the whole file"
+    return {str(name): value for name, value in state.items()}, taken or "the whole file"
+
+
+def _without_prefix(state: dict[str, Any], file: Path) -> tuple[dict[str, Any], str]:
+    """``state`` without the prefix that DDP or torch.compile put before all its names, and the prefix.
+
+    Raises UserError if it is before some names only: then the file is not the state dict of one wrapped model."""
+    names = {match[0]: name for name in state if (match := re.match(WRAPPERS, name))}
+    if len(names) > 1:
+        raise UserError(
+            f"{file}: some names begin with 'module.' or '_orig_mod.', as DDP and torch.compile save them, but not all "
+            f"alike ({some(list(names.values())[:2])}); save the state dict of the model inside the wrapper instead"
+        )
+    prefix = next(iter(names), "")
+    return {name.removeprefix(prefix): value for name, value in state.items()}, prefix
 
 
 def _renamed(kind: str, state: dict[str, Tensor]) -> tuple[dict[str, str], list[str]]:
@@ -162,11 +207,5 @@ def _compare(found: dict[str, Tensor], unknown: list[str], expected: dict[str, T
         "of another shape": [f"{name} {ours} instead of {right}" for name, ours, right in shapes if ours != right],
     }
     if any(differing.values()):
-        told = (f"{len(names)} {how}: {_some(names)}" for how, names in differing.items() if names)
+        told = (f"{len(names)} {how}: {some(names)}" for how, names in differing.items() if names)
         raise UserError(f"{what}: {'; '.join(told)}")
-
-
-def _some(names: Iterable[Any]) -> str:
-    """The first dozen names. They come from files: unprintable ones are shown as Python literals."""
-    shown = [str(name) if str(name).isprintable() else repr(name) for name in names]
-    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")

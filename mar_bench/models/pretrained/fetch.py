@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -13,10 +12,19 @@ from datetime import datetime, timezone
 from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from mar_bench.config.yaml_layers import load_yaml
 from mar_bench.utils.errors import UserError, did_you_mean
-from mar_bench.utils.files import atomic_write, reading, replacing, sha256_of, with_folder
+from mar_bench.utils.files import (
+    atomic_write,
+    expanded,
+    path_variable,
+    reading,
+    replacing,
+    sha256_of,
+    with_folder,
+)
 from mar_bench.utils.locks import held
 
 CATALOGUE = Path(__file__).with_name("public_files.yaml")
@@ -97,15 +105,29 @@ def located(name: str, given: str | None, key: str, folder: Path | None = None) 
         raise UserError(f"{key} {given}: no such file")
     if given is not None:
         return Path(given)
-    folder = folder or Path(os.environ.get("MAR_BENCH_WEIGHTS", "weights"))
+    folder = folder or Path(path_variable("MAR_BENCH_WEIGHTS") or "weights")
     entry = public_files().get(name)
     if entry is None:
         raise UserError(f"'{name}' is not a public file: set {key} to its path")
-    cached = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch")
-    for place in (folder, cached.expanduser() / "hub" / "checkpoints"):
+    caches = path_variable("XDG_CACHE_HOME") or expanded("~/.cache", "HOME")
+    for place in (folder, Path(path_variable("TORCH_HOME") or f"{caches}/torch", "hub/checkpoints")):
         if (place / entry.file).is_file():
             return place / entry.file
     raise UserError(f"{entry.file} ({entry.what}; {entry.project}) is not in {folder}: put it there or set {key} to it")
+
+
+def converted(weights: Path) -> dict[str, Any]:
+    """The manifest that mar-bench convert wrote beside a file of weights; empty without one.
+
+    Raises UserError if the file is not the one that it describes."""
+    if not (path := weights.with_suffix(".json")).is_file():
+        return {}
+    with reading(path, "manifest of mar-bench convert", "move it elsewhere"):
+        manifest = json.loads(path.read_text())
+        written = manifest["target"]["sha256"]
+    if sha256_of(weights) != written:
+        raise UserError(f"{weights}: damaged: its sha256 is not the one in {path}; convert the published file again")
+    return manifest
 
 
 def _download(entry: PublicFile, target: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mar_bench.config.spec import TokenSpace
+from mar_bench.models.finite import check_finite
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -54,6 +55,11 @@ class Tokenizer(nn.Module):
     def load_fitted(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``fitted_state``. Raises RuntimeError if ``state`` is from another tokenizer."""
         self.load_state_dict(state)
+
+
+def check_codable(latents: Tensor) -> None:
+    """Raises UserError for latents that are not finite: any of them would be given a code."""
+    check_finite({"an encoded image": latents}, "the tokenizer", "check that it is trained and its weights are intact")
 
 
 def grid_to_tokens(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mar_bench.config.spec import Continuous, DataSpec, PixelTokenizer, latent_space
+from mar_bench.models.finite import clipped
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.noise import NoiseSource
 
@@ -21,7 +22,7 @@ class Pixels(Tokenizer):
         return {"pixels": grid_to_tokens(((images + 1) * 127.5).round().to(torch.uint8))}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        return tokens_to_grid(tokens, self.space.grid).clamp(-1, 1)
+        return clipped(tokens_to_grid(tokens, self.space.grid))
 
 
 class Grouped(Tokenizer):

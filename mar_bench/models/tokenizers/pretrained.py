@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mar_bench.config import spec as specs
-from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
+from mar_bench.models.finite import clipped
+from mar_bench.models.pretrained.fetch import converted
+from mar_bench.models.tokenizers.base import Tokenizer, check_codable, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 
@@ -51,7 +53,7 @@ def net_of(spec: PublishedSpec) -> nn.Module:
 
 class Published(Tokenizer):
     """A diffusers network with the spec's weights (shapes only on the meta device), one scale for all channels and no
-    shift (official code). Raises UserError if the file is missing or does not fit."""
+    shift (official code). Raises UserError if the file is missing, damaged or does not fit."""
 
     scale: Tensor  # ()
     net: Any  # a diffusers model
@@ -69,6 +71,7 @@ class Published(Tokenizer):
                 f"tokenizer '{spec.kind}' ({spec.name}) needs its published weights: set tokenizer.weights to a file "
                 f"written by mar-bench convert (found {spec.weights or 'none'})"
             )
+        converted(Path(spec.weights))
         try:
             self.net.load_state_dict(load_file(spec.weights), strict=True)
         except (RuntimeError, SafetensorError) as error:
@@ -109,7 +112,7 @@ class KLAutoencoder16(Published):
     stochastic = True
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        return self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample.clamp(-1, 1)
+        return clipped(self.net.decode(tokens_to_grid(tokens / self.scale, self.space.grid)).sample)
 
 
 class ConsistencyDecoder(KLAutoencoder16):
@@ -124,7 +127,7 @@ class ConsistencyDecoder(KLAutoencoder16):
         generators = [torch.Generator().manual_seed(int(s)) for s in own.integers("decode", 0, 2**63 - 1, ())]
         # diffusers applies the published scale itself
         latents = tokens_to_grid(tokens / self.scale, self.space.grid)
-        return self.net.decode(latents, generator=generators).sample.clamp(-1, 1)
+        return clipped(self.net.decode(latents, generator=generators).sample)
 
 
 class VQAutoencoder16(Published):
@@ -133,7 +136,9 @@ class VQAutoencoder16(Published):
     def stored(self, images: Tensor) -> dict[str, Tensor]:
         if not isinstance(self.space, specs.Discrete):
             return {"latents": self._moments(images)[0] * self.scale}
-        codes = self.net.quantize(self.net.encode(images).latents)[2][2]
+        latents = self.net.encode(images).latents
+        check_codable(latents)
+        codes = self.net.quantize(latents)[2][2]
         return {"codes": codes.view(images.shape[0], -1).int()}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
@@ -141,4 +146,4 @@ class VQAutoencoder16(Published):
         codes = isinstance(self.space, specs.Discrete)
         values = self.net.quantize.embedding(tokens) if codes else tokens / self.scale
         latents = tokens_to_grid(values, self.space.grid)
-        return self.net.decode(latents, force_not_quantize=codes).sample.clamp(-1, 1)
+        return clipped(self.net.decode(latents, force_not_quantize=codes).sample)

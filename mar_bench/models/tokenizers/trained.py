@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from mar_bench.config.spec import DataSpec, KLTokenizer, VQTokenizer, latent_space
-from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
+from mar_bench.models.finite import clipped
+from mar_bench.models.tokenizers.base import Tokenizer, check_codable, grid_to_tokens, tokens_to_grid
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -89,7 +90,7 @@ class KLAutoencoder(Autoencoder):
         return {"mean": (mean - self.shift) * self.scale, "std": (0.5 * log_variance).exp() * self.scale}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        return self.decode_raw(tokens / self.scale + self.shift).clamp(-1, 1)
+        return clipped(self.decode_raw(tokens / self.scale + self.shift))
 
     def training_loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error per pixel plus ``kl_weight`` times the mean KL per latent value (nats)."""
@@ -124,15 +125,16 @@ class VQAutoencoder(Autoencoder):
         latents = grid_to_tokens(self.encoder(images))
         if not self.codes:
             return {"latents": (latents - self.shift) * self.scale}
+        check_codable(latents)
         _, codes, _ = self.quantiser(latents, freeze_codebook=True)
         return {"codes": codes.int()}
 
     def decode(self, tokens: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Latents are quantised first, as in the decoder's training."""
         if self.codes:
-            return self.decode_raw(self.quantiser.get_output_from_indices(tokens)).clamp(-1, 1)
+            return clipped(self.decode_raw(self.quantiser.get_output_from_indices(tokens)))
         latents = self.quantiser(tokens / self.scale + self.shift, freeze_codebook=True)[0]
-        return self.decode_raw(latents).clamp(-1, 1)
+        return clipped(self.decode_raw(latents))
 
     def training_loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error per pixel plus the weighted commitment loss; ``noise`` is not used."""

@@ -8,10 +8,9 @@ from statistics import mean
 from typing import Literal, NamedTuple
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.claims.orderings import DIFFERENCE, allowed, compare, difference, difference_cells, pairs_table
-from mar_bench.report.frames import Runs, frame, main_setting, metric_value, runs_with, select, values
+from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
 
 NOT_MEASURED = "not all points are measured"
@@ -43,11 +42,12 @@ class Ordering:
 
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows that the evidence is about, as far as the scale has them."""
-        return list(dict.fromkeys(row for c in compare(experiment, {}) if c.claim == self.claim for row in c.rows))
+        pairs = compare(experiment, select(experiment, {}))
+        return list(dict.fromkeys(row for pair in pairs if pair.claim == self.claim for row in pair.rows))
 
-    def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
+    def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict with the cost that the claim allows, and its pairs in Markdown."""
-        pairs = [c for c in compare(experiment, records) if c.claim == self.claim]
+        pairs = [c for c in compare(experiment, selection) if c.claim == self.claim]
         verdict, cost = all_of([c.difference.verdict for c in pairs]), allowed(pairs)
         text = pairs_table(pairs) if pairs else "This scale has no such pair."
         return f"{verdict} ({cost})" if cost else verdict, text
@@ -68,9 +68,9 @@ class Optimum:
     def rows(self, experiment: Experiment) -> list[str]:
         return list(experiment.rows) if self.axis in experiment.labels else []
 
-    def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
+    def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """Lines for each setting of the other axes."""
-        runs = _runs(experiment, records)
+        runs = _runs(selection)
         groups: dict[str, list[str]] = {}
         for row in experiment.rows:
             others = [bundle for axis, bundle in experiment.bundles(row).items() if axis != self.axis]
@@ -114,9 +114,9 @@ class Below:
         systems = (self.better, *self.worse)
         return [row for row in experiment.rows if fmt.label_of(experiment, row, self.label) in systems]
 
-    def judge(self, experiment: Experiment, records: dict[str, Record]) -> tuple[str, str]:
+    def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """One line per point of the worse systems, with seconds from the setting in which most rows were timed."""
-        runs, found, columns = _runs(experiment, records), frame(experiment, records), fmt.column_axes(experiment)
+        runs, found, columns = _runs(selection), frame_of(experiment, selection), fmt.column_axes(experiment)
         setting = main_setting(found)
         seconds = values(found, "seconds_per_image", setting)
         systems = {row: fmt.label_of(experiment, row, self.label) for row in experiment.rows}
@@ -161,9 +161,9 @@ def all_of(verdicts: list[str]) -> str:
     return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED
 
 
-def _runs(experiment: Experiment, records: dict[str, Record]) -> dict[str, Runs]:
+def _runs(selection: Selection) -> dict[str, Runs]:
     """The runs of every row that have a distance."""
-    return {row: runs_with(tasks["generation"], "fd") for row, tasks in select(experiment, records).items()}
+    return {row: runs_with(tasks["generation"], "fd") for row, tasks in selection.items()}
 
 
 def _judged(lines: Iterable[_Line]) -> tuple[str, str]:

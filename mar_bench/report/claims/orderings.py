@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.comparable import differences
-from mar_bench.records.record import Record
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent
-from mar_bench.report.frames import Runs, Selection, metric_value, runs_with, select
+from mar_bench.report.frames import Runs, Selection, metric_value, runs_with
 
 CONFIDENCE = f"{100 * stats.CONFIDENCE:g} %"
 DIFFERENCE = ["difference", f"{CONFIDENCE} interval", "seeds", "verdict"]  # headings of the last difference_cells
@@ -35,9 +34,8 @@ class Comparison:
     paper_percent: float | None  # None if the paper has no numbers
 
 
-def compare(experiment: Experiment, records: dict[str, Record]) -> list[Comparison]:
+def compare(experiment: Experiment, selection: Selection) -> list[Comparison]:
     """Every pair of rows of every ordering of the experiment, of the rows that its scale has."""
-    selection = select(experiment, records)
     found = []
     for item, row in itertools.product(experiment.orderings, experiment.rows):
         bundles = experiment.bundles(row)

@@ -13,10 +13,9 @@ from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.yaml_layers import SCALES, experiment_files, experiments_dir, load_yaml, scales
-from mar_bench.records.record import Record
 from mar_bench.report.claims.evidence import OUTSIDE, Evidence
 from mar_bench.report.format import MISSING
-from mar_bench.report.frames import runs_with, select
+from mar_bench.report.frames import Records, Selection, runs_with, select
 from mar_bench.report.render import render
 from mar_bench.report.stats import UNDECIDED
 from mar_bench.utils.errors import UserError, did_you_mean
@@ -56,7 +55,7 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
     return claims
 
 
-def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -> str:
+def markdown(path: Path, records: Records, scale: str | None = None) -> str:
     """Every claim of a file with its evidence, at ``scale`` or at the largest one that has the records.
 
     Raises UserError for a malformed file and for an experiment, ordering, axis or label that does not exist."""
@@ -64,6 +63,10 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
     @cache
     def load(name: str, at: str) -> Experiment:
         return with_choices(load_experiment(name, at), records)
+
+    @cache
+    def selected(name: str, at: str) -> tuple[Experiment, Selection]:
+        return load(name, at), select(load(name, at), records)
 
     summary, details = [], []
     for claim in read_claims(path):
@@ -75,7 +78,7 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
             whole = load(name, WHOLE)  # a smaller scale may leave rows out
             if wrong := evidence.unknown(whole):
                 raise UserError(f"{path}: claim {claim.number}: {name} has {wrong[0]}; see {whole.file}")
-            place, verdict, text = _finding(evidence, load, records, scale)
+            place, verdict, text = _finding(evidence, selected, scale)
             details.append(f"### {evidence.title}: {verdict}\n\n{text}")
             summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
     parts = {"scale": scale, "by_size": BY_SIZE, "outside": OUTSIDE, "summary": summary, "details": details}
@@ -83,23 +86,23 @@ def markdown(path: Path, records: dict[str, Record], scale: str | None = None) -
 
 
 def _finding(
-    evidence: Evidence, load: Callable[[str, str], Experiment], records: dict[str, Record], wanted: str | None
+    evidence: Evidence, selected: Callable[[str, str], tuple[Experiment, Selection]], wanted: str | None
 ) -> tuple[str | None, str, str]:
     """Scale, verdict and text, at the scale ``wanted``, else at the largest with all rows measured, else with any.
 
     The scale is None if no scale has records."""
     counts: dict[str, tuple[int, int]] = {}  # scale -> rows with a distance, and all rows that the evidence needs
     for name in [wanted] if wanted else [name for name in BY_SIZE if name in scales()]:
-        experiment = load(evidence.experiment, name)
-        rows, selection = evidence.rows(experiment), select(experiment, records)
+        experiment, selection = selected(evidence.experiment, name)
+        rows = evidence.rows(experiment)
         counts[name] = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
     some = [name for name, (done, _) in counts.items() if done]
     if not some:
         lacks = "no records" if any(total for _, total in counts.values()) else "not at this scale"
         return None, f"{UNDECIDED} ({lacks})", f"No row of experiment {evidence.experiment} has a record here."
     scale = next((name for name in some if counts[name][0] == counts[name][1]), some[0])
-    experiment, (done, total) = load(evidence.experiment, scale), counts[scale]
-    verdict, text = evidence.judge(experiment, records)
+    (experiment, selection), (done, total) = selected(evidence.experiment, scale), counts[scale]
+    verdict, text = evidence.judge(experiment, selection)
     place = f"Experiment {evidence.experiment}, {scale} scale"
     place += "".join(f"; this scale has {lacking}" for lacking in evidence.unknown(experiment))
     place += f"; {done} of its {total} rows are measured" * (done < total)

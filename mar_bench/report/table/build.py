@@ -11,9 +11,8 @@ import pandas as pd
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
-from mar_bench.records.record import Record
 from mar_bench.report.claims import orderings
-from mar_bench.report.frames import is_shown, loaded, values
+from mar_bench.report.frames import Records, is_shown, loaded, values
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
 from mar_bench.report.render import render
 from mar_bench.report.table import notes
@@ -41,7 +40,7 @@ class Table(Measured):
             against_paper=against_paper,
             verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
             metrics=METRICS,
-            claims=orderings.claims(orderings.compare(self.experiment, self.records)),
+            claims=orderings.claims(orderings.compare(self.experiment, self.selection)),
         )
 
     def tex(self) -> str:
@@ -83,7 +82,7 @@ class Table(Measured):
         return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def table(experiment: Experiment | str, records: dict[str, Record] | None = None, scale: str = "tiny") -> Table:
+def table(experiment: Experiment | str, records: Records | None = None, scale: str = "tiny") -> Table:
     """The table of an experiment from whatever records exist; arguments as in ``report.frames.frame``.
 
     Raises UserError for an unknown experiment, a bad ordering or a broken record."""

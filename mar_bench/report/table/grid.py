@@ -10,7 +10,7 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, ONCE_METRICS, PUBLISHED
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
-from mar_bench.report.frames import frame_of, main_setting, metric_value, select, spreads, values
+from mar_bench.report.frames import Records, frame_of, main_setting, metric_value, select, spreads, values
 from mar_bench.report.paper_agreement import NOT_COMPARABLE, agreement
 from mar_bench.report.render import Best
 from mar_bench.report.stats import Spread
@@ -21,11 +21,11 @@ FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accurac
 
 
 class Measured:
-    """Attributes: experiment, records, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
+    """Attributes: experiment, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
     speed_setting (the one setting whose seconds are shown) and seconds (row -> seconds per image in it)."""
 
-    def __init__(self, experiment: Experiment, records: dict[str, Record]):
-        self.experiment, self.records, self.selection = experiment, records, select(experiment, records)
+    def __init__(self, experiment: Experiment, records: Records):
+        self.experiment, self.selection = experiment, select(experiment, records)
         self.frame = frame_of(experiment, self.selection)
         self.spreads = spreads(self.frame)
         self.speed_setting = main_setting(self.frame)

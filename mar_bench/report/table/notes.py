@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.records.comparable import differences, instrument_differences
+from mar_bench.records.comparable import conditions, differences, instrument_differences
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
-from mar_bench.report.frames import seeds, values
+from mar_bench.report.frames import values
 from mar_bench.report.paper_agreement import is_comparable
 from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import design
@@ -189,10 +190,11 @@ def chosen_words(experiment: Experiment, row: str) -> str:
 def warnings(found: Measured) -> list[str]:
     """One line for each reason to trust numbers of the table less."""
     unlike: dict[str, list[str]] = {}  # where and how -> metrics
+    known = {record.id: conditions(record) for _, record in found.done("generation", "reconstruction")}
     for task, metrics in (("generation", GENERATION_METRICS), ("reconstruction", ("fd",))):
         for metric in metrics:
             name = fmt.metric_title(found.experiment, metric, named=False) if task == "generation" else task
-            for words in _minorities(found.done(task, metric=metric), metric):
+            for words in _minorities(found.done(task, metric=metric), metric, known):
                 unlike.setdefault(words, []).append(name)
     floors: dict[str, list[str]] = {}  # how -> rows
     placed = found.done("generation", metric="fd")
@@ -212,24 +214,22 @@ def warnings(found: Measured) -> list[str]:
     return lines
 
 
-def _minorities(placed: list[Placed], metric: str) -> list[str]:
-    """The runs measured differently from the largest group of runs measured alike, and the differences."""
-    groups: list[list[Placed]] = []
+def _minorities(placed: list[Placed], metric: str, known: dict[str, dict[str, Any]]) -> list[str]:
+    """The runs measured differently from the largest group of runs measured alike, and the differences.
+
+    ``known``: the conditions of every record, by its id."""
+    alike: dict[tuple[Any, ...], list[Placed]] = {}
     for one in placed:
-        group = next((group for group in groups if not differences(group[0][1], one[1], metric)), None)
-        if group is None:
-            groups.append(group := [])
-        group.append(one)
-    groups.sort(key=len, reverse=True)
+        alike.setdefault(tuple(known[one[1].id][name] for name in METRICS[metric].conditions), []).append(one)
+    groups = sorted(alike.values(), key=len, reverse=True)
     reasons = ["; ".join(differences(group[0][1], groups[0][0][1], metric)) for group in groups]
     return [f"{_where(group, placed)}: {why}" for group, why in zip(groups[1:], reasons[1:])]
 
 
 def _where(some: list[Placed], every: list[Placed]) -> str:
     """``mar/ce/guided, mar/diff/guided (1 of 3 runs)``."""
-    named, total = [row for row, _ in some], [row for row, _ in every]
-    counts = {row: (named.count(row), total.count(row)) for row in named}
-    return ", ".join(row if n == of else f"{row} ({n} of {of} runs)" for row, (n, of) in counts.items())
+    named, total = (Counter(row for row, _ in placed) for placed in (some, every))
+    return ", ".join(row if n == total[row] else f"{row} ({n} of {total[row]} runs)" for row, n in named.items())
 
 
 def failures(found: Measured) -> list[str]:
@@ -238,6 +238,6 @@ def failures(found: Measured) -> list[str]:
     for row, record in ((row, record) for row, tasks in found.selection.items() for record in tasks["generation"]):
         if record.status == "failed":
             error = (record.error or "no error was recorded").strip().partition("\n")[0].replace("`", "'")
-            train, sampling = seeds(record)
+            train, sampling = record.seeds
             lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error[:ERROR_LENGTH]}`")
     return lines
