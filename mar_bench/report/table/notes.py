@@ -17,6 +17,7 @@ from mar_bench.report.paper_agreement import is_comparable
 from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import design
 from mar_bench.report.table.grid import Measured
+from mar_bench.utils.console import printable
 
 ERROR_LENGTH = 160
 Placed = tuple[str, Record]  # a row, and a record of it
@@ -239,5 +240,6 @@ def failures(found: Measured) -> list[str]:
         if record.status == "failed":
             error = (record.error or "no error was recorded").strip().partition("\n")[0].replace("`", "'")
             train, sampling = record.seeds
-            lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error[:ERROR_LENGTH]}`")
+            code = printable(error[:ERROR_LENGTH])  # in code nothing else is active
+            lines.append(fmt.Block(f"{fmt.inline(row)}, training seed {train}, sampling seed {sampling}: `{code}`"))
     return lines
