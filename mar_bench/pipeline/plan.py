@@ -11,11 +11,11 @@ from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import Selection
 from mar_bench.pipeline.store import Places, is_sound, status
-from mar_bench.records.record import Record
+from mar_bench.records.record import Records
 from mar_bench.utils.console import console_table
 
 
-def make_plan(selection: Selection, scale: str, places: Places, records: dict[str, Record]) -> dict[str, Any]:
+def make_plan(selection: Selection, scale: str, places: Places, records: Records) -> dict[str, Any]:
     """The plan as a JSON object.
 
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count

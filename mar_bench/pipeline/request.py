@@ -16,7 +16,7 @@ from mar_bench.config.spec import CHOICE_SEED, RUN_KEYS
 from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.records.provenance import device_name
-from mar_bench.records.record import Record
+from mar_bench.records.record import Records
 from mar_bench.utils.errors import UserError, did_you_mean
 
 
@@ -44,7 +44,7 @@ def select(
     words: list[str] | None,
     every: bool,
     scale: str,
-    records: dict[str, Record],
+    records: Records,
     seeds: str | None = None,
     sampling_seeds: str | None = None,
     only: str | None = None,
@@ -76,7 +76,7 @@ def select(
     return found
 
 
-def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str, Record]) -> list[Experiment]:
+def load_all(words: list[str] | None, every: bool, scale: str, records: Records) -> list[Experiment]:
     """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
@@ -86,7 +86,7 @@ def load_all(words: list[str] | None, every: bool, scale: str, records: dict[str
     return [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
 
 
-def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]) -> Experiment:
+def load(name: str, scale: str, overrides: list[str] | None, records: Records) -> Experiment:
     """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
     for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
         if any(word.partition("=")[0] == key for word in overrides or ()):
@@ -94,9 +94,7 @@ def load(name: str, scale: str, overrides: list[str] | None, records: dict[str, 
     return with_choices(load_experiment(name, scale, overrides or ()), records)
 
 
-def load_row(
-    name: str, scale: str, overrides: list[str] | None, records: dict[str, Record]
-) -> tuple[Experiment, str | None]:
+def load_row(name: str, scale: str, overrides: list[str] | None, records: Records) -> tuple[Experiment, str | None]:
     """``table1/mar/diff/guided`` as experiment and row, ``table1`` as experiment and None.
 
     Raises UserError for an unknown row."""

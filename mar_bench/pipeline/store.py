@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.records.provenance import provenance
-from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
+from mar_bench.records.record import PREVIEW, Record, Records, read_record, records_dir, write_record
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write
 
@@ -80,7 +80,7 @@ def mark_done(folder: Path, seconds: float) -> None:
         path.unlink()
 
 
-def status(run: Run, places: Places, records: dict[str, Record]) -> str:
+def status(run: Run, places: Places, records: Records) -> str:
     """``done``, ``failed`` or ``missing``; a published record counts as done."""
     recorded = records[run.id].status if run.id in records else "missing"
     return "done" if is_sound(places.folder(run.task, run.id)) else recorded

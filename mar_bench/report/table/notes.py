@@ -235,7 +235,7 @@ def _where(some: list[Placed], every: list[Placed]) -> str:
 
 def failures(found: Measured) -> list[str]:
     """One line per failed generation run: row, seeds and the first line of the error, as Markdown code."""
-    lines = []
+    lines: list[str] = []
     for row, record in ((row, record) for row, tasks in found.selection.items() for record in tasks["generation"]):
         if record.status == "failed":
             error = (record.error or "no error was recorded").strip().partition("\n")[0].replace("`", "'")
