@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.config.stages import STAGES
 from mar_bench.records.provenance import provenance
-from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
+from mar_bench.records.record import PREVIEW, Record, Records, read_record, records_dir, write_record
 from mar_bench.utils import locks
 from mar_bench.utils.errors import DiskError, UserError
 from mar_bench.utils.files import atomic_write, path_variable, sha256_of, writing
@@ -220,7 +220,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def status(run: Run, places: Places, records: Mapping[str, Record]) -> str:
+def status(run: Run, places: Places, records: Records) -> str:
     """``done``, ``failed`` or ``missing``; a published record counts as done."""
     recorded = records[run.id].status if run.id in records else "missing"
     return "done" if is_sound(places.folder(run.task, run.id)) else recorded
