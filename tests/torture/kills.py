@@ -108,7 +108,9 @@ def wait_for_stage(command: Command, folder: Path, process: Any) -> None:
 
 
 def again(folder: Path, command: Command, truth: Truth) -> str | None:
-    """Give a killed command once more; what is wrong with the outcome."""
+    """Give a killed command once more, unless all was done; what is wrong with the outcome."""
+    if difference(truth.state, state(folder)) is None:
+        return None
     code, text = workshop.command(folder, *command.words(folder))
     if code != truth.code:
         return f"exit code {code} instead of {truth.code}: {text.strip().splitlines()[-1][:300]}"

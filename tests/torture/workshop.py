@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -132,7 +133,7 @@ def _command(folder: Path, words: list[str], hook: Callable[[], object], real: b
     os.environ["MAR_BENCH_LOCKS"] = str(folder / "machine")  # not to wait for other cases
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     if real:
-        os.execv(sys.executable, [sys.executable, "-m", "mar_bench", *words])
+        sys.exit(subprocess.call([sys.executable, "-m", "mar_bench", *words]))
     from mar_bench.cli import main
 
     multiprocessing.get_context = lambda method=None: Workers()  # type: ignore[assignment]
@@ -216,11 +217,11 @@ def records(folder: Path) -> dict[str, Any]:
 def state(folder: Path) -> dict[str, Any]:
     """Every file that counts: records stripped, files of run roots by name, of others the SHA-256.
 
-    Hidden files do not count: no command reads them."""
+    Hidden files do not count, as no command reads them; nor do locks."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or name.parts[:2] == ("runs", "locks") or any(p.startswith(".") for p in name.parts):
+        if path.is_dir() or any(part in ("locks", "machine") or part.startswith(".") for part in name.parts):
             continue
         if path.suffix == ".json" and (path.name == "record.json" or name.parts[0] == "records"):
             found[str(name)] = stripped(json.loads(path.read_text()))
