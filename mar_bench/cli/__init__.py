@@ -11,6 +11,7 @@ import sys
 
 from mar_bench.cli import cluster, experiments, metrics, views, weights  # noqa: F401, each adds its commands
 from mar_bench.cli.options import app
+from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 
 
@@ -27,13 +28,14 @@ def main() -> None:
             sys.stdout.flush()  # here, as an error at the interpreter's end would come too late to be told
             raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of the pipe, such as head, has exited
         _drop_output()
         sys.exit(0)
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        text = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        print(f"error: {printable(text)}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:

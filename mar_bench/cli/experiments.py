@@ -13,6 +13,7 @@ import typer
 from mar_bench.cli import options
 from mar_bench.cli.options import app
 from mar_bench.pipeline.request import load_row, names_and_overrides, preflight, select
+from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 
 
@@ -235,7 +236,7 @@ def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str]):
               file=sys.stderr)  # fmt: skip
         for job in todo:
             if job.id in outcome.failed:
-                print(f"  {job.title}: {outcome.failed[job.id].splitlines()[0]}", file=sys.stderr)
+                print(printable(f"  {job.title}: {outcome.failed[job.id].splitlines()[0]}"), file=sys.stderr)
     elif world is None or world.first:
         print(f"{outcome.done} jobs done in {taken}")
     return outcome

@@ -13,6 +13,7 @@ from mar_bench.config.ids import IdCheck
 from mar_bench.pipeline.request import parse_seeds
 from mar_bench.pipeline.store import default_places
 from mar_bench.records import record
+from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import expanded
 
@@ -74,7 +75,8 @@ def results(runs: str | None, records: str | None):
     places = default_places(runs, records)
     if names := record.conflicting_ids(places.records):
         where = places.records / record.CONFLICTS
-        print(f"note: records that disagree are left out (see {where}): {', '.join(names)}", file=sys.stderr)
+        listed = printable(", ".join(names))
+        print(f"note: records that disagree are left out (see {where}): {listed}", file=sys.stderr)
     return places, record.RecordFolder(places.records, IdCheck())
 
 

@@ -12,6 +12,7 @@ import typer
 
 from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, one_seed, results
 from mar_bench.pipeline.request import load_all
+from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError, did_you_mean
 
 TABLE_FORMATS = ("md", "csv", "tex")
@@ -26,7 +27,7 @@ def _noted(every: bool) -> Iterator[None]:
     except UserError as error:
         if not every:
             raise
-        print(f"note: {error}", file=sys.stderr)
+        print(f"note: {printable(str(error))}", file=sys.stderr)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mar_bench.cluster.jobs import ClusterJob, build_graph
@@ -12,7 +11,7 @@ from mar_bench.cluster.slurm import JobState, job_states
 from mar_bench.config.ids import Run
 from mar_bench.pipeline.graph import Job, jobs_for
 from mar_bench.pipeline.store import Places
-from mar_bench.records.record import Record
+from mar_bench.records.record import Records
 
 NOT_SENT = "not sent"  # not one of Slurm's states
 GIVEN_UP = ("CANCELLED", "PREEMPTED")  # not failed: sent again without --retry
@@ -67,13 +66,7 @@ class Plan:
 
 
 def make_plan(
-    runs: list[Run],
-    places: Places,
-    records: Mapping[str, Record],
-    profile: Profile,
-    queue: Queue,
-    retry: bool,
-    last: bool,
+    runs: list[Run], places: Places, records: Records, profile: Profile, queue: Queue, retry: bool, last: bool
 ) -> Plan:
     """Which stages of ``runs`` to send now; ``queue`` holds the submissions whose jobs may already run some of them.
 

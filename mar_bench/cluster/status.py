@@ -15,7 +15,7 @@ from mar_bench.cluster.pending import NOT_SENT, Queue, shards_of
 from mar_bench.pipeline.progress import duration
 from mar_bench.pipeline.store import Places, is_sound
 from mar_bench.records.record import read_record
-from mar_bench.utils.console import console_table
+from mar_bench.utils.console import console_table, printable
 from mar_bench.utils.errors import UserError
 
 AGAIN = "submit with --retry failed"
@@ -137,7 +137,7 @@ def text(lines: list[Line]) -> str:
     unfinished = [cell for cell, line in zip(cells, lines) if line.state != "done"]
     heading = ["row", "stage", "job", "state", "node", "step", "images/s", "left"]
     out = [console_table(heading, unfinished)] if unfinished else []
-    out += [f"{', '.join(rows)}: {problem}" for problem, rows in problems.items()]
+    out += [printable(f"{', '.join(rows)}: {problem}") for problem, rows in problems.items()]
     counts = Counter(line.state.partition(" (")[0] for line in lines if line.task != TABLE)
     return "\n".join([*out, f"{counts.total()} records; {', '.join(f'{n} {s}' for s, n in counts.most_common())}"])
 

@@ -5,7 +5,6 @@ points are measured, the row is open: it is planned and counted, but not run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +13,10 @@ from mar_bench.config.ids import choosing_run, reconstruction_run
 from mar_bench.config.spec import CHOICE_SEED
 from mar_bench.config.sweeps import Sweep
 from mar_bench.records.metrics import metric_name
-from mar_bench.records.record import Record
+from mar_bench.records.record import Record, Records
 
 
-def with_choices(experiment: Experiment, records: Mapping[str, Record]) -> Experiment:
+def with_choices(experiment: Experiment, records: Records) -> Experiment:
     """The experiment with each row at its best sweep point, if all of the row's points have records.
 
     The first of equal points wins; ``choices`` has the format of ``Record.selection``."""
@@ -35,13 +34,13 @@ def with_choices(experiment: Experiment, records: Mapping[str, Record]) -> Exper
     return replace(experiment, rows=rows, choices=choices)
 
 
-def _swept(sweep: Sweep, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+def _swept(sweep: Sweep, records: Records) -> list[dict[str, Any]]:
     """The points with their values of the sweep's metric, None for a missing one."""
     tried = [(values, choosing_run(sweep.judge, spec).id) for values, spec in sweep.points]
     return [{"values": values, "value": _value(records.get(i), sweep.metric), "eval_id": i} for values, i in tried]
 
 
-def _searched(search: Sweep, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+def _searched(search: Sweep, records: Records) -> list[dict[str, Any]]:
     """The settings with their scores; [] while a measurement is missing.
 
     The score is the distance of reconstructed held-out images plus the held-out loss of the short training, each

@@ -26,9 +26,8 @@ def canonical(value: Any) -> Any:
     """Plain containers that determine ``value``: defaults and unhashed fields are omitted, ``kind`` is kept."""
     if type(value) in (str, int, float, bool, type(None)):  # most of them
         return value
-    if is_dataclass(value):
-        known = _hashed(value.__class__)
-        items = {name: (canonical(getattr(value, name)), default) for name, default in known.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        items = {name: (canonical(getattr(value, name)), default) for name, default in _hashed(type(value)).items()}
         return {name: item for name, (item, default) in items.items() if item != default}
     if isinstance(value, (tuple, list)):
         return [canonical(v) for v in value]

@@ -70,7 +70,7 @@ def execute(
     torch.set_num_threads(run.spec.compute.threads)
     if world.size == 1 and (device := pick_device(run.spec.compute.device)).index is not None:
         torch.cuda.set_device(device)  # torch-fidelity only uses the current GPU
-    with contextlib.ExitStack() as held:
+    with places.mounted(), contextlib.ExitStack() as held:
         if world.first:
             name = job.id if shard is None else f"{job.id}-{shard[0]}-{shard[1]}"
             lock = places.runs / "locks" / f"{name}.lock"

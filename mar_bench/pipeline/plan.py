@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import Selection
 from mar_bench.pipeline.room import room_of
 from mar_bench.pipeline.store import Places, is_sound, status
-from mar_bench.records.record import Record
+from mar_bench.records.record import Records
 from mar_bench.utils.console import console_table
 
 
-def make_plan(selection: Selection, scale: str, places: Places, records: Mapping[str, Record]) -> dict[str, Any]:
+def make_plan(selection: Selection, scale: str, places: Places, records: Records) -> dict[str, Any]:
     """The plan as a JSON object.
 
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 
 from mar_bench.pipeline.graph import Job, give_up
 from mar_bench.pipeline.store import Places
+from mar_bench.utils.console import printable
 
 LOG_SECONDS = 15  # between two log lines about the state of the work
 PRIOR = 20.0  # seconds of measured work before measurements outweigh the planned costs
@@ -52,7 +53,8 @@ class Report:
 
     def say(self, text: str) -> None:
         minutes, seconds = divmod(int(self.elapsed()), 60)
-        self.bars.console.print(f"[{minutes:3d}:{seconds:02d}] {text}", highlight=False, markup=False, soft_wrap=True)
+        line = printable(f"[{minutes:3d}:{seconds:02d}] {text}")
+        self.bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
         del self.pending[job.id]

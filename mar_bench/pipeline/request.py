@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import chain
@@ -18,7 +18,7 @@ from mar_bench.config.yaml_layers import experiment_files, split_row
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.pipeline.room import check_room
 from mar_bench.records.provenance import device_name
-from mar_bench.records.record import Record
+from mar_bench.records.record import Records
 from mar_bench.utils.errors import UserError, did_you_mean, shortened
 
 
@@ -46,7 +46,7 @@ def select(
     words: list[str] | None,
     every: bool,
     scale: str,
-    records: Mapping[str, Record],
+    records: Records,
     seeds: str | None = None,
     sampling_seeds: str | None = None,
     only: str | None = None,
@@ -79,7 +79,7 @@ def select(
     return found
 
 
-def load_all(words: list[str] | None, every: bool, scale: str, records: Mapping[str, Record]) -> list[Experiment]:
+def load_all(words: list[str] | None, every: bool, scale: str, records: Records) -> list[Experiment]:
     """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
@@ -89,7 +89,7 @@ def load_all(words: list[str] | None, every: bool, scale: str, records: Mapping[
     return [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
 
 
-def load(name: str, scale: str, overrides: list[str] | None, records: Mapping[str, Record]) -> Experiment:
+def load(name: str, scale: str, overrides: list[str] | None, records: Records) -> Experiment:
     """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
     for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
         if any(word.partition("=")[0] == key for word in overrides or ()):
@@ -97,9 +97,7 @@ def load(name: str, scale: str, overrides: list[str] | None, records: Mapping[st
     return with_choices(load_experiment(name, scale, overrides or ()), records)
 
 
-def load_row(
-    name: str, scale: str, overrides: list[str] | None, records: Mapping[str, Record]
-) -> tuple[Experiment, str | None]:
+def load_row(name: str, scale: str, overrides: list[str] | None, records: Records) -> tuple[Experiment, str | None]:
     """``table1/mar/diff/guided`` as experiment and row, ``table1`` as experiment and None.
 
     Raises UserError for an unknown row."""

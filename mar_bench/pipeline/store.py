@@ -7,8 +7,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from mar_bench.config.ids import Run
 from mar_bench.config.parse import as_tree
 from mar_bench.config.stages import STAGES
 from mar_bench.records.provenance import provenance
-from mar_bench.records.record import PREVIEW, Record, read_record, records_dir, write_record
+from mar_bench.records.record import PREVIEW, Record, Records, read_record, records_dir, write_record
 from mar_bench.utils import locks
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import DiskError, UserError
 from mar_bench.utils.files import atomic_write, path_variable, sha256_of, writing
 
 if TYPE_CHECKING:
@@ -56,6 +56,18 @@ class Places:
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
         return folder
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Raises DiskError in place of any error in the block if the run root is gone: files that are missing then are
+        not the stage's fault."""
+        try:
+            yield
+        except Exception:
+            if (self.runs / "locks").is_dir():
+                raise
+            gone = f"{self.runs}: cannot be found any more"
+            raise DiskError(f"{gone}; finished work is safe: mount the disk again, then repeat the command") from None
 
     def finished(self, kind: str, stage_id: str, owner: str) -> Path:
         """The folder of a finished stage. Raises UserError if it is missing, incomplete or damaged."""
@@ -208,7 +220,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def status(run: Run, places: Places, records: Mapping[str, Record]) -> str:
+def status(run: Run, places: Places, records: Records) -> str:
     """``done``, ``failed`` or ``missing``; a published record counts as done."""
     recorded = records[run.id].status if run.id in records else "missing"
     return "done" if is_sound(places.folder(run.task, run.id)) else recorded

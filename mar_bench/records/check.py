@@ -11,7 +11,7 @@ from mar_bench.records.metrics import LARGEST, METRICS, range_of
 MOST_LEVELS = 20  # of nesting; runs write about 7
 _ID = re.compile(r"[\w-]{1,100}\Z")
 _WORDS = {dict: "block", str: "text", int: "whole number"}
-_IMAGES = {"kind": str, "name": str, "sha256": str}
+_IMAGES: dict[str, type] = {"kind": str, "name": str, "sha256": str}
 _BLOCKS = ("ids", "spec", "metrics", "protocol", "parameters", "training", "uncertainty", "selection", "provenance")
 # what the code relies on: block -> the types of its values; null counts as missing, except at the top
 _TYPES: dict[str, dict[str, Any]] = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter, defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -118,8 +119,8 @@ def _decide(plan: Collection, name: str, given: list[Found]) -> None:
         plan.outcomes.append(("set aside", name, folder))
         for found in [*mine, *results]:
             if found.content not in [other.content for other in aside.values()]:
-                host, digest = found.record.provenance.get("host", "unknown"), hashlib.sha256(found.content).hexdigest()
-                aside[folder / f"{host}-{digest[:12]}.json"] = found
+                host = re.sub(r"\W", "-", found.record.provenance.get("host") or "unknown")[:40]
+                aside[folder / f"{host}-{hashlib.sha256(found.content).hexdigest()[:12]}.json"] = found
         return
     kept = mine[0].record if mine else None
     for found in given:

@@ -61,6 +61,9 @@ class Record:
         return train, sampling
 
 
+Records = Mapping[str, Record]  # by id; a RecordFolder reads only those that are needed
+
+
 def records_dir(records: str | None = None) -> Path:
     """``records``, else ``$MAR_BENCH_RECORDS``, else ``results/records`` in a checkout, else ``records``."""
     named = records or path_variable("MAR_BENCH_RECORDS")
@@ -147,7 +150,7 @@ def read_records(folder: Path) -> dict[str, Record]:
     return dict(RecordFolder(folder))
 
 
-def of_cells(records: Mapping[str, Record], cells: Collection[str]) -> list[Record]:
+def of_cells(records: Records, cells: Collection[str]) -> list[Record]:
     """The records whose cell is one of ``cells``."""
     if isinstance(records, RecordFolder):
         return records.of_cells(cells)

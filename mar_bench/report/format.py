@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import METRICS
+from mar_bench.utils.console import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MISSING = "–"
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished
+_FORMULA = re.compile(r"[=@\uFF1D\uFF0B\uFF20\uFF0D]|[+-](?!\d+(\.\d+)?$)")  # its start, also in full width
 
 
 def number(value: float | None, like: float | None = None, signed: bool = False) -> str:
@@ -47,10 +54,36 @@ def count_of(parameters: float | None) -> str:
     return f"{parameters:.0f}"
 
 
-def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
+class Block(str):
+    """Markdown that is laid out already; ``render`` makes every other text inert and one line."""
+
+
+def inline(text: object) -> str:
+    """A text as one line of Markdown without HTML, links and control characters."""
+    line = re.sub("<(?=[A-Za-z/!?])", "&lt;", printable(" ".join(str(text).split("\n"))))
+    return re.sub(r"\](?=[(:])", r"]\\", line)
+
+
+def markdown_table(heading: list[str], lines: list[list[str]]) -> Block:
     """A GitHub table; text is printed as it is."""
-    escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in line] for line in [heading, *lines]]
-    return tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True)
+    escaped = [[re.sub(r"(\\?)\|", _pipe, inline(cell)) for cell in line] for line in [heading, *lines]]
+    return Block(tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True))
+
+
+def _pipe(found: re.Match[str]) -> str:
+    return rf"{found[1]}&#124;" if found[1] else r"\|"  # a backslash before it would escape that of the pipe
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV; texts that a spreadsheet would run as a formula begin with a quote."""
+
+    def inert(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return f"'{printable(value)}" if _FORMULA.match(value) else printable(value)
+
+    frame = frame.apply(lambda column: column if column.dtype.kind == "f" else column.map(inert)).rename(columns=inert)
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def paper_name(metric: str) -> str:

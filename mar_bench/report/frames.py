@@ -18,13 +18,12 @@ from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import CHOICE_SEED, IdCheck, choosing_run, generation_run, reconstruction_run, speed_run
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
-from mar_bench.records.record import Record, RecordFolder, of_cells, records_dir
+from mar_bench.records.record import Record, RecordFolder, Records, of_cells, records_dir
 from mar_bench.report.format import published_value
 from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import Spread, spread
 
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
-Records = Mapping[str, Record]  # by id; a RecordFolder reads only those that are needed
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
 

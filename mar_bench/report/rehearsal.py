@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mar_bench.report.format import Block, inline
 from mar_bench.report.render import render
 
 
@@ -59,5 +60,6 @@ def _trial(item: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _table(lines: list[dict[str, str]]) -> str:
-    return pd.DataFrame(lines).fillna("").to_markdown(index=False, disable_numparse=True)
+def _table(lines: list[dict[str, str]]) -> Block:
+    frame = pd.DataFrame(lines).fillna("").map(inline)
+    return Block(frame.to_markdown(index=False, disable_numparse=True))

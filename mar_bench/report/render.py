@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jinja2
 
 from mar_bench.report import format as fmt
 from mar_bench.report import stats
+from mar_bench.utils.console import printable
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -22,19 +24,23 @@ class Best(str):
 
 
 def render(template: str, **parts: Any) -> str:
-    """The filled template; templates see ``stats`` and ``fmt``, and in LaTeX the filter ``tex``."""
+    """The filled template; templates see ``stats`` and ``fmt``, and in LaTeX the filters ``tex`` and ``key``.
+
+    In Markdown every value but a ``Block`` is made inert."""
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     if ".tex" in template:  # braces are LaTeX's own
         options |= {"variable_start_string": "<<", "variable_end_string": ">>"}
         options |= {"block_start_string": "<%", "block_end_string": "%>"}
     loader = jinja2.PackageLoader("mar_bench.report")
+    if ".md" in template:
+        options["finalize"] = lambda value: value if isinstance(value, fmt.Block) else fmt.inline(value)
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
-    environment.filters["tex"] = escape_tex
+    environment.filters |= {"tex": escape_tex, "key": lambda text: re.sub(r"[^\w.-]", "-", text)}
     return environment.get_template(template).render(stats=stats, fmt=fmt, **parts)
 
 
 def escape_tex(text: object) -> str:
     """Escape a text for LaTeX."""
-    escaped = "".join(TEX.get(character, character) for character in str(text))
+    escaped = "".join(TEX.get(character, character) for character in printable(str(text), keep="\n"))
     number, bracket, paper = escaped.partition(" (")
     return rf"\textbf{{{number}}}{bracket}{paper}" if isinstance(text, Best) else escaped

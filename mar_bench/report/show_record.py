@@ -7,7 +7,7 @@ from typing import Any
 from mar_bench.records.metrics import PAPER_SAMPLES, metrics_by_key
 from mar_bench.records.record import Record
 from mar_bench.report.format import MISSING
-from mar_bench.utils.console import console_table
+from mar_bench.utils.console import console_table, printable
 from mar_bench.utils.yaml_text import to_yaml
 
 BLOCKS = ("ids", "protocol", "uncertainty", "training", "parameters", "provenance", "spec")
@@ -34,7 +34,7 @@ def how_measured(record: Record) -> list[str]:
     for name in ("samples", "reference", "extractor", "settings"):
         block = {key: value for key, value in record.protocol[name].items() if key not in HIDDEN}
         words = [f"{key} {value[:12] if key == 'sha256' else value}" for key, value in block.items()]
-        lines.append(f"{name:11}{', '.join(words)}")
+        lines.append(printable(f"{name:11}{', '.join(words)}"))
     return [f"{lines[0]}, labels {record.protocol['label_mode']}", *lines[1:]]
 
 
@@ -74,4 +74,5 @@ def record_text(record: Record) -> str:
         parts.append("\n".join([*how_measured(record), *(f"note: {warning}" for warning in warnings(record))]))
     command = record.provenance.get("command") or "unknown: it was not run by mar-bench"
     parts.append(f"to reproduce it, on the commit, device and seeds below: {command}")
-    return "\n\n".join([*parts, to_yaml({name: block for name in BLOCKS if (block := getattr(record, name))})])
+    parts.append(to_yaml({name: block for name in BLOCKS if (block := getattr(record, name))}))
+    return printable("\n\n".join(parts), keep="\n")

@@ -244,13 +244,21 @@ def test_no_stage_makes_a_run_root_that_is_gone_again(tmp_path):
     for empty in (False, True):  # a disk that is not mounted leaves a folder, or none
         if empty:
             places.runs.mkdir()
-        with pytest.raises(DiskError, match=r"runs/locks/\w+.lock: cannot be written .*mount the disk"):
+        with pytest.raises(DiskError, match="runs: cannot be found any more; .*mount the disk"):
             execute(jobs_for([RUN], places)[0], places, lambda *step: False)
     assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
     with pytest.raises(DiskError, match="gone/train/1"):
         Places(tmp_path / "gone", tmp_path).make_folder("train", "1")
     with pytest.raises(DiskError, match="records/"):
         record_failure(RUN, places, "no", 1.0)
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_an_error_after_the_run_root_has_gone_is_not_the_stages(mounted, places):
+    with pytest.raises(KeyError if mounted else DiskError), places.mounted():
+        if not mounted:
+            shutil.rmtree(places.runs / "locks")
+        raise KeyError("what a missing file leads to")
 
 
 def test_publish_replaces_failures_and_no_results(places):

@@ -185,6 +185,15 @@ def test_results_that_disagree_are_set_aside_and_named(disagreed):
         assert word in line
 
 
+def test_no_name_in_a_record_leads_out_of_the_folder(disagreed):
+    records, other, mine = disagreed
+    path = other / f"{mine.id}.json"
+    path.write_text(path.read_text().replace('"beta"', '"../../../beta"'))
+    collect([other], records)
+    aside = records / CONFLICTS / mine.id
+    assert len(list(aside.iterdir())) == 2 and not list(records.parents[1].glob("beta*")) + list(records.glob("beta*"))
+
+
 def test_an_id_stays_set_aside_until_it_is_settled(disagreed, tmp_path, table1):
     records, other, mine = disagreed
     named = collect([other], records).conflicts()

@@ -51,7 +51,7 @@ def full_disk(lab: Workshop, cases: list[Case]) -> Figure:
 
     def one(case: tuple[Case, int]) -> str | None:
         (command, truth, before, after, _), number = case
-        size = random.Random(number).randrange(before, after)
+        size = random.Random(number).randrange(before, max(before + 1, after))
         with lab.bench() as folder, disk(folder, PLENTY) as place:
             command.prepare(place)
             limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mar_bench.cluster.jobs import build_graph
 from mar_bench.cluster.ledger import Request, new_submission
@@ -152,12 +153,20 @@ def _submit(experiment: Experiment, runs: list[Run], places: Places, first: int)
     submission.sent([])
 
 
-def measure_load(folder: Path) -> dict[str, tuple[float, float]]:
-    """Seconds and peak MB of each command with the records in ``folder``; a ledger of submissions lies beside it."""
+class Load(NamedTuple):
+    """What a command takes; processor seconds do not depend on what else the machine does."""
+
+    seconds: float
+    processor_seconds: float
+    megabytes: float  # at its peak
+
+
+def measure_load(folder: Path) -> dict[str, Load]:
+    """The load of each command with the records in ``folder``; a ledger of submissions lies beside it."""
     runs = folder.parent / f"{folder.name}-runs"
     if not runs.exists():
         make_submissions(Places(runs.absolute(), folder.absolute()))
-    environment = {**os.environ, "MAR_BENCH_RUNS": str(runs), "MAR_BENCH_RECORDS": str(folder)}
+    environment = {**os.environ, "MAR_BENCH_RUNS": str(runs), "MAR_BENCH_RECORDS": str(folder), "PATH": ""}  # no Slurm
     found = {}
     for name, words in COMMANDS.items():
         words = [word.format(records=folder, empty=runs / "no-records") for word in words]
@@ -167,7 +176,7 @@ def measure_load(folder: Path) -> dict[str, tuple[float, float]]:
         )
         _, status, used = os.wait4(process.pid, 0)
         assert status == 0, f"{name}: exit status {status}"
-        found[name] = (time.perf_counter() - begin, used.ru_maxrss / 1024)
+        found[name] = Load(time.perf_counter() - begin, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
     return found
 
 
@@ -175,5 +184,7 @@ if __name__ == "__main__":  # python -m tests.torture.load FOLDER COUNT
     target = Path(sys.argv[1])
     if not target.exists():
         make_records(target, int(sys.argv[2]))
-    for command, (seconds, megabytes) in measure_load(target).items():
-        print(f"{command:14} {seconds:6.1f} s {megabytes:6.0f} MB", flush=True)
+    for command, load in measure_load(target).items():
+        print(
+            f"{command:14} {load.seconds:6.1f} s, processor {load.processor_seconds:6.1f} s, {load.megabytes:6.0f} MB"
+        )

@@ -127,7 +127,7 @@ class Below:
             ours = [other for other in systems if systems[other] == self.better and column[other] == column[row]]
             lines.append(_one_point(names, row, ours, seconds, runs))
         verdict, text = _judged(lines)
-        return verdict, f"Seconds per image: {setting}.\n\n" * (setting is not None) + text
+        return verdict, f"Seconds per image: {fmt.inline(setting)}.\n\n" * (setting is not None) + text
 
 
 def _one_point(

@@ -14,7 +14,7 @@ from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.yaml_layers import SCALES, experiment_files, experiments_dir, load_yaml, scales
 from mar_bench.report.claims.evidence import OUTSIDE, Evidence
-from mar_bench.report.format import MISSING
+from mar_bench.report.format import MISSING, Block, inline
 from mar_bench.report.frames import Records, Selection, runs_with, select
 from mar_bench.report.render import render
 from mar_bench.report.stats import UNDECIDED
@@ -70,7 +70,7 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
 
     summary, details = [], []
     for claim in read_claims(path):
-        details.append(f"## {claim.number}. {claim.text}")
+        details.append(f"## {claim.number}. {inline(claim.text)}")
         for evidence in claim.evidence:
             name = evidence.experiment
             if name not in experiment_files():
@@ -79,10 +79,10 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
             if wrong := evidence.unknown(whole):
                 raise UserError(f"{path}: claim {claim.number}: {name} has {wrong[0]}; see {whole.file}")
             place, verdict, text = _finding(evidence, selected, scale)
-            details.append(f"### {evidence.title}: {verdict}\n\n{text}")
+            details.append(f"### {inline(evidence.title)}: {inline(verdict)}\n\n{text}")
             summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
-    parts = {"scale": scale, "by_size": BY_SIZE, "outside": OUTSIDE, "summary": summary, "details": details}
-    return render("claims.md.j2", **parts)
+    parts = {"scale": scale, "by_size": BY_SIZE, "outside": OUTSIDE, "summary": summary}
+    return render("claims.md.j2", **parts, details=Block("\n\n".join(details)))
 
 
 def _finding(
@@ -106,4 +106,4 @@ def _finding(
     place = f"Experiment {evidence.experiment}, {scale} scale"
     place += "".join(f"; this scale has {lacking}" for lacking in evidence.unknown(experiment))
     place += f"; {done} of its {total} rows are measured" * (done < total)
-    return scale, verdict, f"{place}.\n\n{text}"
+    return scale, verdict, f"{inline(place)}.\n\n{text}"

@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.metrics import thousands
-from mar_bench.records.record import Record
+from mar_bench.records.record import Records
 from mar_bench.report import format as fmt
 from mar_bench.report.figures.panels import METADATA, STYLE, Plot, render, save
 from mar_bench.report.frames import frame, spreads, values
@@ -29,7 +29,7 @@ NOTHING = {"setting": "", "x_low": math.nan, "x_high": math.nan, "sd": math.nan,
 Looks = dict[str, dict[str, str]]  # row -> panel, colour, marker and name of its point
 
 
-def draw(experiment: Experiment, records: dict[str, Record], stem: Path) -> list[Path]:
+def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
     """Write ``stem`` with .png, .pdf and .svg; return their paths. Equal records give equal bytes.
 
     Without a ``figure`` block, draws distance against seconds per image. If the block has a ``line``, the points of a

@@ -18,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
+from mar_bench.utils.console import printable
 from mar_bench.utils.files import atomic_write, with_folder
 
 MARKERS = "os^DvPX<>*"
@@ -32,6 +33,7 @@ FLOOR: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 STYLE = {
     **sns.axes_style("ticks"),
     **sns.plotting_context("paper", rc={"lines.markersize": MARKER_SIZE}),
+    "text.parse_math": False,  # a dollar in a label is a dollar
     "legend.frameon": False,
     "legend.columnspacing": 1.5,
     "axes.grid": True,
@@ -78,10 +80,17 @@ class Plot:
 
 def save(figure: Figure, path: Path, **layout: Any) -> Path:
     """Write a figure in the format that the path ends with; return the path."""
+    _make_printable(figure)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=METADATA[path.suffix], **layout)
     atomic_write(with_folder(path), content.getvalue())
     return path
+
+
+def _make_printable(figure: Figure) -> None:
+    """Replace control characters, which fonts lack and an svg must not contain."""
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text(), keep="\n"))
 
 
 def render(plot: Plot) -> Figure:
@@ -111,6 +120,7 @@ def render(plot: Plot) -> Figure:
     _legend(figure, plot, colours, markers)
     title = "\n".join(textwrap.fill(line, CHARACTERS * len(panels)) for line in plot.title.splitlines())
     figure.suptitle(title, fontsize=9, x=0.01, y=1.01, ha="left", va="bottom")
+    _make_printable(figure)
     figure.draw_without_rendering()  # fixes the places of the points
     for ax in grid.flat:
         _place_names(ax)

@@ -22,7 +22,7 @@ DARK = 64  # images whose median grey is below this are drawn inverted
 PANEL_INCHES = 3.3
 CHARACTER_INCHES = 0.06  # of the titles, on average
 CLOSENESS = (0.2, 5.0)  # range of the curves of copies
-SHEET: Any = {"font.size": 7, "axes.titlesize": 7}
+SHEET: Any = {"font.size": 7, "axes.titlesize": 7, "text.parse_math": False}
 
 
 def sample_grid(experiment: Experiment, images: dict[str, np.ndarray], path: Path) -> Path:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
+from mar_bench.report import format as fmt
 from mar_bench.report.claims import orderings
 from mar_bench.report.frames import Records, is_shown, loaded, values
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
@@ -78,8 +79,7 @@ class Table(Measured):
         columns = ["experiment", "scale", "row", *experiment.labels, "metric", "status", "mean", "sd", "sd_training"]
         columns += ["sd_sampling", "se", "n_train_seeds", "n_sampling_seeds", "num_generated", "paper", "difference"]
         columns += ["verdict", "chosen", "floor_fd", "seconds_per_image", "speed_setting", "records"]
-        frame = pd.DataFrame(lines, columns=columns)
-        return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        return fmt.csv_text(pd.DataFrame(lines, columns=columns))
 
 
 def table(experiment: Experiment | str, records: Records | None = None, scale: str = "tiny") -> Table:

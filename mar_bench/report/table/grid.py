@@ -85,10 +85,10 @@ class Grid:
         """Consecutive columns of one group: its name and their number."""
         return [(group, len(list(same))) for group, same in itertools.groupby(c.group for c in self.columns)]
 
-    def markdown(self) -> str:
+    def markdown(self) -> fmt.Block:
         heading = [*self.labels, *map(str, self.columns)]
         table = fmt.markdown_table(heading, self.lines)
-        return f"{self.intro}\n\n{table}" if self.intro else table
+        return fmt.Block(f"{fmt.inline(self.intro)}\n\n{table}") if self.intro else table
 
 
 def main_grid(found: Measured) -> Grid:

@@ -17,6 +17,7 @@ from mar_bench.report.paper_agreement import is_comparable
 from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import design
 from mar_bench.report.table.grid import Measured
+from mar_bench.utils.console import printable
 
 ERROR_LENGTH = 160
 Placed = tuple[str, Record]  # a row, and a record of it
@@ -234,10 +235,11 @@ def _where(some: list[Placed], every: list[Placed]) -> str:
 
 def failures(found: Measured) -> list[str]:
     """One line per failed generation run: row, seeds and the first line of the error, as Markdown code."""
-    lines = []
+    lines: list[str] = []
     for row, record in ((row, record) for row, tasks in found.selection.items() for record in tasks["generation"]):
         if record.status == "failed":
             error = (record.error or "no error was recorded").strip().partition("\n")[0].replace("`", "'")
             train, sampling = record.seeds
-            lines.append(f"{row}, training seed {train}, sampling seed {sampling}: `{error[:ERROR_LENGTH]}`")
+            code = printable(error[:ERROR_LENGTH])  # in code nothing else is active
+            lines.append(fmt.Block(f"{fmt.inline(row)}, training seed {train}, sampling seed {sampling}: `{code}`"))
     return lines
