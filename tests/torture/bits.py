@@ -36,7 +36,7 @@ SPLITS: dict[str, tuple[object, ...]] = {  # ways to split the same work, as wor
     "jobs": ("--jobs", 2),
 }
 # largest allowed difference of weights and of tokens, of their std
-TOLERANCE = {"compute.micro_batch=5": 1e-3, "compute.threads=2": 1e-3, "sampling.batch_size=20": 1e-4}
+TOLERANCE = {"compute.micro_batch=5": 2e-3, "compute.threads=2": 2e-3, "sampling.batch_size=20": 1e-4}
 
 
 def numbers(folder: Path) -> dict[str, Any]:
