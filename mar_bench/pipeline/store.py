@@ -88,6 +88,7 @@ class Places:
         if not is_sound(folder):
             return False
         if self._fault(folder, run) is None:
+            drop_checkpoints(folder)  # left by a process that was killed after it had marked the stage
             return True
         with locks.held(self.runs / "locks" / f"{folder.name}.lock"):
             if is_sound(folder) and (why := self._fault(folder, run)):  # no other process has made it again meanwhile
@@ -193,12 +194,19 @@ def content_digest(marker: dict[str, Any]) -> str | None:
 
 def mark_done(folder: Path, seconds: float, inputs: dict[str, str] | None = None) -> None:
     """Write the marker, last of all files: its presence means the stage is complete. Then delete checkpoints."""
-    checkpoints = {path for pattern in CHECKPOINTS for path in folder.glob(pattern)}
     listed = {p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith(".")}
-    names = [str(path.relative_to(folder)) for path in sorted(listed - checkpoints)]
+    names = [str(path.relative_to(folder)) for path in sorted(listed.difference(checkpoints_in(folder)))]
     write_marker(folder, names, seconds, inputs or {})
-    for path in checkpoints:
-        path.unlink()
+    drop_checkpoints(folder)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    return [path for pattern in CHECKPOINTS for path in folder.glob(pattern)]
+
+
+def drop_checkpoints(folder: Path) -> None:
+    for path in checkpoints_in(folder):
+        path.unlink(missing_ok=True)
 
 
 def write_marker(folder: Path, names: list[str], seconds: float, inputs: dict[str, str]) -> None:

@@ -219,6 +219,12 @@ def test_a_stage_made_from_another_result_is_made_again(places, capsys):
     assert not places.intact("train", RUN) and "its tokenizer has been made again" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_a_kill_has_left_is_deleted_once_its_stage_is_loaded(places):
+    folder = make(places, "train", RUN.ids["train_id"])
+    (left := folder / "checkpoint-000000012-abc.pt").write_text("x")
+    assert is_sound(folder) and places.intact("train", RUN) and not left.exists()
+
+
 def test_stages_of_earlier_versions_count_and_get_digests_when_they_are_loaded(places):
     folder = make(places, "train", RUN.ids["train_id"])
     (folder / MARKER).write_text('{"files": {"deep/log.txt": 7, "weights.bin": 5}, "seconds": 3.0}')
