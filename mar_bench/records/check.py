@@ -67,7 +67,7 @@ def check(content: Any) -> None:
         if not isinstance(about, dict):
             raise ValueError(f"uncertainty.{key} {about!r:.60} must be a block")
         for name, value in about.items():
-            if not isinstance(value, str):
+            if name != "method":
                 _number(f"uncertainty.{key}.{name}", value, 0, LARGEST)
     for key, value in content.get("parameters", {}).items():
         trained = key == "total" and content["task"] == "generation"

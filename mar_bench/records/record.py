@@ -57,7 +57,7 @@ class Record:
     @property
     def seeds(self) -> tuple[int, int]:
         """The training seed and the sampling seed."""
-        train, sampling = ((self.spec.get(block) or {}).get("seed", 0) for block in ("train", "sampling"))
+        train, sampling = ((self.spec.get(block) or {}).get("seed") or 0 for block in ("train", "sampling"))
         return train, sampling
 
 

@@ -17,7 +17,7 @@ HIDDEN = ("first_batch", "set_sha256", "acceptance")  # parts of the protocol th
 def scores_text(record: Record) -> str:
     """One line per metric: value, standard error, and the std over the splits or subsets that it averages."""
     extractor = record.protocol.get("extractor") or {}
-    known = metrics_by_key(extractor) if "kind" in extractor else {}
+    known = metrics_by_key(extractor) if extractor.keys() >= {"kind", "name"} else {}
     lines = []
     for key in [*(key for key in known if key in record.metrics), *sorted(record.metrics.keys() - known.keys())]:
         name = known[key].title(extractor, record.protocol.get("num_generated")) if key in known else key
@@ -33,7 +33,7 @@ def how_measured(record: Record) -> list[str]:
     lines = []
     for name in ("samples", "reference", "extractor", "settings"):
         block = {key: value for key, value in record.protocol[name].items() if key not in HIDDEN}
-        words = [f"{key} {value[:12] if key == 'sha256' else value}" for key, value in block.items()]
+        words = [f"{key} {str(value)[:12] if key == 'sha256' else value}" for key, value in block.items()]
         lines.append(printable(f"{name:11}{', '.join(words)}"))
     return [f"{lines[0]}, labels {record.protocol['label_mode']}", *lines[1:]]
 
@@ -70,7 +70,7 @@ def record_text(record: Record) -> str:
     parts = [f"record {record.id}: {record.task}, {record.status}", *([record.error.rstrip()] if record.error else [])]
     if record.metrics:
         parts.append(scores_text(record))
-    if {"samples", "reference", "settings"} <= record.protocol.keys():
+    if all(map(record.protocol.get, ("samples", "reference", "extractor", "settings", "label_mode", "num_generated"))):
         parts.append("\n".join([*how_measured(record), *(f"note: {warning}" for warning in warnings(record))]))
     command = record.provenance.get("command") or "unknown: it was not run by mar-bench"
     parts.append(f"to reproduce it, on the commit, device and seeds below: {command}")

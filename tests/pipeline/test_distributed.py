@@ -153,7 +153,11 @@ def test_a_stop_of_one_process_stops_both_at_the_same_step(alone, tmp_path):
 
 @pytest.mark.smoke
 def test_a_failure_ends_the_run_and_is_recorded(alone, tmp_path):
-    results = ended(start_two(*run_words(alone.runs, tmp_path, "train.lr=1e30", "train.max_skipped_steps=2")))
+    results = ended(
+        start_two(
+            *run_words(alone.runs, tmp_path, "train.lr=10", "train.weight_decay=1000", "train.max_skipped_steps=2")
+        )
+    )
     assert all(results), results
     assert 1 in [code for code, _, _ in results]
     failed = record_in(tmp_path)

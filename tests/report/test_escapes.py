@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import xml.etree.ElementTree as xml
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from mar_bench.cli import main
 from mar_bench.config.experiment import Experiment
-from mar_bench.records.record import Record
+from mar_bench.records.record import Record, read_record, write_record
 from mar_bench.report import format as fmt
 from mar_bench.report.claims.report import claims_file, markdown
 from mar_bench.report.compare import markdown as compared
@@ -106,3 +107,27 @@ def test_what_can_be_printed_stays_as_it_is():
     text = "Fréchet ± 5–6 \u00a0 日本 🙂 a\\b"
     assert console.printable(text) == text and console.printable("a\nb\tc\x7f\x85", keep="\n") == "a\nb\\tc\\x7f\\x85"
     assert fmt.inline("a < b <= c, 1<2, [x] (y) *z*") == "a < b <= c, 1<2, [x] (y) *z*"
+
+
+@pytest.mark.parametrize(
+    ("block", "key"),
+    [
+        ("reference", "sha256"),
+        ("extractor", "name"),
+        (None, "extractor"),
+        (None, "num_generated"),
+        (None, "label_mode"),
+    ],
+)
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_record_with_gaps_is_shown_and_tabulated(block, key, gone, table1, tmp_path):
+    record = generation(table1, ROW, 0, 0, 5.0)
+    protocol = json.loads(json.dumps(record.protocol))
+    inner = protocol[block] if block else protocol
+    inner.pop(key)
+    if not gone:
+        inner[key] = None
+    spec = {**record.spec, "sampling": {**record.spec["sampling"], "seed": None}}
+    found = read_record(write_record(tmp_path, replace(record, protocol=protocol, spec=spec)))
+    assert found.seeds == (0, 0) and "5.00" in table(table1, {found.id: found}).markdown()
+    assert found.id in record_text(found)
