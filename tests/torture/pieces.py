@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import time
 import traceback
@@ -14,6 +15,7 @@ from mar_bench.utils.errors import UserError
 from tests.torture.extremes import field_extremes
 from tests.torture.hostile_files import TOUCHED, hostile_files
 from tests.torture.hostile_yaml import hostile_yaml
+from tests.torture.load import make_records, measure_load
 from tests.torture.test_hostile_files import MIB, SECONDS, attempt
 from tests.torture.workshop import SCALE, Figure, Workshop, forked
 
@@ -78,11 +80,9 @@ def unlike_a_refusal(path: Path, read: Callable[[str], object]) -> str | None:
 
 
 def load(lab: Workshop) -> Iterator[Figure]:
-    from tests.torture.load import make_records, measure_load
-
-    with lab.bench() as folder:
+    with lab.bench() as folder, multiprocessing.get_context("spawn").Pool(1) as small:
         make_records(folder / "records", RECORDS)
-        costs = measure_load(folder / "records")
+        costs = small.apply(measure_load, (folder / "records",))  # children inherit the peak memory of their parent
     told = [f"{name} {load.processor_seconds:.1f} s, {load.megabytes:.0f} MB" for name, load in costs.items()]
     over = [
         load.megabytes > MOST_MB or load.processor_seconds > LIMITS.get(name.split()[0], 60)
