@@ -116,6 +116,8 @@ class _Reader:
                 raise _error(event, "a key must be a text")
             if len(str(key)) > MOST_CHARACTERS["key"]:
                 raise _error(event, f"a key of {len(key):,} characters, {shortened(key)}")
+            if not str(key).isprintable():
+                raise _error(event, f"a key with control characters, {key!r}")
             merge = key == "<<" and getattr(event, "implicit", "")[:1] == (True,)
             if key in value or (merge and merged):
                 raise _error(event, f"duplicate key {key}; leave one of them out")

@@ -29,6 +29,7 @@ from tests.experiment_files import BASE, TABLE1, changed, load, mistake, written
         ("- a\n- b\n", "mapping at the top level"),
         ("a: [1\n", "line 2"),
         ("id: a\nid: b\n", "duplicate key id"),
+        ('"a\\rb": 1\n', "a key with control characters, 'a\\rb'"),
         ("a: !!python/object/apply:os.getcwd []\n", "YAML"),
     ],
 )
