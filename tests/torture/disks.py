@@ -92,7 +92,8 @@ def read_only_disk(lab: Workshop, cases: list[Case]) -> Figure:
                 process = workshop.start(folder, command.words(place))
                 time.sleep(random.Random(number).uniform(0, seconds))
                 mount("--bind", place, place)  # the disk itself cannot change while a file is open for writing
-                mount("-o", "remount,bind,ro", place)
+                while not mount("-o", "remount,bind,ro", place, check=False):  # a file is open for writing right now
+                    time.sleep(0.001)
             code, text = workshop.end(folder, process)
             if number == 0:
                 mount("-o", "remount,rw", place)
@@ -192,8 +193,8 @@ def disk(folder: Path, size: int) -> Iterator[Path]:
             unmount(place)
 
 
-def mount(*words: object) -> None:
-    subprocess.run(["mount", *map(str, words)], check=True)
+def mount(*words: object, check: bool = True) -> bool:
+    return subprocess.run(["mount", *map(str, words)], check=check, capture_output=not check).returncode == 0
 
 
 def unmount(place: Path) -> None:

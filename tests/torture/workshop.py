@@ -146,9 +146,13 @@ def end(folder: Path, process: Any, seconds: float = LIMIT) -> tuple[int, str]:
     """Kill a command and all its processes after ``seconds``; its exit code, negative for a signal, and its output."""
     process.join(seconds)
     if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it leads no group yet
+            process.kill()
         process.join()
-    return process.exitcode, (folder / "output.txt").read_text()
+    output = folder / "output.txt"
+    return process.exitcode, output.read_text() if output.is_file() else ""
 
 
 def command(folder: Path, *words: object) -> tuple[int, str]:
