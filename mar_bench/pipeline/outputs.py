@@ -1,6 +1,7 @@
 """Load what finished stages have written: tokenizers, generators, extractors and references.
 
-Each function raises UserError if the stage is missing, incomplete or damaged."""
+The stage of a tokenizer, a generator or a reference must be complete and undamaged, else UserError is raised. An
+extractor may be loaded inside its own stage, which is not complete then."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Places:
         if not is_sound(folder):
             return False
         if self._fault(folder, run) is None:
-            drop_checkpoints(folder)  # left by a process that was killed after it had marked the stage
+            _drop_checkpoints(folder)  # left by a process that was killed after it had marked the stage
             return True
         with locks.held(self.runs / "locks" / f"{folder.name}.lock"):
             if is_sound(folder) and (why := self._fault(folder, run)):  # no other process has made it again meanwhile
@@ -181,7 +181,7 @@ def fault_in(folder: Path) -> str | None:
             return f"{name} has another SHA-256 than when it was written"
     if "sha256" not in marker:  # of an earlier version: from now on its content counts
         with suppress(OSError):
-            write_marker(folder, list(marker["files"]), marker.get("seconds", 0.0), {})
+            _write_marker(folder, list(marker["files"]), marker.get("seconds", 0.0), {})
     _checked.add((folder, (read_marker(folder) or {}).get("sha256", "")))
     return None
 
@@ -195,21 +195,21 @@ def content_digest(marker: dict[str, Any]) -> str | None:
 def mark_done(folder: Path, seconds: float, inputs: dict[str, str] | None = None) -> None:
     """Write the marker, last of all files: its presence means the stage is complete. Then delete checkpoints."""
     listed = {p for p in folder.rglob("*") if p.is_file() and p.name != MARKER and not p.name.startswith(".")}
-    names = [str(path.relative_to(folder)) for path in sorted(listed.difference(checkpoints_in(folder)))]
-    write_marker(folder, names, seconds, inputs or {})
-    drop_checkpoints(folder)
+    names = [str(path.relative_to(folder)) for path in sorted(listed.difference(_checkpoints_in(folder)))]
+    _write_marker(folder, names, seconds, inputs or {})
+    _drop_checkpoints(folder)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def _checkpoints_in(folder: Path) -> list[Path]:
     return [path for pattern in CHECKPOINTS for path in folder.glob(pattern)]
 
 
-def drop_checkpoints(folder: Path) -> None:
-    for path in checkpoints_in(folder):
+def _drop_checkpoints(folder: Path) -> None:
+    for path in _checkpoints_in(folder):
         path.unlink(missing_ok=True)
 
 
-def write_marker(folder: Path, names: list[str], seconds: float, inputs: dict[str, str]) -> None:
+def _write_marker(folder: Path, names: list[str], seconds: float, inputs: dict[str, str]) -> None:
     files = {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
     marker = {"stage": _stage_name(folder), "files": files, "inputs": inputs, "seconds": round(seconds, 2)}
     marker["sha256"] = _digest({**marker, "sha256": None})
