@@ -1,8 +1,15 @@
 """One thread for every test: small tensors gain nothing from more, and sums keep their order."""
 
+import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # for code at the top of test modules
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Again before every test and its fixtures: commands that a test calls in this process set their own number."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

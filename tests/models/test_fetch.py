@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -208,7 +209,9 @@ def test_interrupted_download_leaves_no_file(server, catalogue, folder, how):
     server.pause = 1.0
     words = [sys.executable, "-c", START, file, "fetch", "net"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MAR_BENCH_WEIGHTS": str(folder)}
-    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE)
+    # a shell's background jobs, and so these tests, may ignore SIGINT
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, preexec_fn=default)
     deadline = time.monotonic() + 20
     while not any(path.stat().st_size for path in folder.glob(".net.ckpt.*")) and time.monotonic() < deadline:
         time.sleep(0.05)
