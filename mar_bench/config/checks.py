@@ -27,6 +27,8 @@ def finish(spec: RunSpec) -> RunSpec:
     train = spec.train
     if train.published is not None:  # the rest of the training has no effect
         train = TrainSpec(published=train.published, weights=train.weights)
+    else:
+        train = replace(train, snapshots=tuple(sorted({*train.snapshots} - {train.steps})))
     spec = replace(spec, sampling=sampling, latents=latents, train=train)
     for rules in (_data, _tokenizer, _model, _training, _sampling, _metrics):
         rules(spec)
@@ -53,6 +55,7 @@ def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
         num_ar_steps=None if whole else length,
         sampler=given.sampler if whole else "ddpm",
         guided_channels=channels if whole else None,
+        snapshot=None if given.snapshot == spec.train.steps else given.snapshot,
     )
 
 
@@ -131,6 +134,13 @@ def _training(spec: RunSpec) -> None:
     _need(scale == 1 or 0 < dropout < 1, f"train.label_dropout {dropout} {what}")
     one_kind = f"sampling.weights {weights}: published weights have only one kind; leave it at ema"
     _need(spec.train.published is None or weights == "ema", one_kind)
+    train, snapshot = spec.train, spec.sampling.snapshot
+    for step in train.snapshots:
+        _at_most(step, train.steps, "train.snapshots: step", "steps of training, train.steps; shorten the list")
+    if snapshot is not None:
+        kept = f"kept are {', '.join(map(str, train.snapshots)) or 'none'} (train.snapshots) and the end, null"
+        _need(snapshot in train.snapshots, f"sampling.snapshot {snapshot}: no weights are kept after this step; {kept}")
+        _need(weights == "ema", f"sampling.weights {weights}: snapshots are of the ema weights; set it to ema")
 
 
 def _sampling(spec: RunSpec) -> None:

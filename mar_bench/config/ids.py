@@ -127,7 +127,7 @@ def reconstruction_run(row: str, spec: RunSpec) -> Run:
 
 def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     """The run that measures seconds per image on the device named ``device`` with the spec's number of threads."""
-    irrelevant = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
+    irrelevant = ("num_images", "batch_size", "weights", "snapshot", "temperature", "guidance_schedule", "seed")
     neutral: dict[str, Any] = {name: getattr(SamplingSpec(), name) for name in irrelevant}
     neutral["guidance_scale"] = 1.0 if spec.sampling.guidance_scale == 1 else 2.0  # its strength does not affect speed
     inputs = {name: getattr(spec, name) for name in ("tokenizer", "data", "model", "speed")}

@@ -33,6 +33,7 @@ class TrainSpec:
     grad_clip: parse.Positive | None = 3.0  # [code]; None: gradients are not clipped
     ema_decay: parse.Fraction = 0.9999
     ema_warmup: bool = False  # decay (1 + step) / (10 + step) until it reaches ema_decay: for short runs
+    snapshots: tuple[parse.Count, ...] = ()  # steps after which the EMA weights are kept as well as at the end
     label_dropout: parse.Share = 0.1  # [code] share of images trained without their class
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
     seed: parse.Seed = 0
@@ -49,6 +50,7 @@ class SamplingSpec:
     num_images: parse.TwoOrMore = 50_000
     batch_size: parse.Batch = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
+    snapshot: parse.Count | None = None  # one of train.snapshots: its weights instead of those at the end
     order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
     choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
     num_ar_steps: parse.Count | None = 64  # None: one token per step

@@ -81,7 +81,7 @@ def _search(block: SearchBlock, rows: dict[str, RunSpec], taken: set[str]) -> Sw
         raise KeyPathError("judge", "a mixture's loss may be negative; choose another row")
     if both := taken.intersection(chosen):
         raise UserError(f"row '{min(both)}' has another sweep or search too; only one may choose")
-    short = [_with(judge, setting, {"steps": block.steps}) for setting in block.tokenizers]
+    short = [_with(judge, setting, {"steps": block.steps, "snapshots": []}) for setting in block.tokenizers]
     points = [({key: getattr(spec.tokenizer, key) for key in s}, spec) for s, spec in zip(block.tokenizers, short)]
     return Sweep(block.judge, points, {row: [_with(rows[row], s) for s in block.tokenizers] for row in chosen})
 

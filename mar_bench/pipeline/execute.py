@@ -33,12 +33,20 @@ from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline import store
 from mar_bench.pipeline.distributed import ALONE, World
+from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import Job
-from mar_bench.pipeline.outputs import load_extractor, load_generator, load_measure, load_tokenizer, tokenizer_file
+from mar_bench.pipeline.outputs import (
+    generator_file,
+    load_extractor,
+    load_generator,
+    load_measure,
+    load_tokenizer,
+    tokenizer_file,
+)
 from mar_bench.pipeline.sample import decoded_samples, draw_samples, evaluate_generation, not_drawn, reference_of_part
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, is_sound, mark_done, new_record
-from mar_bench.pipeline.train import fit, save_tensors, take_published, train_generator
+from mar_bench.pipeline.train import save_tensors, take_published, train_generator
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import PREVIEW, to_json, write_record
 from mar_bench.utils import locks
@@ -236,14 +244,15 @@ def sample(
 def measure_generation(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
-    tokens, trained = hashlib.sha256(), places.stage("train", run)
+    tokens, weights = hashlib.sha256(), generator_file(run, places)
     images = decoded_samples(run.spec, tokenizer, places.stage("sample", run), device, tokens.update)
     scores, seen = evaluate_generation(run.spec, images, space, load_measure(run, places))
-    used = run.spec.sampling.weights
-    scores.protocol["weights"] = {"kind": used, "sha256": sha256_of(trained / f"{used}.safetensors")}
+    scores.protocol["weights"] = {"kind": run.spec.sampling.weights, "sha256": sha256_of(weights)}
     scores.protocol["tokens"] = {"sha256": tokens.hexdigest()}
-    training = json.loads((trained / store.SUMMARY).read_text())
-    parameters = training.pop("parameters")
+    training = json.loads((weights.parent / store.SUMMARY).read_text())
+    parameters, snapshots = training.pop("parameters"), training.pop("snapshots", {})
+    if (step := run.spec.sampling.snapshot) is not None:
+        training |= snapshots[str(step)]
     _record(run, places, folder, begin, seen, **vars(scores), parameters=parameters, training=training)
 
 

@@ -21,7 +21,7 @@ from mar_bench.models.finite import check_finite
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
-from mar_bench.pipeline.store import Places
+from mar_bench.pipeline.store import Places, weights_file
 from mar_bench.utils.errors import UserError
 
 BROKEN = "restore it, or delete its folder and run again"  # a file of weights that are not finite
@@ -48,12 +48,18 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
 
 
 def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
-    """The trained generator with the weights (EMA or raw) named in the sampling spec."""
-    weights = places.finished("train", run.ids["train_id"], run.row) / f"{run.spec.sampling.weights}.safetensors"
+    """The trained generator with the weights (EMA or raw, at the end or at a snapshot) named in the sampling spec."""
+    weights = generator_file(run, places)
     model = build_generator(run.spec)
     model.load_state_dict(load_file(weights))
     check_finite(model.state_dict(), weights, BROKEN)
     return model.to(device).eval().requires_grad_(False)
+
+
+def generator_file(run: Run, places: Places) -> Path:
+    """The file of the weights that the sampling spec names, in a finished training."""
+    folder, sampling = places.finished("train", run.ids["train_id"], run.row), run.spec.sampling
+    return folder / weights_file(sampling.weights, sampling.snapshot)
 
 
 def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:

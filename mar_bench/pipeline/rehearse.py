@@ -40,9 +40,10 @@ from mar_bench.models.build import build_generator, build_tokenizer, count_param
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.models.tokenizers.pretrained import net_of
 from mar_bench.pipeline.cost import gpu_hours, sampling_flops, training_flops
+from mar_bench.pipeline.fit import checkpoints
 from mar_bench.pipeline.run_local import cause, end, ignoring_interrupts
 from mar_bench.pipeline.speed import peak_memory
-from mar_bench.pipeline.train import checkpoints, train_generator
+from mar_bench.pipeline.train import train_generator
 from mar_bench.records.provenance import provenance
 from mar_bench.utils.errors import UserError, described
 from mar_bench.utils.files import atomic_write, sha256_of
@@ -194,7 +195,7 @@ def small_run(spec: RunSpec) -> RunSpec:
     sampling = replace(
         spec.sampling, num_ar_steps=ar_steps, num_diffusion_steps=denoising, guidance_scale=3.0, clamp_x0=clamp
     )
-    train = replace(spec.train, steps=STEPS, batch_size=len(PHOTOGRAPHS), warmup_steps=1)
+    train = replace(spec.train, steps=STEPS, snapshots=(), batch_size=len(PHOTOGRAPHS), warmup_steps=1)
     compute: Any = dict(device="cpu", checkpoint_every=RESUME_AT, log_every=1, compile=False, micro_batch=None)
     return replace(spec, train=train, compute=replace(spec.compute, **compute), sampling=sampling)
 

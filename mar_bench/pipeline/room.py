@@ -81,7 +81,8 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     weights = parameters(spec)
     if stage == "train":
         micro = min(spec.train.batch_size, spec.compute.micro_batch or spec.train.batch_size)
-        trained = STATE * weights + micro * _kept_bytes(spec), KEPT * weights
+        snapshots = 4 * len(spec.train.snapshots) * weights  # in memory, in the checkpoints and as files
+        trained = STATE * weights + micro * _kept_bytes(spec) + snapshots, KEPT * weights + 3 * snapshots
         return trained if spec.train.published is None else (4 * weights, 4 * weights)
     drawing = 4 * weights + batch * _drawing_bytes(spec)
     if stage == "sample":

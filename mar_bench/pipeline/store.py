@@ -228,6 +228,11 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def weights_file(kind: str, snapshot: int | None) -> str:
+    """The name of a training's file of ``ema`` or ``raw`` weights: at its end, or of the EMA after a step."""
+    return f"{kind}.safetensors" if snapshot is None else f"{kind}-{snapshot}.safetensors"
+
+
 def status(run: Run, places: Places, records: Records) -> str:
     """``done``, ``failed`` or ``missing``; a published record counts as done."""
     recorded = records[run.id].status if run.id in records else "missing"

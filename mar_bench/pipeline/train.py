@@ -1,5 +1,4 @@
-"""The training loop of tokenizers, extractors and generators (``fit``), checkpointed and resumed bit for bit; and the
-training of a run's generator on stored latents."""
+"""The training of a run's generator on stored latents."""
 
 from __future__ import annotations
 
@@ -7,8 +6,6 @@ import contextlib
 import functools
 import json
 import math
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,157 +29,14 @@ from mar_bench.models.finite import check_finite
 from mar_bench.models.pretrained.fetch import converted
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
-from mar_bench.pipeline.store import LOG, SUMMARY
-from mar_bench.utils.errors import Superseded, UserError
+from mar_bench.pipeline.fit import fit
+from mar_bench.pipeline.store import SUMMARY, weights_file
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, replacing, sha256_of
-from mar_bench.utils.noise import NoiseSource, epoch_indices, seeded
+from mar_bench.utils.noise import NoiseSource, epoch_indices
 
-KEPT = 2  # checkpoints: a full disk or a dying machine may truncate the newest
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_IMAGES, LOSS_BATCH = 500, 50  # images and batch of the final losses on both splits
-
-
-def fit(
-    module: nn.Module,
-    losses_at: Callable[[int], Iterator[torch.Tensor]],
-    *,
-    steps: int,
-    lr_at: Callable[[int], float],
-    seed: int,
-    folder: Path,
-    progress: Progress,
-    checkpoint_every: int,
-    parameter_groups: list[dict] | None = None,
-    betas: tuple[float, float] = (0.9, 0.999),
-    grad_clip: float | None = None,
-    ema: AveragedModel | None = None,
-    loss_scaling: bool = False,
-    max_skipped: int = 20,
-    log_every: int = 50,
-    pause: float = 0.0,
-    about: dict[str, Any] | None = None,
-    world: World = ALONE,
-) -> int:
-    """Train with AdamW for ``steps`` steps; returns how many were skipped because a gradient was not finite.
-
-    ``losses_at(step)`` yields scalars that depend only on the step and the weights; the step's loss is their sum, and
-    each is differentiated before the next is drawn. Writes metrics.jsonl and checkpoints into ``folder`` and resumes
-    from the newest intact one of the same id and inputs (in ``about``). Every rank calls this; rank 0 writes.
-
-    Raises UserError after more than ``max_skipped`` skipped steps in a row. Any exception from ``progress`` is
-    re-raised after saving."""
-    groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    optimiser = torch.optim.AdamW(groups, lr=lr_at(0), betas=betas, weight_decay=0.0, fused=True)
-    device = next(module.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=loss_scaling)
-    parts: dict[str, Any] = {"model": module, "optimiser": optimiser, "scaler": scaler}
-    parts |= {"ema": ema} if ema is not None else {}
-    start, skipped, in_a_row, spent, lines, resumed = 0, 0, 0, 0.0, [], False
-    if state := _resume(folder, about, world):
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        start, skipped, in_a_row, spent, lines = (state[k] for k in ("step", "skipped", "in_a_row", "seconds", "log"))
-        for values in optimiser.state.values():  # copied, as these may share the checkpoint's memory-mapped file
-            values.update({k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)})
-        resumed = True
-        del state
-    began = time.perf_counter() - spent
-
-    def save(step: int) -> None:
-        if not world.first or (resumed and step == start):
-            return
-        atomic_write(folder / LOG, "".join(f"{line}\n" for line in lines))
-        counts = {"step": step, "skipped": skipped, "in_a_row": in_a_row, "seconds": time.perf_counter() - began}
-        # all randomness is a function of seed and step, so no generator state needs saving
-        content = {
-            **{name: part.state_dict() for name, part in parts.items()},
-            **counts,
-            "log": lines,
-            "seed": seed,
-            "about": about,
-        }
-        with replacing(written := folder / ".checkpoint") as temporary:
-            torch.save(content, temporary)
-        written.replace(folder / f"checkpoint-{step:09d}-{sha256_of(written)}.pt")
-        for old in checkpoints(folder)[KEPT:]:
-            old.unlink()
-
-    module.train()
-    purpose = "torch" if world.first else f"torch-{world.rank}"  # each rank has its own dropout
-    for step in range(start, steps):
-        try:
-            if progress(step, steps) and step > start:
-                save(step)
-        except Superseded:
-            raise
-        except BaseException:
-            save(step)
-            raise
-        time.sleep(pause)
-        for group in optimiser.param_groups:
-            group["lr"] = lr_at(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=device)
-        with seeded(seed, f"{purpose}-{step}", device):
-            for part in losses_at(step):
-                scaler.scale(part).backward()
-                loss += part.detach()
-        scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip or math.inf)
-        if norm.isfinite():
-            in_a_row = 0
-            scaler.step(optimiser)
-            if ema is not None:
-                ema.update_parameters(module)
-        else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row > max_skipped:
-                raise UserError(
-                    f"{in_a_row} steps in a row up to step {step} had gradients that are not finite (loss "
-                    f"{loss.item():.4g}); lower the learning rate, or use bf16 or fp32 instead of fp16"
-                )
-        scaler.update()
-        if step % log_every == 0 or step == steps - 1:
-            seconds = round(time.perf_counter() - began, 2)
-            numbers = {"step": step, "loss": world.mean(loss.item()), "lr": lr_at(step), "grad_norm": norm.item()}
-            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-            lines.append(json.dumps({**finite, "skipped": skipped, "seconds": seconds}))
-        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            save(step + 1)
-    if start < steps:
-        save(steps)  # kept until the stage is marked done (store.mark_done)
-    module.eval()
-    return skipped
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a training, newest first."""
-    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
-
-
-def _resume(folder: Path, about: dict[str, Any] | None, world: World) -> dict | None:
-    """The newest intact checkpoint, memory-mapped; None if there is none.
-
-    A checkpoint whose content does not match the SHA-256 in its name, or that was trained on latents that have been
-    made again, is renamed. Raises UserError if it belongs to another training."""
-    newest, about = None, about or {}
-    for path in checkpoints(folder) if world.first else ():
-        why = "is damaged"
-        if sha256_of(path) == path.stem.rpartition("-")[2]:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            theirs = state.get("about") or {}
-            if theirs.get("id") != about.get("id") or theirs.get("inputs") == about.get("inputs"):
-                newest = path
-                break
-            why = "was trained on other latents"
-        path.replace(aside := path.with_name(f".damaged-{path.name}"))
-        warnings.warn(f"{path} {why}, renamed to {aside.name}", stacklevel=2)
-    if (newest := world.agreed(newest)) is None:
-        return None
-    state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
-    if (state.get("about") or {}).get("id") != about.get("id"):
-        raise UserError(f"{newest}: a checkpoint of another training; move it elsewhere")
-    return state
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -209,7 +63,7 @@ def train_generator(
     model = build_generator(spec).to(device)
     ema = AveragedModel(model, multi_avg_fn=ema_update(train))
     change_blocks(model, spec.compute)
-    skipped = fit(
+    fitted = fit(
         model,
         generator_losses(spec, model, latents, device, world),
         steps=train.steps,
@@ -222,6 +76,7 @@ def train_generator(
         betas=train.betas,
         grad_clip=train.grad_clip,
         ema=ema,
+        snapshots=train.snapshots,
         loss_scaling=train.precision == "fp16",
         max_skipped=train.max_skipped_steps,
         log_every=spec.compute.log_every,
@@ -233,18 +88,29 @@ def train_generator(
         return None
     save_tensors(model.state_dict(), folder / "raw.safetensors")
     save_tensors(ema.module.state_dict(), folder / "ema.safetensors")
-    summary: dict[str, Any] = {"loss_train": split_loss(ema.module, latents, False, train.seed)}
-    if len(latents.heldout_labels):
-        summary["loss_heldout"] = split_loss(ema.module, latents, True, train.seed)
-    for name, loss in summary.items():
-        if not math.isfinite(loss):
-            raise UserError(
-                f"{name} of the trained weights is {loss}, {skipped} steps skipped; lower the learning rate"
-            )
-    last_line = json.loads((folder / LOG).read_text().splitlines()[-1])
-    summary |= {"steps": train.steps, "seconds": last_line["seconds"], "parameters": count_parameters(model)}
-    summary |= {"skipped_steps": skipped} if skipped else {}
+    summary = _stand(ema.module, latents, train.steps, fitted.seconds, train.seed)
+    at_steps = {}
+    for step, kept in sorted(fitted.snapshots.items()):
+        save_tensors(kept["weights"], folder / weights_file("ema", step))
+        ema.module.load_state_dict(kept["weights"])
+        at_steps[str(step)] = _stand(ema.module, latents, step, kept["seconds"], train.seed)
+    summary |= {"snapshots": at_steps} if at_steps else {}
+    summary |= {"parameters": count_parameters(model)}
+    summary |= {"skipped_steps": fitted.skipped} if fitted.skipped else {}
     return summary | ({"processes": world.size} if world.size > 1 else {})
+
+
+def _stand(model: nn.Module, latents: Latents, steps: int, seconds: float, seed: int) -> dict[str, Any]:
+    """How far a training has come: steps, seconds and the losses of its weights on both splits.
+
+    Raises UserError if a loss is not finite."""
+    losses = {"loss_train": split_loss(model, latents, False, seed)}
+    if len(latents.heldout_labels):
+        losses["loss_heldout"] = split_loss(model, latents, True, seed)
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise UserError(f"{name} of the weights after {steps} steps is {loss}; lower the learning rate")
+    return {**losses, "steps": steps, "seconds": round(seconds, 2)}
 
 
 def take_published(spec: RunSpec, folder: Path) -> None:

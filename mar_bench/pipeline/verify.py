@@ -19,7 +19,7 @@ from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure, load_features
 from mar_bench.models.build import pick_device
 from mar_bench.pipeline.eval_images import TASK
-from mar_bench.pipeline.outputs import load_generator, load_tokenizer
+from mar_bench.pipeline.outputs import generator_file, load_generator, load_tokenizer
 from mar_bench.pipeline.sample import batch_file, draw_batch, read_batch
 from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, STATISTICS, Places
 from mar_bench.records.metrics import metric_name
@@ -153,8 +153,7 @@ def _drawn_again(record: Record, count: int, places: Places, notes: list[str]) -
         notes.append(f"drawn on {record.provenance.get('device')}, this is {here}: bits may differ")
     model, tokenizer = load_generator(run, places, device), load_tokenizer(run, places, device)
     if weights := record.protocol.get("weights"):
-        file = places.stage("train", run) / f"{weights['kind']}.safetensors"
-        yield "weights", weights["sha256"], sha256_of(file)
+        yield "weights", weights["sha256"], sha256_of(generator_file(run, places))
     kept, digest = places.folder("sample", run.ids["sample_id"]), Digest()
     equal = compared = 0
     for indices in batches(spec.sampling.num_images, spec.sampling.batch_size):

@@ -115,12 +115,13 @@ ALTERNATIVES = {
     TrainSpec: {
         "steps": 4, "batch_size": 5, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 2,
         "weight_decay": 0.5, "betas": (0.5, 0.9), "grad_clip": 1e-3, "ema_decay": 0.1, "label_dropout": 0.9,
-        "precision": "bf16", "seed": 1, "ema_warmup": True, "published": "mar_large",
+        "precision": "bf16", "seed": 1, "ema_warmup": True, "snapshots": (2,), "published": "mar_large",
     },
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
         "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 0.5,
         "clamp_x0": 0.1, "seed": 1, "sampler": "ddim", "guided_channels": 2, "choice_temperature": 100.0,
+        "snapshot": 1,
     },
     MetricsSpec: {
         "reference_images": 40, "is_splits": 3, "kid_subsets": 7, "kid_subset_size": 3, "neighbours": 2,
@@ -140,7 +141,7 @@ SMALL_RUN = RunSpec(
     data=DigitsData(heldout=1700),
     tokenizer=shrunk(KLTokenizer),
     model=ARModel(backbone=shrunk(MaskedBackbone), head=shrunk(DiffusionHead)),
-    train=TrainSpec(steps=3, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0.5),
+    train=TrainSpec(steps=3, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0.5, snapshots=(1,)),
     sampling=SamplingSpec(num_images=6, batch_size=4, num_ar_steps=3, num_diffusion_steps=4, guidance_scale=2.0),
     metrics=MetricsSpec(
         extractor=shrunk(ClassifierExtractor),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mar_bench.config.experiment import load_experiment
-from mar_bench.pipeline import rehearse, train
+from mar_bench.pipeline import fit, rehearse
 from mar_bench.pipeline.rehearse import check_room, count
 from mar_bench.report.rehearsal import markdown, title_of
 from mar_bench.utils.errors import UserError
@@ -95,7 +95,7 @@ def test_the_report_shows_failures_and_omits_trials_that_were_not_run():
 
 @pytest.mark.parametrize("fault", ["none", "restarts", "loses the average"])
 def test_a_wrong_resume_is_detected(fault, tmp_path, monkeypatch):
-    resume = train._resume
+    resume = fit._resume
 
     def forgets(*args):
         state = resume(*args)
@@ -104,7 +104,7 @@ def test_a_wrong_resume_is_detected(fault, tmp_path, monkeypatch):
         return state
 
     if fault != "none":
-        monkeypatch.setattr(train, "_resume", forgets if "average" in fault else lambda *args: None)
+        monkeypatch.setattr(fit, "_resume", forgets if "average" in fault else lambda *args: None)
     spec = load_experiment("table1", "smoke").rows["mar/diff/guided"]
     found = rehearse.try_training(spec, tmp_path)
     assert found["resumed_equal"] is (fault == "none") and len(found["losses"]) == 3

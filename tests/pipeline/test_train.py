@@ -22,8 +22,9 @@ from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.pipeline import train
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.execute import train_tokenizer
+from mar_bench.pipeline.fit import checkpoints, fit
 from mar_bench.pipeline.store import Places, is_sound, mark_done
-from mar_bench.pipeline.train import checkpoints, decay_groups, fit, generator_losses, split_loss, train_generator
+from mar_bench.pipeline.train import decay_groups, generator_losses, split_loss, train_generator
 from mar_bench.utils.errors import UserError
 from tests.tiny import tokens_in
 
@@ -121,15 +122,22 @@ def assert_same_bits(one: Path, other: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_generator_resumes_with_the_same_bits(row, tmp_path):
-    """Stopped twice."""
-    spec, whole, parts = spec_of(row), tmp_path / "whole", tmp_path / "parts"
+    """Stopped twice. A snapshot is what a training of as many steps ends with."""
+    settings = ("train.ema_warmup=true", "train.snapshots=[12, 7, 2]")
+    spec, whole, parts = spec_of(row, *settings), tmp_path / "whole", tmp_path / "parts"
     summary = trained(spec, whole)
     stopped(spec, parts, 3)
     assert steps_kept(parts) == [3]
     stopped(spec, parts, 11)
     resumed = trained(spec, parts)
-    assert_same_bits(whole, parts)
-    assert {**resumed, "seconds": 0} == {**summary, "seconds": 0}
+    snapshots = ["ema-2.safetensors", "ema-7.safetensors"]
+    assert sorted(path.name for path in whole.glob("ema-*")) == snapshots
+    assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors", *snapshots)
+    seconds = [{at.pop("seconds") for at in (s, *s["snapshots"].values())} for s in (resumed, summary)]
+    assert resumed == summary and all(len(found) == 3 for found in seconds)
+    short = trained(spec_of(row, *settings[:1], "train.steps=7"), tmp_path / "short")
+    assert (tmp_path / "short/ema.safetensors").read_bytes() == (whole / snapshots[1]).read_bytes()
+    assert summary["snapshots"]["7"] == {key: short[key] for key in ("steps", "loss_train", "loss_heldout")}
     assert steps_kept(parts) == [12, 11]
     raw, ema = (load_file(whole / f"{name}.safetensors") for name in ("raw", "ema"))
     assert raw.keys() == ema.keys() == build_generator(spec).state_dict().keys()

@@ -86,7 +86,7 @@ class Sick(nn.Linear):
 def test_step_with_non_finite_gradient_is_skipped_and_counted(tmp_path):
     module = Sick(0, 3, 4, 11)
     ema = AveragedModel(module, multi_avg_fn=ema_update(TrainSpec(ema_decay=0.5)))
-    assert run(tmp_path, module, module, ema=ema) == 4
+    assert run(tmp_path, module, module, ema=ema).skipped == 4
     moved = [not torch.equal(a, b) for a, b in zip(module.seen, [*module.seen[1:], module.weight])]
     assert moved == [step not in (0, 3, 4, 11) for step in range(12)]
     assert int(ema.n_averaged) == 8 and module.weight.isfinite().all() and ema.module.weight.isfinite().all()
@@ -96,7 +96,7 @@ def test_step_with_non_finite_gradient_is_skipped_and_counted(tmp_path):
 
 def test_too_many_skipped_steps_in_a_row_fail_also_across_a_stop(tmp_path):
     few, many, again = Sick(2, 3, 5, 6, 8, 9), Sick(1, 4, 5, 6), Sick(1, 4, 5, 6)
-    assert run(tmp_path / "few", few, few, max_skipped=2) == 6
+    assert run(tmp_path / "few", few, few, max_skipped=2).skipped == 6
     with pytest.raises(Stop):
         run(tmp_path, many, many, progress=stop_at(5), checkpoint_every=50, max_skipped=2)
     with pytest.raises(UserError, match="3 steps in a row up to step 6"):
@@ -110,7 +110,7 @@ def test_loss_scaling_skips_until_the_scale_fits(tmp_path):
         torch.manual_seed(0)
         module, seven = nn.Linear(2, 1), torch.tensor(7.0, dtype=torch.float16)
         loss_at = lambda step: (module.weight.half() * seven).sum().float()  # noqa: E731
-        return run(tmp_path / name, module, loss_at, steps=steps, **changes), module.weight.detach()
+        return run(tmp_path / name, module, loss_at, steps=steps, **changes).skipped, module.weight.detach()
 
     skipped, weight = trained("scaled", 40, loss_scaling=True)
     assert 1 <= skipped <= 5
