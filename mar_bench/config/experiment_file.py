@@ -31,7 +31,7 @@ FIXED = ("sampling.num_images", "sampling.batch_size", "sampling.weights", "samp
 Metric = Annotated[str, OneOf("metric", GENERATION_METRICS)]
 Column = Annotated[str, OneOf("column", ONCE_METRICS)]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(knob for knob in KNOBS if knob not in FIXED))]
-SamplingKnob = Annotated[str, OneOf("knob of sampling", KNOBS)]
+Abscissa = Annotated[str, OneOf("knob of sampling or measured number", (*KNOBS, "latent_noise"))]
 BundleName = Annotated[Name, Rule("is the name of a bundle, which has no /", re.compile("[^/]+$").match)]
 MOST_ROWS, MOST_POINTS = 10_000, 1000  # of an experiment; of a sweep
 
@@ -78,7 +78,7 @@ class Layout:
 @dataclass(frozen=True)
 class FigureBlock:
     kind: Literal["speed", "curve", "gallery"]
-    x: SamplingKnob | None = None
+    x: Abscissa | None = None
     x_title: Line | None = None
     y: tuple[Metric, ...] = ()
     line: str | None = None

@@ -132,6 +132,27 @@ def precision_recall(*, generated: torch.Tensor, reference: torch.Tensor, neighb
     return calculate_precision_recall_part(generated, reference, neighbours, rows)
 
 
+class LatentNoise:
+    """The noise that an encoder adds to its latents, from the moments of batches of images."""
+
+    def __init__(self) -> None:
+        self.count, self.sums = 0, torch.zeros(())
+
+    def update(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Moments (B, L, D) of the posteriors of B images."""
+        mean, variance = mean.flatten(0, 1).double().cpu(), std.flatten(0, 1).double().cpu().square()
+        self.sums = self.sums + torch.stack([mean.sum(0), mean.square().sum(0), variance.sum(0)])
+        self.count += len(mean)
+
+    def value(self) -> float:
+        """Standard deviation of the posterior over that of a sampled latent, as root mean square over channels: its
+        square is the share of a token's variance that is noise. 0 without a posterior."""
+        if not self.count:
+            return 0.0
+        mean, square, noise = self.sums / self.count
+        return (noise / (square - mean.square() + noise)).mean().sqrt().item()
+
+
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio (N,) in dB of uint8 images (N, C, H, W)."""
     mse = (images.float() - reference.float()).square().flatten(1).mean(1)

@@ -18,14 +18,14 @@ from torch.nn.functional import cross_entropy
 
 from mar_bench.config import stages as table
 from mar_bench.config.ids import Run
-from mar_bench.config.spec import ClassifierExtractor, is_causal, measures_scale, num_tokens
+from mar_bench.config.spec import ClassifierExtractor, Continuous, is_causal, measures_scale, num_tokens
 from mar_bench.data import encode
 from mar_bench.data.datasets import CONVERSION, DataSet, apply_view, batches, load_data, to_images, to_unit, views
 from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
 from mar_bench.metrics.acceptance import accept
 from mar_bench.metrics.features import Classifier
-from mar_bench.metrics.functions import psnr, statistics
+from mar_bench.metrics.functions import LatentNoise, psnr, statistics
 from mar_bench.metrics.references import load_reference
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
@@ -262,13 +262,17 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     tokenizer, space = load_tokenizer(run, places, device), load_extractor(run, places, device)
     heldout = load_data(run.spec.data).heldout
     ratios: list[torch.Tensor] = []
+    noise = LatentNoise()
 
     @torch.inference_mode()
     def reconstructed() -> Iterator[torch.Tensor]:
         for indices in batches(len(heldout)):
             progress(indices.start, len(heldout))
             original = heldout.get(indices)
-            tokens = tokenizer.encode(to_unit(original).to(device))
+            stored = tokenizer.stored(to_unit(original).to(device))
+            if tokenizer.stochastic:
+                noise.update(stored["mean"], stored["std"])
+            tokens = tokenizer.tokens_of(stored, None)
             images = to_images(tokenizer.decode(tokens, NoiseSource(0, indices)), run.spec.data)
             ratios.append(psnr(images, original))
             yield images
@@ -278,6 +282,8 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     seen = replace(seen, digests=None)  # a lossless tokenizer's reconstructions are the held-out images
     scores = measure(seen)
     scores.metrics |= {**measure.real(), "psnr": torch.cat(ratios).mean().item()}
+    if isinstance(run.spec.space, Continuous):
+        scores.metrics["latent_noise"] = noise.value()
     parameters = {"total": sum(p.numel() for p in tokenizer.parameters())}
     _record(run, places, folder, begin, seen, **vars(scores), parameters=parameters)
 

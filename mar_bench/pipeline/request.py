@@ -68,6 +68,7 @@ def select(
             raise UserError(
                 f"--sampling-seeds {sampling_seeds}: sweeps are compared on seed {CHOICE_SEED}; leave it out"
             )
+        chosen_rows(experiment, only)  # there is one
         here = device or device_name(next(iter(experiment.rows.values())).compute.device)
         found.planned[experiment.id] = plan_runs(experiment, training, sampling, only, here)
         open_rows = filter(experiment.is_open, chosen_rows(experiment, only))
@@ -80,13 +81,15 @@ def select(
 
 
 def load_all(words: list[str] | None, every: bool, scale: str, records: Records) -> list[Experiment]:
-    """The experiments named by a command's words, or all, with overrides applied and sweep points chosen."""
+    """The experiments named by a command's words, or all with a row at the scale, with overrides applied and sweep
+    points chosen."""
     names, overrides = names_and_overrides(words)
     if every and names:
         raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
     if not (names or every):
         raise UserError("this needs an experiment (mar-bench list shows them), or --all")
-    return [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
+    found = [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
+    return [experiment for experiment in found if experiment.rows or not every]  # some exist at small scales only
 
 
 def load(name: str, scale: str, overrides: list[str] | None, records: Records) -> Experiment:

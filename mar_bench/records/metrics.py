@@ -150,6 +150,7 @@ _ONCE = (  # printed once per line of a table, whatever its columns
     MetricSpec("parameters", "parameters", is_count=True, low=1),
     MetricSpec("head_parameters", "head parameters", is_count=True, low=0),
     MetricSpec("rfd", "rFID", paper_label="reconstruction FID", **_FRECHET),
+    MetricSpec("latent_noise", "latent noise", **_UNIT),
     MetricSpec("seconds_per_image", _SECONDS, paper_label=f"{_SECONDS} (one A100)", **_TIME),
 )
 _BESIDE = (  # in records, but not in tables

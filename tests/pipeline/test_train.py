@@ -123,7 +123,7 @@ def assert_same_bits(one: Path, other: Path, *names: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_generator_resumes_with_the_same_bits(row, tmp_path):
     """Stopped twice. A snapshot is what a training of as many steps ends with."""
-    settings = ("train.ema_warmup=true", "train.snapshots=[12, 7, 2]")
+    settings = ("train.lr_schedule=constant", "train.ema_warmup=true", "train.snapshots=[12, 7, 2]")
     spec, whole, parts = spec_of(row, *settings), tmp_path / "whole", tmp_path / "parts"
     summary = trained(spec, whole)
     stopped(spec, parts, 3)
@@ -135,7 +135,7 @@ def test_generator_resumes_with_the_same_bits(row, tmp_path):
     assert_same_bits(whole, parts, "raw.safetensors", "ema.safetensors", *snapshots)
     seconds = [{at.pop("seconds") for at in (s, *s["snapshots"].values())} for s in (resumed, summary)]
     assert resumed == summary and all(len(found) == 3 for found in seconds)
-    short = trained(spec_of(row, *settings[:1], "train.steps=7"), tmp_path / "short")
+    short = trained(spec_of(row, *settings[:2], "train.steps=7"), tmp_path / "short")
     assert (tmp_path / "short/ema.safetensors").read_bytes() == (whole / snapshots[1]).read_bytes()
     assert summary["snapshots"]["7"] == {key: short[key] for key in ("steps", "loss_train", "loss_heldout")}
     assert steps_kept(parts) == [12, 11]

@@ -82,12 +82,13 @@ def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
 
 
 def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:
-    """Metrics against a sampling setting, as in the paper's figures 4 and 5: one panel per metric."""
+    """Metrics against a sampling setting, as in the paper's figures 4 and 5, or against a measured number: one panel
+    per metric."""
     knob, means = experiment.figure["x"], spreads(found)
     metrics = experiment.figure.get("y", ["fd", "is"])
-    places = {}
+    places, measured = {}, values(found, knob)
     for row, spec in experiment.rows.items():
-        x: Any = reduce(lambda block, key: getattr(block, key, None), knob.split("."), spec)
+        x: Any = measured.get(row, reduce(lambda block, key: getattr(block, key, None), knob.split("."), spec))
         if x is not None:
             places[row] = float(x)
     points: list[dict] = []

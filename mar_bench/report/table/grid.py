@@ -17,7 +17,16 @@ from mar_bench.report.stats import Spread
 
 FAILED = "FAILED"
 PARTLY = "†"  # some runs of the cell failed
-FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
+FURTHER = (
+    "rfd",
+    "latent_noise",
+    "fd:heldout",
+    "kid",
+    "precision",
+    "recall",
+    "copied",
+    "accuracy",
+)  # shown below the main table
 
 
 class Measured:
@@ -34,6 +43,10 @@ class Measured:
     def spread(self, row: str, metric: str) -> Spread:
         """Mean and ± of a metric over the runs of a row; NaN without a number."""
         return self.spreads.get((row, metric), Spread())
+
+    def measured(self) -> set[str]:
+        """The metrics that have a number, of generated images or printed once per line."""
+        return {metric for _, metric in self.spreads} | {m for m in ONCE_METRICS if values(self.frame, m)}
 
     def reconstruction_distance(self) -> str:
         """``FD-1k``: the distance of the reconstructed images; their number may differ from that of the samples."""
@@ -116,7 +129,7 @@ def main_grid(found: Measured) -> Grid:
 def further_grid(found: Measured) -> Grid | None:
     """The measured metrics that the main table does not show; None if there are none."""
     experiment, layout = found.experiment, found.experiment.layout
-    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
+    measured = found.measured()
     metrics = [m for m in FURTHER if m in measured - {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}]
     columns = [Column(_title(found, metric)) for metric in metrics]
     lines = [[row, *(_cell(found, [row], metric, False) for metric in metrics)] for row in experiment.rows]

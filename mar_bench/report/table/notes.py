@@ -85,13 +85,14 @@ def _protocol(found: Measured) -> str:
         f"{_each(done, 'label_mode')}) against {_each(done, 'num_reference')} {real}.",
         "fd:heldout": f"Held-out: against {_each(done, 'num_heldout')} images never trained on.",
         "rfd": f"Reconstruction: the row's tokenizer alone on held-out images, against the same {real}.",
+        "latent_noise": "Latent noise: standard deviation of the encoder's own noise relative to that of the tokens.",
         "kid": f"KID: mean over {subsets} subsets of {size} images each of the generated and of {features}.",
         "precision": f"Precision and Recall: {generated} generated images against {features}, with the radius of "
         f"{_each(done, 'settings.neighbours')} neighbours.",
         "copied": "Copied: percentage of generated images at least as close to a training image as the nearest "
         "different training image is; compare with the percentage of held-out real images.",
     }
-    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
+    measured = found.measured()
     return " ".join(text for metric, text in texts.items() if metric in measured)
 
 
