@@ -77,7 +77,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    kind: Literal["speed", "curve", "gallery"]
+    kind: Literal["speed", "curve", "training", "gallery"]
     x: Abscissa | None = None
     x_title: Line | None = None
     y: tuple[Metric, ...] = ()

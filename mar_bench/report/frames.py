@@ -36,8 +36,8 @@ def frame(experiment: Experiment | str, records: Records | None = None, scale: s
     - task: generation, reconstruction (the row's tokenizer alone) or speed
     - setting: device, threads, dtype and batch size of a speed record, else empty; only equal settings compare
     - metric, key: our name (``fd:heldout``) and the record's (``fd_mnist5k_heldout``). A generation record also
-      has loss_train, loss_heldout, parameters and head_parameters; a reconstruction has rfd, rfd:heldout, psnr,
-      latent_noise and the metrics of held-out real images (``fd:real``); a speed record has seconds_per_image and more
+      has loss_train, loss_heldout, images_seen, training_seconds, parameters and head_parameters; a reconstruction
+      has rfd, rfd:heldout, psnr, latent_noise and the metrics of held-out real images (``fd:real``); a speed record has seconds_per_image and more
     - train_seed, sampling_seed
     - value, se: in the record's units, NaN if absent; se is the jackknife standard error within the run
     - num_images: how many images were measured
@@ -82,6 +82,8 @@ def _numbers(record: Record) -> dict[str, tuple[str, float, float]]:
     if record.task == "generation":
         names = {m: m for m in GENERATION_METRICS if is_shown(m, record.spec["metrics"]["extractor"])}
         others = {name: record.training.get(name) for name in ("loss_train", "loss_heldout")}
+        steps, batch = record.training.get("steps"), record.spec["train"].get("batch_size")
+        others |= {"training_seconds": record.training.get("seconds"), "images_seen": steps and batch and steps * batch}
         others |= {"parameters": record.parameters.get("total"), "head_parameters": record.parameters.get("head")}
     elif record.task == "reconstruction":
         names = {"rfd": "fd", "rfd:heldout": "fd:heldout", **{metric: metric for metric in REAL_METRICS}}

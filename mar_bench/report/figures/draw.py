@@ -4,6 +4,7 @@ Both are made into one tidy frame of points, which ``panels.render`` draws."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import reduce
 from pathlib import Path
@@ -39,9 +40,10 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
     if kind == "gallery":
         raise UserError(f"{experiment.id} is a gallery: `mar-bench sample {experiment.id} --scale {scale}` draws it")
     looks, titles = _looks(experiment)
-    points, axes = (_curve if kind == "curve" else _speed)(experiment, frame(experiment, records), looks)
+    kinds = {"curve": _curve, "training": _training, "speed": _speed}
+    points, axes = kinds[kind](experiment, frame(experiment, records), looks)
     if not any("over" in point for point in points):
-        needed = "generation records" if kind == "curve" else "rows with a speed and a generation record"
+        needed = "rows with a speed and a generation record" if kind == "speed" else "generation records"
         run = f"`mar-bench run {experiment.id} --scale {scale}` makes them"
         raise UserError(f"nothing to draw for {experiment.id} at scale {scale}: there are no {needed}; {run}")
     bars = " or ".join(dict.fromkeys(BARS[point["over"]] for point in points if point.get("over")))
@@ -61,7 +63,7 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
 
 
 def _is_joined(experiment: Experiment) -> bool:
-    return bool(experiment.figure.keys() & {"line", "point", "x"})
+    return bool(experiment.figure.keys() & {"line", "point", "x"}) or experiment.figure.get("kind") == "training"
 
 
 def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
@@ -70,13 +72,13 @@ def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
     *others, last = fmt.row_axes(experiment) or list(experiment.labels)
     for row in experiment.rows:
         looks[row] = {"panel": fmt.row_words(experiment, row, fmt.column_axes(experiment)), "name": ""}
-        if _is_joined(experiment):
+        if experiment.figure.keys() & {"line", "point", "x"}:
             line, name = (fmt.label_of(experiment, row, experiment.figure.get(key)) for key in ("line", "point"))
             looks[row] |= {"colour": line, "marker": line, "name": name}
         else:
             colour = fmt.row_words(experiment, row, [last])
             looks[row] |= {"colour": colour, "marker": fmt.row_words(experiment, row, others) if others else colour}
-    if _is_joined(experiment):
+    if experiment.figure.keys() & {"line", "point", "x"}:
         return looks, {experiment.figure.get("line", ""): "colour"}
     return looks, {last: "colour", **({", ".join(others): "marker"} if others else {})}
 
@@ -103,6 +105,18 @@ def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[l
         "x_values": sorted(set(places.values())),
         "log_x": experiment.figure.get("log_x", False),
     }
+
+
+def _training(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:
+    """Metrics against images seen and seconds of training: a line of panels for each metric."""
+    done, means, points = found[found["status"] == "done"], spreads(found), []
+    panels = {"images_seen": "images seen in training", "training_seconds": "seconds of training"}
+    for x, metric in itertools.product(panels, experiment.figure.get("y", ["fd"])):
+        title = fmt.with_unit(experiment, fmt.metric_title(experiment, metric), metric)
+        for row, place in done[done["metric"] == x].groupby("row", sort=False)["value"].mean().items():
+            common = {"row": row, "panel": x, "setting": title, "x": place}
+            points += _points(experiment, metric, means.get((str(row), metric), Spread()), common, None)
+    return points, {"panels": panels, "x_label": "", "over_training": True}
 
 
 def _speed(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -75,6 +76,7 @@ class Plot:
     bars: str  # meaning of the error bars
     x_values: list[float] = field(default_factory=list)  # of a knob; empty if x is seconds
     log_x: bool = True
+    over_training: bool = False  # settings name the y axes of a line of panels, panels the x axes of a column
     floors: pd.DataFrame | None = None  # panel, value, colour, name
 
 
@@ -100,23 +102,34 @@ def render(plot: Plot) -> Figure:
     settings, panels = sorted(points["setting"].unique()), list(plot.panels)
     size = PANEL_INCHES[0] * len(panels), PANEL_INCHES[1] * len(settings)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(settings), len(panels), squeeze=False, sharex="row")
+    share: Any = {"sharex": "col", "sharey": "row"} if plot.over_training else {"sharex": "row"}
+    grid = figure.subplots(len(settings), len(panels), squeeze=False, **share)
     for axes, setting in zip(grid, settings):
         for ax, panel in zip(axes, panels):
             here = points[(points["setting"] == setting) & (points["panel"] == panel)]
-            if not plot.x_values:
+            if not plot.x_values and not plot.over_training:
                 ax.set_title(panel)
             if here.empty:
                 ax.set_axis_off()
                 ax.text(0.5, 0.5, "no points", ha="center", color=NEUTRAL, transform=ax.transAxes)
                 continue
             _points(ax, here, plot.joined, colours, markers)
+            if plot.over_training:
+                ax.set(xscale="log", yscale="log")
+                _decades(ax.xaxis, (1, 3))
+                _decades(ax.yaxis, (1, 2, 5))
+                if panel == panels[0]:
+                    ax.set_ylabel(setting)
+                if setting == settings[-1]:
+                    ax.set_xlabel(plot.panels[panel])
+                continue
             if plot.floors is not None:
                 _floors(ax, plot.floors[plot.floors["panel"] == panel], colours)
             ax.set_xlabel("\n".join([plot.x_label, *textwrap.wrap(setting, CHARACTERS)]))
             ax.margins(y=0.1)
             ax.set_ylabel(plot.panels[panel])
-        _scale_x(axes[0], plot)
+        if not plot.over_training:
+            _scale_x(axes[0], plot)
     _legend(figure, plot, colours, markers)
     title = "\n".join(textwrap.fill(line, CHARACTERS * len(panels)) for line in plot.title.splitlines())
     figure.suptitle(title, fontsize=9, x=0.01, y=1.01, ha="left", va="bottom")
@@ -128,12 +141,15 @@ def render(plot: Plot) -> Figure:
 
 
 def _points(ax: Axes, points: pd.DataFrame, joined: bool, colours: dict[str, str], markers: dict[str, str]) -> None:
+    several = joined and [*colours] != [*markers]  # the second of two losses is dashed
+    styles = dict(zip(markers, itertools.cycle("-" if not several else ("-", "--")))) if joined else {}
+    styles = styles or dict.fromkeys(markers, "none")
     for (colour, marker), group in points.sort_values("x", kind="stable").groupby(["colour", "marker"], sort=False):
         look: dict[str, Any] = {"color": colours[str(colour)], "marker": markers[str(marker)]}
         ours, theirs = group[~group["published"]], group[group["published"]]
         quartiles = np.array([ours["x"] - ours["x_low"], ours["x_high"] - ours["x"]]).clip(min=0)
         ax.errorbar(
-            ours["x"], ours["y"], ours["sd"], quartiles, linestyle="-" if joined else "none", linewidth=1.3,
+            ours["x"], ours["y"], ours["sd"], quartiles, linestyle=styles[str(marker)], linewidth=1.3,
             elinewidth=1, capsize=2, markersize=MARKER_SIZE, markeredgecolor="none", zorder=3, **look,
         )  # fmt: skip
         ax.plot(theirs["x"], theirs["y"], linestyle="none", fillstyle="none", markersize=HOLLOW_SIZE, zorder=4, **look)
@@ -156,18 +172,23 @@ def _floors(ax: Axes, floors: pd.DataFrame, colours: dict[str, str]) -> None:
     ax.set_ylim(bottom=0)
 
 
+def _decades(axis: Axis, ticks: tuple[int, ...]) -> None:
+    """Ticks of a logarithmic axis at these multiples of every decade, as plain numbers."""
+    axis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=ticks))
+
+
 def _scale_x(ax: Axes, plot: Plot) -> None:
     """Put a tick at every value of a knob if there is room; seconds get a logarithmic axis, a few ticks per decade."""
     if plot.log_x:
         ax.set_xscale("log")
     ax.margins(x=0.06 if plot.x_values else 0.12)
     if not plot.x_values:
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
-        ax.xaxis.set_minor_formatter(NullFormatter())
         low, high = ax.get_xlim()
         factor = max(1.0, MIN_RATIO * low / high) ** 0.5
         ax.set_xlim(low / factor, high * factor)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < MOST_RATIO else (1, 3)))
+        _decades(ax.xaxis, (1, 2, 5) if high / low < MOST_RATIO else (1, 3))
     elif plot.log_x or len(plot.x_values) <= MOST_TICKS:
         ax.set_xticks(plot.x_values, [f"{value:g}" for value in plot.x_values])
         ax.xaxis.set_minor_locator(NullLocator())

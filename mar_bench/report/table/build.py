@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
 from mar_bench.report import format as fmt
-from mar_bench.report.claims import orderings
+from mar_bench.report.claims import orderings, trends
 from mar_bench.report.frames import Records, is_shown, loaded, values
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
 from mar_bench.report.render import render
@@ -35,14 +36,25 @@ class Table(Measured):
             warnings=notes.warnings(self),
             main=main_grid(self),
             quoted=quoted_grid(self.experiment),
-            further=further_grid(self),
+            further=None if self.over_training else further_grid(self),  # a row for every step
             notes=notes.notes(self),
             failures=notes.failures(self),
             against_paper=against_paper,
             verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
             metrics=METRICS,
-            claims=orderings.claims(orderings.compare(self.experiment, self.selection)),
+            claims=self._claims(),
+            trends=self.over_training,
         )
+
+    @property
+    def over_training(self) -> bool:
+        """Whether the rows are steps of trainings, and orderings are judged along them."""
+        return self.experiment.figure.get("kind") == "training"
+
+    def _claims(self) -> Iterator[tuple[str, str, str, str]]:
+        if self.over_training:
+            return trends.claims(self.experiment, self.selection)
+        return orderings.claims(orderings.compare(self.experiment, self.selection))
 
     def tex(self) -> str:
         """The main table and quoted numbers in LaTeX, for the package booktabs."""

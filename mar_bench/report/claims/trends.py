@@ -1,0 +1,123 @@
+"""Orderings over training: from which step on each holds, where two curves cross, and whether the gap is closing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mar_bench.config.experiment import Experiment
+from mar_bench.report import format as fmt
+from mar_bench.report.claims.orderings import Comparison, allowed, compare
+from mar_bench.report.frames import Selection, metric_value, runs_with
+from mar_bench.report.stats import FAILS, HOLDS, UNDECIDED, Difference, paired
+
+RECENT = 8  # the trend is fitted from an eighth of the steps on: three doublings
+
+
+@dataclass(frozen=True)
+class Trend:
+    """An ordering of two rows at the steps of one training each; ``points`` are in the order of ``steps``."""
+
+    name: str  # the bundles that both rows share
+    bundles: tuple[str, str]
+    steps: list[int]
+    points: list[Comparison]
+    slope: Difference  # of ln(first / second) per doubling of the steps
+
+    @property
+    def verdict(self) -> str:
+        """That at the last step."""
+        return self.points[-1].difference.verdict
+
+    @property
+    def words(self) -> str:
+        """The verdict at the last step, with the step from which it holds, or else with the trend of the gap."""
+        last = f"{self.steps[-1]:,} steps"
+        if self.verdict == HOLDS:
+            since = len(self.steps)
+            while since and self.points[since - 1].difference.verdict == HOLDS:
+                since -= 1
+            return f"{HOLDS} from {self.steps[since]:,} steps on"
+        if self.verdict == FAILS:
+            return f"{FAILS} within {last}; {self._trend()}"
+        if self.verdict == UNDECIDED:
+            return f"{self.points[-1].difference.words} at {last}; {self._trend()}"
+        return self.points[-1].difference.words
+
+    def _trend(self) -> str:
+        change, low, high = (100 * math.expm1(x) for x in (self.slope.value, self.slope.low, self.slope.high))
+        if math.isnan(low):
+            return "too few seeds for a trend"
+        size = f"{change:+.1f} % a doubling, {low:+.1f} to {high:+.1f} %"
+        if low <= 0 <= high:
+            return f"no trend beyond the interval ({size})"
+        ahead = self.points[-1].difference.value < 0
+        return f"the gap {'grows' if (change < 0) == ahead else 'shrinks'} ({size})"
+
+    @property
+    def crossings(self) -> str:
+        """Between which steps the means of the two curves cross."""
+        known = [(step, c.difference.value) for step, c in zip(self.steps, self.points) if c.difference.value]
+        known = [(step, value) for step, value in known if not math.isnan(value)]
+        if not known:
+            return fmt.MISSING
+        passes = [
+            f"{'ahead' if now < 0 else 'behind'} between {before:,} and {step:,}"
+            for (before, then), (step, now) in zip(known, known[1:])
+            if (then < 0) != (now < 0)
+        ]
+        return "; ".join(passes) or f"{'ahead' if known[0][1] < 0 else 'behind'} throughout"
+
+
+def trends(experiment: Experiment, selection: Selection) -> dict[str, list[Trend]]:
+    """Claim -> its pairs of rows, each at all of its steps."""
+    groups: dict[tuple, dict[int, Comparison]] = {}
+    for c in compare(experiment, selection):
+        specs = [experiment.rows[row] for row in c.rows]
+        same = tuple(replace(s, sampling=replace(s.sampling, snapshot=None)) for s in specs)
+        groups.setdefault((c.claim, same), {})[specs[0].sampling.snapshot or specs[0].train.steps] = c
+    found: dict[str, list[Trend]] = {}
+    for (claim, _), points in groups.items():
+        steps = sorted(points)
+        every = [points[step] for step in steps]
+        shared = [set(experiment.bundles(c.rows[0]).items()) for c in every]
+        common = dict(set.intersection(*shared) - {(every[0].axis, every[0].bundles[0])})
+        name = "/".join(common[axis] for axis in experiment.labels if axis in common) or every[0].axis
+        found.setdefault(claim, []).append(Trend(name, every[0].bundles, steps, every, _slope(steps, every, selection)))
+    return found
+
+
+def _slope(steps: list[int], points: list[Comparison], selection: Selection) -> Difference:
+    """Of a straight line through ln(first / second) over log2(steps), for each seed that has all points."""
+    recent = [(step, c) for step, c in zip(steps, points) if RECENT * step >= steps[-1]]
+    sides = [[runs_with(selection[row]["generation"], "fd") for row in c.rows] for _, c in recent]
+    seeds = set.intersection(*(set(runs) for side in sides for runs in side))
+    slopes = {}
+    for seed in seeds if len(recent) > 1 else ():
+        values = [[metric_value(runs[seed], "fd") for runs in side] for side in sides]
+        ratios = [math.log(max(first, 1e-9) / max(second, 1e-9)) for first, second in values]
+        slopes[seed] = float(np.polyfit([math.log2(step) for step, _ in recent], ratios, 1)[0])
+    return paired(slopes, dict.fromkeys(slopes, 0.0))
+
+
+def table(pairs: list[Trend]) -> fmt.Block:
+    """The differences at all steps in percent, those that are undecided in brackets, crossings and verdict."""
+    steps = sorted({step for pair in pairs for step in pair.steps})
+    lines = []
+    for pair in pairs:
+        cells = dict.fromkeys(steps, fmt.MISSING)
+        for step, c in zip(pair.steps, pair.points):
+            text = fmt.percent(c.difference.percent[0])
+            cells[step] = text if c.difference.verdict in (HOLDS, FAILS) or text == fmt.MISSING else f"({text})"
+        lines.append([pair.name, *cells.values(), pair.crossings, pair.words])
+    bundles = " against ".join(pairs[0].bundles)
+    return fmt.markdown_table([bundles, *(f"{step:,}" for step in steps), "crossing", "verdict"], lines)
+
+
+def claims(experiment: Experiment, selection: Selection) -> Iterator[tuple[str, str, str, str]]:
+    """For every claim what ``orderings.claims`` gives: its text, the cost it allows, its table, and a summary."""
+    for claim, pairs in trends(experiment, selection).items():
+        yield claim, allowed(c for pair in pairs for c in pair.points), table(pairs), ""
