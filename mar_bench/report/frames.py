@@ -37,7 +37,8 @@ def frame(experiment: Experiment | str, records: Records | None = None, scale: s
     - setting: device, threads, dtype and batch size of a speed record, else empty; only equal settings compare
     - metric, key: our name (``fd:heldout``) and the record's (``fd_mnist5k_heldout``). A generation record also
       has loss_train, loss_heldout, images_seen, training_seconds, parameters and head_parameters; a reconstruction
-      has rfd, rfd:heldout, psnr, latent_noise and the metrics of held-out real images (``fd:real``); a speed record has seconds_per_image and more
+      has rfd, rfd:heldout, psnr, latent_noise and the metrics of held-out real images
+      (``fd:real``); a speed record has seconds_per_image and more
     - train_seed, sampling_seed
     - value, se: in the record's units, NaN if absent; se is the jackknife standard error within the run
     - num_images: how many images were measured
