@@ -16,7 +16,7 @@ from mar_bench.cli import options
 from mar_bench.cli.options import app
 from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
 from mar_bench.pipeline.request import load_row
-from mar_bench.pipeline.store import default_places
+from mar_bench.pipeline.store import default_places, fault_in
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError
 
@@ -258,7 +258,7 @@ def collect(
     where no table shows them, and listed; the exit code is then 1."""
     from mar_bench.records.collect import collect
 
-    plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)
+    plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run, fault_in)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
