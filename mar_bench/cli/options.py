@@ -93,7 +93,7 @@ def find_record(name: str, records: str | None):
     path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
         raise UserError(f"no record {path}; give a record's id or its file")
-    return record.read_record(path)
+    return record.read_record(path, None if name.endswith(".json") else name)
 
 
 def one_seed(option: str, text: str) -> int:

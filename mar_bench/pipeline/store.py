@@ -249,11 +249,12 @@ def publish(runs: list[Run], places: Places) -> None:
     A cell chosen by a sweep may already have been measured for another table; its record then gains the choice."""
     for run in runs:
         target = places.records / f"{run.id}.json"
-        published = target.is_file() and read_record(target).status == "done"
+        published = target.is_file() and read_record(target, run.id).status == "done"
         if not published and places.intact(run.task, run):
             write_record(places.records, read_record(places.folder(run.task, run.id) / "record.json", run.id))
         if run.choice and target.is_file():
-            record, metric = read_record(target), run.choice["metric"]  # two tables may choose one cell in two ways
+            record = read_record(target, run.id)
+            metric = run.choice["metric"]  # two tables may choose one cell in two ways
             if record.selection.get(metric) != run.choice:
                 write_record(places.records, replace(record, selection={**record.selection, metric: run.choice}))
 
