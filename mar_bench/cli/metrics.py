@@ -88,6 +88,15 @@ def evaluate(
     else:
         source = eval_images.open_source(samples, indexed=not unindexed)
         eval_images.settings_of(overrides or [])  # raises before any work
+        for option, value, usual in (
+            ("--scale", scale, "tiny"),
+            ("--seeds", seeds, "0"),
+            ("--sampling-seeds", sampling_seeds, "0"),
+        ):
+            if value != usual:
+                raise UserError(
+                    f"{option} {value}: it chooses the images of a row, and {samples} is not a row; leave it out"
+                )
         if reference is None:
             raise UserError("--reference is needed: an npz or a folder of real images")
     if source.run and extractor is None:
@@ -111,7 +120,7 @@ def evaluate(
         print(f"wrote {places.records / record.id}.json", file=sys.stderr)
 
 
-reference_app = typer.Typer(
+reference_app = options.Typer(
     help="Statistics and features of real images, in a file.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(reference_app, name="reference")
