@@ -20,13 +20,11 @@ from mar_bench.utils.errors import UserError
 @app.command("list")
 def list_experiments() -> None:
     """List experiments and scales."""
-    from mar_bench.config.yaml_layers import experiment_files, experiments_dir, load_yaml, scales
+    from mar_bench.config.yaml_layers import experiment_files, load_yaml, scales
     from mar_bench.utils.console import console_table
 
-    if not (files := experiment_files()):
-        raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
     lines, broken = [], []
-    for name, file in files.items():
+    for name, file in experiment_files().items():
         try:
             lines.append([name, str(load_yaml(file).get("title", ""))])
         except UserError as error:
@@ -176,8 +174,13 @@ def run(
         print(f"nothing to do: all {len(wanted)} runs are done; records are in {places.records}")
         return
     names, overrides = names_and_overrides(words)
-    more = [f"--scale {scale}", *([f"--records {records}"] if records else []), *map(shlex.quote, overrides)]
-    print(f"next: mar-bench table {'--all' if every else names[0]} {' '.join(more)}")
+    which = ["--all"] if every else names
+    print(
+        "next:",
+        shlex.join(
+            ["mar-bench", "table", *which, "--scale", scale, *(["--records", records] if records else []), *overrides]
+        ),
+    )
 
 
 def _run_planned(planned: list, places, jobs: int | None, world, first: bool):

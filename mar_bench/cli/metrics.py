@@ -16,7 +16,7 @@ from mar_bench.cli import options
 from mar_bench.cli.options import app
 from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
 from mar_bench.pipeline.request import load_row
-from mar_bench.pipeline.store import default_places
+from mar_bench.pipeline.store import default_places, fault_in
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError
 
@@ -88,6 +88,15 @@ def evaluate(
     else:
         source = eval_images.open_source(samples, indexed=not unindexed)
         eval_images.settings_of(overrides or [])  # raises before any work
+        for option, value, usual in (
+            ("--scale", scale, "tiny"),
+            ("--seeds", seeds, "0"),
+            ("--sampling-seeds", sampling_seeds, "0"),
+        ):
+            if value != usual:
+                raise UserError(
+                    f"{option} {value}: it chooses the images of a row, and {samples} is not a row; leave it out"
+                )
         if reference is None:
             raise UserError("--reference is needed: an npz or a folder of real images")
     if source.run and extractor is None:
@@ -111,7 +120,7 @@ def evaluate(
         print(f"wrote {places.records / record.id}.json", file=sys.stderr)
 
 
-reference_app = typer.Typer(
+reference_app = options.Typer(
     help="Statistics and features of real images, in a file.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(reference_app, name="reference")
@@ -258,7 +267,7 @@ def collect(
     where no table shows them, and listed; the exit code is then 1."""
     from mar_bench.records.collect import collect
 
-    plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run)
+    plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run, fault_in)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if dry_run:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mar_bench.config.ids import IdCheck
 from mar_bench.pipeline.request import parse_seeds
@@ -17,7 +18,23 @@ from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import expanded
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """A command that refuses an option given twice, of which it would ignore the first value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for param in {p for p in given if given.count(p) > 1 and not p.multiple and not getattr(p, "is_flag", False)}:
+            raise UserError(f"{param.opts[0]} is given twice; leave one out")
+        return super().parse_args(ctx, args)
+
+
+class Typer(typer.Typer):
+    def command(self, name: str | None = None, **more: Any) -> Any:
+        return super().command(name, cls=_Command, **more)
+
+
+app = Typer(
     help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
     no_args_is_help=True,
     add_completion=False,
@@ -93,7 +110,7 @@ def find_record(name: str, records: str | None):
     path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
         raise UserError(f"no record {path}; give a record's id or its file")
-    return record.read_record(path)
+    return record.read_record(path, None if name.endswith(".json") else name)
 
 
 def one_seed(option: str, text: str) -> int:

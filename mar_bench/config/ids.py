@@ -19,7 +19,7 @@ from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, measures_scale
 from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.records.record import HINT, Record
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import UserError, shown
 
 
 def canonical(value: Any) -> Any:
@@ -161,6 +161,8 @@ class IdCheck:
 
     def __call__(self, path: Path, record: Record) -> None:
         if record.task not in TASKS:
+            if "cell_id" in record.ids:  # of a run, so no table would show it
+                raise UserError(f"{path}: its task {shown(record.task)} is none of {', '.join(TASKS)}; {HINT}")
             return
         (train_seed, sampling_seed), tree = record.seeds, dict(record.spec)
         for block in ("train", "sampling"):

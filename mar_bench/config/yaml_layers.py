@@ -45,7 +45,10 @@ def split_row(name: str) -> tuple[str, str]:
 
 
 def experiment_files() -> dict[str, Path]:
-    return yaml_files(experiments_dir())
+    """The experiments by name. Raises UserError if there are none."""
+    if not (files := yaml_files(experiments_dir())):
+        raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
+    return files
 
 
 def scales() -> list[str]:
@@ -61,6 +64,9 @@ def find_experiment(name: str) -> Path:
             raise UserError(f"{path}: no such file")
         return path
     known = experiment_files()
+    if (experiment := split_row(name)[0]) in known and experiment != name:
+        rest = f"give {experiment}, to run, plan and submit with --only '{split_row(name)[1]}'"
+        raise UserError(f"{shortened(name)}: this command takes whole experiments; {rest}")
     if name not in known:
         raise UserError(f"no experiment '{shortened(name)}' in {experiments_dir()}: {did_you_mean(name, known)}")
     return known[name]
@@ -102,6 +108,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             inner[block] = inner = found
         if isinstance(inner.get(last), dict):
             raise UserError(f"override {pair}: keys of {path} are set before; give the whole block first")
+        if isinstance(inner.get(last), Typed):
+            raise UserError(f"override {shortened(pair)}: {path} is set before; leave one out")
         inner[last] = Typed(value)
     if not isinstance(tree.get("parts", {}), dict):
         raise UserError(f"override parts={tree['parts']}: parts are blocks; name one, as in parts.few_steps=4")

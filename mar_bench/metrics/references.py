@@ -89,8 +89,9 @@ def read_reference(path: Path) -> Reference:
         _check_statistics(stored)
         if features is not None:
             shape = (about["num_features"], len(stored["mu"]))
-            if features.dtype.kind != "f" or features.shape != shape or not np.isfinite(features).all():
-                raise ValueError(f"features are {features.dtype} {features.shape}, expected finite floats {shape}")
+            if features.dtype != np.float32 or features.shape != shape or not np.isfinite(features).all():
+                found = f"{features.dtype} {features.shape}"
+                raise ValueError(f"features are {found}, expected finite floats of 32 bits {shape}")
             features = torch.from_numpy(features)
         if (digests := stored.get("digests")) is not None:
             check_digests(digests)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mar_bench.utils.errors import UserError
+from mar_bench.utils.errors import UserError, shortened
 
 PATIENCE = timedelta(days=2)  # ranks wait while rank 0 measures; the launcher ends the job if a rank dies
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -79,14 +79,19 @@ def world_of(environ: Mapping[str, str] = os.environ) -> World:
 
 
 def join(world: World) -> None:
-    """Initialise the process group, with one GPU per rank if there are any."""
+    """Initialise the process group, with one GPU per rank if there are any. Raises UserError if that fails."""
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _meeting_point(os.environ)
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    try:
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    except (ValueError, TypeError, RuntimeError) as error:  # no port, a port in use, an unknown host
+        words = " ".join(f"{name}={os.environ.get(name, '')}" for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = shortened(str(error), 200)
+        raise UserError(f"{words}: the processes cannot meet ({reason}); use torchrun, or unset both in srun") from None
     atexit.register(dist.destroy_process_group)
 
 

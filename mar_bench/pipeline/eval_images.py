@@ -75,7 +75,7 @@ def open_row(experiment: Experiment, row: str | None, places: Places, seeds: tup
     if experiment.is_open(row):
         raise UserError(f"{row}: the sweep that chooses its settings is not measured yet; run mar-bench run")
     run = generation_run(row, with_seeds(experiment.rows[row], *seeds))
-    folder = places.finished("sample", run.ids["sample_id"], row)
+    folder = places.finished("sample", run.ids["sample_id"], row, run)
 
     def decoded(progress: Progress) -> Iterator[torch.Tensor]:
         device, done = pick_device(run.spec.compute.device), 0
@@ -259,8 +259,9 @@ def neighbours(source: Source, places: Places, count: int, k: int) -> Neighbours
             f"{run.row}: neighbours need the features of all training images, but its reference '{about['name']}' "
             f"has {about['num_features']}; set metrics.reference.kind=training and a larger metrics.reference_images"
         )
-    kept = places.folder("generation", run.id) / SEEN
-    seen = load_features(kept) if kept.is_file() else source.features(own_extractor(run, places), silent)
+    measured = places.folder("generation", run.id)
+    kept = is_sound(measured) and not places.fault(measured, run) and (measured / SEEN).is_file()
+    seen = load_features(measured / SEEN) if kept else source.features(own_extractor(run, places), silent)
     spaces = spacing(training)
 
     def closeness(images: torch.Tensor) -> torch.Tensor:

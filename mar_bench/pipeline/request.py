@@ -14,12 +14,13 @@ from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, chosen_rows, plan_runs
 from mar_bench.config.spec import CHOICE_SEED, RUN_KEYS
-from mar_bench.config.yaml_layers import experiment_files, split_row
+from mar_bench.config.yaml_layers import experiment_files, parse_overrides, split_row
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.pipeline.room import check_room
 from mar_bench.records.provenance import device_name
 from mar_bench.records.record import Records
 from mar_bench.utils.errors import UserError, did_you_mean, shortened
+from mar_bench.utils.yaml_text import Typed
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,15 @@ def load_all(words: list[str] | None, every: bool, scale: str, records: Records)
 
 def load(name: str, scale: str, overrides: list[str] | None, records: Records) -> Experiment:
     """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
-    for key, option in (("train.seed", "--seeds"), ("sampling.seed", "--sampling-seeds")):
-        if any(word.partition("=")[0] == key for word in overrides or ()):
-            raise UserError(f"{key} is chosen by {option} of run and plan; a table shows every seed that has records")
-    return with_choices(load_experiment(name, scale, overrides or ()), records)
+    experiment = load_experiment(name, scale, overrides or ())
+    given = parse_overrides(overrides or ())
+    for block, option in (("train", "--seeds"), ("sampling", "--sampling-seeds")):
+        keys = given.get(block)
+        if "seed" in (keys.as_yaml() if isinstance(keys, Typed) else keys or ()):
+            raise UserError(
+                f"{block}.seed is chosen by {option} of run and plan; a table shows every seed that has records"
+            )
+    return with_choices(experiment, records)
 
 
 def load_row(name: str, scale: str, overrides: list[str] | None, records: Records) -> tuple[Experiment, str | None]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mar_bench.pipeline.distributed import World
 
 TELL_SECONDS = 0.25  # between two reports of a worker; each report also detects a closed pipe
+STOPPING = signal.SIGINT, signal.SIGTERM  # requests to stop
 STOP_SECONDS = 120  # time a worker has to save before it is killed
 
 
@@ -178,12 +179,14 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
 
 @contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Processes started in the block ignore SIGINT: Ctrl-C reaches them all, but only the scheduler acts on it."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes started in the block ignore SIGINT and SIGTERM: Ctrl-C and service managers send them to all, but only
+    the scheduler acts on them."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Interrupts:
@@ -192,7 +195,7 @@ class Interrupts:
     count = 0
 
     def __enter__(self) -> Interrupts:
-        self.previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {n: signal.signal(n, self._note) for n in STOPPING}
         return self
 
     def __exit__(self, *error) -> None:

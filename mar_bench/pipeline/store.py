@@ -69,10 +69,12 @@ class Places:
             gone = f"{self.runs}: cannot be found any more"
             raise DiskError(f"{gone}; finished work is safe: mount the disk again, then repeat the command") from None
 
-    def finished(self, kind: str, stage_id: str, owner: str) -> Path:
-        """The folder of a finished stage. Raises UserError if it is missing, incomplete or damaged."""
+    def finished(self, kind: str, stage_id: str, owner: str, run: Run | None = None) -> Path:
+        """The folder of a finished stage. Raises UserError if it is missing, incomplete or damaged; for a ``run``, also
+        if a stage that it was made from has another result now."""
         folder = self.folder(kind, stage_id)
-        why = f"is damaged ({fault})" if (fault := fault_in(folder)) else "is missing or incomplete"
+        fault = self.fault(folder, run) if run else fault_in(folder)
+        why = f"is damaged ({fault})" if fault else "is missing or incomplete"
         if fault or not is_sound(folder):
             raise UserError(
                 f"{owner}: its {kind} ({stage_id}) {why} in {self.runs}; make it with mar-bench run, or name another "
@@ -87,11 +89,11 @@ class Places:
         folder = self.stage(kind, run)
         if not is_sound(folder):
             return False
-        if self._fault(folder, run) is None:
+        if self.fault(folder, run) is None:
             _drop_checkpoints(folder)  # left by a process that was killed after it had marked the stage
             return True
         with locks.held(self.runs / "locks" / f"{folder.name}.lock"):
-            if is_sound(folder) and (why := self._fault(folder, run)):  # no other process has made it again meanwhile
+            if is_sound(folder) and (why := self.fault(folder, run)):  # no other process has made it again meanwhile
                 aside = self.runs / DAMAGED / f"{kind}-{folder.name}-{time.time_ns()}"
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
@@ -106,7 +108,7 @@ class Places:
                 found |= {**marker.get("inputs", {}), need: digest}
         return found
 
-    def _fault(self, folder: Path, run: Run) -> str | None:
+    def fault(self, folder: Path, run: Run) -> str | None:
         """``fault_in``, or the stage that was made again with another result after this one was made from it.
 
         Latents do not count: a finished training stands on its own, if its tokenizer is the one that decodes."""
@@ -254,11 +256,12 @@ def publish(runs: list[Run], places: Places) -> None:
     A cell chosen by a sweep may already have been measured for another table; its record then gains the choice."""
     for run in runs:
         target = places.records / f"{run.id}.json"
-        published = target.is_file() and read_record(target).status == "done"
+        published = target.is_file() and read_record(target, run.id).status == "done"
         if not published and places.intact(run.task, run):
             write_record(places.records, read_record(places.folder(run.task, run.id) / "record.json", run.id))
         if run.choice and target.is_file():
-            record, metric = read_record(target), run.choice["metric"]  # two tables may choose one cell in two ways
+            record = read_record(target, run.id)
+            metric = run.choice["metric"]  # two tables may choose one cell in two ways
             if record.selection.get(metric) != run.choice:
                 write_record(places.records, replace(record, selection={**record.selection, metric: run.choice}))
 

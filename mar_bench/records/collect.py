@@ -8,6 +8,7 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,12 +65,18 @@ class Collection:
         return lines
 
 
-def collect(folders: list[Path], records: Path, dry_run: bool = False) -> Collection:
+def collect(
+    folders: list[Path],
+    records: Path,
+    dry_run: bool = False,
+    fault: Callable[[Path], str | None] = lambda folder: None,
+) -> Collection:
     """Copy the records of ``folders`` into ``records``; with ``dry_run`` only report what that would do.
 
-    Raises UserError, before anything is written, for a folder without records and for a broken record."""
+    ``fault(folder)`` is what is wrong with a stage among runs, if its record is not to be trusted. Raises UserError,
+    before anything is written, for a folder without records, a broken record and a stage with a fault."""
     given: dict[str, list[Found]] = defaultdict(list)
-    for found in (found for folder in folders for found in _records_in(folder, records)):
+    for found in (found for folder in folders for found in _records_in(folder, records, fault)):
         given[found.record.id].append(found)
     if records.is_file():
         raise UserError(f"{records}: not a folder")
@@ -90,13 +97,16 @@ def _records_folder(folder: Path) -> Path:
     return next((folder / name for name in ("results/records", "records") if (folder / name).is_dir()), folder)
 
 
-def _records_in(folder: Path, destination: Path) -> list[Found]:
+def _records_in(folder: Path, destination: Path, fault: Callable[[Path], str | None]) -> list[Found]:
     """The records of a folder of records, of one that contains such a folder, or of a folder of runs."""
     place = _records_folder(folder)
     itself = place.resolve() == destination.resolve()
     paths = {} if itself else {path: path.stem for path in sorted(place.glob("*.json"))}
     for task in () if paths else files.RECORDED:
-        paths |= {path: path.parent.name for path in sorted(folder.glob(f"{task}/*/record.json"))}
+        for path in sorted(folder.glob(f"{task}/*/{files.OWN}")):
+            if why := fault(path.parent):
+                raise UserError(f"{path.parent}: {why}; {files.HINT_OWN}")
+            paths[path] = path.parent.name
     if not paths:
         why = "no records in it" if place.is_dir() else "not a folder"
         raise UserError(f"{place}: {'is the folder of records itself; name another' if itself else why}")

@@ -73,7 +73,7 @@ def records_dir(records: str | None = None) -> Path:
 def write_record(folder: Path, record: Record) -> Path:
     """Write ``folder/<eval_id>.json``. A failure never overwrites a result; an id that is set aside gets no record."""
     path = folder / f"{record.id}.json"
-    done_before = record.status == "failed" and path.is_file() and read_record(path).status == "done"
+    done_before = record.status == "failed" and path.is_file() and read_record(path, record.id).status == "done"
     if not done_before and not conflicting_files(folder, record.id):
         atomic_write(path, to_json(record))
     return path

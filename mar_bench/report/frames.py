@@ -9,6 +9,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,15 @@ import pandas as pd
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.ids import CHOICE_SEED, IdCheck, choosing_run, generation_run, reconstruction_run, speed_run
+from mar_bench.config.ids import (
+    CHOICE_SEED,
+    IdCheck,
+    choosing_run,
+    generation_run,
+    reconstruction_run,
+    speed_run,
+    with_seeds,
+)
 from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record, RecordFolder, Records, of_cells, records_dir
 from mar_bench.report.format import published_value
@@ -172,6 +181,7 @@ def select(experiment: Experiment, records: Records) -> Selection:
     for record in sorted(of_cells(records, wanted), key=lambda r: (*r.seeds, r.id)):
         if record.task != "generation" or record.seeds[1] != CHOICE_SEED:
             by_cell[record.task, record.ids["cell_id"]].append(record)
+    _look_up_others(experiment, by_cell, records)
     found = {}
     for row, of_row in cells.items():
         found[row] = {task: list(by_cell[task, cell_id]) for task, cell_id in of_row.items()}
@@ -188,6 +198,33 @@ def select(experiment: Experiment, records: Records) -> Selection:
             pairs = set(itertools.product(training or [spec.train.seed], sampling or [spec.sampling.seed]))
             tasks["generation"] = [record for record in tasks["generation"] if record.seeds in pairs | common]
     return found
+
+
+def _look_up_others(experiment: Experiment, by_cell: Mapping[tuple[str, str], list[Record]], records: Records) -> None:
+    """Read the records that rows would have on the seeds and devices of other rows, if they are not among their cell's.
+
+    ``records`` raises UserError for one with a wrong cell, which would be missing in silence."""
+    pairs, settings = set[tuple[int, int]](), set[tuple[str, int]]()
+    for (task, _), of_cell in by_cell.items():
+        pairs |= {r.seeds for r in of_cell if task == "generation"}
+        settings |= _timed_in(of_cell)
+    for row, spec in experiment.rows.items():
+        if experiment.is_open(row):
+            continue
+        runs = [reconstruction_run(row, spec)]
+        known = {r.seeds for r in by_cell.get(("generation", generation_run(row, spec).cell_id), ())}
+        for pair in {(spec.train.seed, spec.sampling.seed), *pairs} - known:
+            runs.append(generation_run(row, with_seeds(spec, *pair)))
+        for device, threads in settings - _timed_in(by_cell.get(("speed", speed_run(row, spec, "any").cell_id), ())):
+            runs.append(speed_run(row, replace(spec, compute=replace(spec.compute, threads=threads)), device))
+        for run in runs:
+            records.get(run.id)
+
+
+def _timed_in(records: Iterable[Record]) -> set[tuple[str, int]]:
+    """The devices and numbers of threads of the speed records among ``records``."""
+    abouts = [r.protocol for r in records if r.task == "speed" and {"device", "threads"} <= r.protocol.keys()]
+    return {(about["device"], about["threads"]) for about in abouts}
 
 
 def _failed_points(experiment: Experiment, row: str, records: Records) -> list[Record]:

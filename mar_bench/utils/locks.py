@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mar_bench.utils.errors import Superseded, UserError
-from mar_bench.utils.files import atomic_write, writing
+from mar_bench.utils.errors import DiskError, Superseded
+from mar_bench.utils.files import atomic_write, path_variable, writing
 
 POLL_SECONDS = 0.2
 CLAIM_SECONDS = 1.0
@@ -97,14 +97,14 @@ def machine_name() -> str:
 
 
 def private_folder() -> Path:
-    """The folder of the machine lock. Raises UserError unless it belongs to this user and nobody else can enter it.
+    """The folder of the machine lock. Raises DiskError unless it belongs to this user and nobody else can enter it.
 
     It is ``.cache/mar_bench-locks`` in the home folder of the system's user database, so that login sessions and batch
     jobs agree on it, whatever TMPDIR, HOME and XDG_* say. Without a home that can be written, it is
     ``/tmp/mar_bench-locks-<uid>``; jobs with a /tmp of their own then do not see each other. ``$MAR_BENCH_LOCKS`` names
     another folder, for a home on a disk without file locks."""
     uid = os.geteuid()
-    if chosen := os.environ.get(FOLDER_VARIABLE):
+    if chosen := path_variable(FOLDER_VARIABLE):
         choices = [Path(chosen)]
     else:
         choices = [Path(f"/tmp/mar_bench-locks-{uid}")]
@@ -118,8 +118,8 @@ def private_folder() -> Path:
         about = folder.lstat()
         if stat.S_ISDIR(about.st_mode) and about.st_uid == uid and not about.st_mode & 0o077:
             return folder
-        raise UserError(f"{folder}: not a folder of this user with mode 0700: delete it, or set {FOLDER_VARIABLE}")
-    raise UserError(f"{choices[-1]}: cannot be made; set {FOLDER_VARIABLE} to a folder that only you can enter")
+        raise DiskError(f"{folder}: not a folder of this user with mode 0700: delete it, or set {FOLDER_VARIABLE}")
+    raise DiskError(f"{choices[-1]}: cannot be made; set {FOLDER_VARIABLE} to a folder that only you can enter")
 
 
 class Claim:

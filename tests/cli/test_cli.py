@@ -114,6 +114,10 @@ def test_show_prints_rows_then_a_row(places):
         (("show", "table1/mar/dif/guided"), ("did you mean 'mar/diff/guided'",)),
         (("plan", "table1", "model.head.width=64"), ("'cross_entropy'", "override the part that has it")),
         (("table", "table1", "train.seed=1"), ("--seeds",)),
+        (("table", "table1", "train={seed: 1}"), ("--seeds",)),
+        (("plan", "table1", "train.steps=3", "train.steps=4"), ("train.steps is set before",)),
+        (("plan", "table1", "--only", "mar/ce/*", "--only", "mar/diff/*"), ("--only is given twice",)),
+        (("plan", "table1/mar/diff/guided"), ("give table1", "--only 'mar/diff/guided'")),
         (("plan", "table1", "--seeds", "9223372036854775808"), ("2^63",)),
         (("plan", "table1", "--seeds", "010"), ("--seeds 010", "0,1,2")),
         (("plan", "table1", "--seeds", "1_0"), ("--seeds 1_0", "0,1,2")),
@@ -193,7 +197,8 @@ def test_list_survives_a_broken_file(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["list"])
     assert "Good" in result.output and "odd" in result.output and "bad.yaml" in str(result.exception)
     monkeypatch.setenv("MAR_BENCH_EXPERIMENTS", str(tmp_path / "nowhere"))
-    assert "no experiments in" in mistake("list")
+    for words in (["list"], ["plan", "table1"], ["plan", "--all"]):
+        assert "no experiments in" in mistake(*words)
 
 
 def test_the_committed_report_is_that_of_the_committed_records():
@@ -226,6 +231,11 @@ def measured(monkeypatch) -> Record:
         monkeypatch.setattr(eval_images, name, lambda *given, **named: SimpleNamespace(run=None))
     monkeypatch.setattr(eval_images, "evaluate", lambda *given: record)
     return record
+
+
+@pytest.mark.parametrize("option", ("--scale", "--seeds", "--sampling-seeds"))
+def test_eval_refuses_options_of_rows_for_other_images(option, measured, places):
+    assert f"{option} 5: it chooses" in mistake("eval", "samples", "--reference", "real", option, "5", *places)
 
 
 @pytest.mark.parametrize("form", ([], ["--json"]))

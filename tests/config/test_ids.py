@@ -270,6 +270,13 @@ def test_a_record_whose_spec_contradicts_its_ids_is_refused_where_it_is_used(mak
             assert use(RecordFolder(tmp_path, IdCheck()))
 
 
+def test_a_record_of_a_cell_with_an_unknown_task_is_refused(tmp_path):
+    record = generation(load_experiment("table1", "tiny"), "mar/diff/guided", 0, 0, 5.0)
+    path = write_record(tmp_path, replace(record, task="generatio"))
+    with pytest.raises(UserError, match=f"{path}: its task 'generatio' is none of generation"):
+        RecordFolder(tmp_path, IdCheck()).of_cells({record.ids["cell_id"]})
+
+
 def test_one_check_judges_records_of_many_seeds_and_cells(tmp_path):
     experiment, check = load_experiment("table1", "tiny"), IdCheck()
     records = [generation(experiment, row, t, s, 5.0) for s in (0, 3) for row in experiment.rows for t in (0, 2)]

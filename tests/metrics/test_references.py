@@ -105,6 +105,7 @@ NAN4 = np.array([0, 1, np.nan, 2])
         ({"features": FEATURES.numpy() * np.float32("nan")}, "finite floats"),
         ({"features": FEATURES.numpy()[:20]}, "(20, 4)"),
         ({"features": FEATURES.numpy().astype(int)}, "int64"),
+        ({"features": FEATURES.numpy().astype(np.float16)}, "float16 (30, 4), expected finite floats of 32 bits"),
         ({"count": np.array([1, 2])}, "count"),
         ({"meta": np.array("{")}, "reference"),
         ({"meta": meta_without("about", "num_images")}, "num_images"),

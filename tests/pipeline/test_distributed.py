@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mar_bench.cli import app, experiments
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import Run, generation_run
-from mar_bench.pipeline.distributed import World, world_of
+from mar_bench.pipeline.distributed import World, join, world_of
 from mar_bench.pipeline.execute import execute
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.store import Places
@@ -70,6 +70,13 @@ def test_the_environment_says_who_this_is():
     for wrong in ({"LOCAL_RANK": ""}, {"WORLD_SIZE": "two"}, {"RANK": "8"}):
         with pytest.raises(UserError, match="RANK=. WORLD_SIZE=.* LOCAL_RANK=.?: .*use torchrun or srun"):
             world_of(ranks | wrong)
+
+
+def test_processes_that_cannot_meet_say_where(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "abc")
+    with pytest.raises(UserError, match="MASTER_ADDR=127.0.0.1 MASTER_PORT=abc: the processes cannot meet"):
+        join(World(0, 2, 0))
 
 
 def test_slots_are_split_evenly_or_not_at_all(tmp_path, monkeypatch):

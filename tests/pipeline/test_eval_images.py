@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -363,6 +364,34 @@ def test_compare_rows_and_records(run, tmp_path):
     assert "no row" in mistake("compare", "table1/mar/diff/guide", one.id, "--scale", "smoke", *run[2:])
     assert "no records" in mistake("compare", ROW, one.id, "--scale", "smoke", "train.steps=3", *run[2:])
     assert "neither" in mistake("compare", "table1", one.id, *run[2:])
+
+
+@pytest.mark.parametrize("command", ["compare", "show", "verify"])
+def test_a_file_named_after_another_record_is_refused(command, run, tmp_path):
+    one, other = record_of(run, "generation"), record_of(run, "generation", "mar/diff/unguided")
+    write_record(tmp_path, one).rename(tmp_path / f"{other.id}.json")
+    words = [other.id, one.id] if command == "compare" else [other.id]
+    assert f"holds record {one.id}" in mistake(command, *words, "--records", tmp_path)
+    assert "holds record" in mistake("run", "table1", "--scale", "smoke", *run[:2], "--records", tmp_path)
+
+
+def test_images_are_not_decoded_by_another_tokenizer_than_they_were_drawn_for(copied, tmp_path):
+    folder = tmp_path / "runs/tokenizer" / record_of(copied, "generation").ids["tokenizer_id"]
+    (file,) = folder.glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    mark_done(folder, 1.0)
+    hint = "its tokenizer has been made again since, with another result"
+    assert hint in mistake("eval", ROW, "--scale", "smoke", *copied)
+    assert hint in mistake("neighbours", ROW, "--scale", "smoke", "--reports", tmp_path, *copied[:2])
+
+
+def test_neighbours_do_not_trust_damaged_features(copied, tmp_path):
+    record, words = record_of(copied, "generation"), ("--scale", "smoke", "--reports", tmp_path, *copied[:2])
+    file = tmp_path / "runs/generation" / record.id / SEEN
+    with safe_open(file, "pt") as kept:
+        about, tensors = kept.metadata(), {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+    save_file({**tensors, "features": 0 * tensors["features"]}, file, about)
+    assert f"{record.metrics['copied_digits']:.1%} of 200 generated images" in call("neighbours", ROW, *words)
 
 
 def test_neighbours_are_drawn_and_counted(run, tmp_path):

@@ -181,13 +181,16 @@ def uninterrupted(finished, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
-def test_stopped_the_same_command_goes_on_with_the_same_bits(number, finished, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "workers_too"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGKILL, False)],
+)
+def test_stopped_the_same_command_goes_on_with_the_same_bits(number, workers_too, finished, uninterrupted, tmp_path):
     prepare(finished, tmp_path, *BEFORE_TRAINING)
     process = start(tmp_path, *ONE_ROW, start_new_session=True)
     wait_for(training_started(tmp_path), process)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to the workers too
+    if workers_too:
+        os.killpg(process.pid, number)  # as a terminal does, or a service manager
     else:
         process.send_signal(number)
     text, _ = process.communicate(timeout=60)

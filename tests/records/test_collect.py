@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from mar_bench.cli import app
 from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.pipeline.store import mark_done
 from mar_bench.records import collect as module
 from mar_bench.records.collect import LOCK, collect
 from mar_bench.records.record import CONFLICTS, Record, conflicting_ids, read_records, write_record
@@ -90,6 +91,19 @@ def test_records_are_found_among_runs(table1, tmp_path):
     (tmp_path / "generation/unfinished").mkdir()
     assert summary(shelf(tmp_path / "records"), tmp_path) == "2 new"
     assert read_records(tmp_path / "records") == by_id(*records)
+
+
+def test_a_record_among_runs_that_is_not_as_its_stage_wrote_it_is_refused(table1, tmp_path):
+    record = result(table1)
+    folder = shelf(tmp_path / "generation" / record.id, record)
+    path = (folder / f"{record.id}.json").replace(folder / "record.json")
+    mark_done(folder, 1.0)
+    text = path.read_text()
+    path.write_text(text.replace('"fd_mnist5k": 5.0', '"fd_mnist5k": 4.0'))
+    assert path.read_text() != text
+    asked = CliRunner().invoke(app, ["collect", str(tmp_path), "--records", str(tmp_path / "records")])
+    assert isinstance(asked.exception, UserError) and f"{folder}: record.json has another SHA" in str(asked.exception)
+    assert not list((tmp_path / "records").glob("*.json"))
 
 
 def test_a_folder_without_records_is_refused(table1, tmp_path):

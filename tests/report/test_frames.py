@@ -10,10 +10,12 @@ from statistics import stdev
 import pytest
 
 from mar_bench.config.experiment import load_experiment
-from mar_bench.config.ids import CHOICE_SEED
+from mar_bench.config.ids import CHOICE_SEED, IdCheck
+from mar_bench.records.record import RecordFolder, write_record
 from mar_bench.report import frames
 from mar_bench.report.stats import Spread, design, spread
-from tests.made_up import as_before, by_id, everything, generation, generations, made_up, speed
+from mar_bench.utils.errors import UserError
+from tests.made_up import as_before, by_id, everything, generation, generations, made_up, reconstruction, speed
 
 ROW = "mar/diff/guided"
 NAN = math.nan
@@ -39,6 +41,19 @@ def test_the_seed_of_choices_belongs_to_no_table(tmp_path):
     swept = made_up("swept")
     made = by_id(*(generation(swept, "fixed", 0, s, 5.0) for s in (0, CHOICE_SEED)))
     assert pairs(swept, made, "fixed") == [(0, 0)] and pairs(swept, made, "best") == []
+
+
+@pytest.mark.parametrize("task", ["generation", "reconstruction", "speed"])
+def test_a_record_with_another_cell_is_refused_and_not_left_out(task, table1, tmp_path):
+    rows = [ROW, "mar/ce/guided"]
+    made = [*generations(table1, lambda *_: 5.0, seeds=(0, 7), rows=rows).values()]
+    made += [reconstruction(table1, ROW), *(speed(table1, row) for row in rows)]
+    made.sort(key=lambda record: (record.task == task, record.seeds))
+    *others, wrong = made
+    for record in (*others, replace(wrong, ids={**wrong.ids, "cell_id": "0" * 12})):
+        path = write_record(tmp_path, record)
+    with pytest.raises(UserError, match=f"{path}: its cell_id 000000000000 is not that of its spec"):
+        frames.select(table1, RecordFolder(tmp_path, IdCheck()))
 
 
 def pairs(experiment, made, row: str = ROW) -> list[tuple[int, int]]:

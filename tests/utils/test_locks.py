@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from mar_bench.utils import locks
-from mar_bench.utils.errors import DiskError, Superseded, UserError
+from mar_bench.utils.errors import DiskError, Superseded
 from mar_bench.utils.locks import Claim, held
 
 HOLD = """
@@ -166,8 +166,14 @@ def test_the_folder_of_the_machine_lock_depends_on_the_user_alone(tmp_path, monk
 ])  # fmt: skip
 def test_a_folder_that_others_may_have_made_is_refused(make, tmp_path):
     make(tmp_path / "machine")
-    with pytest.raises(UserError, match="machine: not a folder of this user with mode 0700: delete it, or set MAR_"):
+    with pytest.raises(DiskError, match="machine: not a folder of this user with mode 0700: delete it, or set MAR_"):
         locks.private_folder()
+
+
+def test_the_variable_of_the_machine_lock_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(locks.FOLDER_VARIABLE, "~/locks")
+    assert locks.private_folder() == tmp_path / "locks"
 
 
 # --- claims ---------------------------------------------------------------------------------------------
