@@ -17,7 +17,8 @@ from mar_bench.report.stats import Spread
 
 FAILED = "FAILED"
 PARTLY = "†"  # some runs of the cell failed
-FURTHER = ("rfd", "fd:heldout", "kid", "precision", "recall", "copied", "accuracy")  # shown below the main table
+# shown below the main table
+FURTHER = ("rfd", "rfd:heldout", "fd:heldout", "kid", "mind", "precision", "recall", "copied", "accuracy")
 
 
 class Measured:
@@ -116,7 +117,7 @@ def main_grid(found: Measured) -> Grid:
 def further_grid(found: Measured) -> Grid | None:
     """The measured metrics that the main table does not show; None if there are none."""
     experiment, layout = found.experiment, found.experiment.layout
-    measured = {metric for _, metric in found.spreads} | {"rfd" for _ in values(found.frame, "rfd")}
+    measured = {metric for _, metric in found.spreads} | {m for m in ONCE_METRICS if values(found.frame, m)}
     metrics = [m for m in FURTHER if m in measured - {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}]
     columns = [Column(_title(found, metric)) for metric in metrics]
     lines = [[row, *(_cell(found, [row], metric, False) for metric in metrics)] for row in experiment.rows]
@@ -141,6 +142,13 @@ def quoted_grid(experiment: Experiment) -> Grid | None:
     return Grid(["system"], columns, [[row.label, *cells] for row, cells in zip(rows, zip(*texts))], intro)
 
 
+def literature_grid(experiment: Experiment) -> Grid | None:
+    """What others have measured at small scale about the experiment's question; None if it asks for nothing."""
+    columns = [Column(title) for title in ("system", "metric", "value", "source")]
+    lines = [[f.setting, f.system, f.metric, f.value, f"{f.source}, {f.table}"] for f in experiment.literature]
+    return Grid(["setting"], columns, lines) if lines else None
+
+
 def agreement_grid(found: Measured) -> Grid | None:
     """Ours beside the paper's, number by number; None if nothing is comparable."""
     experiment, lines = found.experiment, []
@@ -160,8 +168,8 @@ def agreement_grid(found: Measured) -> Grid | None:
 
 
 def _title(found: Measured, metric: str) -> str:
-    if metric == "rfd":
-        return f"reconstruction {found.reconstruction_distance()}"
+    if METRICS[metric].base == "rfd":
+        return f"reconstruction {found.reconstruction_distance()}, {fmt.against(found.experiment, metric)}"
     return METRICS[metric].label if metric in ONCE_METRICS else fmt.column_title(found.experiment, metric)
 
 
