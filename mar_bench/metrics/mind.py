@@ -21,27 +21,23 @@ def mind(
     It is 3 F times the mean, over random unit directions u, of the squared 2-Wasserstein distance of the features
     projected on u, which is the mean squared difference of the sorted projections; no root is taken. Between N(a, I)
     and N(b, I) it is 3 |a - b|^2, between N(0, s^2 I) and N(0, t^2 I) 3 F (s - t)^2. Both sides have min(N, M) images,
-    of the larger side a random subset. Subset and directions are drawn as by torch-fidelity after 0.4.0; with float64
-    projections the number of threads changes the value by less than a relative 1e-12.
+    of the larger side a random subset. Projections are float64, so that the number of threads changes the value by less
+    than a relative 1e-12.
 
-    The bias decreases with the number of images, so a group left out also takes away as many of the reference; the
+    The bias decreases with the number of images, so a group left out also takes away as many of the reference: the
     same ones for every group, since the reference is not what varies. ``labels`` (N,) balance the groups."""
-    random, count = torch.Generator().manual_seed(SEED), min(len(generated), len(reference))
-    chosen = [
-        torch.randperm(len(side), generator=random)[:count] if len(side) > count else torch.arange(count)
-        for side in (generated, reference)
-    ]
-    directions = F.normalize(torch.randn(PROJECTIONS, generated.shape[1], generator=random), dim=1).double()
+    rng, count, dim = philox(SEED, "mind", SHARED, 0), min(len(generated), len(reference)), generated.shape[1]
+    directions = F.normalize(torch.from_numpy(rng.standard_normal((PROJECTIONS, dim))), dim=1)
+    chosen = [torch.from_numpy(rng.permutation(len(side))[:count]) for side in (generated, reference)]
     labels = None if labels is None else labels[chosen[0]]
-    group = jackknife_groups(count, groups, labels).numpy() if groups else np.zeros(0)
-    rank = philox(0, "mind", SHARED, 0).permutation(count)  # the last are left out of the reference
+    group = jackknife_groups(count, groups, labels).numpy() if groups else np.zeros(count)
     sums = np.zeros(1 + groups)
     for some in directions.split(max(1, VALUES // count)):
         ours, theirs = _project(generated, chosen[0], some), _project(reference, chosen[1], some)
         whose, which = (values.argsort(axis=1) for values in (ours, theirs))
         ours, theirs = (np.take_along_axis(v, order, axis=1) for v, order in ((ours, whose), (theirs, which)))
         sums[0] += np.square(ours - theirs).mean(1).sum()
-        whose, which = group[whose] if groups else whose, rank[which]
+        whose = group[whose]
         shorter: dict[int, np.ndarray] = {}  # number of images -> the reference's values
         for g in range(groups):
             rest = ours[whose != g].reshape(len(some), -1)
@@ -49,7 +45,7 @@ def mind(
             if size not in shorter:
                 shorter[size] = theirs[which < size].reshape(len(some), size)
             sums[1 + g] += np.square(rest - shorter[size]).mean(1).sum()
-    value, *without = (3 * generated.shape[1] * sums / PROJECTIONS).tolist()
+    value, *without = (3 * dim * sums / PROJECTIONS).tolist()
     return value, without
 
 

@@ -16,7 +16,7 @@ from tests.measuring import normal
 def by_loop(one: torch.Tensor, other: torch.Tensor, directions: torch.Tensor) -> float:
     """3 dim times the mean squared difference of the sorted projections, one projection at a time."""
     squares = []
-    for u in directions.double().numpy():
+    for u in directions.numpy():
         ours, theirs = (np.sort(side.double().numpy() @ u) for side in (one, other))
         squares.append(np.mean((ours - theirs) ** 2))
     return 3 * one.shape[1] * float(np.mean(squares))
@@ -24,24 +24,20 @@ def by_loop(one: torch.Tensor, other: torch.Tensor, directions: torch.Tensor) ->
 
 @pytest.mark.parametrize("counts", [(90, 90), (90, 130), (130, 90)])
 def test_mind_and_its_jackknife_match_a_loop(counts, monkeypatch):
-    """Also with few projections and features per block. Subset and directions: the draws of torch-fidelity."""
+    """Also with few projections and features per block."""
     monkeypatch.setattr(module, "VALUES", 7000)
     monkeypatch.setattr(module, "ROWS", 40)
     one, other, labels = normal(counts[0], 5), normal(counts[1], 5, seed=1, shift=0.5), torch.arange(counts[0]) % 3
-    random = torch.Generator().manual_seed(SEED)
-    if counts[0] > 90:
-        subset = torch.randperm(130, generator=random)[:90]
-        few, rest, labels = one[subset], other, labels[subset]
-    else:
-        few, rest = one, other[torch.randperm(130, generator=random)[:90]] if counts[1] > 90 else other
-    drawn = torch.randn(PROJECTIONS, 5, generator=random)
-    drawn /= drawn.norm(dim=1, keepdim=True)
-    value, without = mind(one, other, 4, torch.arange(counts[0]) % 3)
-    assert value == pytest.approx(by_loop(few, rest, drawn), rel=1e-6)
-    groups, rank = jackknife_groups(90, 4, labels), torch.from_numpy(philox(0, "mind", SHARED, 0).permutation(90))
+    rng = philox(SEED, "mind", SHARED, 0)
+    directions = torch.from_numpy(rng.standard_normal((PROJECTIONS, 5)))
+    directions /= directions.norm(dim=1, keepdim=True)
+    ours, theirs = (torch.from_numpy(rng.permutation(count)[:90]) for count in counts)
+    value, without = mind(one, other, 4, labels)
+    assert value == pytest.approx(by_loop(one[ours], other[theirs], directions), rel=1e-12)
+    groups = jackknife_groups(90, 4, labels[ours])
     for g, found in enumerate(without):
-        left = groups != g
-        assert found == pytest.approx(by_loop(few[left], rest[rank < left.sum()], drawn), rel=1e-6)
+        left = ours[groups != g]
+        assert found == pytest.approx(by_loop(one[left], other[theirs[: len(left)]], directions), rel=1e-12)
     assert len(without) == 4 and mind(one, other) == (value, [])
 
 
@@ -54,7 +50,7 @@ def test_values_between_gaussians(monkeypatch):
     assert scaled == pytest.approx(3 * 3 * 0.5**2, rel=0.1)
     monkeypatch.setattr(module, "PROJECTIONS", 10_000)  # the mean of the directions' share is within 1 %
     assert mind(one[:50], one[:50] + mean)[0] == pytest.approx(3 * 3**2, rel=0.03)
-    assert mind(one[:50], one[:50])[0] == 0
+    assert mind(one[:50], one[:50])[0] == pytest.approx(0, abs=1e-20)
 
 
 def test_threads_change_nothing_but_rounding():
