@@ -97,6 +97,7 @@ def protocol(spec: RunSpec, images: int, sha256: str) -> dict[str, Any]:
         "dtype": "float32",
         "settings": {"is_splits": metrics.is_splits, "is_seed": 0, "kid_subsets": metrics.kid_subsets,
                      "kid_subset_size": metrics.kid_subset_size, "kid_seed": 0, "kid_kernel": "polynomial, degree 3",
+                     "mind_images": images, "mind_projections": 1000, "mind_seed": 0,
                      "neighbours": metrics.neighbours, "jackknife_groups": metrics.jackknife_groups},
         "singular": False,
     }  # fmt: skip

@@ -17,7 +17,7 @@ from mar_bench.config.spec import CHOICE_SEED, RunSpec
 from mar_bench.config.sweeps import Sweep, points_of, searches_of, sweep_of
 from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
 from mar_bench.records.metrics import PUBLISHED
-from mar_bench.records.paper import PublishedRow, lookup, published
+from mar_bench.records.paper import Finding, PublishedRow, findings, lookup, published
 from mar_bench.utils.errors import UserError, did_you_mean, shortened
 
 Numbers = dict[Annotated[str, OneOf("metric", PUBLISHED)], Annotated[float, between(0, 10**12)]]
@@ -39,6 +39,7 @@ class Experiment:
     rows: dict[str, RunSpec]  # "bundle/bundle/..." in the order of the axes
     absent: dict[str, str] = field(default_factory=dict)  # row that this scale lacks -> text in its place
     quoted: list[PublishedRow] = field(default_factory=list)  # published rows of other systems
+    literature: list[Finding] = field(default_factory=list)  # what others have measured at small scale
     figure: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: for `--seeds own` and `run --all`
     searches: list[Sweep] = field(default_factory=list)
@@ -66,6 +67,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
     try:
         file = parse_experiment(tree)
         paper, quoted = _published(file)
+        literature = findings(file.beside_literature) if file.beside_literature else []
     except (KeyPathError, UserError) as error:
         raise UserError(f"{where}: {error}") from None
     axes = {axis: file.bundles(axis) for axis in file.axes}
@@ -97,6 +99,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         layout=tree["layout"],
         paper=paper,
         quoted=quoted,
+        literature=literature,
         orderings=tree.get("orderings", []),
         rows=rows,
         absent=absent,

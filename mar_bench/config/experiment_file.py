@@ -114,6 +114,7 @@ class ExperimentFile:
     figure: FigureBlock | None = None
     paper: Any = field(default_factory=dict)  # published numbers, or the tables of results/paper that have them
     quoted: tuple[str, ...] = ()  # tables of results/paper whose other rows are shown
+    beside_literature: tuple[str, ...] = ()  # claims of results/paper/small_scale.csv, shown below the table
     orderings: tuple[Ordering, ...] = ()
 
     def bundles(self, axis: str) -> dict[str, Bundle]:

@@ -19,6 +19,7 @@ from mar_bench.data.image_sets import Digest, check_digests, class_balance, over
 from mar_bench.metrics import functions
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import KERNEL, SEED, Moments
+from mar_bench.metrics.mind import PROJECTIONS, mind
 from mar_bench.metrics.references import Reference
 from mar_bench.records.metrics import metric_name
 from mar_bench.utils.errors import UserError
@@ -166,6 +167,8 @@ class Measure:
             self.progress("KID")
             mean, sd = functions.kernel_distance(features, real, settings.kid_subsets, settings.kid_subset_size)
             add("kid", mean, sd_subsets=sd)
+            self.progress("MIND")
+            add("mind", *mind(features, real, settings.jackknife_groups, labels))
             self.progress("precision and recall")
             subsets = [features, *(features[some] for some in rest)] if len(features) <= RECALL_IMAGES else [features]
             k = settings.neighbours
@@ -195,6 +198,7 @@ class Measure:
         if real is not None and min(len(heldout), len(real)) > k:
             size = min(settings.kid_subset_size, len(heldout), len(real))
             out["kid"], _ = functions.kernel_distance(heldout, real, settings.kid_subsets, size)
+            out["mind"], _ = mind(heldout, real)
             both = functions.precision_recall(generated=heldout, reference=real, neighbours=k)
             out |= dict(zip(("precision", "recall"), both))
         if real is not None and self.reference.complete:
@@ -238,6 +242,9 @@ class Measure:
             "dtype": "float32",
             "settings": settings | {"is_seed": SEED, "kid_seed": SEED, "kid_kernel": KERNEL},
         }
+        if self.reference.features is not None:
+            count = min(len(images.features), len(self.reference.features))
+            out["settings"] |= {"mind_images": count, "mind_projections": PROJECTIONS, "mind_seed": SEED}
         if self.heldout:
             out |= {"heldout": self.heldout.about, "num_heldout": self.heldout.about["num_images"]}
         sets: dict[str, Any] = {"samples": images, "held-out images": self.heldout, "reference": self.reference}

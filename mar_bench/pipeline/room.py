@@ -20,6 +20,7 @@ STATE, KEPT = 20, 40
 # convolutional net at full resolution
 BLOCK, LAYER, CONVOLUTION = 8, 12, 12
 PUBLISHED, CHANNELS, FEATURES = 4e8, 128, 2048  # a published network: bytes, channels at full resolution, features
+PROJECTED = 2**21  # projected features that MIND sorts together, of 1,000 projections
 LIBRARIES = 4e8  # bytes of torch and the rest in every process
 CLASS_IMAGES = (1281, 50)  # training and held-out images of a class: ImageNet's, as a plan opens no folder
 ENCODED = 250, 2**22  # images, and pixels, encoded together at most
@@ -92,6 +93,7 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     seen, size = sampling.num_images if stage == "generation" else heldout, _features(spec)
     groups = (2 * metrics.jackknife_groups + 6) * 8 * size**2  # covariances
     memory = 4 * seen * size + groups + _reference_bytes(spec, train, heldout) + 32 * metrics.kid_subset_size**2
+    memory += 96 * min(PROJECTED, 1000 * min(seen, metrics.reference_images))
     return memory + fixed + batch * decoding, 8 * size**2 + metrics.keep_features * 4 * seen * size
 
 

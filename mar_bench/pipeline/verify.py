@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from mar_bench.utils.noise import NoiseSource
 TOLERANCE = 1e-6  # relative; the number of threads changes the order of additions
 EQUAL, CLOSE, DIFFERENT, NOT_KEPT = "equal", "close", "DIFFERENT", "not kept"
 OF_RUN = ("tokenizer", "weights", "tokens")  # blocks of a protocol that are not about the score
+OF_MIND = re.compile(r"(±\.|settings\.)?mind(_|\.|$)")  # dotted names that older records lack
 Spec = TypeVar("Spec", MetricsSpec, RunSpec)
 Line = list[str]  # name, recorded, now, verdict
 
@@ -90,7 +92,11 @@ def _scores(record: Record, places: Places, notes: list[str]) -> tuple[dict[str,
             key: value for key, value in record.protocol.items() if key not in ("tokenizer", "weights", "tokens")
         }
         recorded = dict(_flat({**record.metrics, "±": record.uncertainty, **protocol}))
-        return recorded, dict(_flat({**metrics, "±": scores.uncertainty, **scores.protocol}))
+        now = dict(_flat({**metrics, "±": scores.uncertainty, **scores.protocol}))
+        if "settings.mind_projections" in now and "settings.mind_projections" not in recorded:
+            notes.append("the record is older than MIND, which is left out")
+            now = {name: value for name, value in now.items() if not OF_MIND.match(name)}
+        return recorded, now
     notes.append("only statistics were kept; metrics.keep_features=true keeps what all metrics need")
     with np.load(folder / STATISTICS) as kept:
         statistics = dict(kept)

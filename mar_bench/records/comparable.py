@@ -27,6 +27,8 @@ CONDITIONS = {
     "kid_subsets": ("settings.kid_subsets", "KID over {} against {} subsets"),
     "kid_subset_size": ("settings.kid_subset_size", "KID over subsets of {} against {} images"),
     "kid_kernel": ("settings.kid_kernel", "KID with kernel {} against {}"),
+    "mind_images": ("settings.mind_images", "MIND of {} against {} images"),
+    "mind_projections": ("settings.mind_projections", "MIND over {} against {} projections"),
     "neighbours": ("settings.neighbours", "the radius of {} against {} neighbours"),
     "num_generated": ("num_generated", "{} against {} generated images"),
     "label_mode": ("label_mode", "labels {} against {}"),

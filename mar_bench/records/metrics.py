@@ -51,8 +51,10 @@ class MetricSpec:
     paper_decimals: int | None = None  # decimals the paper prints; None: as many as the number has
     is_count: bool = False  # parameters, printed as 943M
     depends_on_count: bool = False  # biased by the number of images, which therefore is part of the name
+    paired: bool = False  # measured on as many images as the reference keeps features, if those are fewer
     with_inception: bool = True  # False: needs an extractor trained on the data set itself
     tolerance: PaperTolerance | None = None  # of the verdict against the paper; None: no verdict
+    optional: bool = False  # newer than the first records: CSV files leave it out where no record has it
     low: float = -LARGEST  # the range of values that a record may hold
     high: float = LARGEST
 
@@ -121,12 +123,14 @@ _DISTANCE: dict[str, Any] = {**_FRECHET, "paper_label": "FID", "depends_on_count
 _SCORE: dict[str, Any] = {"paper_decimals": 1, "depends_on_count": True, "low": 0.999, "high": 1e6}  # up to all classes
 _SHARE: dict[str, Any] = {**_UNIT, "paper_decimals": 2, "tolerance": PaperTolerance(absolute=0.02)}
 _KID: dict[str, Any] = {"scale": 1000, "unit": "x 1000", "unit_of_inception": True}  # its size depends on the features
+_MIND: dict[str, Any] = {"lower_is_better": True, "depends_on_count": True, "paired": True, "optional": True, "low": 0}
 _COPIED: dict[str, Any] = {**_UNIT, "lower_is_better": True, "scale": 100, "unit": "%", "with_inception": False}
 _GENERATION = (
     _of_images("fd", "FD", "reference", "num_reference", **_DISTANCE, tolerance=PaperTolerance(0.03, 0.05, 0.10)),
     _of_images("fd:heldout", "FD", *HELDOUT, **_DISTANCE, prefix="held-out "),
     _of_images("is", "IS", "is_splits", **_SCORE, tolerance=PaperTolerance(0.03, close=0.10)),
     _of_images("kid", "KID", "reference", "kid_subsets", "kid_subset_size", "kid_kernel", lower_is_better=True, **_KID),
+    _of_images("mind", "MIND", "reference", "mind_images", "mind_projections", **_MIND),
     _of_images("precision", "Precision", *NEIGHBOURS, **_SHARE),
     _of_images("recall", "Recall", *NEIGHBOURS, **_SHARE),
     _of_images("copied", "copied", "reference", "num_features", **_COPIED),
@@ -142,14 +146,15 @@ _REAL = tuple(
         tolerance=None,
     )
     for metric in _GENERATION
-    if metric.name in ("fd", "kid", "precision", "recall", "copied")
+    if metric.name in ("fd", "kid", "mind", "precision", "recall", "copied")
 )
 _SECONDS = "seconds per image"
 _TIME: dict[str, Any] = {"lower_is_better": True, "low": 1e-9, "high": 1e7}
 _ONCE = (  # printed once per line of a table, whatever its columns
     MetricSpec("parameters", "parameters", is_count=True, low=1),
     MetricSpec("head_parameters", "head parameters", is_count=True, low=0),
-    MetricSpec("rfd", "rFID", paper_label="reconstruction FID", **_FRECHET),
+    MetricSpec("rfd", "rFID", paper_label="reconstruction FID against training images", **_FRECHET),
+    MetricSpec("rfd:heldout", "held-out rFID", paper_label="reconstruction FID against held-out images", **_FRECHET),
     MetricSpec("latent_noise", "latent noise", **_UNIT),
     MetricSpec("seconds_per_image", _SECONDS, paper_label=f"{_SECONDS} (one A100)", **_TIME),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.config.spec import FileReference
 from mar_bench.records.metrics import METRICS
 from mar_bench.utils.console import printable
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
+ADM = FileReference().name
 NOT_CHOSEN = "not chosen yet"  # a row whose sweep is not finished
 _FORMULA = re.compile(r"[=@\uFF1D\uFF0B\uFF20\uFF0D]|[+-](?!\d+(\.\d+)?$)")  # its start, also in full width
 
@@ -129,11 +131,21 @@ def metric_title(experiment: Experiment, metric: str, named: bool = True, images
     """``FD-1k mnist5k``, ``FID-5k``; without the extractor's name unless ``named`` (see ``MetricSpec.title``).
 
     ``images`` replaces the number of the rows' samples; None leaves it out."""
-    titles = (
-        METRICS[metric].title(vars(spec.metrics.extractor), spec.sampling.num_images if images == 0 else images, named)
-        for spec in experiment.rows.values()
-    )
+    titles = []
+    for spec in experiment.rows.values():
+        count = spec.sampling.num_images if images == 0 else images
+        if METRICS[metric].paired and count is not None:
+            count = min(count, spec.metrics.reference_images)
+        titles.append(METRICS[metric].title(vars(spec.metrics.extractor), count, named))
     return " / ".join(dict.fromkeys(titles))
+
+
+def against(experiment: Experiment, metric: str) -> str:
+    """``vs training``: the real images of a reconstruction distance; other references than ADM's by their names."""
+    references = [spec.metrics.reference for spec in experiment.rows.values()]
+    names = [getattr(reference, "name", ADM) for reference in references]  # ADM's statistics are of training images
+    known = ["training" if name == ADM else name for name in names]
+    return f"vs {'held-out' if metric == 'rfd:heldout' else ' / '.join(dict.fromkeys(known))}"
 
 
 def with_unit(experiment: Experiment, name: str, metric: str) -> str:

@@ -16,11 +16,14 @@ HIDDEN = ("first_batch", "set_sha256", "acceptance")  # parts of the protocol th
 
 def scores_text(record: Record) -> str:
     """One line per metric: value, standard error, and the std over the splits or subsets that it averages."""
-    extractor = record.protocol.get("extractor") or {}
+    extractor, settings = (record.protocol.get(block) or {} for block in ("extractor", "settings"))
     known = metrics_by_key(extractor) if extractor.keys() >= {"kind", "name"} else {}
     lines = []
     for key in [*(key for key in known if key in record.metrics), *sorted(record.metrics.keys() - known.keys())]:
-        name = known[key].title(extractor, record.protocol.get("num_generated")) if key in known else key
+        name = key
+        if key in known:
+            images = settings.get(f"{known[key].base}_images", record.protocol.get("num_generated"))
+            name = known[key].title(extractor, images)
         doubt = record.uncertainty.get(key, {})
         parts = next((f"{doubt[k]:.4g} over {k[3:]}" for k in ("sd_splits", "sd_subsets") if k in doubt), MISSING)
         error = f"{doubt['standard_error']:.4g}" if "standard_error" in doubt else MISSING

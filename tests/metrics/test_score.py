@@ -25,7 +25,7 @@ from tests.measuring import Averages, classifier, digits, noise, refusal, says, 
 
 SPACE = Averages()
 SETTINGS = MetricsSpec(is_splits=4, kid_subsets=20, kid_subset_size=50, neighbours=3, jackknife_groups=10)
-ALL = {f"{m}_averages" for m in ("fd", "is", "kid", "precision", "recall", "copied")}
+ALL = {f"{m}_averages" for m in ("fd", "is", "kid", "mind", "precision", "recall", "copied")}
 
 
 def pictures(count: int, seed: int = 0, dark: float = 1.0) -> torch.Tensor:
@@ -170,7 +170,9 @@ def test_metrics_without_logits_or_without_features():
     assert set(scores.metrics) == {n.replace("averages", "plain") for n in ALL - {"is_averages"}}
     real = reference()
     bare = Reference(real.statistics, None, {**real.about, "num_features": 0, "num_images": None}, real.extractor)
-    assert set(Measure(SETTINGS, bare)(samples()).metrics) == {"fd_averages", "is_averages"}
+    found = Measure(SETTINGS, bare)(samples())
+    assert set(found.metrics) == {"fd_averages", "is_averages"}
+    assert not any(name.startswith("mind") for name in found.protocol["settings"])
     assert "copied_averages" not in Measure(SETTINGS, reference(most=149))(samples()).metrics
 
 
@@ -204,6 +206,7 @@ def test_the_protocol_records_how_the_metrics_were_measured():
         "settings": {
             "is_splits": 4, "is_seed": 2020, "kid_subsets": 20, "kid_subset_size": 50, "kid_seed": 2020,
             "kid_kernel": "(x.y / dim + 1)^3", "neighbours": 3, "jackknife_groups": 10,
+            "mind_images": 100, "mind_projections": 1000, "mind_seed": 2020,
         },
         "singular": False,
         "overlaps": dict.fromkeys(

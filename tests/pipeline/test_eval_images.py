@@ -278,6 +278,12 @@ def test_verify_reports_what_has_changed(copied, tmp_path):
     fewer = {k: v for k, v in record.metrics.items() if k != "is_digits"}
     file = write_record(tmp_path, replace(record, metrics=fewer, protocol=protocol))
     assert different(call("verify", file, *copied, code=1)) == ["num_generated", "settings.is_splits", "is_digits"]
+    before = {k: v for k, v in record.protocol["settings"].items() if not k.startswith("mind_")}
+    metrics, doubt = (
+        {k: v for k, v in of.items() if k != "mind_digits"} for of in (record.metrics, record.uncertainty)
+    )
+    older = replace(record, metrics=metrics, uncertainty=doubt, protocol={**record.protocol, "settings": before})
+    assert "older than MIND" in call("verify", write_record(tmp_path, older), *copied)
     sample = tmp_path / "runs/sample" / record.ids["sample_id"] / "tokens-000000.safetensors"
     tokens = load_file(sample)["tokens"]
     tokens[3, 0, 0] += 1e-6

@@ -15,7 +15,7 @@ from tests.made_up import as_before, generation, reconstruction
 
 ROW = "mar/diff/guided"
 EVERY = frozenset(GENERATION_METRICS)
-REFERENCE = {"fd", "kid", "precision", "recall", "copied"}
+REFERENCE = {"fd", "kid", "mind", "precision", "recall", "copied"}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,8 @@ def test_rows_and_seeds_measured_alike_are_comparable(table1, record):
         ("samples.channels", 3, EVERY, "1 against 3 channels"),
         ("samples.conversion", "floor", EVERY, "converted by round(255 x), clipped against floor"),
         ("reference.sha256", "9" * 64, REFERENCE, "another reference (sha256 aaaaaaaa against 99999999)"),
-        ("reference.num_features", 9, REFERENCE - {"fd", "kid"}, "neighbours among 3000 against 9 reference images"),
+        ("reference.num_features", 9, REFERENCE - {"fd", "kid", "mind"},
+         "neighbours among 3000 against 9 reference images"),
         ("num_reference", 9, {"fd"}, "4000 against 9 reference images"),
         ("heldout.sha256", "9" * 64, {"fd:heldout"}, "other held-out images (sha256 bbbbbbbb against 99999999)"),
         ("num_heldout", 9, {"fd:heldout"}, "1000 against 9 held-out images"),
@@ -70,6 +71,8 @@ def test_rows_and_seeds_measured_alike_are_comparable(table1, record):
         ("settings.kid_subsets", 9, {"kid"}, "KID over 100 against 9 subsets"),
         ("settings.kid_subset_size", 9, {"kid"}, "KID over subsets of 500 against 9 images"),
         ("settings.kid_kernel", "rbf", {"kid"}, "KID with kernel polynomial, degree 3 against rbf"),
+        ("settings.mind_images", 9, {"mind"}, "MIND of 1000 against 9 images"),
+        ("settings.mind_projections", 9, {"mind"}, "MIND over 1000 against 9 projections"),
         ("settings.neighbours", 9, {"precision", "recall"}, "the radius of 3 against 9 neighbours"),
     ],
 )  # fmt: skip
@@ -80,7 +83,8 @@ def test_a_condition_applies_to_the_metrics_that_depend_on_it(record, path, valu
 
 @pytest.mark.parametrize(
     "path",
-    ["settings.is_seed", "settings.kid_seed", "settings.jackknife_groups", "samples.sha256", "samples.duplicates",
+    ["settings.is_seed", "settings.kid_seed", "settings.mind_seed",
+     "settings.jackknife_groups", "samples.sha256", "samples.duplicates",
      "singular", "reference.kind", "reference.name", "extractor.name", "extractor.id"],
 )  # fmt: skip
 def test_seeds_names_and_findings_are_no_conditions(record, path):

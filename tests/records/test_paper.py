@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mar_bench.records.paper import COLUMNS, PublishedRow, lookup, paper_dir, published
+from mar_bench.records.paper import COLUMNS, Finding, PublishedRow, findings, lookup, paper_dir, published
 from mar_bench.utils.errors import UserError
 
 SUMS = {  # table -> rows, values, (column, metric) -> sum; added up from the paper's text, not from the files
@@ -49,7 +49,7 @@ t,l2,L2 loss,,fd_above,100,Appendix D.3
 
 
 def test_every_published_table_is_counted_here():
-    assert {path.stem for path in paper_dir().glob("*.csv")} == set(SUMS)
+    assert {path.stem for path in paper_dir().glob("*.csv")} == {*SUMS, "small_scale"}
 
 
 @pytest.mark.parametrize("table", SUMS)
@@ -159,3 +159,20 @@ def test_mistakes_in_a_line(folder, old, new, line, hint):
 )
 def test_a_reference_to_nothing(reference, hint):
     assert hint in mistake(lookup, reference)
+
+
+def test_findings_of_others(folder):
+    file = folder / "small_scale.csv"
+    text = 'claim,source,table,setting,metric,system,value,seen\norders,arXiv 1,Table 1,"A, B",FID,raster,25.40,text\n'
+    file.write_text(text)
+    assert findings(["orders"]) == [Finding("orders", "arXiv 1", "Table 1", "A, B", "FID", "raster", "25.40", "text")]
+    assert "did you mean 'orders'?" in mistake(findings, ["order"])
+    for old, new, hint in (("25.40", "low", "value must be a number"), (",text", ",", "may be empty")):
+        file.write_text(text.replace(old, new))
+        message = mistake(findings, ["orders"])
+        assert str(file) in message and hint in message and "line 2:" in message
+
+
+def test_committed_findings_say_where_they_were_seen():
+    assert {finding.claim for finding in findings(["orders", "likelihood"])} == {"orders", "likelihood"}
+    assert {f.value for f in findings(["orders"]) if "RAR-L" in f.setting} == {"3.08", "3.01", "2.48", "2.43", "2.18"}

@@ -47,14 +47,14 @@ def test_a_line_has_its_columns_once(table1):
     beside = replace(table1, layout=laid, paper={**table1.paper, "mar/diff": line})
     text = table(beside, everything(table1)).markdown()
     heading, *lines = first_table(text)
-    names = ["parameters", "head parameters", "reconstruction FD-1k", "seconds per image"]
+    names = ["parameters", "head parameters", "reconstruction FD-1k, vs training", "seconds per image"]
     assert heading[5:9] == [f"{name} (paper)" for name in names]
     seconds = number(speed(table1, ROW).metrics["seconds_per_image"])
     assert lines[-1][5:9] == ["300k (407M)", "50k (21M)", "2.60 (1.43)", f"{seconds} (0.288)"]
     assert lines[0][5:8] == ["300k (–)", "50k (–)", "4.20 (–)"]
-    assert "reconstruction FID, seconds per image" in text
+    assert "reconstruction FID against training images, seconds per image" in text
     assert "Seconds per image: with CFG, Example CPU, 1 thread, float32, batch 64." in text
-    assert "reconstruction FD-1k   |" not in text.split("Further metrics")[1], "not twice"
+    assert "reconstruction FD-1k, vs training" not in text.split("Further metrics")[1], "not twice"
 
 
 def test_quoted_rows_have_a_table_of_their_own(table1):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.records.paper import findings
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.table.build import table
@@ -83,13 +84,15 @@ def test_failed_and_missing_cells(table1):
 
 def test_a_second_table_has_what_else_was_measured(table1):
     heading, *lines = further(markdown(table1, everything(table1)))
-    names = ["reconstruction FD-1k", "held-out FD-1k", "KID", "Precision", "Recall", "copied %", "accuracy"]
+    names = [*(f"reconstruction FD-1k, vs {images}" for images in ("training", "held-out")), "held-out FD-1k"]
+    names += ["KID", "Precision", "Recall", "copied %", "accuracy"]
     assert heading == ["row", *names] and [line[0] for line in lines] == list(table1.rows)
     for line in lines:
         mean = base(line[0]) + 0.1
-        assert float(line.pop(3).split(" ± ")[0]) == pytest.approx(mean / 1000, rel=0.05)
+        assert float(line.pop(4).split(" ± ")[0]) == pytest.approx(mean / 1000, rel=0.05)
         shares = ["0.80 ± 0.00", "0.60 ± 0.00", "2.00 ± 0.00", "0.90 ± 0.00"]
-        assert line[1:] == ["4.20" if "/ce/" in line[0] else "2.60", f"{mean + 0.4:.2f} ± 0.10", *shares]
+        floors = ["4.20", "4.00"] if "/ce/" in line[0] else ["2.60", "2.40"]
+        assert line[1:] == [*floors, f"{mean + 0.4:.2f} ± 0.10", *shares]
     old = {i: as_before(r) for i, r in generations(table1, rows=["mar/ce/guided", ROW]).items()}
     table = further(markdown(table1, old))
     assert table[0] == ["row", "held-out FD-1k", "accuracy"] and table[1] == ["raster_causal/ce/unguided", "–", "–"]
@@ -199,6 +202,27 @@ def test_repeated_and_shared_images_singular_covariances_and_mixed_distances_are
     assert repeated.endswith(f" In {ROW} (1 of 3 runs).") and singular.endswith(f" In {ROW} (1 of 3 runs).")
     mixed = replace(table1, rows={**table1.rows, ROW: paper.rows[ROW]})
     assert "FD-1k mnist5k / FID" in warned(mixed, {})[0]
+
+
+def test_mind_is_shown_where_it_was_measured(table1):
+    old = generations(table1, rows=["mar/ce/guided", ROW], seeds=(0,))
+    assert "MIND" not in markdown(table1, old) and "mind" not in table(table1, old).csv()
+    one = next(iter(generations(table1, rows=[ROW], seeds=(0,)).values()))
+    new = {one.id: replace(one, metrics={**one.metrics, "mind_mnist5k": 30.0})}
+    text = markdown(table1, {**old, **new})
+    column = further(text)[0].index("MIND-1k")
+    shown = {line[0]: line[column] for line in further(text)[1:]}
+    assert (shown[ROW], shown["mar/ce/guided"]) == ("30.00", "–")
+    assert "over 1000 projections, of 1000 generated images and as many of 3000 training images" in text
+    frame = read(table1, {**old, **new})
+    assert frame[frame["metric"] == "mind_mnist5k"].set_index("row")["mean"].dropna().to_dict() == {ROW: 30.0}
+
+
+def test_what_others_measured_is_shown_to_who_asks(table1):
+    asking = replace(table1, literature=findings(["orders"]))
+    text = markdown(asking, {}).split("## What others have measured")[1]
+    assert "arXiv 2411.00776, Table 2" in text and "2.18" in text and "bits a character" not in text
+    assert "others have measured" not in markdown(table1, {})
 
 
 # --- CSV ------------------------------------------------------------------------------------------------

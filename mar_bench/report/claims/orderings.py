@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.comparable import differences
+from mar_bench.report import format as fmt
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent
 from mar_bench.report.frames import Runs, Selection, metric_value, runs_with
@@ -31,6 +32,7 @@ class Comparison:
     costs_at_most: float | None
     difference: stats.Difference
     floors: dict[str, float]  # bundle -> distance of its reconstructions; empty if both rows share the tokenizer
+    against: str  # ``vs training``: the images of these distances
     paper_percent: float | None  # None if the paper has no numbers
 
 
@@ -56,7 +58,8 @@ def _comparison(experiment: Experiment, selection: Selection, item: dict, rows: 
     ours, other = (experiment.paper.get(row, {}).get("fd") for row in rows)
     published = None if ours is None or not other else 100 * (ours - other) / other
     shared = [b for a, b in experiment.bundles(rows[0]).items() if a != axis and experiment.labels[a][b]]
-    return Comparison(item["claim"], axis, rows, bundles, "/".join(shared) or axis, limit, found, floors, published)
+    others, against = "/".join(shared) or axis, fmt.against(experiment, "rfd")
+    return Comparison(item["claim"], axis, rows, bundles, others, limit, found, floors, against, published)
 
 
 def difference(first: Runs, second: Runs, costs_at_most: float | None = None) -> stats.Difference:
@@ -115,5 +118,5 @@ def _summary(comparisons: list[Comparison]) -> str:
     if floors:
         distances = " and ".join(f"{' / '.join(of)} ({bundle})" for bundle, of in floors.items())
         text += f" The axis '{comparisons[0].axis}' also changes the tokenizer, whose reconstructions alone have "
-        text += f"distances {distances}."
+        text += f"distances ({comparisons[0].against}) {distances}."
     return text

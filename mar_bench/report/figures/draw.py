@@ -135,6 +135,7 @@ def _speed(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[l
     return points, {
         "panels": dict.fromkeys(panels, fmt.metric_title(experiment, "fd")),
         "x_label": "seconds per image",
+        "against": fmt.against(experiment, "rfd"),
         "floors": None if _is_joined(experiment) else _floors(experiment, values(found, "rfd"), looks),
     }
 

@@ -78,6 +78,7 @@ class Plot:
     log_x: bool = True
     over_training: bool = False  # settings name the y axes of a line of panels, panels the x axes of a column
     floors: pd.DataFrame | None = None  # panel, value, colour, name
+    against: str = ""  # ``vs training``: the images of the floors' distances
 
 
 def save(figure: Figure, path: Path, **layout: Any) -> Path:
@@ -204,7 +205,7 @@ def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[s
     line = {"linestyle": "-" if plot.joined else "none", "markeredgecolor": "none"}
     notes = []
     if plot.floors is not None and len(plot.floors):
-        notes.append(_handle("reconstruction alone", **FLOOR))
+        notes.append(_handle(f"reconstruction alone, {plot.against}", **FLOOR))
     if plot.points["published"].any():
         where = "" if plot.x_values else " (one A100)"
         notes.append(_handle(f"paper{where}", marker="o", fillstyle="none", markersize=HOLLOW_SIZE))

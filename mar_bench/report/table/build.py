@@ -18,7 +18,7 @@ from mar_bench.report.frames import Records, is_shown, loaded, values
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, agreement
 from mar_bench.report.render import render
 from mar_bench.report.table import notes
-from mar_bench.report.table.grid import Measured, agreement_grid, further_grid, main_grid, quoted_grid
+from mar_bench.report.table.grid import Measured, agreement_grid, further_grid, literature_grid, main_grid, quoted_grid
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, with_folder
 
@@ -42,6 +42,7 @@ class Table(Measured):
             against_paper=against_paper,
             verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
             metrics=METRICS,
+            literature=literature_grid(self.experiment),
             claims=self._claims(),
             trends=self.over_training,
         )
@@ -69,7 +70,7 @@ class Table(Measured):
         ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
         (``speed_setting``); ``difference`` and ``verdict`` are against the paper, ``chosen`` is the sweep point."""
         experiment, lines, floors = self.experiment, [], values(self.frame, "rfd")
-        generated = self.frame[self.frame["task"] == "generation"]
+        generated, measured = self.frame[self.frame["task"] == "generation"], {metric for _, metric in self.spreads}
         errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
         for row, spec in experiment.rows.items():
             mine = generated[generated["row"] == row]
@@ -77,7 +78,9 @@ class Table(Measured):
             images = "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna())))
             records = " ".join((done if len(done) else mine)["record"].unique())
             seconds, extractor = self.seconds.get(row, math.nan), vars(spec.metrics.extractor)
-            for metric in (metric for metric in GENERATION_METRICS if is_shown(metric, extractor)):
+            for metric in (m for m in GENERATION_METRICS if is_shown(m, extractor)):
+                if METRICS[metric].optional and metric not in measured:
+                    continue
                 found = self.spread(row, metric)
                 lines.append([
                     experiment.id, experiment.scale, row, *experiment.bundles(row).values(),

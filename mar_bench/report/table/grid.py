@@ -17,16 +17,10 @@ from mar_bench.report.stats import Spread
 
 FAILED = "FAILED"
 PARTLY = "†"  # some runs of the cell failed
+# shown below the main table
 FURTHER = (
-    "rfd",
-    "latent_noise",
-    "fd:heldout",
-    "kid",
-    "precision",
-    "recall",
-    "copied",
-    "accuracy",
-)  # shown below the main table
+    "rfd", "rfd:heldout", "latent_noise", "fd:heldout", "kid", "mind", "precision", "recall", "copied", "accuracy",
+)  # fmt: skip
 
 
 class Measured:
@@ -154,6 +148,13 @@ def quoted_grid(experiment: Experiment) -> Grid | None:
     return Grid(["system"], columns, [[row.label, *cells] for row, cells in zip(rows, zip(*texts))], intro)
 
 
+def literature_grid(experiment: Experiment) -> Grid | None:
+    """What others have measured at small scale about the experiment's question; None if it asks for nothing."""
+    columns = [Column(title) for title in ("system", "metric", "value", "source")]
+    lines = [[f.setting, f.system, f.metric, f.value, f"{f.source}, {f.table}"] for f in experiment.literature]
+    return Grid(["setting"], columns, lines) if lines else None
+
+
 def agreement_grid(found: Measured) -> Grid | None:
     """Ours beside the paper's, number by number; None if nothing is comparable."""
     experiment, lines = found.experiment, []
@@ -173,8 +174,8 @@ def agreement_grid(found: Measured) -> Grid | None:
 
 
 def _title(found: Measured, metric: str) -> str:
-    if metric == "rfd":
-        return f"reconstruction {found.reconstruction_distance()}"
+    if METRICS[metric].base == "rfd":
+        return f"reconstruction {found.reconstruction_distance()}, {fmt.against(found.experiment, metric)}"
     return METRICS[metric].label if metric in ONCE_METRICS else fmt.column_title(found.experiment, metric)
 
 
