@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mar_bench.config.spec import RunSpec, SamplingSpec, TrainSpec
 from mar_bench.config.spec_data import Continuous, Discrete, TrainedTokenizer, latent_space, num_tokens
-from mar_bench.config.spec_model import ARModel, DiTModel, drawing_part
+from mar_bench.config.spec_model import ARModel, DiTModel, ModelSpec, drawing_part
 from mar_bench.utils.errors import UserError
 
 MOST_TOKENS = 2**16  # of an image: attention is quadratic
@@ -21,23 +21,35 @@ def finish(spec: RunSpec) -> RunSpec:
     stride, size = spec.tokenizer.stride, spec.data.image_size
     fits = stride & (stride - 1) == 0 and size % stride == 0
     _need(fits, f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
+    model, train = _relevant_training(spec)
+    spec = replace(spec, model=model, train=train)
     sampling = _relevant_sampling(spec)
     floats = isinstance(latent_space(spec.tokenizer, spec.data), Continuous) and spec.tokenizer.kind != "pixel"
     latents = spec.latents if floats else replace(spec.latents, dtype="fp32")  # codes and bytes have no such type
-    train = spec.train
-    if train.published is not None:  # the rest of the training has no effect
-        train = TrainSpec(published=train.published, weights=train.weights)
-    spec = replace(spec, sampling=sampling, latents=latents, train=train)
+    spec = replace(spec, sampling=sampling, latents=latents)
     for rules in (_data, _tokenizer, _model, _training, _sampling, _metrics):
         rules(spec)
     return spec
+
+
+def _relevant_training(spec: RunSpec) -> tuple[ModelSpec, TrainSpec]:
+    """The model and its training without settings that change nothing, and with one name for each order."""
+    model, train = spec.model, spec.train
+    if train.published is not None:  # the rest of the training has no effect
+        train = TrainSpec(published=train.published, weights=train.weights)
+    if isinstance(model, DiTModel):
+        return model, replace(train, annealing=None)
+    if model.order == "random" and train.annealing in ((0, 0), (1, 1)):  # raster or random order throughout
+        model = replace(model, order="raster" if train.annealing == (0, 0) else "random")
+        train = replace(train, annealing=None)
+    return replace(model, order_seed=model.order_seed if model.order == "permuted" else 0), train
 
 
 def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
     """The sampling with every setting that the model uses filled in, and all others reset to neutral values."""
     given, model, part = spec.sampling, spec.model, drawing_part(spec.model)
     unguided, whole = given.guidance_scale == 1, isinstance(model, DiTModel)
-    order = None if isinstance(model, DiTModel) else given.order or model.order
+    order = None if isinstance(model, DiTModel) else given.order or ("raster" if spec.train.annealing else model.order)
     temperature = CHOICE_TEMPERATURE if given.choice_temperature is None else given.choice_temperature
     length = num_tokens(spec.space) if given.num_ar_steps is None else given.num_ar_steps
     channels = None if unguided or given.guided_channels == getattr(spec.space, "dim", None) else given.guided_channels
@@ -126,6 +138,11 @@ def _model(spec: RunSpec) -> None:
 
 
 def _training(spec: RunSpec) -> None:
+    train, order = spec.train, getattr(spec.model, "order", None)
+    if train.annealing is not None:
+        start, end = train.annealing
+        _need(start <= end, f"train.annealing: its start {start:g} must not be above its end {end:g}")
+        _need(order == "random", f"train.annealing needs model.order random, now {order}; set it to null")
     dropout, scale, weights = spec.train.label_dropout, spec.sampling.guidance_scale, spec.sampling.weights
     what = f"must lie strictly between 0 and 1 for guidance; sampling.guidance_scale 1, now {scale}, turns it off"
     _need(scale == 1 or 0 < dropout < 1, f"train.label_dropout {dropout} {what}")
@@ -151,10 +168,9 @@ def _sampling(spec: RunSpec) -> None:
     _need(not (causal and confident), "sampling.order confidence needs the masked backbone, which sees open positions")
     one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; use null or the masked backbone"
     _need(not causal or steps == length, one)
-    trained = (
-        f"sampling.order {order}: a causal backbone trained in {model.order} order draws in no other; set it to null"
-    )
-    _need(not causal or order == model.order, trained)
+    trained = [model.order, "raster"] if spec.train.annealing else [model.order]
+    other = f"a causal backbone trained in {' and '.join(trained)} order draws in no other; set it to null"
+    _need(not causal or order in trained, f"sampling.order {order}: {other}")
 
 
 def _metrics(spec: RunSpec) -> None:

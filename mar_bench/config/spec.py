@@ -35,6 +35,8 @@ class TrainSpec:
     ema_warmup: bool = False  # decay (1 + step) / (10 + step) until it reaches ema_decay: for short runs
     label_dropout: parse.Share = 0.1  # [code] share of images trained without their class
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
+    # RAR: fractions of the training between which the share of random orders falls from 1 to 0, the rest being raster
+    annealing: tuple[parse.Share, parse.Share] | None = None
     seed: parse.Seed = 0
     published: parse.Name | None = None  # name of published weights that replace training
     weights: parse.FilePath | None = parse.unhashed(None)  # their file, as mar-bench convert writes it
@@ -49,7 +51,7 @@ class SamplingSpec:
     num_images: parse.TwoOrMore = 50_000
     batch_size: parse.Batch = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
-    order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
+    order: Literal["raster", "permuted", "random", "confidence"] | None = None  # None: that at the end of training
     choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
     num_ar_steps: parse.Count | None = 64  # None: one token per step
     num_diffusion_steps: parse.Count | None = 100  # None: the head does not denoise
