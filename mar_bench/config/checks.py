@@ -37,12 +37,20 @@ def _relevant_training(spec: RunSpec) -> tuple[ModelSpec, TrainSpec]:
     model, train = spec.model, spec.train
     if train.published is not None:  # the rest of the training has no effect
         train = TrainSpec(published=train.published, weights=train.weights)
+    if train.images == _images_to_train_on(spec):
+        train = replace(train, images=None)
     if isinstance(model, DiTModel):
         return model, replace(train, annealing=None)
     if model.order == "random" and train.annealing in ((0, 0), (1, 1)):  # raster or random order throughout
         model = replace(model, order="raster" if train.annealing == (0, 0) else "random")
         train = replace(train, annealing=None)
     return replace(model, order_seed=model.order_seed if model.order == "permuted" else 0), train
+
+
+def _images_to_train_on(spec: RunSpec) -> int | None:
+    """Training images of a built-in data set; None for others, which are not known before they are loaded."""
+    built_in = BUILT_IN.get(spec.data.kind)
+    return None if built_in is None else built_in[0] - spec.data.heldout
 
 
 def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
@@ -82,8 +90,7 @@ def _data(spec: RunSpec) -> None:
     _need(data.shift < data.image_size, f"data.shift {data.shift} must be below data.image_size {data.image_size}")
     if data.kind == "imagefolder":
         return
-    images, native = BUILT_IN[data.kind]
-    left = images - data.heldout
+    (images, native), left = BUILT_IN[data.kind], _images_to_train_on(spec) or 0
     _need(data.image_size % native == 0, f"data.image_size {data.image_size} must be a multiple of {native}")
     _need(data.channels == 1, f"data.channels {data.channels} must be 1: {data.kind} is grey")
     _need(data.num_classes == 10, f"data.num_classes {data.num_classes} must be 10: {data.kind} has ten digits")
@@ -92,6 +99,7 @@ def _data(spec: RunSpec) -> None:
     for path, part in batches.items():
         if path != "train" or spec.train.published is None:
             _at_most(getattr(part, "batch_size", 0), left, f"{path}.batch_size", f"training images of {data.kind}")
+    _at_most(spec.train.images or 0, left, "train.images", f"training images of {data.kind}")
     for key in ("is_splits", "kid_subset_size"):
         _at_most(getattr(spec.metrics, key), data.heldout, f"metrics.{key}", "images of data.heldout")
 
@@ -143,6 +151,8 @@ def _training(spec: RunSpec) -> None:
         start, end = train.annealing
         _need(start <= end, f"train.annealing: its start {start:g} must not be above its end {end:g}")
         _need(order == "random", f"train.annealing needs model.order random, now {order}; set it to null")
+    if train.images is not None:
+        _at_most(train.batch_size, train.images, "train.batch_size", "images of train.images")
     dropout, scale, weights = spec.train.label_dropout, spec.sampling.guidance_scale, spec.sampling.weights
     what = f"must lie strictly between 0 and 1 for guidance; sampling.guidance_scale 1, now {scale}, turns it off"
     _need(scale == 1 or 0 < dropout < 1, f"train.label_dropout {dropout} {what}")

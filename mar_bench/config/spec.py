@@ -37,6 +37,7 @@ class TrainSpec:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
     # RAR: fractions of the training between which the share of random orders falls from 1 to 0, the rest being raster
     annealing: tuple[parse.Share, parse.Share] | None = None
+    images: parse.TwoOrMore | None = None  # train on so many of the training images, balanced over classes; None: all
     seed: parse.Seed = 0
     published: parse.Name | None = None  # name of published weights that replace training
     weights: parse.FilePath | None = parse.unhashed(None)  # their file, as mar-bench convert writes it

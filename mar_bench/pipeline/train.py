@@ -205,7 +205,7 @@ def train_generator(
     ``inputs`` identifies the latents, for resuming. Returns the training summary (final losses on both splits, seconds,
     parameter counts); None on ranks other than 0.
     Raises UserError if the batch cannot be split over the ranks."""
-    train, device = spec.train, pick_device(spec.compute.device)
+    train, device, latents = spec.train, pick_device(spec.compute.device), latents.some(spec.train.images)
     model = build_generator(spec).to(device)
     ema = AveragedModel(model, multi_avg_fn=ema_update(train))
     change_blocks(model, spec.compute)
@@ -242,6 +242,8 @@ def train_generator(
                 f"{name} of the trained weights is {loss}, {skipped} steps skipped; lower the learning rate"
             )
     last_line = json.loads((folder / LOG).read_text().splitlines()[-1])
+    images = len(latents.labels)
+    summary |= {"images": images, "epochs": round(train.steps * train.batch_size / images, 3)}
     summary |= {"steps": train.steps, "seconds": last_line["seconds"], "parameters": count_parameters(model)}
     summary |= {"skipped_steps": skipped} if skipped else {}
     return summary | ({"processes": world.size} if world.size > 1 else {})

@@ -110,6 +110,7 @@ def test_orders_have_one_name():
     assert row(model={"order_seed": 1}) == row()
     permuted = row(model={"order": "permuted"})
     assert permuted.sampling.order == "permuted" and permuted != row(model={"order": "permuted", "order_seed": 1})
+    assert row(train={"images": 4000}) == row() != row(train={"images": 3999})
     assert finish(annealed) == annealed
 
 

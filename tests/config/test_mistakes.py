@@ -150,6 +150,9 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (WORD, "data.image_size=48", ("image_size 48", "multiple of 32")),
         (WORD, "data.channels=3", ("data.channels 3", "grey")),
         (WORD, "train.batch_size=4001", ("train.batch_size 4001", "4000 training images")),
+        (WORD, "train.images=4001", ("train.images 4001", "4000 training images")),
+        (MAR, "train.images=31", ("train.batch_size 32", "31 images of train.images")),
+        (MAR, "train.images=1", ("train.images: 1", "between 2 and")),
         # training, sampling, measuring
         (WORD, "metrics.is_splits=1001 sampling.num_images=2000", ("is_splits 1001", "data.heldout")),
         (WORD, "metrics.extractor.name=fd:x", ("extractor.name: 'fd:x'", "letters")),

@@ -116,7 +116,7 @@ ALTERNATIVES = {
         "steps": 4, "batch_size": 5, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 2,
         "weight_decay": 0.5, "betas": (0.5, 0.9), "grad_clip": 1e-3, "ema_decay": 0.1, "label_dropout": 0.9,
         "precision": "bf16", "seed": 1, "ema_warmup": True, "published": "mar_large",
-        "annealing": (0.3, 0.6),
+        "annealing": (0.3, 0.6), "images": 20,
     },
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,

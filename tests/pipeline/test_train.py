@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import Discrete, RunSpec, TrainSpec
-from mar_bench.data.latents import Latents
+from mar_bench.data.latents import Latents, balanced
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
 from mar_bench.pipeline import train
@@ -194,6 +195,23 @@ def test_loss_falls(tmp_path):
     assert summary["loss_train"] < 0.1 < summary["loss_heldout"], "four images are memorised"
     assert summary["steps"] == 101 and summary["seconds"] > 0
     assert summary["parameters"] == count_parameters(build_generator(spec))
+
+
+def test_training_on_some_images_never_sees_the_others(tmp_path):
+    """Nor does the loss that the summary calls that of training."""
+    spec = spec_of(ROWS[0], "train.images=20")
+    latents = latents_of(spec)
+    others = np.setdiff1d(np.arange(IMAGES), balanced(latents.labels.numpy(), 20))
+    changed = {name: values.clone() for name, values in latents.train.items()}
+    for values in changed.values():
+        values[:, others] = 0
+    summaries = []
+    for name, given in {"one": latents.train, "other": changed}.items():
+        (tmp_path / name).mkdir()
+        summaries.append(train_generator(spec, replace(latents, train=given), tmp_path / name, go_on))
+    assert_same_bits(tmp_path / "one", tmp_path / "other")
+    assert summaries[0]["loss_train"] == summaries[1]["loss_train"]
+    assert (summaries[0]["images"], summaries[0]["epochs"]) == (20, 12 * 8 / 20)
 
 
 def test_split_losses_use_the_same_noise():
