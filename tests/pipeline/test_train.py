@@ -19,13 +19,14 @@ from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import Discrete, RunSpec, TrainSpec
 from mar_bench.data.latents import Latents, balanced
 from mar_bench.models.ar import ARGenerator
-from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
+from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters, generate
 from mar_bench.pipeline import train
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.execute import train_tokenizer
 from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.pipeline.train import checkpoints, decay_groups, fit, generator_losses, split_loss, train_generator
 from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import NoiseSource
 from tests.tiny import tokens_in
 
 ROWS = ("raster_causal/ce/guided", "mar/diff/guided")
@@ -212,6 +213,23 @@ def test_training_on_some_images_never_sees_the_others(tmp_path):
     assert_same_bits(tmp_path / "one", tmp_path / "other")
     assert summaries[0]["loss_train"] == summaries[1]["loss_train"]
     assert (summaries[0]["images"], summaries[0]["epochs"]) == (20, 12 * 8 / 20)
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_a_training_in_each_order(attention, tmp_path):
+    """Annealed, it begins as one in random order and ends as one of its own; each draws images."""
+    few = ("train.steps=8", "train.batch_size=8", "train.warmup_steps=3", "compute.log_every=1")
+    rows, losses = load_experiment("orders", "smoke", few).rows, {}
+    for order in ("permuted", "annealed", "random"):
+        spec, folder = rows[f"{attention}/{order}/guided"], tmp_path / order
+        assert math.isfinite(trained(spec, folder)["loss_train"])
+        losses[order] = [line["loss"] for line in lines_of(folder)]
+        model = build_generator(spec).eval()
+        model.load_state_dict(load_file(folder / "ema.safetensors"))
+        tokens = generate(model, torch.arange(4), spec.sampling, NoiseSource(0, range(4)))
+        assert tokens.shape[:2] == (4, model.length)
+    assert losses["permuted"][0] != losses["random"][0]
+    assert losses["annealed"][:5] == losses["random"][:5] and losses["annealed"][5:] != losses["random"][5:]
 
 
 def test_split_losses_use_the_same_noise():
