@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mar_bench.config.spec import RunSpec, SamplingSpec, TrainSpec
 from mar_bench.config.spec_data import Continuous, Discrete, TrainedTokenizer, latent_space, num_tokens
-from mar_bench.config.spec_model import ARModel, DiTModel, drawing_part
+from mar_bench.config.spec_model import ARModel, DiTModel, ModelSpec, drawing_part
 from mar_bench.utils.errors import UserError
 
 MOST_TOKENS = 2**16  # of an image: attention is quadratic
@@ -21,25 +21,44 @@ def finish(spec: RunSpec) -> RunSpec:
     stride, size = spec.tokenizer.stride, spec.data.image_size
     fits = stride & (stride - 1) == 0 and size % stride == 0
     _need(fits, f"tokenizer.stride {stride} must be a power of two that divides data.image_size {size}")
+    model, train = _relevant_training(spec)
+    spec = replace(spec, model=model, train=train)
     sampling = _relevant_sampling(spec)
     floats = isinstance(latent_space(spec.tokenizer, spec.data), Continuous) and spec.tokenizer.kind != "pixel"
     latents = spec.latents if floats else replace(spec.latents, dtype="fp32")  # codes and bytes have no such type
-    train = spec.train
-    if train.published is not None:  # the rest of the training has no effect
-        train = TrainSpec(published=train.published, weights=train.weights)
-    else:
-        train = replace(train, snapshots=tuple(sorted({*train.snapshots} - {train.steps})))
-    spec = replace(spec, sampling=sampling, latents=latents, train=train)
+    spec = replace(spec, sampling=sampling, latents=latents)
     for rules in (_data, _tokenizer, _model, _training, _sampling, _metrics):
         rules(spec)
     return spec
+
+
+def _relevant_training(spec: RunSpec) -> tuple[ModelSpec, TrainSpec]:
+    """The model and its training without settings that change nothing, and with one name for each order."""
+    model, train = spec.model, spec.train
+    if train.published is not None:  # the rest of the training has no effect
+        train = TrainSpec(published=train.published, weights=train.weights)
+    train = replace(train, snapshots=tuple(sorted({*train.snapshots} - {train.steps})))
+    if train.images == _images_to_train_on(spec):
+        train = replace(train, images=None)
+    if isinstance(model, DiTModel):
+        return model, replace(train, annealing=None)
+    if model.order == "random" and train.annealing in ((0, 0), (1, 1)):  # raster or random order throughout
+        model = replace(model, order="raster" if train.annealing == (0, 0) else "random")
+        train = replace(train, annealing=None)
+    return replace(model, order_seed=model.order_seed if model.order == "permuted" else 0), train
+
+
+def _images_to_train_on(spec: RunSpec) -> int | None:
+    """Training images of a built-in data set; None for others, which are not known before they are loaded."""
+    built_in = BUILT_IN.get(spec.data.kind)
+    return None if built_in is None else built_in[0] - spec.data.heldout
 
 
 def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
     """The sampling with every setting that the model uses filled in, and all others reset to neutral values."""
     given, model, part = spec.sampling, spec.model, drawing_part(spec.model)
     unguided, whole = given.guidance_scale == 1, isinstance(model, DiTModel)
-    order = None if isinstance(model, DiTModel) else given.order or model.order
+    order = None if isinstance(model, DiTModel) else given.order or ("raster" if spec.train.annealing else model.order)
     temperature = CHOICE_TEMPERATURE if given.choice_temperature is None else given.choice_temperature
     length = num_tokens(spec.space) if given.num_ar_steps is None else given.num_ar_steps
     channels = None if unguided or given.guided_channels == getattr(spec.space, "dim", None) else given.guided_channels
@@ -73,8 +92,7 @@ def _data(spec: RunSpec) -> None:
     _need(data.shift < data.image_size, f"data.shift {data.shift} must be below data.image_size {data.image_size}")
     if data.kind == "imagefolder":
         return
-    images, native = BUILT_IN[data.kind]
-    left = images - data.heldout
+    (images, native), left = BUILT_IN[data.kind], _images_to_train_on(spec) or 0
     _need(data.image_size % native == 0, f"data.image_size {data.image_size} must be a multiple of {native}")
     _need(data.channels == 1, f"data.channels {data.channels} must be 1: {data.kind} is grey")
     _need(data.num_classes == 10, f"data.num_classes {data.num_classes} must be 10: {data.kind} has ten digits")
@@ -83,6 +101,7 @@ def _data(spec: RunSpec) -> None:
     for path, part in batches.items():
         if path != "train" or spec.train.published is None:
             _at_most(getattr(part, "batch_size", 0), left, f"{path}.batch_size", f"training images of {data.kind}")
+    _at_most(spec.train.images or 0, left, "train.images", f"training images of {data.kind}")
     for key in ("is_splits", "kid_subset_size"):
         _at_most(getattr(spec.metrics, key), data.heldout, f"metrics.{key}", "images of data.heldout")
 
@@ -129,6 +148,13 @@ def _model(spec: RunSpec) -> None:
 
 
 def _training(spec: RunSpec) -> None:
+    train, order = spec.train, getattr(spec.model, "order", None)
+    if train.annealing is not None:
+        start, end = train.annealing
+        _need(start <= end, f"train.annealing: its start {start:g} must not be above its end {end:g}")
+        _need(order == "random", f"train.annealing needs model.order random, now {order}; set it to null")
+    if train.images is not None:
+        _at_most(train.batch_size, train.images, "train.batch_size", "images of train.images")
     dropout, scale, weights = spec.train.label_dropout, spec.sampling.guidance_scale, spec.sampling.weights
     what = f"must lie strictly between 0 and 1 for guidance; sampling.guidance_scale 1, now {scale}, turns it off"
     _need(scale == 1 or 0 < dropout < 1, f"train.label_dropout {dropout} {what}")
@@ -161,10 +187,9 @@ def _sampling(spec: RunSpec) -> None:
     _need(not (causal and confident), "sampling.order confidence needs the masked backbone, which sees open positions")
     one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; use null or the masked backbone"
     _need(not causal or steps == length, one)
-    trained = (
-        f"sampling.order {order}: a causal backbone trained in {model.order} order draws in no other; set it to null"
-    )
-    _need(not causal or order == model.order, trained)
+    trained = [model.order, "raster"] if spec.train.annealing else [model.order]
+    other = f"a causal backbone trained in {' and '.join(trained)} order draws in no other; set it to null"
+    _need(not causal or order in trained, f"sampling.order {order}: {other}")
 
 
 def _metrics(spec: RunSpec) -> None:

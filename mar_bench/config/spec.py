@@ -36,6 +36,9 @@ class TrainSpec:
     snapshots: tuple[parse.Count, ...] = ()  # steps after which the EMA weights are kept as well as at the end
     label_dropout: parse.Share = 0.1  # [code] share of images trained without their class
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights stay fp32
+    # RAR: fractions of the training between which the share of random orders falls from 1 to 0, the rest being raster
+    annealing: tuple[parse.Share, parse.Share] | None = None
+    images: parse.TwoOrMore | None = None  # train on so many of the training images, balanced over classes; None: all
     seed: parse.Seed = 0
     published: parse.Name | None = None  # name of published weights that replace training
     weights: parse.FilePath | None = parse.unhashed(None)  # their file, as mar-bench convert writes it
@@ -51,7 +54,7 @@ class SamplingSpec:
     batch_size: parse.Batch = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
     snapshot: parse.Count | None = None  # one of train.snapshots: its weights instead of those at the end
-    order: Literal["raster", "random", "confidence"] | None = None  # None: the training order
+    order: Literal["raster", "permuted", "random", "confidence"] | None = None  # None: that at the end of training
     choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
     num_ar_steps: parse.Count | None = 64  # None: one token per step
     num_diffusion_steps: parse.Count | None = 100  # None: the head does not denoise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Few, Fraction, Share, Width, between
+from mar_bench.config.parse import Few, Fraction, Seed, Share, Width, between
 from mar_bench.config.spec_data import Continuous, Discrete
 
 
@@ -147,7 +147,8 @@ class ARModel:
 
     assumed: ClassVar[bool] = True  # the default for a block without a kind
     kind: Literal["ar"] = "ar"
-    order: Literal["raster", "random"] = "random"
+    order: Literal["raster", "permuted", "random"] = "random"
+    order_seed: Seed = 0  # of permuted: chooses the one permutation of all images
     backbone: BackboneSpec = field(default_factory=MaskedBackbone)
     head: HeadSpec = field(default_factory=DiffusionHead)
 

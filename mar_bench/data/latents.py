@@ -13,7 +13,7 @@ import contextlib
 import json
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ import torch
 
 from mar_bench.data.datasets import batches
 from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import reading
-from mar_bench.utils.noise import NoiseSource
+from mar_bench.utils.noise import SHARED, NoiseSource, philox
 
 FORMAT = 1  # version of the folder's layout
 MANIFEST = "manifest.json"
@@ -83,7 +84,20 @@ class Shards:
         return values.float() if values.dtype == torch.float16 else values
 
 
-Stored = dict[str, Any]  # tensors or Shards by name
+class Rows:
+    """Some rows (n,) of a tensor or Shards (N, ...), in this order, read when they are indexed."""
+
+    def __init__(self, values: torch.Tensor | Shards, rows: np.ndarray):
+        self.values, self.rows = values, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key) -> torch.Tensor | Shards:
+        return self.values[self.rows[key]]
+
+
+Stored = dict[str, Any]  # tensors, Shards or Rows by name
 
 
 @dataclass(frozen=True)
@@ -96,22 +110,46 @@ class Latents:
     heldout_labels: torch.Tensor
     tokens_of: Callable[[dict[str, torch.Tensor], torch.Tensor | None], torch.Tensor]
     stochastic: bool
+    chosen: np.ndarray | None = None  # the images of ``train`` that ``labels`` belong to; None: all
+
+    def some(self, images: int | None) -> Latents:
+        """The same with only so many training images (``balanced``). Raises UserError if there are fewer."""
+        if images is None:
+            return self
+        if images > len(self.labels):
+            raise UserError(f"train.images {images} is more than the {len(self.labels)} training images; lower it")
+        chosen = balanced(self.labels.numpy(), images)
+        return replace(self, labels=self.labels[chosen], chosen=chosen)
 
     def draw(self, indices: Sequence[int] | np.ndarray, noise: NoiseSource, step: int) -> torch.Tensor:
         """Training tokens (B, L[, D]) of images, each under a random view, with a sample of the latent."""
         first = next(iter(self.train.values()))
         chosen = noise.integers("view", step, first.shape[0], ())
-        rows = torch.as_tensor(np.asarray(indices))
+        rows = torch.as_tensor(np.asarray(indices) if self.chosen is None else self.chosen[indices])
         stored = {name: values[chosen, rows] for name, values in self.train.items()}
         return self.tokens_of(stored, noise.normal("latent", step, first.shape[2:]) if self.stochastic else None)
 
     def split(self, heldout: bool, limit: int | None = None) -> tuple[Stored, torch.Tensor]:
         """Tensors (N, L[, D]) and labels of a split without views: the first ``limit`` images, or all, not yet read."""
         stored = self.heldout if heldout else {name: values[0] for name, values in self.train.items()}
+        if not heldout and self.chosen is not None:
+            stored = {name: Rows(values, self.chosen) for name, values in stored.items()}
         labels = self.heldout_labels if heldout else self.labels
         if limit is None:
             return stored, labels
         return {name: values[:limit] for name, values in stored.items()}, labels[:limit]
+
+
+def balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """``count`` of the images with these labels (N,), the same share of each class: sorted indices (count,).
+
+    Fixed by the labels, whatever the seed of a training; a smaller choice is part of every larger one."""
+    shuffled = philox(0, "some images", SHARED, 0).permutation(len(labels))
+    place = np.empty(len(labels))  # of an image within its shuffled class, from 0 to 1
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(shuffled[np.argsort(place[shuffled], kind="stable")][:count])
 
 
 def load_latents(folder: Path, tokenizer: type[Tokenizer] | Tokenizer) -> Latents:

@@ -5,13 +5,14 @@ Also defines the interface that it shares with the DiT baseline."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from mar_bench.config.spec import TokenSpace, num_tokens
 from mar_bench.models.backbones.base import Backbone
 from mar_bench.models.heads.base import Head
-from mar_bench.models.orders import draw_order, gather
+from mar_bench.models.orders import annealed, draw_order, gather
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -33,18 +34,33 @@ class Generator(nn.Module, ABC):
 
 
 class ARGenerator(Generator):
-    """An autoregressive generator (paper, section 3): the loss is here, the generation loop in sampler.py."""
+    """An autoregressive generator (paper, section 3): the loss is here, the generation loop in sampler.py.
 
-    def __init__(self, order: str, backbone: Backbone, head: Head, space: TokenSpace, label_dropout: float):
+    ``random_share`` gives the share of images that keep a random order at a training step; the others are in raster
+    order."""
+
+    def __init__(
+        self,
+        order: str,
+        backbone: Backbone,
+        head: Head,
+        space: TokenSpace,
+        label_dropout: float,
+        order_seed: int = 0,
+        random_share: Callable[[int], float] = lambda step: 1.0,
+    ):
         super().__init__()
-        self.order, self.space, self.length = order, space, num_tokens(space)
-        self.label_dropout = label_dropout
+        self.order, self.order_seed, self.random_share = order, order_seed, random_share
+        self.space, self.length, self.label_dropout = space, num_tokens(space), label_dropout
         self.backbone, self.head = backbone, head
 
     def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
         """Draws order, masking ratio, label dropout and the head's random numbers from ``noise``."""
         device = tokens.device
-        order = draw_order(self.order, noise, step, self.length).to(device)
+        order = draw_order(self.order, noise, step, self.length, self.order_seed)
+        if (share := self.random_share(step)) < 1:
+            order = annealed(order, share, noise, step)
+        order = order.to(device)
         drop = noise.uniform("label", step, ()).to(device) < self.label_dropout
         num_known = self.backbone.num_known(noise.shared("mask", step), self.length)
         drawn = self.head.draw_training(noise, step, self.length)

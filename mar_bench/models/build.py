@@ -5,6 +5,7 @@ To add one: a module with the class, a dataclass in config/spec_model.py or spec
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.backbones import causal, masked
 from mar_bench.models.finite import finite, watched
 from mar_bench.models.heads import denoising, energy, gmm, linear
+from mar_bench.models.schedules import random_share
 from mar_bench.models.tokenizers import grouped, pretrained, trained
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.utils.noise import NoiseSource, seeded
@@ -48,14 +50,15 @@ def build_tokenizer(spec: RunSpec) -> Tokenizer:
 
 def build_generator(spec: RunSpec) -> Generator:
     """The generator with initial weights from the training seed; shapes only under ``torch.device("meta")``."""
-    model = spec.model
-    with seeded(spec.train.seed, "init"):
+    model, train = spec.model, spec.train
+    with seeded(train.seed, "init"):
         if not isinstance(model, ARModel):
             assert isinstance(spec.space, Continuous)
-            return dit.DiT(model, spec.space, spec.data.num_classes, spec.train.label_dropout)
+            return dit.DiT(model, spec.space, spec.data.num_classes, train.label_dropout)
         backbone = BACKBONES[model.backbone.kind](model.backbone, spec.space, spec.data.num_classes)
         head = HEADS[model.head.kind](model.head, spec.space, model.backbone.dim)
-        return ARGenerator(model.order, backbone, head, spec.space, spec.train.label_dropout)
+        share = partial(random_share, train.annealing, total_steps=train.steps)
+        return ARGenerator(model.order, backbone, head, spec.space, train.label_dropout, model.order_seed, share)
 
 
 def generate(

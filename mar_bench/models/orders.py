@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from mar_bench.utils.noise import NoiseSource
+from mar_bench.utils.noise import SHARED, NoiseSource, philox
+
+CANDIDATES = 16  # permutations among which ``permutation`` chooses
 
 
-def draw_order(kind: str, noise: NoiseSource, step: int, length: int) -> Tensor:
-    """Orders (B, L) int64. ``raster``: row by row; ``random``: a uniformly random permutation per image;
-    ``confidence``: row by row, rearranged during generation (``confident_first``)."""
-    if kind in ("raster", "confidence"):
-        return torch.arange(length).expand(len(noise.indices), length)
-    assert kind == "random"
-    return noise.uniform("order", step, (length,)).argsort(dim=1, stable=True)
+def draw_order(kind: str, noise: NoiseSource, step: int, length: int, seed: int = 0) -> Tensor:
+    """Orders (B, L) int64. ``raster``: row by row; ``permuted``: the ``permutation`` of ``seed`` for every image;
+    ``random``: a uniformly random permutation per image; ``confidence``: row by row, rearranged during generation
+    (``confident_first``)."""
+    if kind == "random":
+        return noise.uniform("order", step, (length,)).argsort(dim=1, stable=True)
+    assert kind in ("raster", "permuted", "confidence")
+    fixed = torch.tensor(permutation(length, seed)) if kind == "permuted" else torch.arange(length)
+    return fixed.expand(len(noise.indices), length)
+
+
+@cache
+def permutation(length: int, seed: int) -> tuple[int, ...]:
+    """One order of ``length`` positions for all images: of a few random candidates the least like a raster scan."""
+    drawn = (philox(seed, "permutation", SHARED, i).permutation(length) for i in range(CANDIDATES))
+    return tuple(min(drawn, key=raster_likeness).tolist())
+
+
+def raster_likeness(order: np.ndarray) -> float:
+    """How close an order (L,) is to a scan, forwards or backwards: 1 for raster order, near 0 for a random one.
+
+    The larger of two absolute correlations: of positions with their time, and of successive positions."""
+    if len(order) < 3:
+        return 1.0
+    pairs = ((order, np.arange(len(order))), (order[:-1], order[1:]))
+    return max(abs(float(np.corrcoef(one, other)[0, 1])) for one, other in pairs)
+
+
+def annealed(order: Tensor, share: float, noise: NoiseSource, step: int) -> Tensor:
+    """Orders (B, L), each kept with probability ``share`` and otherwise replaced by raster order (RAR, 2411.00776)."""
+    kept = noise.uniform("annealing", step, ()) < share
+    return torch.where(kept[:, None], order, torch.arange(order.shape[1]))
 
 
 def confident_first(confidence: Tensor, n: int) -> Tensor:

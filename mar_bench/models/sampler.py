@@ -35,7 +35,7 @@ def generate(
     steps; tokens not drawn are 0."""
     device, batch, length = labels.device, labels.shape[0], model.length
     by_confidence, guided = sampling.order == "confidence", sampling.guidance_scale != 1
-    order = draw_order(sampling.order or model.order, noise, 0, length).to(device)
+    order = draw_order(sampling.order or model.order, noise, 0, length, model.order_seed).to(device)
     fold = 2 if guided else 1
     all_labels = torch.cat([labels, torch.full_like(labels, -1)]) if guided else labels
     cache = model.backbone.new_cache()

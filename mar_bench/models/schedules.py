@@ -1,4 +1,4 @@
-"""Schedules as pure functions: tokens per AR step, guidance, learning rate and masking ratio."""
+"""Schedules as pure functions: tokens per AR step, guidance, learning rate, masking ratio and random orders."""
 
 from __future__ import annotations
 
@@ -44,6 +44,18 @@ def learning_rate(schedule: str, base: float, step: int, warmup_steps: int, tota
         return base * 0.5 * (1 + math.cos(math.pi * progress))
     half = max(1, total_steps // 2)
     return base * math.sqrt(half / max(step, half))
+
+
+def random_share(annealing: tuple[float, float] | None, step: int, total_steps: int) -> float:
+    """Share of images that are trained in random order at ``step`` (RAR, 2411.00776, section 3).
+
+    1 before the first fraction of the training, then linear to 0 at the second; always 1 without annealing."""
+    if annealing is None:
+        return 1.0
+    (start, end), progress = annealing, step / total_steps
+    if progress < start:
+        return 1.0
+    return 0.0 if progress >= end else (end - progress) / (end - start)
 
 
 def mask_ratio(masking: UniformMasking | TruncatedNormalMasking, u: float) -> float:

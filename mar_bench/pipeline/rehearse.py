@@ -195,7 +195,7 @@ def small_run(spec: RunSpec) -> RunSpec:
     sampling = replace(
         spec.sampling, num_ar_steps=ar_steps, num_diffusion_steps=denoising, guidance_scale=3.0, clamp_x0=clamp
     )
-    train = replace(spec.train, steps=STEPS, snapshots=(), batch_size=len(PHOTOGRAPHS), warmup_steps=1)
+    train = replace(spec.train, steps=STEPS, snapshots=(), batch_size=len(PHOTOGRAPHS), warmup_steps=1, images=None)
     compute: Any = dict(device="cpu", checkpoint_every=RESUME_AT, log_every=1, compile=False, micro_batch=None)
     return replace(spec, train=train, compute=replace(spec.compute, **compute), sampling=sampling)
 

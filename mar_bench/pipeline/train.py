@@ -59,7 +59,7 @@ def train_generator(
     ``inputs`` identifies the latents, for resuming. Returns the training summary (final losses on both splits, seconds,
     parameter counts); None on ranks other than 0.
     Raises UserError if the batch cannot be split over the ranks."""
-    train, device = spec.train, pick_device(spec.compute.device)
+    train, device, latents = spec.train, pick_device(spec.compute.device), latents.some(spec.train.images)
     model = build_generator(spec).to(device)
     ema = AveragedModel(model, multi_avg_fn=ema_update(train))
     change_blocks(model, spec.compute)
@@ -88,29 +88,30 @@ def train_generator(
         return None
     save_tensors(model.state_dict(), folder / "raw.safetensors")
     save_tensors(ema.module.state_dict(), folder / "ema.safetensors")
-    summary = _stand(ema.module, latents, train.steps, fitted.seconds, train.seed)
+    summary = _stand(ema.module, latents, train, train.steps, fitted.seconds)
     at_steps = {}
     for step, kept in sorted(fitted.snapshots.items()):
         save_tensors(kept["weights"], folder / weights_file("ema", step))
         ema.module.load_state_dict(kept["weights"])
-        at_steps[str(step)] = _stand(ema.module, latents, step, kept["seconds"], train.seed)
+        at_steps[str(step)] = _stand(ema.module, latents, train, step, kept["seconds"])
     summary |= {"snapshots": at_steps} if at_steps else {}
-    summary |= {"parameters": count_parameters(model)}
+    summary |= {"images": len(latents.labels), "parameters": count_parameters(model)}
     summary |= {"skipped_steps": fitted.skipped} if fitted.skipped else {}
     return summary | ({"processes": world.size} if world.size > 1 else {})
 
 
-def _stand(model: nn.Module, latents: Latents, steps: int, seconds: float, seed: int) -> dict[str, Any]:
-    """How far a training has come: steps, seconds and the losses of its weights on both splits.
+def _stand(model: nn.Module, latents: Latents, train: TrainSpec, steps: int, seconds: float) -> dict[str, Any]:
+    """How far a training has come: steps, epochs, seconds and the losses of its weights on both splits.
 
     Raises UserError if a loss is not finite."""
-    losses = {"loss_train": split_loss(model, latents, False, seed)}
+    losses = {"loss_train": split_loss(model, latents, False, train.seed)}
     if len(latents.heldout_labels):
-        losses["loss_heldout"] = split_loss(model, latents, True, seed)
+        losses["loss_heldout"] = split_loss(model, latents, True, train.seed)
     for name, loss in losses.items():
         if not math.isfinite(loss):
             raise UserError(f"{name} of the weights after {steps} steps is {loss}; lower the learning rate")
-    return {**losses, "steps": steps, "seconds": round(seconds, 2)}
+    epochs = round(steps * train.batch_size / len(latents.labels), 3)
+    return {**losses, "steps": steps, "epochs": epochs, "seconds": round(seconds, 2)}
 
 
 def take_published(spec: RunSpec, folder: Path) -> None:

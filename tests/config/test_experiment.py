@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from mar_bench.config import spec
+from mar_bench.config.checks import finish
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
-from mar_bench.config.spec import DiffusionHead, KLTokenizer, TrainSpec
+from mar_bench.config.spec import DiffusionHead, KLTokenizer, RunSpec, TrainSpec
 from mar_bench.config.yaml_layers import experiment_files, find_experiment, scales
 from tests.experiment_files import BASE, MINE, load, written
 
@@ -91,6 +92,26 @@ def test_knobs_that_a_model_does_not_have_are_neutral():
     other = load_experiment("table1", "tiny", ("sampling.guidance_schedule=constant",)).rows
     assert other["mar/ce/unguided"].sampling.guidance_schedule == "linear"
     assert other["mar/ce/guided"].sampling.guidance_schedule == "constant"
+
+
+def test_orders_have_one_name():
+    """What trains and samples the same way has the same spec, however it is written."""
+    tree = as_tree(load_experiment("table1", "tiny").rows["mar/ce/unguided"])
+    tree["sampling"]["order"] = None
+
+    def row(**changes) -> RunSpec:
+        return finish(parse(RunSpec, overlay(tree, changes)))
+
+    annealed = row(train={"annealing": [0.5, 1]})
+    assert (annealed.model.order, annealed.train.annealing, annealed.sampling.order) == ("random", (0.5, 1), "raster")
+    assert row(train={"annealing": [0.5, 1]}, sampling={"order": "random"}).sampling.order == "random"
+    assert row(train={"annealing": [1, 1]}) == row()
+    assert row(train={"annealing": [0, 0]}) == row(model={"order": "raster"})
+    assert row(model={"order_seed": 1}) == row()
+    permuted = row(model={"order": "permuted"})
+    assert permuted.sampling.order == "permuted" and permuted != row(model={"order": "permuted", "order_seed": 1})
+    assert row(train={"images": 4000}) == row() != row(train={"images": 3999})
+    assert finish(annealed) == annealed
 
 
 def test_the_folder_of_experiments_can_be_chosen(tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, is_dataclass, replace
+from operator import attrgetter
 
 import pytest
 import torch
 
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.ids import plan_runs, stage_ids
+from mar_bench.config.ids import plan_runs
 from mar_bench.config.spec import DiffusionHead, MaskedBackbone, RunSpec, num_tokens
 from mar_bench.config.yaml_layers import experiment_files, scales
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters
@@ -36,8 +37,10 @@ def size(module: torch.nn.Module) -> int:
 
 
 def rows_of(experiment: Experiment) -> list[RunSpec]:
-    """One row for each training."""
-    return list({stage_ids(spec)["train_id"]: spec for spec in experiment.rows.values()}.values())
+    """One row for each model."""
+    of_ar = attrgetter("backbone", "head")  # the order changes nothing that is built
+    built = {r: (of_ar(s.model) if hasattr(s.model, "order") else s.model) for r, s in experiment.rows.items()}
+    return list({(built[r], s.tokenizer, s.data): s for r, s in experiment.rows.items()}.values())
 
 
 @every_experiment

@@ -120,7 +120,7 @@ def another(value, hint):
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if typing.get_origin(hint) is tuple:
-        return (value[0] / 2, *value[1:])
+        return (value[0] / 2, *value[1:]) if value else (0.5, 0.75)
     if hint is bool:
         return not value
     return f"{value}x" if hint is str else (value or hint(0)) + hint(1)

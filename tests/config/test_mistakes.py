@@ -66,7 +66,7 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("    guided:\n", "    16:\n", ("axes.guidance.16", "quote")),
         ('set: {sampling: "${parts.guided}"}', 'sett: {sampling: "${parts.guided}"}', ("sett", "did you mean 'set'")),
         ("train: {lr_schedule:", "train: {lr_shedule:", ("lr_shedule", "did you mean 'lr_schedule'")),
-        ("model: {order: raster", "model: {order: rastre", ("model.order", "rastre", "raster, random")),
+        ("model: {order: raster", "model: {order: rastre", ("model.order", "rastre", "raster, permuted, random")),
         # interpolation
         ("${parts.few_steps}", "${parts.few_step}", ("num_ar_steps", "parts.few_step")),
         # layout
@@ -137,6 +137,12 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (MAR, "train.label_dropout=0", ("guidance", "label_dropout 0.0", "turns it off")),
         (CAUSAL, "sampling.num_diffusion_steps=1001", ("num_diffusion_steps 1001", "between 1 and 1000")),
         (CAUSAL, "sampling.num_diffusion_steps=null", ("num_diffusion_steps is null", "give a number")),
+        (MAR, "train.annealing=[0.8,0.5]", ("train.annealing", "start 0.8", "end 0.5")),
+        (MAR, "train.annealing=[0,1.5]", ("train.annealing[1]: 1.5", "between 0 and 1")),
+        (MAR, "train.annealing=0.5", ("train.annealing", "a list of 2 values")),
+        (MAR, "model.order=permuted train.annealing=[0,1]", ("train.annealing", "model.order random", "permuted")),
+        (CAUSAL, "train.annealing=[1,1]", ("train.annealing", "model.order random", "raster")),
+        ("random_causal/ce/guided", "train.annealing=[0,1] sampling.order=permuted", ("in random and raster order",)),
         # sizes
         (CAUSAL, "tokenizer.stride=12", ("tokenizer.stride 12", "power of two")),
         (WORD, "tokenizer.vocab_size=1025", ("vocab_size 1025", "1024 tokens", "raise tokenizer.batch_size")),
@@ -147,6 +153,9 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (WORD, "data.image_size=48", ("image_size 48", "multiple of 32")),
         (WORD, "data.channels=3", ("data.channels 3", "grey")),
         (WORD, "train.batch_size=4001", ("train.batch_size 4001", "4000 training images")),
+        (WORD, "train.images=4001", ("train.images 4001", "4000 training images")),
+        (MAR, "train.images=31", ("train.batch_size 32", "31 images of train.images")),
+        (MAR, "train.images=1", ("train.images: 1", "between 2 and")),
         # training, sampling, measuring
         (WORD, "metrics.is_splits=1001 sampling.num_images=2000", ("is_splits 1001", "data.heldout")),
         (WORD, "metrics.extractor.name=fd:x", ("extractor.name: 'fd:x'", "letters")),
@@ -176,7 +185,7 @@ def one_row(folder: Path, row: str) -> Path:
 MODULES = (spec, experiment_file, profile)
 SPACES = {"Discrete", "Continuous"}  # not read from YAML
 BLOCKS = {b.__name__: b for m in MODULES for b in vars(m).values() if isinstance(b, type) and is_dataclass(b)}
-SEEDS = {"seed", "decode_seed"}  # any whole number below 2^63
+SEEDS = {"seed", "decode_seed", "order_seed"}  # any whole number below 2^63
 BEYOND = (-(10**18), 10**18, 10**6000, 1e308, -1e308, math.inf, math.nan)
 
 

@@ -21,7 +21,7 @@ KINDS = {
 every_backbone = pytest.mark.parametrize("kind", BACKBONES)
 causal_backbone = pytest.mark.parametrize("kind", KINDS["causal"])
 bidirectional_backbone = pytest.mark.parametrize("kind", KINDS["bidirectional"])
-every_order = pytest.mark.parametrize("order_kind", ["raster", "random"])
+every_order = pytest.mark.parametrize("order_kind", ["raster", "permuted", "random"])
 LABELS = torch.tensor([0, 3, -1, 1])
 
 

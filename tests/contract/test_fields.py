@@ -99,7 +99,7 @@ ALTERNATIVES = {
     ConsistencyTokenizer: {"name": "other", "scale": 0.2, "decode_seed": 1, "group": 1},
     PixelTokenizer: {"group": 2},
     LatentsSpec: {"dtype": "fp16"},
-    ARModel: {"order": "raster"},
+    ARModel: {"order": "raster", "order_seed": 1},
     DiTModel: {
         "patch_size": 1, "dim": 48, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "num_train_timesteps": 60,
         "beta_schedule": "cosine",
@@ -116,6 +116,7 @@ ALTERNATIVES = {
         "steps": 4, "batch_size": 5, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 2,
         "weight_decay": 0.5, "betas": (0.5, 0.9), "grad_clip": 1e-3, "ema_decay": 0.1, "label_dropout": 0.9,
         "precision": "bf16", "seed": 1, "ema_warmup": True, "snapshots": (2,), "published": "mar_large",
+        "annealing": (0.3, 0.6), "images": 20,
     },
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
@@ -218,6 +219,8 @@ def base_of(leaf: Leaf) -> RunSpec:
         spec = with_block(spec, leaf.path, replace(spec.tokenizer, output="latents"))  # codes are not grouped
     if leaf.cls is SamplingSpec and leaf.name in OF_DIT:
         spec = replace(spec, model=shrunk(DiTModel))
+    if leaf.name == "order_seed":
+        spec = replace(spec, model=replace(spec.model, order="permuted"))
     if leaf.name == "choice_temperature":
         ordered = replace(spec.sampling, order="confidence", choice_temperature=0.0)
         spec = replace(spec, tokenizer=shrunk(VQTokenizer), sampling=ordered)

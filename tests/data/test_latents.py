@@ -24,7 +24,7 @@ from mar_bench.config.spec import (
 )
 from mar_bench.data.datasets import BATCH, ArrayImages, DataSet, apply_view, silent, to_unit, views
 from mar_bench.data.encode import Source, encoded, finish_latents, manifest_of, write_shards
-from mar_bench.data.latents import Latents, load_latents
+from mar_bench.data.latents import Latents, balanced, load_latents
 from mar_bench.models.build import TOKENIZERS, build_tokenizer
 from mar_bench.models.tokenizers.base import Tokenizer, grid_to_tokens, tokens_to_grid
 from mar_bench.pipeline.execute import STAGES
@@ -110,6 +110,36 @@ def test_draws_repeat_for_the_same_seed_and_step_alone(made):
     assert not torch.equal(draw(0, 3), draw(0, 4)) and not torch.equal(draw(0, 3), draw(1, 3))
     part = latents.draw(indices[4:8], NoiseSource(0, indices[4:8]), 3)
     assert torch.equal(part, draw(0, 3)[4:8]), "whatever the batch"
+
+
+# --- some of the training images -------------------------------------------------------------------------
+
+
+def test_a_choice_is_balanced_and_part_of_every_larger_one():
+    labels = np.array([0] * 60 + [1] * 30 + [2] * 10)[philox(0, "test-labels", 0, 0).permutation(100)]
+    choices = {count: balanced(labels, count) for count in range(2, 101)}
+    for count, chosen in choices.items():
+        assert len(set(chosen)) == count and (np.diff(chosen) > 0).all()
+        assert set(chosen) <= set(choices[min(100, count + 1)])
+        assert np.abs(np.bincount(labels[chosen], minlength=3) - count * np.array([0.6, 0.3, 0.1])).max() <= 1
+    assert np.bincount(labels[choices[50]]).tolist() == [30, 15, 5]
+    assert choices[20].max() > 80 and choices[20].min() < 20  # not the first ones
+
+
+def test_some_images_are_drawn_as_from_all(made):
+    latents, chosen = made[1], balanced(made[1].labels.numpy(), 8)
+    some, noise = latents.some(8), NoiseSource(0, range(3))
+    assert latents.some(None) is latents and torch.equal(some.labels, latents.labels[chosen])
+    assert torch.equal(some.draw([7, 0, 7], noise, 1), latents.draw(chosen[[7, 0, 7]], noise, 1))
+    for limit in (None, 5):
+        stored, labels = some.split(False, limit)
+        assert torch.equal(labels, latents.labels[chosen][:limit])
+        for name, values in stored.items():
+            assert torch.equal(values[:], latents.train[name][0][chosen][:limit])
+    assert some.split(True)[0].keys() == latents.split(True)[0].keys()
+    assert torch.equal(some.split(True)[1], latents.heldout_labels)
+    with pytest.raises(UserError, match=f"train.images {TRAIN + 1} is more than the {TRAIN} training images"):
+        latents.some(TRAIN + 1)
 
 
 def in_memory(tokenizer: Tokenizer) -> Latents:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from mar_bench.config.spec import Discrete
 from mar_bench.models.ar import ARGenerator
+from mar_bench.models.orders import draw_order
+from mar_bench.models.schedules import random_share
 from mar_bench.utils.noise import NoiseSource
 
 B, L = 64, 9
@@ -34,8 +38,8 @@ class Head(nn.Module):
         return z + 10 * target + 100 * drawn["draw"]
 
 
-def generator(order: str = "random", label_dropout: float = 0.0) -> ARGenerator:
-    return ARGenerator(order, Backbone(), Head(), Discrete(L, (3, 3)), label_dropout)
+def generator(order: str = "random", label_dropout: float = 0.0, **more) -> ARGenerator:
+    return ARGenerator(order, Backbone(), Head(), Discrete(L, (3, 3)), label_dropout, **more)
 
 
 TOKENS, LABELS = torch.arange(L).expand(B, L), torch.arange(B) % 5  # the token at a position is its number
@@ -60,6 +64,31 @@ def test_the_order_is_drawn_anew_for_each_image_and_step():
     raster = generator("raster")
     raster.loss(TOKENS, LABELS, NoiseSource(0, range(B)), 0)
     assert torch.equal(raster.backbone.given[2], TOKENS)
+
+
+def test_the_share_of_random_orders_falls_during_the_training():
+    share = partial(random_share, (0.25, 0.75), total_steps=100)
+    model, random = generator(random_share=share), generator()
+    found, expected = [], []
+    for step in range(100):
+        for each in (model, random):
+            each.loss(TOKENS, LABELS, NoiseSource(0, range(B)), step)
+        order, whole = model.backbone.given[2], random.backbone.given[2]
+        raster = (order == TOKENS).all(1)
+        assert torch.equal(order[~raster], whole[~raster])  # the draws of a training in random order
+        found.append(1 - raster.float().mean().item())
+        expected.append(share(step))
+    assert found[:25] == [1] * 25 and found[75:] == [0] * 25
+    middle = torch.tensor(found[25:75]), torch.tensor(expected[25:75])
+    assert (middle[0] - middle[1]).abs().max() < 0.25  # four standard deviations of 64 images
+    assert (middle[0] - middle[1]).mean().abs() < 0.03
+
+
+def test_the_permutation_is_that_of_its_seed():
+    for seed in (0, 1):
+        model = generator("permuted", order_seed=seed)
+        model.loss(TOKENS, LABELS, NoiseSource(5, range(B)), 3)
+        assert torch.equal(model.backbone.given[2], draw_order("permuted", NoiseSource(0, range(B)), 0, L, seed))
 
 
 def test_label_dropout_rate_and_independence_of_slots():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from mar_bench.models.orders import draw_order, gather
+from mar_bench.models.orders import annealed, draw_order, gather, permutation, raster_likeness
 from mar_bench.utils.noise import NoiseSource
 from tests.tiny import normal
 
@@ -40,6 +41,60 @@ def test_every_permutation_is_as_likely():
     counts = [(orders == torch.tensor(p)).all(1).sum().item() for p in itertools.permutations(range(3))]
     chi_square = sum((count - 2000) ** 2 / 2000 for count in counts)
     assert chi_square < 20.5  # 0.1 % at 5 degrees of freedom
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16, 64, 256])
+def test_the_permutation_is_one_for_all_images_steps_and_seeds(length):
+    orders = draw_order("permuted", NoiseSource(0, range(5)), 0, length)
+    assert torch.equal(orders[0].sort().values, torch.arange(length))
+    assert torch.equal(orders, orders[:1].expand(5, length))
+    assert torch.equal(orders[:2], draw_order("permuted", NoiseSource(3, [7, 4]), 9, length))
+    assert length < 16 or not torch.equal(orders, draw_order("permuted", NoiseSource(0, range(5)), 0, length, seed=1))
+    assert length != 16 or orders[0].tolist() == [
+        7,
+        4,
+        8,
+        5,
+        11,
+        12,
+        14,
+        10,
+        1,
+        13,
+        9,
+        2,
+        3,
+        6,
+        0,
+        15,
+    ]  # trainings know it
+
+
+@pytest.mark.parametrize("side", [4, 8, 16, 32])
+def test_the_permutation_is_like_no_scan(side):
+    scan = np.arange(side * side)
+    assert raster_likeness(scan) == raster_likeness(scan[::-1]) == pytest.approx(1)
+    for seed in range(10):
+        order = np.array(permutation(side * side, seed))
+        assert raster_likeness(order) < 0.2
+        row, column = np.divmod(order, side)
+        neighbours = (np.abs(np.diff(row)) + np.abs(np.diff(column)) == 1).mean()
+        assert neighbours < 3 * 4 / side**2  # a random step goes to one of at most 4 of the others
+
+
+def test_annealing_replaces_a_share_of_the_orders_by_raster():
+    noise, raster = NoiseSource(0, range(4000)), torch.arange(9)
+    given = draw_order("random", noise, 5, 9)
+    for share in (0.2, 0.7):
+        found = annealed(given, share, noise, 5)
+        kept = (found == given).all(1)
+        assert torch.equal(found[~kept], raster.expand(len(found[~kept]), 9))
+        assert abs(kept.float().mean() - share) < 0.03
+    assert torch.equal(annealed(given, 1.0, noise, 5), given)
+    assert torch.equal(annealed(given, 0.0, noise, 5), raster.expand(4000, 9))
+    part = annealed(given[[9, 2]], 0.5, NoiseSource(0, [9, 2]), 5)  # of another micro-batch or rank
+    assert torch.equal(part, annealed(given, 0.5, noise, 5)[[9, 2]])
+    assert not torch.equal(annealed(given, 0.5, noise, 6), annealed(given, 0.5, noise, 5))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2)])

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mar_bench.config.spec import Continuous, Discrete, SamplingSpec
+from mar_bench.models.orders import permutation
 from mar_bench.models.sampler import generate
 from mar_bench.models.schedules import tokens_per_step
 from mar_bench.utils.noise import NoiseSource
@@ -31,6 +32,7 @@ class Recorder(nn.Module):
     def __init__(self, order: str, side: int = 3):
         super().__init__()
         self.order, self.length, self.space = order, side * side, Discrete(side * side, (side, side))
+        self.order_seed = 1
         self.backbone = self.head = self
         self.known: list[torch.Tensor] = []
         self.orders: list[torch.Tensor] = []
@@ -81,7 +83,7 @@ def labels_of(indices) -> torch.Tensor:
 # --- positions and steps ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["raster", "random"])
+@pytest.mark.parametrize("order", ["raster", "permuted", "random"])
 @pytest.mark.parametrize("steps", [*range(1, L + 1), None])
 def test_each_position_is_drawn_once_and_lands_in_its_place(order, steps):
     model, batch = Recorder(order), 4
@@ -105,6 +107,9 @@ def test_the_order_is_the_trained_one_unless_the_sampling_says_otherwise():
     assert torch.equal(order_of("random", "raster"), raster)
     assert not torch.equal(order_of("random", None), raster)
     assert torch.equal(order_of("raster", "random"), order_of("random", None))
+    permuted = torch.tensor(permutation(L, seed=1)).expand(3, L)
+    assert torch.equal(order_of("permuted", None), permuted)
+    assert torch.equal(order_of("random", "permuted"), permuted)
 
 
 def test_the_clock_sees_every_step_of_both_parts():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mar_bench.config.spec import TruncatedNormalMasking, UniformMasking
-from mar_bench.models.schedules import guidance_scale, learning_rate, mask_ratio, tokens_per_step
+from mar_bench.models.schedules import guidance_scale, learning_rate, mask_ratio, random_share, tokens_per_step
 
 # --- tokens a step ---------------------------------------------------------------------------------------
 
@@ -64,6 +64,23 @@ def test_inverse_square_root_holds_for_the_first_half():
     assert rates[: 50 - 4 + 1] == [0.8] * 47
     assert rates[72 - 4] == pytest.approx(0.8 * math.sqrt(50 / 72))
     assert rates[46:] == sorted(rates[46:], reverse=True)
+
+
+# --- random orders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.75), (0.0, 1.0), (0.25, 0.25), (0.0, 0.0), (1.0, 1.0)])
+def test_the_share_of_random_orders_is_that_of_rar(start, end):
+    def official(step: int) -> float:
+        """With steps of 100; its code divides by zero if both ends are this step."""
+        if step < 100 * start:
+            return 1.0
+        return 0.0 if step > 100 * end or start == end else 1 - (step - 100 * start) / (100 * end - 100 * start)
+
+    found = [random_share((start, end), step, 100) for step in range(100)]
+    assert found == pytest.approx([official(step) for step in range(100)])
+    assert random_share((start, end), 2**40, 100) == 0  # the losses at the end of a training are of raster order
+    assert random_share(None, 3, 100) == random_share(None, 2**40, 100) == 1
 
 
 # --- masking ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,9 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import Discrete, RunSpec, TrainSpec
-from mar_bench.data.latents import Latents
+from mar_bench.data.latents import Latents, balanced
 from mar_bench.models.ar import ARGenerator
-from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters
+from mar_bench.models.build import TOKENIZERS, build_generator, count_parameters, generate
 from mar_bench.pipeline import train
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.execute import train_tokenizer
@@ -26,6 +27,7 @@ from mar_bench.pipeline.fit import checkpoints, fit
 from mar_bench.pipeline.store import Places, is_sound, mark_done
 from mar_bench.pipeline.train import decay_groups, generator_losses, split_loss, train_generator
 from mar_bench.utils.errors import UserError
+from mar_bench.utils.noise import NoiseSource
 from tests.tiny import tokens_in
 
 ROWS = ("raster_causal/ce/guided", "mar/diff/guided")
@@ -202,6 +204,40 @@ def test_loss_falls(tmp_path):
     assert summary["loss_train"] < 0.1 < summary["loss_heldout"], "four images are memorised"
     assert summary["steps"] == 101 and summary["seconds"] > 0
     assert summary["parameters"] == count_parameters(build_generator(spec))
+
+
+def test_training_on_some_images_never_sees_the_others(tmp_path):
+    """Nor does the loss that the summary calls that of training."""
+    spec = spec_of(ROWS[0], "train.images=20")
+    latents = latents_of(spec)
+    others = np.setdiff1d(np.arange(IMAGES), balanced(latents.labels.numpy(), 20))
+    changed = {name: values.clone() for name, values in latents.train.items()}
+    for values in changed.values():
+        values[:, others] = 0
+    summaries = []
+    for name, given in {"one": latents.train, "other": changed}.items():
+        (tmp_path / name).mkdir()
+        summaries.append(train_generator(spec, replace(latents, train=given), tmp_path / name, go_on))
+    assert_same_bits(tmp_path / "one", tmp_path / "other")
+    assert summaries[0]["loss_train"] == summaries[1]["loss_train"]
+    assert (summaries[0]["images"], summaries[0]["epochs"]) == (20, 12 * 8 / 20)
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_a_training_in_each_order(attention, tmp_path):
+    """Annealed, it begins as one in random order and ends as one of its own; each draws images."""
+    few = ("train.steps=8", "train.batch_size=8", "train.warmup_steps=3", "compute.log_every=1")
+    rows, losses = load_experiment("orders", "smoke", few).rows, {}
+    for order in ("permuted", "annealed", "random"):
+        spec, folder = rows[f"{attention}/{order}/guided"], tmp_path / order
+        assert math.isfinite(trained(spec, folder)["loss_train"])
+        losses[order] = [line["loss"] for line in lines_of(folder)]
+        model = build_generator(spec).eval()
+        model.load_state_dict(load_file(folder / "ema.safetensors"))
+        tokens = generate(model, torch.arange(4), spec.sampling, NoiseSource(0, range(4)))
+        assert tokens.shape[:2] == (4, model.length)
+    assert losses["permuted"][0] != losses["random"][0]
+    assert losses["annealed"][:5] == losses["random"][:5] and losses["annealed"][5:] != losses["random"][5:]
 
 
 def test_split_losses_use_the_same_noise():
