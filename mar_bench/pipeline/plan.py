@@ -8,7 +8,7 @@ from typing import Any
 
 from mar_bench.config.ids import Run
 from mar_bench.config.stages import SHARED, STAGES
-from mar_bench.pipeline.cost import gpu_hours
+from mar_bench.pipeline.cost import gpu_hours, seconds
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import Selection
 from mar_bench.pipeline.room import room_of
@@ -23,8 +23,9 @@ def make_plan(selection: Selection, scale: str, places: Places, records: Records
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count
     entries of ``runs``; ``companions`` are the reconstruction and speed records; ``stages`` gives the number of
     distinct stages needed, of evaluations sharing them, and of those done; ``recorded_only`` counts runs that have a
-    record but no output in ``places.runs``; ``images`` are lines about the files of data.root; ``room`` is the memory
-    and disk that the jobs to do need, see room.py."""
+    record but no output in ``places.runs``; ``cost`` is estimated for all trainings and all sampling, done or not;
+    ``images`` are lines about the files of data.root; ``room`` is the memory and disk that the jobs to do need, see
+    room.py."""
 
     def entry(run: Run) -> dict:
         seeds = {"train_seed": run.spec.train.seed, "sampling_seed": run.spec.sampling.seed}
@@ -49,6 +50,7 @@ def make_plan(selection: Selection, scale: str, places: Places, records: Records
         "not_chosen": waiting,
         "trainings": len({run.ids["train_id"] for run in evaluations}),
         "reuse": _reuse(selection),
+        "cost": _cost(evaluations),
         **{state: counts[state] for state in ("done", "missing", "failed")},
         "recorded_only": counts["done"] - here,
         "jobs": len(jobs),
@@ -63,13 +65,19 @@ def make_plan(selection: Selection, scale: str, places: Places, records: Records
 def images_of(runs: list[Run]) -> list[str]:
     """For each part of each data.root that is here: how many files are images, and the names of the others.
 
-    Folders are listed, files with a known suffix are not opened. Raises UserError for images that would be left out."""
+    Folders are listed, files with a known suffix are not opened; files in MNIST's format are read. Raises UserError
+    for those that are damaged, and for images that would be left out."""
+    lines = []
+    if sets := dict.fromkeys(data for run in runs if (data := run.spec.data).kind == "idx"):
+        from mar_bench.data.idx import counts, root_of  # imports numpy
+
+        lines = [counts(data) for data in sets if root_of(data).is_dir()]
     found = {data.root: data for run in runs if (data := run.spec.data).kind == "imagefolder" and data.root}
     if not (here := [data for root, data in found.items() if Path(root).is_dir()]):
-        return []
+        return lines
     from mar_bench.data.datasets import folder_images  # imports torch
 
-    return [images.counts for data in here for images in folder_images(data, ("train", "val"))]
+    return lines + [images.counts for data in here for images in folder_images(data, ("train", "val"))]
 
 
 def _reuse(selection: Selection) -> dict[str, Any]:
@@ -84,6 +92,16 @@ def _reuse(selection: Selection) -> dict[str, Any]:
                     cell[experiment.id, run.row, train_id] = hours
     ways: dict[str, dict] = {"shared": shared, "each_table_alone": table, "each_cell_alone": cell}
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
+
+
+def _cost(evaluations: list[Run]) -> dict[str, Any]:
+    """Hours of training and of sampling: of one core for experiments that ask for the CPU, else of one H100."""
+    on_cpu = all(run.spec.compute.device == "cpu" for run in evaluations)
+    total = {}
+    for stage in ("train", "sample"):
+        specs = {run.ids[STAGES[stage].id_key]: run.spec for run in evaluations}.values()
+        total[stage] = sum(seconds(stage, spec) / 3600 if on_cpu else gpu_hours(stage, spec) for spec in specs)
+    return {"hours_of": "one CPU core" if on_cpu else "one H100", **{k: round(v, 2) for k, v in total.items()}}
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -107,6 +125,8 @@ def plan_text(plan: dict[str, Any]) -> str:
                 lines += [f"{what}: {shared}; {table} without sharing between tables, {cell} without any sharing"]
     beside = Counter((e["task"], e["status"]) for e in plan["companions"])
     also = "".join(f", {n} {task} {state}" for (task, state), n in beside.items())
+    unit, training, sampling = plan["cost"].values()
+    lines += [f"estimated hours of {unit}: {training:,.1f} of training, {sampling:,.1f} of sampling"]
     lines += [f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed{also}"]
     elsewhere = f" ({plan['recorded_only']} done by their records alone: run --reuse-records skips them)"
     lines += [*plan["images"], f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")]

@@ -60,7 +60,7 @@ def test_speed_is_left_out_on_request(more, places, monkeypatch):
 
 def test_list_names_experiments_and_scales():
     text = call("list")
-    assert "table1" in text and "smoke, tiny, desk, paper" in text
+    assert "table1" in text and "smoke, tiny, desk, fashion, gpu64, gpu, paper" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,7 +80,8 @@ def test_plan_counts_seeds_and_patterns(places):
     assert (plan["evaluations"], plan["trainings"], plan["stages"]["tokenizer"]["needed"]) == (48, 18, 2)
     plan = json.loads(call("plan", "table1", "--sampling-seeds", "0,1", "--only", "mar/*", "--json", *places))
     assert (plan["evaluations"], plan["trainings"]) == (8, 2)
-    assert "16 evaluations over 6 trainings" in call("plan", "table1", *places)
+    text = call("plan", "table1", *places)
+    assert "16 evaluations over 6 trainings" in text and "estimated hours of one CPU core: 0.3 of training" in text
 
 
 def test_plan_reads_a_file(places, tmp_path):
