@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mar_bench.config.spec import RunSpec, SamplingSpec, TrainSpec
+from mar_bench.config.spec import LikelihoodSpec, RunSpec, SamplingSpec, TrainSpec
 from mar_bench.config.spec_data import Continuous, Discrete, TrainedTokenizer, latent_space, num_tokens
 from mar_bench.config.spec_model import ARModel, DiTModel, drawing_part
 from mar_bench.utils.errors import UserError
@@ -27,7 +27,9 @@ def finish(spec: RunSpec) -> RunSpec:
     train = spec.train
     if train.published is not None:  # the rest of the training has no effect
         train = TrainSpec(published=train.published, weights=train.weights)
-    spec = replace(spec, sampling=sampling, latents=latents, train=train)
+    spec = replace(
+        spec, sampling=sampling, latents=latents, train=train, likelihood=_relevant_likelihood(spec, sampling.order)
+    )
     for rules in (_data, _tokenizer, _model, _training, _sampling, _metrics):
         rules(spec)
     return spec
@@ -53,6 +55,19 @@ def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
         num_ar_steps=None if whole else length,
         sampler=given.sampler if whole else "ddpm",
         guided_channels=channels if whole else None,
+    )
+
+
+def _relevant_likelihood(spec: RunSpec, order: str | None) -> LikelihoodSpec:
+    """The likelihood with settings that the model ignores at their defaults, and None for all positions or steps."""
+    given, unused, head = spec.likelihood, LikelihoodSpec(), drawing_part(spec.model)
+    steps = getattr(head, "num_train_timesteps", None)
+    every = given.timesteps is None or (steps is not None and given.timesteps >= steps)
+    return replace(
+        given,
+        orders=unused.orders if order in ("raster", "permuted") else given.orders,
+        positions=None if (given.positions or 0) >= num_tokens(spec.space) else given.positions,
+        timesteps=unused.timesteps if steps is None else None if every else given.timesteps,
     )
 
 

@@ -153,6 +153,19 @@ class SpeedSpec:
 
 
 @dataclass(frozen=True)
+class LikelihoodSpec:
+    """How the likelihood of stored tokens is estimated (models/likelihood.py). Every setting gives the same number on
+    average; more of anything lowers its noise."""
+
+    images: parse.TwoOrMore = 1000  # of the held-out and of the training images, evenly spaced; at most all
+    batch_size: parse.Batch = parse.unhashed(250)
+    orders: parse.Few = 2  # random orders of each image; any other order is one
+    positions: parse.Count | None = None  # of each order, evenly spaced from a random start; None: all, exactly
+    # of a diffusion head: groups of denoising steps, each represented by one of its steps; None: every step
+    timesteps: Annotated[int, parse.between(3, 10**6)] | None = 32
+
+
+@dataclass(frozen=True)
 class ComputeSpec:
     """Hardware and performance settings: only device and threads enter an id, that of a speed record."""
 
@@ -180,6 +193,7 @@ class RunSpec:
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     metrics: MetricsSpec = field(default_factory=MetricsSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
+    likelihood: LikelihoodSpec = field(default_factory=LikelihoodSpec)
     compute: ComputeSpec = field(default_factory=ComputeSpec)
 
     @property
