@@ -62,11 +62,15 @@ def _relevant_likelihood(spec: RunSpec, order: str | None) -> LikelihoodSpec:
     """The likelihood with settings that the model ignores at their defaults, and None for all positions or steps."""
     given, unused, head = spec.likelihood, LikelihoodSpec(), drawing_part(spec.model)
     steps = getattr(head, "num_train_timesteps", None)
-    every = given.timesteps is None or (steps is not None and given.timesteps >= steps)
+    skipped = 0 if steps is None else given.skipped_timesteps
+    what = "steps that can be left out of the head's num_train_timesteps; at least 3 remain"
+    _at_most(skipped, max(0, (steps or 0) - 3), "likelihood.skipped_timesteps", what)
+    every = given.timesteps is None or (steps is not None and given.timesteps >= steps - skipped)
     return replace(
         given,
         orders=unused.orders if order in ("raster", "permuted") else given.orders,
         positions=None if (given.positions or 0) >= num_tokens(spec.space) else given.positions,
+        skipped_timesteps=skipped,
         timesteps=unused.timesteps if steps is None else None if every else given.timesteps,
     )
 

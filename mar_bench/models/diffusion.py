@@ -163,22 +163,30 @@ def bound_terms(tables: DiffusionTables, denoise: Denoiser, x0: Tensor, t: Tenso
     return torch.where(t[:, None] == 0, density, gaussian_kl(*true, mean, log_variance)).sum(-1)
 
 
-def prior_term(tables: DiffusionTables, x0: Tensor) -> Tensor:
-    """The bound's KL divergence of q(x_T | x_0) from the start of sampling (iDDPM, equation 7): (N, D) -> (N,) nats."""
-    variance = tables.sigma[-1].square()
-    return gaussian_kl(tables.signal[-1] * x0, variance.log(), torch.zeros_like(x0), torch.zeros_like(variance)).sum(-1)
+def prior_term(tables: DiffusionTables, x0: Tensor, start: int = -1) -> Tensor:
+    """The bound's KL divergence of q(x_T | x_0) from the start of sampling (iDDPM, equation 7): (N, D) -> (N,) nats.
+
+    ``start``: the noisiest step of which there is a term, by default the last of all."""
+    variance = tables.sigma[start].square()
+    return gaussian_kl(tables.signal[start] * x0, variance.log(), torch.zeros_like(x0), torch.zeros_like(variance)).sum(
+        -1
+    )
 
 
 @lru_cache(maxsize=16)
-def strata(num_timesteps: int, count: int | None, schedule: str = "cosine") -> tuple[tuple[int, int], ...]:
-    """``count`` runs of consecutive steps, (first, size), that together are all steps; None or too many: one each.
+def strata(
+    num_timesteps: int, count: int | None, skipped: int = 0, schedule: str = "cosine"
+) -> tuple[tuple[int, int], ...]:
+    """``count`` runs of consecutive steps, (first, size), that together are all steps but the ``skipped`` noisiest;
+    None or too many: one each.
 
     A random step of each, times its size, estimates the bound without bias. The first and the last step stand alone,
     as their terms are unlike their neighbours'. The others are split where the bound's weight on the error of the
     predicted noise, beta^2 / (2 variance alpha (1 - alpha_bar)) (DDPM, equation 12), has equal sums."""
-    if count is None or count >= num_timesteps:
-        return tuple((step, 1) for step in range(num_timesteps))
-    tables, last = DiffusionTables.make(num_timesteps, schedule=schedule), num_timesteps - 1
+    steps = num_timesteps - skipped
+    if count is None or count >= steps:
+        return tuple((step, 1) for step in range(steps))
+    tables, last = DiffusionTables.make(num_timesteps, schedule=schedule), steps - 1
     scale = 2 * tables.posterior_variance * (1 - tables.betas) * (1 - tables.alphas_cumprod)
     share = (tables.betas.square() / scale)[1:last].cumsum(0).numpy()
     begins, inner = [0, 1], count - 2
@@ -186,7 +194,7 @@ def strata(num_timesteps: int, count: int | None, schedule: str = "cosine") -> t
         wanted = 1 + int(np.searchsorted(share, share[-1] * i / inner))
         begins.append(min(max(wanted, begins[-1] + 1), last - (inner - i)))  # at least one step for each that follows
     begins.append(last)
-    return tuple((begin, end - begin) for begin, end in itertools.pairwise([*begins, num_timesteps]))
+    return tuple((begin, end - begin) for begin, end in itertools.pairwise([*begins, steps]))
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ def measure_likelihood(
             "orders": settings.orders if order == "random" else 1,
             "positions": settings.positions or model.length,
             "timesteps": settings.timesteps,
+            "skipped_timesteps": settings.skipped_timesteps,
         },
     }
 

@@ -34,6 +34,7 @@ CONDITIONS = {
     "channels": ("samples.channels", "{} against {} channels"),
     "conversion": ("samples.conversion", "converted by {} against {}"),
     "scored_latents": ("scored.latents", "likelihoods of other tokens (latents {} against {})"),
+    "skipped_timesteps": ("skipped_timesteps", "bounds without the {} against {} noisiest denoising steps"),
     "scored_heldout": ("scored.heldout", "{} against {} held-out images"),
     "scored_train": ("scored.train", "{} against {} training images"),
 }

@@ -21,7 +21,7 @@ PAPER_SAMPLES = 50_000  # generated images behind each of the paper's numbers
 EXTRACTOR = ("extractor", "dtype")
 HELDOUT = ("heldout", "num_heldout")
 IMAGES = ("num_generated", "label_mode", "image_size", "channels", "conversion")
-TOKENS = ("scored_latents",)  # of a likelihood
+TOKENS = ("scored_latents", "skipped_timesteps")  # of a likelihood
 NEIGHBOURS = ("reference", "num_features", "neighbours")
 
 

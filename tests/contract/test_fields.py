@@ -136,7 +136,7 @@ ALTERNATIVES = {
     },
     InceptionExtractor: {"name": "other"},
     SpeedSpec: {"batch_size": 5, "repeats": 2},
-    LikelihoodSpec: {"images": 9, "orders": 3, "positions": 2, "timesteps": 4},
+    LikelihoodSpec: {"images": 9, "orders": 3, "positions": 2, "timesteps": 4, "skipped_timesteps": 1},
 }  # fmt: skip
 
 SMALL_RUN = RunSpec(
