@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mar_bench.config.experiment import Experiment, load_experiment
-from mar_bench.config.ids import Run, generation_run, reconstruction_run, speed_run, with_seeds
+from mar_bench.config.ids import Run, generation_run, likelihood_run, reconstruction_run, speed_run, with_seeds
 from mar_bench.config.parse import as_tree
-from mar_bench.config.spec import RunSpec
+from mar_bench.config.spec import RunSpec, drawing_part
 from mar_bench.records.metrics import metric_name
 from mar_bench.records.record import Record
 
@@ -124,6 +124,21 @@ def speed(experiment: Experiment, row: str, device: str = "Example CPU", factor:
     metrics |= {"share_backbone": 0.5, "share_head": 0.4, "share_decode": 0.1}
     protocol = {"device": device, "threads": 1, "batch_size": 64, "repeats": 5, "dtype": "float32"}
     return Record("speed", "done", run.ids, as_tree(run.spec), metrics, protocol, provenance=PROVENANCE)
+
+
+def likelihood(experiment: Experiment, row: str, train_seed: int, nll: float | None) -> Record:
+    """A likelihood record; a failed one if ``nll`` is None."""
+    run = likelihood_run(row, with_seeds(experiment.rows[row], train_seed, 0))
+    if nll is None:
+        return Record("likelihood", "failed", run.ids, as_tree(run.spec), error="UserError: not finite")
+    protocol = {
+        "scored": {"heldout": 1000, "train": 800, "latents": run.ids["latents_id"]},
+        "orders": 2,
+        "skipped_timesteps": 0,
+    }
+    protocol |= {"likelihood": drawing_part(run.spec.model).likelihood}
+    metrics, doubt = {"nll": nll, "nll_train": nll - 0.5}, {"nll": {"standard_error": 0.02}}
+    return Record("likelihood", "done", run.ids, as_tree(run.spec), metrics, protocol, uncertainty=doubt)
 
 
 def by_id(*records: Record) -> dict[str, Record]:

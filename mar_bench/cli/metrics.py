@@ -188,7 +188,7 @@ def compare(
         tasks = select(experiment, found)[row]
         if not tasks["generation"]:
             raise UserError(f"no records of {name} at scale {scale} in {places.records}; mar-bench run makes them")
-        return [*tasks["generation"], *tasks["reconstruction"]]
+        return [*tasks["generation"], *tasks["reconstruction"], *tasks["likelihood"]]
 
     print(markdown(one, records_of(one), other, records_of(other)), end="")
 

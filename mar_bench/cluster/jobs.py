@@ -99,7 +99,7 @@ def _group(stage: Job, pack: bool, shards: int) -> tuple:
         return ("sample", ids["sample_id"]) if shared else (stage.kind, stage.id)
     if stage.kind in ("tokenizer", "latents"):
         return ("tokenizer", ids["tokenizer_id"])
-    if stage.kind in ("train", "sample", "generation"):
+    if stage.kind in ("train", "sample", "generation", "likelihood"):
         return ("train", ids["train_id"])
     return (TABLE,)  # reconstruction, and speed, which needs the machine to itself
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mar_bench.config.spec import RunSpec, SamplingSpec, TrainSpec
+from mar_bench.config.spec import LikelihoodSpec, RunSpec, SamplingSpec, TrainSpec
 from mar_bench.config.spec_data import Continuous, Discrete, TrainedTokenizer, latent_space, num_tokens
 from mar_bench.config.spec_model import ARModel, DiTModel, ModelSpec, drawing_part
 from mar_bench.utils.errors import UserError
@@ -27,7 +27,8 @@ def finish(spec: RunSpec) -> RunSpec:
     sampling = _relevant_sampling(spec)
     floats = isinstance(latent_space(spec.tokenizer, spec.data), Continuous) and spec.tokenizer.kind != "pixel"
     latents = spec.latents if floats else replace(spec.latents, dtype="fp32")  # codes and bytes have no such type
-    spec = replace(spec, sampling=sampling, latents=latents)
+    likelihood = _relevant_likelihood(spec, sampling.order)
+    spec = replace(spec, sampling=sampling, latents=latents, likelihood=likelihood)
     for rules in (_data, _tokenizer, _model, _training, _sampling, _metrics):
         rules(spec)
     return spec
@@ -76,6 +77,23 @@ def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
         sampler=given.sampler if whole else "ddpm",
         guided_channels=channels if whole else None,
         snapshot=None if given.snapshot == spec.train.steps else given.snapshot,
+    )
+
+
+def _relevant_likelihood(spec: RunSpec, order: str | None) -> LikelihoodSpec:
+    """The likelihood with settings that the model ignores at their defaults, and None for all positions or steps."""
+    given, unused, head = spec.likelihood, LikelihoodSpec(), drawing_part(spec.model)
+    steps = getattr(head, "num_train_timesteps", None)
+    skipped = 0 if steps is None else given.skipped_timesteps
+    what = "steps that can be left out of the head's num_train_timesteps; at least 3 remain"
+    _at_most(skipped, max(0, (steps or 0) - 3), "likelihood.skipped_timesteps", what)
+    every = given.timesteps is None or (steps is not None and given.timesteps >= steps - skipped)
+    return replace(
+        given,
+        orders=unused.orders if order in ("raster", "permuted") else given.orders,
+        positions=None if (given.positions or 0) >= num_tokens(spec.space) else given.positions,
+        skipped_timesteps=skipped,
+        timesteps=unused.timesteps if steps is None else None if every else given.timesteps,
     )
 
 

@@ -8,12 +8,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from mar_bench.config.checks import finish
 from mar_bench.config.experiment_file import Bundle, ExperimentFile, parse_experiment
 from mar_bench.config.parse import KeyPathError, OneOf, between, overlay, parse
-from mar_bench.config.spec import CHOICE_SEED, RunSpec
+from mar_bench.config.spec import CHOICE_SEED, HeadSpec, RunSpec, drawing_part
 from mar_bench.config.sweeps import Sweep, points_of, searches_of, sweep_of
 from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
 from mar_bench.records.metrics import PUBLISHED
@@ -45,6 +45,7 @@ class Experiment:
     searches: list[Sweep] = field(default_factory=list)
     sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points from which one is chosen
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)  # row -> how its point was chosen (choices.py)
+    shows_likelihood: bool = False  # so that each training has one measured
 
     def is_open(self, row: str) -> bool:
         """Whether the row's point is still to be chosen, so that the row cannot be run yet."""
@@ -79,6 +80,8 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
             continue
         try:
             specs = _specs(file.run, bundles, command_line)
+            if file.likelihoods:
+                _need_likelihood(specs[0], file.likelihoods[0])
         except (KeyPathError, UserError) as error:
             by_kind = overrides and " of kind " in str(error)
             hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
@@ -107,6 +110,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         seeds=tree.get("seeds", {}),
         searches=searches_of(path, file.search, rows, sweeps, overrides),
         sweeps=sweeps,
+        shows_likelihood=bool(file.likelihoods),
     )
 
 
@@ -120,6 +124,13 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
     if specs[0].sampling.seed == CHOICE_SEED:
         raise UserError(f"sampling.seed {CHOICE_SEED} is reserved for comparing sweep points; choose another")
     return specs
+
+
+def _need_likelihood(spec: RunSpec, key: str) -> None:
+    """Raises UserError for a row without a likelihood in an experiment that shows one under ``key``."""
+    if not (part := drawing_part(spec.model)).likelihood:
+        heads = " or ".join(head.kind for head in get_args(HeadSpec) if head.likelihood)
+        raise UserError(f"'{part.kind}' has no likelihood: take nll out of {key}, or use head {heads}")
 
 
 def _absent(bundles: Iterable[Bundle], names: tuple[str, ...]) -> str | None:

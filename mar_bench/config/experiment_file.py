@@ -23,13 +23,14 @@ from mar_bench.config.parse import (
     parse,
 )
 from mar_bench.config.spec import CHOICE_SEED, SamplingSpec
-from mar_bench.records.metrics import GENERATION_METRICS, ONCE_METRICS
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, ONCE_METRICS
 from mar_bench.utils.errors import did_you_mean
 
 KNOBS = tuple(f"sampling.{f.name}" for f in fields(SamplingSpec))
 FIXED = ("sampling.num_images", "sampling.batch_size", "sampling.weights", "sampling.seed")  # no sweep may change these
 Metric = Annotated[str, OneOf("metric", GENERATION_METRICS)]
-Column = Annotated[str, OneOf("column", ONCE_METRICS)]
+Shown = Annotated[str, OneOf("metric", (*GENERATION_METRICS, *LIKELIHOOD_METRICS))]
+Column = Annotated[str, OneOf("column", (*ONCE_METRICS, *LIKELIHOOD_METRICS))]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(knob for knob in KNOBS if knob not in FIXED))]
 Abscissa = Annotated[str, OneOf("knob of sampling or measured number", (*KNOBS, "latent_noise"))]
 BundleName = Annotated[Name, Rule("is the name of a bundle, which has no /", re.compile("[^/]+$").match)]
@@ -71,7 +72,7 @@ class SearchBlock:
 class Layout:
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    metrics: Annotated[tuple[Metric, ...], NOT_EMPTY] = ("fd",)
+    metrics: Annotated[tuple[Shown, ...], NOT_EMPTY] = ("fd",)
     beside: tuple[Column, ...] = ()
 
 
@@ -80,7 +81,7 @@ class FigureBlock:
     kind: Literal["speed", "curve", "training", "gallery"]
     x: Abscissa | None = None
     x_title: Line | None = None
-    y: tuple[Metric, ...] = ()
+    y: tuple[Shown, ...] = ()
     line: str | None = None
     point: str | None = None
     log_x: bool = False
@@ -116,6 +117,13 @@ class ExperimentFile:
     quoted: tuple[str, ...] = ()  # tables of results/paper whose other rows are shown
     beside_literature: tuple[str, ...] = ()  # claims of results/paper/small_scale.csv, shown below the table
     orderings: tuple[Ordering, ...] = ()
+
+    @property
+    def likelihoods(self) -> list[str]:
+        """The keys under which a likelihood is shown."""
+        figure = self.figure.y if self.figure else ()
+        shown = {"layout.metrics": self.layout.metrics, "layout.beside": self.layout.beside, "figure.y": figure}
+        return [key for key, metrics in shown.items() if {*metrics} & {*LIKELIHOOD_METRICS}]
 
     def bundles(self, axis: str) -> dict[str, Bundle]:
         """The bundles of an axis that this scale has."""

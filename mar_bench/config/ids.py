@@ -16,7 +16,7 @@ from typing import Any
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.parse import KeyPathError, parse
-from mar_bench.config.spec import CHOICE_SEED, RunSpec, SamplingSpec, measures_scale
+from mar_bench.config.spec import CHOICE_SEED, ARModel, RunSpec, SamplingSpec, measures_scale
 from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.records.record import HINT, Record
 from mar_bench.utils.errors import UserError, shown
@@ -137,6 +137,25 @@ def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     return Run("speed", row, spec, {**kept, "eval_id": eval_id, "cell_id": stage_id("speed", **inputs)})
 
 
+def likelihood_run(row: str, spec: RunSpec) -> Run:
+    """The run that measures the likelihood of stored tokens: one for all rows that share weights and order.
+
+    Its spec has neutral values for the settings of sampling that do not matter. Confidence order depends on the tokens
+    drawn and has no chain rule; it counts as the order of the model."""
+    relevant = [f.name for f in fields(SamplingSpec) if f.name in ("weights", "snapshot", "order")]
+    kept: dict[str, Any] = {name: getattr(spec.sampling, name) for name in relevant}
+    if spec.sampling.order == "confidence" and isinstance(spec.model, ARModel):
+        kept["order"] = spec.model.order
+    spec = replace(spec, sampling=SamplingSpec(**kept))
+
+    def ids_of(spec: RunSpec) -> dict[str, str]:
+        kept = {name: i for name, i in stage_ids(spec).items() if name in ("tokenizer_id", "latents_id", "train_id")}
+        inputs = {"train_id": kept["train_id"], "sampling": spec.sampling, "likelihood": spec.likelihood}
+        return {**kept, "eval_id": stage_id("likelihood", **inputs)}
+
+    return Run("likelihood", row, spec, {**ids_of(spec), "cell_id": ids_of(with_seeds(spec, 0, 0))["eval_id"]})
+
+
 def choosing_run(row: str, point: RunSpec) -> Run:
     """The run that measures a sweep point, on the seed reserved for choosing."""
     return replace(generation_run(row, with_seeds(point, point.train.seed, CHOICE_SEED)), sweep=True)
@@ -147,7 +166,8 @@ def recorded_ids(record: Record, spec: RunSpec) -> dict[str, str]:
     the device too."""
     if record.task == "speed":
         return {name: i for name, i in speed_run("", spec, "").ids.items() if name != "eval_id"}
-    return (generation_run if record.task == "generation" else reconstruction_run)("", spec).ids
+    runs = {"generation": generation_run, "reconstruction": reconstruction_run, "likelihood": likelihood_run}
+    return runs[record.task]("", spec).ids
 
 
 class IdCheck:
@@ -208,7 +228,8 @@ def plan_runs(
     only: str | None = None,
     device: str = "cpu",
 ) -> list[Run]:
-    """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row.
+    """Every run of an experiment: generation per row and seed, reconstruction per tokenizer, speed per row; likelihood
+    per training if the experiment shows it.
 
     A row with a sweep contributes all its sweep points, and itself once its point is chosen. ``only``: see
     ``chosen_rows``."""
@@ -226,6 +247,7 @@ def plan_runs(
                 seeded = with_seeds(spec, seed, sampling_seed)
                 runs.append(replace(generation_run(row, seeded), choice=experiment.choices.get(row)))
                 runs += [reconstruction_run(row, seeded), speed_run(row, seeded, device)]
+                runs += [likelihood_run(row, seeded)] * experiment.shows_likelihood
     first: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: TASKS.index(run.task)):
         first.setdefault(run.id, run)

@@ -158,6 +158,22 @@ class SpeedSpec:
 
 
 @dataclass(frozen=True)
+class LikelihoodSpec:
+    """How the likelihood of stored tokens is estimated (models/likelihood.py). All settings but the last give the same
+    number on average; more of anything lowers its noise."""
+
+    images: parse.TwoOrMore = 1000  # of the held-out and of the training images, evenly spaced; at most all
+    batch_size: parse.Batch = parse.unhashed(250)
+    orders: parse.Few = 4  # random orders of each image; any other order is one
+    positions: parse.Count | None = None  # of each order, evenly spaced from a random start; None: all, exactly
+    # of a diffusion head: groups of denoising steps, each represented by one of its steps; None: every step
+    timesteps: Annotated[int, parse.between(3, 10**6)] | None = 32
+    # of a diffusion head: noisiest denoising steps left out, the bound then being that of a sampler that starts later.
+    # The cosine schedule's last step has the weight of all others together unless the head is trained for long
+    skipped_timesteps: parse.CountOrZero = 0
+
+
+@dataclass(frozen=True)
 class ComputeSpec:
     """Hardware and performance settings: only device and threads enter an id, that of a speed record."""
 
@@ -185,6 +201,7 @@ class RunSpec:
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     metrics: MetricsSpec = field(default_factory=MetricsSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
+    likelihood: LikelihoodSpec = field(default_factory=LikelihoodSpec)
     compute: ComputeSpec = field(default_factory=ComputeSpec)
 
     @property

@@ -76,6 +76,7 @@ class DrawsTokens:
     denoises: ClassVar[bool] = False  # it takes denoising steps
     draws: ClassVar[bool] = True  # seed and temperature matter
     clamps: ClassVar[bool] = False  # ``clamp_x0`` applies
+    likelihood: ClassVar[Literal["", "exact", "bound"]] = ""  # what it gives of log p(token | z)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class CrossEntropyHead(DrawsTokens):
     """A linear classifier over the codes."""
 
     space: ClassVar[type] = Discrete
+    likelihood: ClassVar[Literal["", "exact", "bound"]] = "exact"
     kind: Literal["cross_entropy"] = "cross_entropy"
 
 
@@ -92,6 +94,7 @@ class DiffusionHead(DrawsTokens):
 
     denoises: ClassVar[bool] = True
     clamps: ClassVar[bool] = True
+    likelihood: ClassVar[Literal["", "exact", "bound"]] = "bound"
     kind: Literal["diffusion"] = "diffusion"
     depth: Few = 3
     width: Width = 1024
@@ -103,6 +106,7 @@ class DiffusionHead(DrawsTokens):
 class GaussianMixtureHead(DrawsTokens):
     """A mixture of diagonal Gaussians per token, trained by maximum likelihood (GIVT, 2312.02116)."""
 
+    likelihood: ClassVar[Literal["", "exact", "bound"]] = "exact"
     kind: Literal["gmm"] = "gmm"
     num_components: Few = 16
 

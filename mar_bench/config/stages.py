@@ -41,6 +41,9 @@ _TABLE = (
         "reconstruction", "eval_id", needs=("tokenizer", "extractor"), revision=2,
         is_task=True, resources="measure", label="tokenizer",
     ),
+    Stage(
+        "likelihood", "eval_id", needs=("latents", "train"), is_task=True, resources="measure", label="training"
+    ),
     Stage("speed", "eval_id", needs=("tokenizer", "train"), is_task=True),
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _TABLE}

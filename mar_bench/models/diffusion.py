@@ -149,6 +149,54 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
     return 0.5 * (difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
 
 
+def bound_terms(tables: DiffusionTables, denoise: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """The terms at steps ``t`` of the variational bound on -log p(x0) (iDDPM, equations 4 to 6): (N,) nats.
+
+    x0 and noise (N, D), t (N,) of the full process; summed over D. The last step's term is a Gaussian density, not the
+    official code's bins for 8-bit images, so that the sum over all steps and ``prior_term`` bounds a density."""
+    xt = noised(tables, x0, t, noise)
+    eps, raw = denoise(xt, t).chunk(2, dim=-1)
+    mean = posterior_mean(tables, predict_x0(tables, xt, t, eps), xt, t)
+    log_variance = learned_log_variance(tables, raw, t)
+    true = posterior_mean(tables, x0, xt, t), tables.at("posterior_log_variance_clipped", t)
+    density = 0.5 * (math.log(2 * math.pi) + log_variance + (x0 - mean).square() * torch.exp(-log_variance))
+    return torch.where(t[:, None] == 0, density, gaussian_kl(*true, mean, log_variance)).sum(-1)
+
+
+def prior_term(tables: DiffusionTables, x0: Tensor, start: int = -1) -> Tensor:
+    """The bound's KL divergence of q(x_T | x_0) from the start of sampling (iDDPM, equation 7): (N, D) -> (N,) nats.
+
+    ``start``: the noisiest step of which there is a term, by default the last of all."""
+    variance = tables.sigma[start].square()
+    return gaussian_kl(tables.signal[start] * x0, variance.log(), torch.zeros_like(x0), torch.zeros_like(variance)).sum(
+        -1
+    )
+
+
+@lru_cache(maxsize=16)
+def strata(
+    num_timesteps: int, count: int | None, skipped: int = 0, schedule: str = "cosine"
+) -> tuple[tuple[int, int], ...]:
+    """``count`` runs of consecutive steps, (first, size), that together are all steps but the ``skipped`` noisiest;
+    None or too many: one each.
+
+    A random step of each, times its size, estimates the bound without bias. The first and the last step stand alone,
+    as their terms are unlike their neighbours'. The others are split where the bound's weight on the error of the
+    predicted noise, beta^2 / (2 variance alpha (1 - alpha_bar)) (DDPM, equation 12), has equal sums."""
+    steps = num_timesteps - skipped
+    if count is None or count >= steps:
+        return tuple((step, 1) for step in range(steps))
+    tables, last = DiffusionTables.make(num_timesteps, schedule=schedule), steps - 1
+    scale = 2 * tables.posterior_variance * (1 - tables.betas) * (1 - tables.alphas_cumprod)
+    share = (tables.betas.square() / scale)[1:last].cumsum(0).numpy()
+    begins, inner = [0, 1], count - 2
+    for i in range(1, inner):
+        wanted = 1 + int(np.searchsorted(share, share[-1] * i / inner))
+        begins.append(min(max(wanted, begins[-1] + 1), last - (inner - i)))  # at least one step for each that follows
+    begins.append(last)
+    return tuple((begin, end - begin) for begin, end in itertools.pairwise([*begins, steps]))
+
+
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log-probability of the bin of half-width 1/255 around ``x``; the outermost bins are open (official code)."""
 

@@ -34,17 +34,22 @@ def seconds(stage: str, spec: RunSpec) -> float:
         return 1.0 + CONVOLUTION_SECONDS[stage] * part.steps * part.batch_size * pixels * (part.width / 16) ** 1.5
     if stage == "train" and spec.train.published is None:
         return spec.train.steps * (STEP_SECONDS + spec.train.batch_size * training_flops(spec) / CPU_RATE)
+    if stage == "likelihood":
+        return likelihood_flops(spec) / CPU_RATE
     timed = spec.speed.repeats * (spec.speed.batch_size + LATENCY_IMAGES)
     images = {"sample": spec.sampling.num_images, "speed": timed}.get(stage)
     return images * sampling_flops(spec) / CPU_RATE if images else 1.0
 
 
 def gpu_hours(stage: str, spec: RunSpec, gpu: str = "H100", extra_flops: float = 0.0) -> float:
-    """Estimated hours of training or sampling on one GPU; decoding adds ``extra_flops`` per image. 0 for the rest."""
+    """Estimated hours of training, sampling or likelihoods on one GPU; decoding adds ``extra_flops`` per image. 0 for
+    the rest."""
     if stage == "train" and spec.train.published is None:
         flops, share = spec.train.steps * spec.train.batch_size * training_flops(spec), TRAINING_SHARE
     elif stage == "sample":
         flops, share = spec.sampling.num_images * (sampling_flops(spec) + extra_flops), SAMPLING_SHARE
+    elif stage == "likelihood":
+        flops, share = likelihood_flops(spec), SAMPLING_SHARE
     else:
         return 0.0
     return flops / (GPUS[gpu] * 1e12 * share * 3600)
@@ -78,6 +83,24 @@ def sampling_flops(spec: RunSpec) -> float:
     drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
     once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
     return guided * (backbone + drawn * (once + denoising * each))
+
+
+def likelihood_flops(spec: RunSpec) -> float:
+    """The likelihoods of as many held-out and training images as the spec asks for at most."""
+    model, given, length = spec.model, spec.likelihood, num_tokens(spec.space)
+    if model.kind == "dit":
+        return 0.0
+    terms, backbone = given.positions or length, model.backbone
+    if backbone.kind == "causal":
+        passes = _causal_passes(backbone, spec.space, [length - 1])
+    else:
+        passes = sum(_masked_pass(backbone, spec.space, k) for k in range(length)) * terms / length
+    once, each, draws = head_flops(model.head, backbone.dim, spec.space)
+    steps = 0
+    if model.head.kind == "diffusion":
+        each, steps = draws / model.head.draws_per_token, given.timesteps or model.head.num_train_timesteps
+    orders = given.orders if spec.sampling.order == "random" else 1
+    return 2 * given.images * orders * (passes + terms * (once + steps * each))
 
 
 def block_flops(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:

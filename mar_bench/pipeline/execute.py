@@ -28,6 +28,7 @@ from mar_bench.metrics.features import Classifier
 from mar_bench.metrics.functions import LatentNoise, psnr, statistics
 from mar_bench.metrics.references import load_reference
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features
+from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, count_parameters, pick_device
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
@@ -35,6 +36,7 @@ from mar_bench.pipeline import store
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.graph import Job
+from mar_bench.pipeline.likelihood import measure_likelihood
 from mar_bench.pipeline.outputs import (
     generator_file,
     load_extractor,
@@ -288,6 +290,18 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
     _record(run, places, folder, begin, seen, **vars(scores), parameters=parameters)
 
 
+def measure_nll(run: Run, places: Places, folder: Path, progress: Progress) -> None:
+    begin, device, kind = time.perf_counter(), pick_device(run.spec.compute.device), run.spec.sampling.weights
+    latents = load_latents(places.stage("latents", run), TOKENIZERS[run.spec.tokenizer.kind])
+    model = load_generator(run, places, device)
+    assert isinstance(model, ARGenerator)
+    measured = measure_likelihood(run.spec, model, latents, device, progress)
+    measured["protocol"]["scored"]["latents"] = run.ids["latents_id"]
+    weights = sha256_of(places.stage("train", run) / f"{kind}.safetensors")
+    measured["protocol"] |= {"weights": {"kind": kind, "sha256": weights}}
+    _record(run, places, folder, begin, **measured, parameters=count_parameters(model))
+
+
 def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     begin, compute = time.perf_counter(), run.spec.compute
     device = pick_device(compute.device)
@@ -333,5 +347,6 @@ STAGES: dict[str, Callable[..., None]] = {
     "sample": sample,
     "generation": measure_generation,
     "reconstruction": measure_reconstruction,
+    "likelihood": measure_nll,
     "speed": measure_seconds,
 }

@@ -163,7 +163,7 @@ def preflight(runs: list[Run]) -> None:
         if train.published is not None:
             what = f"train.published is '{train.published}': set train.weights to the file that mar-bench convert wrote"
             _need(train.weights, Path.is_file, what)
-        if run.task == "speed":
+        if run.task in ("likelihood", "speed"):
             continue
         extractor, reference = run.spec.metrics.extractor, run.spec.metrics.reference
         if extractor.kind == "inception":

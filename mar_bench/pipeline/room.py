@@ -61,7 +61,7 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     pixels, (train, heldout) = data.image_size**2, _images(data)
     loaded = (train + heldout) * pixels * data.channels * (data.kind != "imagefolder")  # read image by image
     token = 4 * getattr(spec.space, "dim", 2)  # float32, or a code in 8 bytes
-    batch = {"speed": spec.speed.batch_size}.get(stage, sampling.batch_size)
+    batch = {"speed": spec.speed.batch_size, "likelihood": spec.likelihood.batch_size}.get(stage, sampling.batch_size)
     width = data.channels if spec.tokenizer.kind == "pixel" else getattr(spec.tokenizer, "width", CHANNELS)
     fixed = loaded + (0 if spec.tokenizer.trained else PUBLISHED)
     decoding = 12 * pixels * width  # of an image: a layer's input, output and one between
@@ -88,6 +88,9 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     drawing = 4 * weights + batch * _drawing_bytes(spec)
     if stage == "sample":
         return drawing, sampling.num_images * length * token
+    if stage == "likelihood":
+        steps = spec.likelihood.timesteps or getattr(spec.model.head, "num_train_timesteps", 0)
+        return drawing + batch * length * token * steps, 0  # the noise of the bound
     if stage == "speed":
         return drawing + fixed + batch * decoding, 0
     seen, size = sampling.num_images if stage == "generation" else heldout, _features(spec)

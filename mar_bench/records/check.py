@@ -24,7 +24,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "spec.compute": {"threads": int},
     "protocol": {
         **dict.fromkeys(("samples", "reference", "heldout", "extractor", "settings", "class_balance"), dict),
-        **dict.fromkeys(("tokenizer", "weights", "tokens", "overlaps"), dict),
+        **dict.fromkeys(("tokenizer", "weights", "tokens", "overlaps", "scored"), dict),
         **dict.fromkeys(("num_generated", "num_reference", "num_heldout", "threads", "batch_size"), int),
         **dict.fromkeys(("label_mode", "device", "dtype"), str),
     },
@@ -32,6 +32,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "protocol.reference": _IMAGES,
     "protocol.heldout": _IMAGES,
     "protocol.extractor": _IMAGES,
+    "protocol.scored": {"heldout": int, "train": int, "latents": str},
     "provenance": {"git": dict, **dict.fromkeys(("device", "host", "command", "finished"), str)},
     "provenance.git": {"commit": str},
 }

@@ -35,6 +35,10 @@ CONDITIONS = {
     "image_size": ("samples.size", "images of {} against {}"),
     "channels": ("samples.channels", "{} against {} channels"),
     "conversion": ("samples.conversion", "converted by {} against {}"),
+    "scored_latents": ("scored.latents", "likelihoods of other tokens (latents {} against {})"),
+    "skipped_timesteps": ("skipped_timesteps", "bounds without the {} against {} noisiest denoising steps"),
+    "scored_heldout": ("scored.heldout", "{} against {} held-out images"),
+    "scored_train": ("scored.train", "{} against {} training images"),
 }
 CONTENT = ("extractor", "reference", "heldout")  # blocks of the protocol, compared by sha256 or, without one, by name
 _PATHS = {name: tuple(path.split(".")) for name, (path, _) in CONDITIONS.items()}

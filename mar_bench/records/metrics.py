@@ -21,6 +21,7 @@ PAPER_SAMPLES = 50_000  # generated images behind each of the paper's numbers
 EXTRACTOR = ("extractor", "dtype")
 HELDOUT = ("heldout", "num_heldout")
 IMAGES = ("num_generated", "label_mode", "image_size", "channels", "conversion")
+TOKENS = ("scored_latents", "skipped_timesteps")  # of a likelihood
 NEIGHBOURS = ("reference", "num_features", "neighbours")
 
 
@@ -41,6 +42,7 @@ class MetricSpec:
 
     name: str
     label: str  # its name in tables
+    task: str = "generation"  # of the records that hold it, if it is a metric of the main table
     paper_label: str = ""  # the name if the 2015 Inception network measured it; default: label
     prefix: str = ""  # of either label
     conditions: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class MetricSpec:
         name = (inception and self.paper_label) or self.label
         if self.depends_on_count and images not in (None, PAPER_SAMPLES):
             name += f"-{thousands(images)}"
-        suffix = f" {extractor['name']}" if named and not inception else ""
+        suffix = f" {extractor['name']}" if named and not inception and self.task != "likelihood" else ""
         return f"{self.prefix}{name}{suffix}"
 
     def scaling(self, inception: bool) -> tuple[float, str]:
@@ -92,7 +94,10 @@ def thousands(count: int) -> str:
 def metric_name(metric: str, extractor: Mapping[str, Any]) -> str:
     """The key of a metric in a record: ``fd`` -> ``fid`` for the 2015 Inception network, ``fd_<name>`` otherwise.
 
-    ``extractor`` is the ``metrics.extractor`` block of a resolved spec; the suffix of ``fd:heldout`` comes last."""
+    ``extractor`` is the ``metrics.extractor`` block of a resolved spec; the suffix of ``fd:heldout`` comes last. A
+    likelihood has no extractor."""
+    if metric in LIKELIHOOD_METRICS:
+        return metric
     base, _, suffix = metric.partition(":")
     name = {"fd": "fid"}.get(base, base) if extractor["kind"] == "inception" else f"{base}_{extractor['name']}"
     return f"{name}_{suffix}" if suffix else name
@@ -101,7 +106,7 @@ def metric_name(metric: str, extractor: Mapping[str, Any]) -> str:
 def metrics_by_key(extractor: Mapping[str, Any]) -> dict[str, MetricSpec]:
     """The metrics of images by their keys in records that used this extractor; distances first."""
     found = {metric_name(name, extractor): METRICS[name] for name in (*GENERATION_METRICS, *REAL_METRICS)}
-    return {**found, "psnr": METRICS["psnr"]}
+    return {**found, **{name: METRICS[name] for name in ("psnr", *LIKELIHOOD_METRICS)}}
 
 
 @cache
@@ -148,6 +153,12 @@ _REAL = tuple(
     for metric in _GENERATION
     if metric.name in ("fd", "kid", "mind", "precision", "recall", "copied")
 )
+# bits per token, of a density for continuous tokens, which may be negative
+_BITS: dict[str, Any] = {"task": "likelihood", "lower_is_better": True, "unit": "bits/token"}
+_LIKELIHOOD = (
+    MetricSpec("nll", "NLL", prefix="held-out ", conditions=(*TOKENS, "scored_heldout"), **_BITS),
+    MetricSpec("nll_train", "NLL", prefix="training ", conditions=(*TOKENS, "scored_train"), **_BITS),
+)
 _SECONDS = "seconds per image"
 _TIME: dict[str, Any] = {"lower_is_better": True, "low": 1e-9, "high": 1e7}
 _ONCE = (  # printed once per line of a table, whatever its columns
@@ -169,7 +180,8 @@ _BESIDE = (  # in records, but not in tables
 
 GENERATION_METRICS = tuple(metric.name for metric in _GENERATION)  # of a generation record, as tables order them
 REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images, in a reconstruction record
+LIKELIHOOD_METRICS = tuple(metric.name for metric in _LIKELIHOOD)  # of a likelihood record
 ONCE_METRICS = tuple(metric.name for metric in _ONCE)
-METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_ONCE, *_BESIDE)}
+METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_LIKELIHOOD, *_ONCE, *_BESIDE)}
 # other numbers that experiment files and results/paper may publish: counts in the official code, lower bounds
 PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")

@@ -21,7 +21,7 @@ from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, path_variable, reading
 
 SCHEMA_VERSION = 1
-RECORDED = ("generation", "reconstruction", "speed")  # the tasks whose records runs publish
+RECORDED = ("generation", "reconstruction", "likelihood", "speed")  # the tasks whose records runs publish
 PREVIEW = "preview.npy"  # beside a generation record: its first images, decoded
 OWN = "record.json"  # a record beside the output it describes, before it is published
 CONFLICTS = "conflicts"  # in a folder of records: <id>/*.json, records of one id that disagree; no table sees them

@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 
 from mar_bench.records.comparable import differences
-from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent, plus_minus
@@ -20,6 +20,7 @@ from mar_bench.utils.errors import UserError
 TITLES = {
     "generation": "Generated images",
     "reconstruction": "Reconstructions, the tokenizer alone",
+    "likelihood": "Likelihoods of stored tokens",
     "evaluation": "Sets of images",
 }
 
@@ -35,7 +36,8 @@ def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Re
         if one and {r.id for r in one.values()} == {r.id for r in other.values()}:
             sections.append((title, "", []))
             continue
-        found = [line for metric in (*GENERATION_METRICS, *REAL_METRICS) if (line := _line(one, other, metric))]
+        metrics = (*GENERATION_METRICS, *REAL_METRICS, *LIKELIHOOD_METRICS)
+        found = [line for metric in metrics if (line := _line(one, other, metric))]
         if found:
             heading = ["metric", name_one, name_other, "difference", "in percent", "interval", "seeds", "verdict"]
             table = markdown_table(heading, [cells for cells, _ in found])

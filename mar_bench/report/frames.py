@@ -22,11 +22,12 @@ from mar_bench.config.ids import (
     IdCheck,
     choosing_run,
     generation_run,
+    likelihood_run,
     reconstruction_run,
     speed_run,
     with_seeds,
 )
-from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record, RecordFolder, Records, of_cells, records_dir
 from mar_bench.report.format import published_value
 from mar_bench.report.show_record import weaknesses
@@ -42,12 +43,12 @@ def frame(experiment: Experiment | str, records: Records | None = None, scale: s
     ``experiment`` is loaded at ``scale`` if it is an id; ``records`` are read from the default folder if None. Columns:
 
     - experiment, scale, row, and per axis the row's bundle
-    - task: generation, reconstruction (the row's tokenizer alone) or speed
+    - task: generation, reconstruction (the row's tokenizer alone), likelihood or speed
     - setting: device, threads, dtype and batch size of a speed record, else empty; only equal settings compare
     - metric, key: our name (``fd:heldout``) and the record's (``fd_mnist5k_heldout``). A generation record also
       has loss_train, loss_heldout, images_seen, training_seconds, parameters and head_parameters; a reconstruction
-      has rfd, rfd:heldout, psnr, latent_noise and the metrics of held-out real images
-      (``fd:real``); a speed record has seconds_per_image and more
+      has rfd, rfd:heldout, psnr, latent_noise and the metrics of held-out real images (``fd:real``); a likelihood has
+      nll and nll_train; a speed record has seconds_per_image and more
     - train_seed, sampling_seed
     - value, se: in the record's units, NaN if absent; se is the jackknife standard error within the run
     - num_images: how many images were measured
@@ -75,9 +76,9 @@ def frame_of(experiment: Experiment, selection: Selection) -> pd.DataFrame:
         place = [experiment.id, experiment.scale, row, *experiment.bundles(row).values()]
         for record in itertools.chain(*tasks.values()):
             of_record = [*place, record.task, _setting(record.protocol) if record.task == "speed" else ""]
-            images, weak = _number(record.protocol.get("num_generated")), ", ".join(weaknesses(record.protocol))
+            weak = ", ".join(weaknesses(record.protocol))
             for metric, (key, value, se) in _numbers(record).items():
-                numbers = [*record.seeds, value, se, images, paper(metric)]
+                numbers = [*record.seeds, value, se, _images(record, metric), paper(metric)]
                 lines.append([*of_record, metric, key, *numbers, record.status, record.error, weak, record.id])
     columns = ["experiment", "scale", "row", *experiment.labels, "task", "setting", "metric", "key"]
     columns += ["train_seed", "sampling_seed", "value", "se", "num_images", "paper"]
@@ -98,8 +99,17 @@ def _numbers(record: Record) -> dict[str, tuple[str, float, float]]:
     elif record.task == "reconstruction":
         names = {"rfd": "fd", "rfd:heldout": "fd:heldout", **{metric: metric for metric in REAL_METRICS}}
         others = {name: record.metrics.get(name) for name in ("psnr", "latent_noise")}
+    elif record.task == "likelihood":
+        names, others = {metric: metric for metric in LIKELIHOOD_METRICS}, {}
     found = {name: (_key(record, m), metric_value(record, m), standard_error(record, m)) for name, m in names.items()}
     return found | {name: (name, _number(number), math.nan) for name, number in others.items()}
+
+
+def _images(record: Record, metric: str) -> float:
+    """How many images a number was measured on; NaN if it is not recorded."""
+    if record.task == "likelihood":
+        return _number(record.protocol.get("scored", {}).get("train" if metric == "nll_train" else "heldout"))
+    return _number(record.protocol.get("num_generated"))
 
 
 def _setting(protocol: dict[str, Any]) -> str:
@@ -110,8 +120,9 @@ def _setting(protocol: dict[str, Any]) -> str:
 
 
 def spreads(frame: pd.DataFrame) -> dict[tuple[str, str], Spread]:
-    """(row, metric) -> mean and ± over the row's runs, for every metric of generated images with a number."""
-    done = frame[(frame["task"] == "generation") & (frame["status"] == "done")].dropna(subset="value")
+    """(row, metric) -> mean and ± over the row's runs, for every number of generated images and every likelihood."""
+    of_runs = frame["task"].isin(["generation", "likelihood"])
+    done = frame[of_runs & (frame["status"] == "done")].dropna(subset="value")
     found: dict[tuple[str, str], Spread] = {}
     for (row, metric), group in done.groupby(["row", "metric"], sort=False):
         pairs = list(zip(group["train_seed"], group["sampling_seed"]))
@@ -174,8 +185,9 @@ def select(experiment: Experiment, records: Records) -> Selection:
     cells = {}
     for row, spec in experiment.rows.items():
         # the cell id of a speed run is the same for every device
-        runs = (generation_run(row, spec), reconstruction_run(row, spec), speed_run(row, spec, "any"))
-        cells[row] = {run.task: run.cell_id for run in runs}
+        runs = [generation_run(row, spec), reconstruction_run(row, spec), speed_run(row, spec, "any")]
+        runs += [likelihood_run(row, spec)] * experiment.shows_likelihood
+        cells[row] = {"likelihood": "", **{run.task: run.cell_id for run in runs}}
     wanted = {i for row, of_row in cells.items() if not experiment.is_open(row) for i in of_row.values()}
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(of_cells(records, wanted), key=lambda r: (*r.seeds, r.id)):
@@ -197,6 +209,8 @@ def select(experiment: Experiment, records: Records) -> Selection:
             training, sampling = declared.get("training"), declared.get("sampling")
             pairs = set(itertools.product(training or [spec.train.seed], sampling or [spec.sampling.seed]))
             tasks["generation"] = [record for record in tasks["generation"] if record.seeds in pairs | common]
+            trained = {training_seed for training_seed, _ in pairs | common}
+            tasks["likelihood"] = [record for record in tasks["likelihood"] if record.seeds[0] in trained]
     return found
 
 
@@ -215,6 +229,9 @@ def _look_up_others(experiment: Experiment, by_cell: Mapping[tuple[str, str], li
         known = {r.seeds for r in by_cell.get(("generation", generation_run(row, spec).cell_id), ())}
         for pair in {(spec.train.seed, spec.sampling.seed), *pairs} - known:
             runs.append(generation_run(row, with_seeds(spec, *pair)))
+        if experiment.shows_likelihood:
+            trained = {spec.train.seed, *(training_seed for training_seed, _ in pairs)}
+            runs += [likelihood_run(row, with_seeds(spec, training_seed, 0)) for training_seed in trained]
         for device, threads in settings - _timed_in(by_cell.get(("speed", speed_run(row, spec, "any").cell_id), ())):
             runs.append(speed_run(row, replace(spec, compute=replace(spec.compute, threads=threads)), device))
         for run in runs:

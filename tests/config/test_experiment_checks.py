@@ -56,6 +56,20 @@ def test_keys_cannot_be_overlaid_on_a_reference_to_a_block(tmp_path):
     assert "'${parts.mine}' is a whole block" in mistake(file)
 
 
+# --- likelihoods ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shown", "key"), [("metrics: [fd, nll]", "layout.metrics"), ("metrics: [fd, is], beside: [nll]", "layout.beside")]
+)
+def test_a_likelihood_is_refused_for_a_head_without_one(shown, key, tmp_path):
+    heads = HEADS.replace("metrics: [fd, is]", shown)
+    assert made(tmp_path, heads=heads).shows_likelihood and not made(tmp_path).shows_likelihood
+    said = wrong(tmp_path, heads=heads.replace("{kind: diffusion, width: 16}", "{kind: flow}"))
+    fix = f"take nll out of {key}, or use head cross_entropy or diffusion or gmm"
+    assert said.endswith(f"row 'large/without': 'flow' has no likelihood: {fix}")
+
+
 # --- published numbers ----------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from mar_bench.config.ids import (
     IdCheck,
     canonical,
     generation_run,
+    likelihood_run,
     plan_runs,
     reconstruction_run,
     speed_run,
@@ -36,6 +37,7 @@ def all_ids(spec: RunSpec, device: str = "Example CPU") -> dict[str, str]:
         **stage_ids(spec),
         "reconstruction_id": reconstruction_run("row", spec).id,
         "speed_id": speed_run("row", spec, device).id,
+        "likelihood_id": likelihood_run("row", spec).id,
     }
 
 
@@ -70,7 +72,7 @@ def test_table1_is_16_evaluations_over_6_trainings_and_2_tokenizers(scale):
 
 # --- which field changes which id -----------------------------------------------------------------------
 
-AFTER_TRAIN = {"train", "sample", "eval"}
+AFTER_TRAIN = {"train", "sample", "eval", "likelihood"}
 DOWNSTREAM = {
     "data": {"latents", "extractor", "reconstruction", "speed", *AFTER_TRAIN},  # and a tokenizer trained on it
     "tokenizer": {"tokenizer", "latents", "reconstruction", "speed", *AFTER_TRAIN},
@@ -86,9 +88,12 @@ DOWNSTREAM = {
     "metrics.reference": {"extractor", "eval", "reconstruction"},
     "metrics.reference_images": {"extractor", "eval", "reconstruction"},
     "speed": {"speed"},
+    "likelihood": {"likelihood"},
+    "sampling.order": {"sample", "eval", "speed", "likelihood"},
 }
 DO_NOT_SLOW_DOWN = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
 DOWNSTREAM |= {f"sampling.{name}": {"sample", "eval"} for name in DO_NOT_SLOW_DOWN}
+DOWNSTREAM["sampling.weights"] = {"sample", "eval", "likelihood"}
 
 
 def hashed_fields(block, path: str = "") -> dict[str, object]:
@@ -171,6 +176,20 @@ def test_speed_id_depends_on_the_machine_and_not_on_seeds_or_counts(spec):
     same = put(put(with_seeds(spec, 3, 4), "sampling.num_images", 7), "sampling.temperature", 0.5)
     assert speed_run("row", same, "one").id == run.id
     assert speed_run("row", put(spec, "speed.batch_size", 3), "one").cell_id != run.cell_id
+
+
+def test_rows_that_differ_in_sampling_alone_share_a_likelihood():
+    """Table 1 has six trainings; guidance, AR steps, temperature and images do not matter, nor does the seed."""
+    experiment = replace(load_experiment("table1", "tiny"), shows_likelihood=True)
+    runs = plan_runs(experiment, [0, 1], [0, 3])
+    runs = [run for run in runs if run.task == "likelihood"]
+    assert len(runs) == len({run.ids["train_id"] for run in runs}) == 12
+    assert len({run.cell_id for run in runs}) == 6
+    assert not [run for run in plan_runs(load_experiment("table1", "tiny")) if run.task == "likelihood"]
+    spec = SPECS["tiny/mar/diff/unguided"]
+    confident = put(spec, "sampling.order", "confidence")
+    assert likelihood_run("row", confident).id == likelihood_run("row", spec).id
+    assert likelihood_run("row", put(spec, "sampling.order", "raster")).id != likelihood_run("row", spec).id
 
 
 # --- canonical form -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from mar_bench.config.ids import generation_run, speed_run
+from mar_bench.config.ids import generation_run, likelihood_run, speed_run
 from mar_bench.config.spec import (
     ARModel,
     CausalBackbone,
@@ -43,6 +43,7 @@ from mar_bench.config.spec import (
     LatentsSpec,
     LDMKLTokenizer,
     LDMVQTokenizer,
+    LikelihoodSpec,
     MaskedBackbone,
     MetricsSpec,
     MnistData,
@@ -60,6 +61,7 @@ from mar_bench.config.spec import (
     drawing_part,
     latent_space,
 )
+from mar_bench.config.stages import TASKS
 from mar_bench.data.datasets import load_data, views
 from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.tokenizers import pretrained as published
@@ -136,6 +138,7 @@ ALTERNATIVES = {
     },
     InceptionExtractor: {"name": "other"},
     SpeedSpec: {"batch_size": 5, "repeats": 2},
+    LikelihoodSpec: {"images": 9, "orders": 3, "positions": 2, "timesteps": 4, "skipped_timesteps": 1},
 }  # fmt: skip
 
 SMALL_RUN = RunSpec(
@@ -153,6 +156,7 @@ SMALL_RUN = RunSpec(
         jackknife_groups=4,
     ),
     speed=SpeedSpec(batch_size=3, repeats=1),
+    likelihood=LikelihoodSpec(images=8, orders=1, timesteps=5),
     compute=ComputeSpec(device="cpu"),
 )
 PINNED_BASES = {
@@ -255,7 +259,7 @@ class Workshop:
 
     NEEDS = {
         "tokenizer": (), "latents": ("tokenizer",), "train": ("latents",), "sample": ("train",),
-        "extractor": (), "generation": ("tokenizer", "extractor", "sample"),
+        "extractor": (), "generation": ("tokenizer", "extractor", "sample"), "likelihood": ("train",),
     }  # fmt: skip
 
     def __init__(self, folder: Path):
@@ -267,8 +271,8 @@ class Workshop:
         """Names and contents of the files that a stage writes."""
         for before in self.NEEDS[stage]:
             self.output(before, spec)
-        run = generation_run("row", spec)
-        folder = self.places.folder(stage, run.ids["eval_id" if stage == "generation" else f"{stage}_id"])
+        run = (likelihood_run if stage == "likelihood" else generation_run)("row", spec)
+        folder = self.places.folder(stage, run.ids["eval_id" if stage in TASKS else f"{stage}_id"])
         if folder not in self.done:
             folder.mkdir(parents=True)
             STAGES[stage](run, self.places, folder, lambda done, total: None)
@@ -380,6 +384,7 @@ def output(leaf: Leaf, spec: RunSpec, workshop: Workshop, image_folder: Path):
     if block == "speed":
         return speed_output(spec)
     stages = {"tokenizer": "tokenizer", "model": "train", "train": "train", "sampling": "sample"}
+    stages["likelihood"] = "likelihood"
     if block == "metrics":
         return workshop.output("generation" if len(leaf.path) == 1 else "extractor", spec)
     return workshop.output(stages[block], spec)
@@ -411,7 +416,10 @@ def test_a_field_is_in_an_id_unless_it_is_unhashed(leaf):
     if leaf.unhashed:
         assert generation_run("row", base).ids == generation_run("row", other).ids
     else:
-        before, after = ((generation_run("row", s).ids, speed_run("row", s, "cpu").id) for s in (base, other))
+        before, after = (
+            (generation_run("row", s).ids, speed_run("row", s, "cpu").id, likelihood_run("row", s).id)
+            for s in (base, other)
+        )
         assert before != after
 
 

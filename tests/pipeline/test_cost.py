@@ -10,10 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mar_bench.config.experiment import load_experiment
-from mar_bench.config.spec import Continuous, RunSpec
+from mar_bench.config.spec import Continuous, LikelihoodSpec, RunSpec
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, generate
-from mar_bench.pipeline.cost import QUANTILES, gpu_hours, sampling_flops, seconds, training_flops
+from mar_bench.models.likelihood import bits_per_token
+from mar_bench.pipeline.cost import QUANTILES, gpu_hours, likelihood_flops, sampling_flops, seconds, training_flops
 from mar_bench.pipeline.rehearse import count
 from mar_bench.utils.noise import NoiseSource
 from tests.tiny import HEAD_SPECS, shrunk, tokens_in
@@ -83,6 +84,15 @@ SPECS = {
 def test_flops_match_the_count_on_the_meta_device(spec):
     assert training_flops(spec) == pytest.approx(counted_training(spec), rel=KNOWN_SHARE)
     assert sampling_flops(spec) == pytest.approx(counted_sampling(spec), rel=0.02)
+
+
+@pytest.mark.parametrize("row", ["mar/diff/unguided", "random_causal/ce/unguided", "raster_causal/diff/unguided"])
+def test_flops_of_likelihoods_match_the_count(row):
+    spec = replace(TINY[row], likelihood=LikelihoodSpec(images=BATCH, orders=1, timesteps=4))
+    model, labels = build_generator(spec).eval(), torch.zeros(BATCH, dtype=torch.int64)
+    tokens, noise = tokens_in(spec.space, BATCH), NoiseSource(0, range(BATCH))
+    counted = count_flops(lambda: bits_per_token(model, tokens, labels, model.order, spec.likelihood, noise))
+    assert likelihood_flops(spec) == pytest.approx(2 * counted, rel=0.08)  # two parts; attention is not counted
 
 
 def test_the_authors_times_for_mar_l():

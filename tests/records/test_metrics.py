@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS, metric_name, metrics_by_key
+from mar_bench.records.metrics import (
+    GENERATION_METRICS,
+    LIKELIHOOD_METRICS,
+    METRICS,
+    REAL_METRICS,
+    metric_name,
+    metrics_by_key,
+)
 
 INCEPTION = {"kind": "inception", "name": "inception"}
 OURS = {"kind": "classifier", "name": "mnist5k"}
@@ -20,6 +27,8 @@ OURS = {"kind": "classifier", "name": "mnist5k"}
         ("fd:heldout", OURS, "fd_mnist5k_heldout", "held-out FD-1k mnist5k"),
         ("fd:real", OURS, "fd_mnist5k_real", "real held-out FD mnist5k"),
         ("precision", OURS, "precision_mnist5k", "Precision mnist5k"),
+        ("nll", OURS, "nll", "held-out NLL"),
+        ("nll_train", INCEPTION, "nll_train", "training NLL"),
         ("fd", {"kind": "classifier", "name": "inception"}, "fd_inception", "FD-1k inception"),
     ],
 )
@@ -42,4 +51,4 @@ def test_kid_is_scaled_for_inception_features_only():
 
 def test_keys_are_unique():
     for extractor in (INCEPTION, OURS):
-        assert len(metrics_by_key(extractor)) == len(GENERATION_METRICS) + len(REAL_METRICS) + 1
+        assert len(metrics_by_key(extractor)) == len(GENERATION_METRICS + REAL_METRICS + LIKELIHOOD_METRICS) + 1

@@ -14,7 +14,18 @@ from mar_bench.records.paper import findings
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.table.build import table
-from tests.made_up import EXTRACTOR, as_before, base, by_id, everything, generation, generations, reconstruction, speed
+from tests.made_up import (
+    EXTRACTOR,
+    as_before,
+    base,
+    by_id,
+    everything,
+    generation,
+    generations,
+    likelihood,
+    reconstruction,
+    speed,
+)
 
 ROW = "mar/diff/guided"
 
@@ -152,6 +163,41 @@ def test_unusual_protocols_and_origins_are_named(table1):
     assert "(labels unbalanced/balanced)" in text
     assert "against 4000 file/training images (adm-imagenet256/mnist5k)" in text
     assert "commit abcdefabcd with uncommitted changes; commit unknown; on A; B." in text
+
+
+# --- likelihoods ------------------------------------------------------------------------------------------
+
+
+def test_a_likelihood_stands_in_every_row_that_shares_its_training(table1):
+    layout = {**table1.layout, "metrics": ["fd", "nll"]}
+    shown = replace(table1, shows_likelihood=True, layout=layout)
+    rows = [row for row in shown.rows if row.endswith("/guided") and not row.startswith("mar/")]
+    nll = {row: 1.0 + i for i, row in enumerate(rows)}
+    made = [likelihood(shown, row, seed, nll[row] + 0.1 * seed) for row in rows for seed in (0, 1, 2)]
+    found = table(shown, {**everything(shown), **by_id(*made)})
+    text, lines = found.markdown(), pd.read_csv(io.StringIO(found.csv())).set_index(["row", "metric"])
+    assert first_table(text)[0][6] == "held-out NLL bits/token, without CFG"
+    for row in ("random_bidirectional/diff/guided", "mar/diff/unguided"):
+        expected = nll["random_bidirectional/diff/guided"] + 0.1
+        assert cell(shown, text, row, "nll") == f"{expected:.2f} ± 0.10"
+        line = lines.loc[(row, "nll")]
+        assert (line["mean"], line["n_train_seeds"], line["num_generated"]) == (pytest.approx(expected), 3, 1000)
+        assert len(line["records"].split()) == 3
+    assert "training NLL bits/token" in further(text)[0]
+    assert "800 training images by the chain rule" in text and "of a diffusion head an upper bound" in text
+    (warning,) = warned(shown, everything(shown), by_id(*made))
+    assert "NLL of " in warning and "likelihoods of other tokens (latents " in warning
+    assert "nll" not in table(table1, {**everything(table1), **by_id(*made)}).csv()
+
+
+def test_a_likelihood_beside_the_columns_is_shown_once_and_a_failed_one_says_so(table1):
+    layout = {**table1.layout, "beside": ["nll"]}
+    shown = replace(table1, shows_likelihood=True, layout=layout)
+    failed = likelihood(shown, "raster_causal/ce/guided", 0, None)
+    text = markdown(shown, everything(shown), by_id(failed, likelihood(shown, "mar/ce/guided", 0, -1.5)))
+    heading, *lines = first_table(text)
+    assert heading[5] == "held-out NLL bits/token" and [line[5] for line in lines].count("-1.50 ± 0.02") == 2
+    assert lines[0][5] == "FAILED" and "UserError: not finite" in text
 
 
 # --- warnings -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,6 +25,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def predict(self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: Any = None) -> Tensor:
         """Sampling: z (B, n, E) for order[:, k:k+n], given ``known`` (B, k[, D]) at order[:, :k]."""
+
+    def conditions(self, tokens: Tensor, labels: Tensor, order: Tensor, places: Tensor) -> Tensor:
+        """Likelihood: z (B, P, E) at ``places`` (B, P) of the order, each given all ``tokens`` (B, L[, D]) before it.
+
+        One pass for each place of the order; a backbone that can do with fewer overrides this."""
+        z = torch.empty(*places.shape, self.dim, device=tokens.device)
+        for k in range(order.shape[1]):
+            rows, columns = (places == k).nonzero(as_tuple=True)
+            if len(rows):
+                z[rows, columns] = self.predict(tokens[rows, :k], labels[rows], order[rows])[:, 0].to(z.dtype)
+        return z
 
     @abstractmethod
     def forward(self, tokens: Tensor, labels: Tensor, order: Tensor, num_known: int = 0) -> Tensor:

@@ -73,3 +73,7 @@ class CausalDecoder(Backbone):
         """z (B, L, E): every position from the tokens before it (teacher forcing)."""
         assert num_known == 0
         return self._run(self._inputs(tokens[:, :-1], labels, order), None, order)
+
+    def conditions(self, tokens: Tensor, labels: Tensor, order: Tensor, places: Tensor) -> Tensor:
+        """One teacher-forced pass has them all."""
+        return gather(self(tokens, labels, order), places)

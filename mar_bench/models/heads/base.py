@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mar_bench.config.spec import SamplingSpec
+from mar_bench.config.spec import LikelihoodSpec, SamplingSpec
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -53,6 +53,16 @@ class Head(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Tokens as ``sample`` draws them, and their log-probabilities (B, n) in nats; for confidence order only."""
         raise NotImplementedError(f"tokens of {type(self).__name__} have no probabilities")
+
+    def draw_likelihood(self, noise: NoiseSource, step: int, n: int, spec: LikelihoodSpec) -> dict[str, Tensor]:
+        """The random numbers with which a bound is estimated, by name, each (B, n, ...); none by default."""
+        return {}
+
+    def log_likelihood(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """z (B, n, E), target tokens (B, n[, D]) -> log p(target | z) (B, n) in nats, or an estimate of a lower bound.
+
+        A density for continuous tokens. Only for heads whose spec has a ``likelihood``."""
+        raise NotImplementedError(f"tokens of {type(self).__name__} have no likelihood")
 
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from mar_bench.config.spec import Continuous, DiffusionHead, FlowHead, SamplingSpec
-from mar_bench.models.diffusion import sample, tables_on, training_loss
+from mar_bench.config.spec import Continuous, DiffusionHead, FlowHead, LikelihoodSpec, SamplingSpec
+from mar_bench.models.diffusion import bound_terms, prior_term, sample, strata, tables_on, training_loss
 from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import AdaLNMLP, guided_network
 from mar_bench.utils.noise import NoiseSource
@@ -44,6 +45,34 @@ class Diffusion(Head):
             eps.flatten(0, 2),
         )
         return loss.view(t.shape).mean(-1)
+
+    def draw_likelihood(self, noise: NoiseSource, step: int, n: int, spec: LikelihoodSpec) -> dict[str, Tensor]:
+        """A timestep of each of the S strata for every token, (B, n, S), its noise (B, n, S, D), and the size of the
+        stratum."""
+        chosen = strata(self.spec.num_train_timesteps, spec.timesteps, spec.skipped_timesteps)
+        first, size = torch.tensor(chosen).T  # (S,) each
+        u = noise.uniform("bound-timestep", step, (n, len(size)))
+        t = first + (u * size).long().clamp(max=size - 1)  # u * size may round to size
+        return {"t": t, "eps": noise.normal("bound", step, (*t.shape[1:], self.token_dim)), "size": size.expand_as(t)}
+
+    def log_likelihood(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """An unbiased estimate of the variational bound, exact in the steps if each stratum is one of them.
+
+        Neither the sampler's respaced steps nor its clamp or temperature belong to the bound."""
+        t, eps = drawn["t"], drawn["eps"]
+        tables, x0 = tables_on(z.device, self.spec.num_train_timesteps), target.flatten(0, 1)
+        condition = self.net.condition(z).flatten(0, 1)
+        bound = prior_term(tables, x0, start=int(t.max()))  # the noisiest step is a stratum of its own
+        for i in range(t.shape[-1]):
+            terms = bound_terms(
+                tables,
+                lambda xt, timestep: self.net.conditioned(xt, timestep, condition).float(),
+                x0,
+                t[..., i].flatten(),
+                eps[..., i, :].flatten(0, 1),
+            )
+            bound = bound + drawn["size"][..., i].flatten() * terms
+        return -bound.view(z.shape[:2])
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """One block per image, (B, T + 1, n, D): row 0 is the start, row i the noise of denoising step i."""

@@ -80,6 +80,10 @@ class GaussianMixture(Head):
         """z (B, n, E), tokens (B, n, D) -> negative log-likelihood (B, n) in nats, summed over D; can be below 0."""
         return -self.mixture(z).log_density(target)
 
+    def log_likelihood(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Exact."""
+        return -self.loss(z, target, drawn)
+
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """Normals (B, 1, n, 1 + D), or (B, R + 1, n, 1 + D) under guidance: row 0 draws the token without guidance,
         rows 1 to R - 1 the other candidates, and the first number of row R picks one of all R."""

@@ -26,6 +26,10 @@ class CrossEntropy(Head):
         """z (B, n, E), codes (B, n) -> negative log-likelihood (B, n) in nats."""
         return F.cross_entropy(self.classifier(z).float().transpose(1, 2), target, reduction="none")
 
+    def log_likelihood(self, z: Tensor, target: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Exact."""
+        return -self.loss(z, target, drawn)
+
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
         """One uniform number per token, (B, n)."""
         return noise.uniform("sample", step, (n,))

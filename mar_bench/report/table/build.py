@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.records.metrics import GENERATION_METRICS, METRICS, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, metric_name
 from mar_bench.report import format as fmt
 from mar_bench.report.claims import orderings, trends
 from mar_bench.report.frames import Records, is_shown, loaded, values
@@ -70,21 +70,25 @@ class Table(Measured):
         ``se`` is the mean standard error of a single run, ``seconds_per_image`` is in one setting throughout
         (``speed_setting``); ``difference`` and ``verdict`` are against the paper, ``chosen`` is the sweep point."""
         experiment, lines, floors = self.experiment, [], values(self.frame, "rfd")
-        generated, measured = self.frame[self.frame["task"] == "generation"], {metric for _, metric in self.spreads}
-        errors = generated[generated["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
+        measured = self.frame[self.frame["task"].isin(["generation", "likelihood"])]
+        errors = measured[measured["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
+        metrics = [*GENERATION_METRICS, *(LIKELIHOOD_METRICS if experiment.shows_likelihood else ())]
+        shown = {metric for _, metric in self.spreads}
         for row, spec in experiment.rows.items():
-            mine = generated[generated["row"] == row]
-            done = mine[mine["status"] == "done"]
-            images = "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna())))
-            records = " ".join((done if len(done) else mine)["record"].unique())
             seconds, extractor = self.seconds.get(row, math.nan), vars(spec.metrics.extractor)
-            for metric in (m for m in GENERATION_METRICS if is_shown(m, extractor)):
-                if METRICS[metric].optional and metric not in measured:
+            for metric in (metric for metric in metrics if is_shown(metric, extractor)):
+                if METRICS[metric].optional and metric not in shown:
                     continue
+                task = METRICS[metric].task
+                mine = measured[(measured["row"] == row) & (measured["task"] == task)]
+                mine = mine[mine["metric"] == metric] if task == "likelihood" else mine
+                done = mine[mine["status"] == "done"]
+                images = "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna())))
+                records = " ".join((done if len(done) else mine)["record"].unique())
                 found = self.spread(row, metric)
                 lines.append([
                     experiment.id, experiment.scale, row, *experiment.bundles(row).values(),
-                    metric_name(metric, extractor), self.status(row), found.mean,
+                    metric_name(metric, extractor), self.status(row, task), found.mean,
                     math.nan if found.over == "images" else found.sd,
                     found.sd if found.over == "training" else math.nan, found.sd_sampling,
                     errors.get((row, metric), math.nan), len(found.train_seeds), len(found.sampling_seeds), images,

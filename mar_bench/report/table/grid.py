@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.records.metrics import GENERATION_METRICS, METRICS, ONCE_METRICS, PUBLISHED
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, ONCE_METRICS, PUBLISHED
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.frames import Records, frame_of, main_setting, metric_value, select, spreads, values
@@ -20,6 +20,7 @@ PARTLY = "†"  # some runs of the cell failed
 # shown below the main table
 FURTHER = (
     "rfd", "rfd:heldout", "latent_noise", "fd:heldout", "kid", "mind", "precision", "recall", "copied", "accuracy",
+    *LIKELIHOOD_METRICS,
 )  # fmt: skip
 
 
@@ -47,16 +48,21 @@ class Measured:
         counts = {int(n) for n in self.frame.loc[self.frame["metric"] == "rfd", "num_images"].dropna()}
         return fmt.metric_title(self.experiment, "fd", named=False, images=counts.pop() if len(counts) == 1 else None)
 
-    def statuses(self, row: str) -> set[str]:
-        """The statuses of the row's generation records."""
-        return {record.status for record in self.selection.get(row, {}).get("generation", [])}
+    def statuses(self, row: str, task: str = "generation") -> set[str]:
+        """The statuses of the row's records of a task."""
+        return {record.status for record in self.selection.get(row, {}).get(task, [])}
 
-    def status(self, row: str) -> str:
+    def status(self, row: str, task: str = "generation") -> str:
         """``done`` (at least one run), ``failed``, ``absent`` at this scale, ``not chosen yet`` or ``missing``."""
         if row in self.experiment.absent:
             return "absent"
         missing = fmt.NOT_CHOSEN if self.experiment.is_open(row) else "missing"
-        return min(self.statuses(row), default=missing)  # done before failed
+        return min(self.statuses(row, task), default=missing)  # done before failed
+
+    def comparable(self, metric: str) -> bool:
+        """Whether the best of the rows may be marked: likelihoods are of the same tokens or not compared at all."""
+        scored = {record.ids["latents_id"] for _, record in self.done("likelihood")}
+        return metric not in LIKELIHOOD_METRICS or len(scored) == 1
 
     def done(self, *tasks: str, metric: str | None = None) -> list[tuple[str, Record]]:
         """The rows' done records of the tasks; if ``metric`` is given, only those with a number for it."""
@@ -106,13 +112,17 @@ def main_grid(found: Measured) -> Grid:
     shown += [(metric, [column]) for column in columns for metric in layout.get("metrics", ["fd"])]
     heading, by_column = [], []
     for metric, of in shown:
-        group = "" if metric in ONCE_METRICS else fmt.column_words(experiment, of[0])
+        group = "" if metric in layout.get("beside", []) else fmt.column_words(experiment, of[0])
         heading.append(Column(_title(found, metric), group, fmt.in_paper(experiment, metric)))
         rows = [[fmt.row_at(experiment, line, column) for column in of] for line in lines]
         cells = [_cell(found, of_line, metric, heading[-1].published) for of_line in rows]
         means = [math.nan if metric in ONCE_METRICS else found.spread(of_line[0], metric).mean for of_line in rows]
         known = [mean for mean in means if not math.isnan(mean)]
-        best = (min if METRICS[metric].lower_is_better else max)(known) if len(known) > 1 else None
+        best = (
+            (min if METRICS[metric].lower_is_better else max)(known)
+            if len(known) > 1 and found.comparable(metric)
+            else None
+        )
         by_column.append([Best(cell) if mean == best else cell for cell, mean in zip(cells, means)])
     labels = [fmt.axis_labels(experiment, dict(zip(fmt.row_axes(experiment), line))) for line in lines]
     names = list(dict.fromkeys(name for of_line in labels for name in of_line)) or [""]
@@ -193,8 +203,8 @@ def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> st
         first = metric == experiment.layout.get("metrics", ["fd"])[0]
         text = experiment.absent[row] if first else fmt.MISSING
     elif not spread.n:
-        text = FAILED if found.status(row) == "failed" else fmt.MISSING
+        text = FAILED if found.status(row, METRICS[metric].task) == "failed" else fmt.MISSING
     else:
         text = fmt.metric_number(experiment, metric, spread.mean, spread.sd)
-        text += f" {PARTLY}" * ("failed" in found.statuses(row))
+        text += f" {PARTLY}" * ("failed" in found.statuses(row, METRICS[metric].task))
     return f"{text} ({published})" if with_paper else text

@@ -9,7 +9,7 @@ from typing import Any
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.comparable import conditions, differences, instrument_differences
-from mar_bench.records.metrics import GENERATION_METRICS, METRICS, REAL_METRICS
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, REAL_METRICS
 from mar_bench.records.record import Record
 from mar_bench.report import format as fmt
 from mar_bench.report.frames import values
@@ -102,7 +102,20 @@ def _protocol(found: Measured) -> str:
         "different training image is; compare with the percentage of held-out real images.",
     }
     measured = found.measured()
-    return " ".join(text for metric, text in texts.items() if metric in measured)
+    return " ".join([*(text for metric, text in texts.items() if metric in measured), *_likelihoods(found)])
+
+
+def _likelihoods(found: Measured) -> list[str]:
+    """What a likelihood is; empty without one."""
+    if not (done := _records(found, "likelihood")):
+        return []
+    bounds = " of a diffusion head an upper bound;" * any(r.protocol.get("likelihood") == "bound" for r in done)
+    return [
+        f"NLL: bits per token of {_each(done, 'scored.heldout')} held-out and {_each(done, 'scored.train')} training "
+        f"images by the chain rule, one token per step, averaged over {_each(done, 'orders')} orders of each image;"
+        f"{bounds} of continuous tokens for a density, so that it may be negative. Guidance, temperature and AR steps "
+        "play no role; numbers of different tokenizers do not compare."
+    ]
 
 
 def _real(found: Measured) -> str:
@@ -153,7 +166,7 @@ def _settings(experiment: Experiment) -> str:
 
 def _origin(found: Measured) -> str:
     """Commits and devices of the records."""
-    used = _records(found, "generation", "reconstruction", "speed")
+    used = _records(found, "generation", "reconstruction", "likelihood", "speed")
     commits, devices = set(), set()
     for made in (record.provenance for record in used):
         git = made.get("git") or {}
@@ -202,10 +215,11 @@ def chosen_words(experiment: Experiment, row: str) -> str:
 def warnings(found: Measured) -> list[str]:
     """One line for each reason to trust numbers of the table less."""
     unlike: dict[str, list[str]] = {}  # where and how -> metrics
-    known = {record.id: conditions(record) for _, record in found.done("generation", "reconstruction")}
-    for task, metrics in (("generation", GENERATION_METRICS), ("reconstruction", ("fd",))):
+    known = {record.id: conditions(record) for _, record in found.done("generation", "reconstruction", "likelihood")}
+    every = {"generation": GENERATION_METRICS, "reconstruction": ("fd",), "likelihood": LIKELIHOOD_METRICS}
+    for task, metrics in every.items():
         for metric in metrics:
-            name = fmt.metric_title(found.experiment, metric, named=False) if task == "generation" else task
+            name = task if task == "reconstruction" else fmt.metric_title(found.experiment, metric, named=False)
             for words in _minorities(found.done(task, metric=metric), metric, known):
                 unlike.setdefault(words, []).append(name)
     floors: dict[str, list[str]] = {}  # how -> rows
@@ -245,10 +259,12 @@ def _where(some: list[Placed], every: list[Placed]) -> str:
 
 
 def failures(found: Measured) -> list[str]:
-    """One line per failed generation run: row, seeds and the first line of the error, as Markdown code."""
+    """One line per failed generation or likelihood: row, seeds and the first line of the error, as Markdown code."""
     lines: list[str] = []
-    for row, record in ((row, record) for row, tasks in found.selection.items() for record in tasks["generation"]):
-        if record.status == "failed":
+    for row, tasks in found.selection.items():
+        for record in [*tasks["generation"], *tasks["likelihood"]]:
+            if record.status != "failed":
+                continue
             error = (record.error or "no error was recorded").strip().partition("\n")[0].replace("`", "'")
             train, sampling = record.seeds
             code = printable(error[:ERROR_LENGTH])  # in code nothing else is active
