@@ -20,7 +20,7 @@ from mar_bench.models import build
 from mar_bench.models.ar import Generator
 from mar_bench.models.dit import DiT
 from mar_bench.models.finite import check_finite
-from mar_bench.pipeline.execute import load_extractor, load_generator, load_tokenizer
+from mar_bench.pipeline.outputs import load_extractor, load_generator, load_tokenizer
 from mar_bench.pipeline.store import Places, mark_done
 from mar_bench.pipeline.train import save_tensors
 from mar_bench.utils.errors import UserError

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.report import format as fmt
+from mar_bench.report.claims import trends
 from mar_bench.report.claims.orderings import DIFFERENCE, allowed, compare, difference, difference_cells, pairs_table
 from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, runs_with, select, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
@@ -51,6 +52,23 @@ class Ordering:
         verdict, cost = all_of([c.difference.verdict for c in pairs]), allowed(pairs)
         text = pairs_table(pairs) if pairs else "This scale has no such pair."
         return f"{verdict} ({cost})" if cost else verdict, text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend(Ordering):
+    """An ordering judged at the steps of one training each: the verdict is that at the last step."""
+
+    kind: Literal["trend"] = "trend"  # type: ignore[assignment]
+
+    def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
+        """The verdict, with the step from which every pair holds, and the pairs in Markdown."""
+        pairs = trends.trends(experiment, selection).get(self.claim, [])
+        if not pairs:
+            return UNDECIDED, "This scale has no such pair."
+        verdict = all_of([pair.verdict for pair in pairs])
+        since = f" from {max(pair.since for pair in pairs):,} steps on" if verdict == HOLDS else ""
+        cost = allowed(c for pair in pairs for c in pair.points)
+        return f"{verdict}{since}{f' ({cost})' if cost else ''}", trends.table(pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +169,7 @@ def _one_point(
     return _Line(names[row], verdict, why, f"{names[best]} against {names[row]}", found)
 
 
-Evidence = Ordering | Optimum | Below
+Evidence = Ordering | Trend | Optimum | Below
 
 
 def all_of(verdicts: list[str]) -> str:

@@ -33,14 +33,17 @@ class Trend:
         return self.points[-1].difference.verdict
 
     @property
+    def since(self) -> int:
+        """The step from which on it holds at every step, if it holds at the last."""
+        fails = [step for step, c in zip(self.steps, self.points) if c.difference.verdict != HOLDS]
+        return next(step for step in self.steps if step > max(fails, default=0))
+
+    @property
     def words(self) -> str:
         """The verdict at the last step, with the step from which it holds, or else with the trend of the gap."""
         last = f"{self.steps[-1]:,} steps"
         if self.verdict == HOLDS:
-            since = len(self.steps)
-            while since and self.points[since - 1].difference.verdict == HOLDS:
-                since -= 1
-            return f"{HOLDS} from {self.steps[since]:,} steps on"
+            return f"{HOLDS} from {self.since:,} steps on"
         if self.verdict == FAILS:
             return f"{FAILS} within {last}; {self._trend()}"
         if self.verdict == UNDECIDED:
