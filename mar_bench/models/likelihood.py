@@ -21,7 +21,7 @@ from mar_bench.utils.noise import NoiseSource
 def bits_per_token(
     model: ARGenerator, tokens: Tensor, labels: Tensor, order: str, spec: LikelihoodSpec, noise: NoiseSource
 ) -> Tensor:
-    """Tokens (B, L[, D]) and labels (B,) -> -log2 p(tokens | label) / L of each image, (B,) float64 on the CPU.
+    """Tokens (B, L[, D]) and labels (B,) -> -log2 p(tokens | label) / L of each image, (B,) float64.
 
     In ``random`` order the mean over ``spec.orders`` permutations, drawn for each image; any other order is one. This
     mean is at least -log2 of the mean of p over the orders (Jensen). Continuous tokens have a density, so their number
@@ -29,7 +29,7 @@ def bits_per_token(
     With ``spec.positions`` an unbiased estimate from so many terms of the chain rule; otherwise all L.
 
     Raises UserError if a value is not finite."""
-    total = torch.zeros(len(tokens), dtype=torch.float64)
+    total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
     repeats = spec.orders if order == "random" else 1
     with watched(f"images {noise.indices[0]} to {noise.indices[-1]}", "train longer, or at a lower learning rate"):
         for step in range(repeats):
@@ -40,7 +40,7 @@ def bits_per_token(
             drawn = model.head.draw_likelihood(noise, step, places.shape[1], spec)
             drawn = {name: values.to(tokens.device) for name, values in drawn.items()}
             nats = finite(model.head.log_likelihood(z, gather(known, places), drawn), "log-likelihoods of tokens")
-            total -= nats.double().mean(1).cpu()
+            total -= nats.double().mean(1)
     return total / (repeats * math.log(2))
 
 

@@ -43,16 +43,17 @@ def measure_likelihood(
             shape = next(iter(batch.values())).shape[1:]
             tokens = latents.tokens_of(batch, noise.normal("latent", 0, shape) if latents.stochastic else None)
             digest.update(tokens.numpy().tobytes())
-            bits.append(bits_per_token(model, tokens.to(device), labels[of].to(device), order, settings, noise))
+            scored = bits_per_token(model, tokens.to(device), labels[of].to(device), order, settings, noise)
+            bits.append(scored.cpu())
             done += len(of)
         found[name] = torch.cat(bits), digest.hexdigest()
     errors = {name: (bits.std() / math.sqrt(len(bits))).item() for name, (bits, _) in found.items()}
-    scored = {"heldout": len(chosen["nll"]), "train": len(chosen["nll_train"])}
+    counts = {"heldout": len(chosen["nll"]), "train": len(chosen["nll_train"])}
     return {
         "metrics": {name: bits.mean().item() for name, (bits, _) in found.items()},
         "uncertainty": {name: {"standard_error": error, "method": "over images"} for name, error in errors.items()},
         "protocol": {
-            "scored": {**scored, **{f"{name}_sha256": digest for name, (_, digest) in found.items()}},
+            "scored": {**counts, **{f"{name}_sha256": digest for name, (_, digest) in found.items()}},
             "likelihood": drawing_part(spec.model).likelihood,
             "order": order,
             "orders": settings.orders if order == "random" else 1,

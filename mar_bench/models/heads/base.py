@@ -15,7 +15,8 @@ class Head(nn.Module, ABC):
     """Models p(token | z) for one token, given its condition z from the backbone.
 
     Built from ``(spec, space, dim)``, dim being the width E of z. All random numbers come from ``draw_training`` and
-    ``draw_sampling``. A head implements ``predict``, or ``sample`` if guidance acts elsewhere."""
+    ``draw_sampling``. A head implements ``predict``, or ``sample`` if guidance acts elsewhere,
+    and ``log_likelihood`` if its spec has a ``likelihood``."""
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """The random numbers of a training step by name, each (B, L, ...); none by default."""
