@@ -34,6 +34,12 @@ Column = Annotated[str, OneOf("column", (*ONCE_METRICS, *LIKELIHOOD_METRICS))]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(knob for knob in KNOBS if knob not in FIXED))]
 Abscissa = Annotated[str, OneOf("knob of sampling or measured number", (*KNOBS, "latent_noise"))]
 BundleName = Annotated[Name, Rule("is the name of a bundle, which has no /", re.compile("[^/]+$").match)]
+# columns of an experiment's data frame, beside its axes
+LEADING = ("experiment", "scale", "row")
+TRAILING = (
+    "task", "setting", "metric", "key", "train_seed", "sampling_seed", "value", "se", "num_images", "paper", "status",
+    "error", "warnings", "record",
+)  # fmt: skip
 MOST_ROWS, MOST_POINTS = 10_000, 1000  # of an experiment; of a sweep
 
 
@@ -136,6 +142,9 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
     labels: set[str] = set()
     for axis in file.axes:
         _need(file.bundles(axis), f"axes.{axis}", "an axis needs at least one bundle")
+        _need(
+            axis not in (*LEADING, *TRAILING), f"axes.{axis}", "is a column of data frames; give the axis another name"
+        )
         for name, bundle in file.bundles(axis).items():
             labels |= {axis} if bundle.label is None else bundle.label.keys()
             absent = bundle.absent if isinstance(bundle.absent, dict) else {None: bundle.absent}

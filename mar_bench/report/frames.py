@@ -17,6 +17,7 @@ import pandas as pd
 
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
+from mar_bench.config.experiment_file import LEADING, TRAILING
 from mar_bench.config.ids import (
     CHOICE_SEED,
     IdCheck,
@@ -80,10 +81,7 @@ def frame_of(experiment: Experiment, selection: Selection) -> pd.DataFrame:
             for metric, (key, value, se) in _numbers(record).items():
                 numbers = [*record.seeds, value, se, _images(record, metric), paper(metric)]
                 lines.append([*of_record, metric, key, *numbers, record.status, record.error, weak, record.id])
-    columns = ["experiment", "scale", "row", *experiment.labels, "task", "setting", "metric", "key"]
-    columns += ["train_seed", "sampling_seed", "value", "se", "num_images", "paper"]
-    columns += ["status", "error", "warnings", "record"]
-    return pd.DataFrame(lines, columns=columns)
+    return pd.DataFrame(lines, columns=[*LEADING, *experiment.labels, *TRAILING])
 
 
 def _numbers(record: Record) -> dict[str, tuple[str, float, float]]:

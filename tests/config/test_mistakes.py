@@ -58,6 +58,7 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
     ("old", "new", "hints"),
     [
         ("id: table1", "ident: table1", ("ident", "did you mean 'id'")),
+        ("  guidance:\n", "  setting:\n", ("axes.setting", "column of data frames", "another name")),
         ('title: "Diffusion loss against cross-entropy"', "title: [a]", ("title", "expected a text")),
         ("base: imagenet256", "run: {trian: {steps: 1}}\nbase: imagenet256", ("trian", "did you mean 'train'")),
         ("base: imagenet256", "scales: {tyni: {}}\nbase: imagenet256", ("scales", "tyni", "did you mean 'tiny'")),
