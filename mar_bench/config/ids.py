@@ -141,11 +141,11 @@ def likelihood_run(row: str, spec: RunSpec) -> Run:
     """The run that measures the likelihood of stored tokens: one for all rows that share weights and order.
 
     Its spec has neutral values for the settings of sampling that do not matter. Confidence order depends on the tokens
-    drawn and has no chain rule; it counts as the order of the model."""
+    drawn and has no chain rule; it counts as the order at the end of training."""
     relevant = [f.name for f in fields(SamplingSpec) if f.name in ("weights", "snapshot", "order")]
     kept: dict[str, Any] = {name: getattr(spec.sampling, name) for name in relevant}
     if spec.sampling.order == "confidence" and isinstance(spec.model, ARModel):
-        kept["order"] = spec.model.order
+        kept["order"] = "raster" if spec.train.annealing else spec.model.order
     spec = replace(spec, sampling=SamplingSpec(**kept))
 
     def ids_of(spec: RunSpec) -> dict[str, str]:

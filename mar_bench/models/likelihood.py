@@ -33,7 +33,7 @@ def bits_per_token(
     repeats = spec.orders if order == "random" else 1
     with watched(f"images {noise.indices[0]} to {noise.indices[-1]}", "train longer, or at a lower learning rate"):
         for step in range(repeats):
-            ordered = draw_order(order, noise, step, model.length).to(tokens.device)
+            ordered = draw_order(order, noise, step, model.length, model.order_seed).to(tokens.device)
             places = _places(noise, step, model.length, spec.positions).to(tokens.device)
             known = gather(tokens, ordered)
             z = model.backbone.conditions(known, labels, ordered, places)
