@@ -144,6 +144,16 @@ def test_precision_and_recall_are_shares_inside_balls(neighbours, pairs, monkeyp
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_latent_noise_is_the_share_of_the_encoders_own_deviation():
+    """Latents of deviation 4 and 1, with noise of deviation 3 and 0."""
+    found = functions.LatentNoise()
+    assert found.value() == 0
+    mean = torch.randn(4000, 2, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 1.0]) + 7
+    for batch in mean.split(300):
+        found.update(batch, torch.tensor([3.0, 0.0]).expand_as(batch))
+    assert found.value() == pytest.approx(math.sqrt((9 / 25 + 0) / 2), rel=0.02)
+
+
 def test_psnr_of_known_noise():
     """20 log10(255 / rmse), an image at a time."""
     reference = torch.full((3, 1, 8, 8), 100, dtype=torch.uint8)

@@ -12,7 +12,7 @@ from mar_bench.config.experiment import Experiment
 from mar_bench.report import format as fmt
 from mar_bench.report.claims.orderings import Comparison, allowed, compare
 from mar_bench.report.frames import Selection, metric_value, runs_with
-from mar_bench.report.stats import FAILS, HOLDS, UNDECIDED, Difference, paired
+from mar_bench.report.stats import FAILS, HOLDS, MIN_EFFECT, UNDECIDED, Difference, paired
 
 RECENT = 8  # the trend is fitted from an eighth of the steps on: three doublings
 
@@ -55,8 +55,8 @@ class Trend:
         if math.isnan(low):
             return "too few seeds for a trend"
         size = f"{change:+.1f} % a doubling, {low:+.1f} to {high:+.1f} %"
-        if low <= 0 <= high:
-            return f"no trend beyond the interval ({size})"
+        if low <= 0 <= high or abs(change) < MIN_EFFECT:
+            return f"the gap has no clear trend ({size})"
         ahead = self.points[-1].difference.value < 0
         return f"the gap {'grows' if (change < 0) == ahead else 'shrinks'} ({size})"
 
