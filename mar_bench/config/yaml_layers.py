@@ -108,8 +108,6 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             inner[block] = inner = found
         if isinstance(inner.get(last), dict):
             raise UserError(f"override {pair}: keys of {path} are set before; give the whole block first")
-        if isinstance(inner.get(last), Typed):
-            raise UserError(f"override {shortened(pair)}: {path} is set before; leave one out")
         inner[last] = Typed(value)
     if not isinstance(tree.get("parts", {}), dict):
         raise UserError(f"override parts={tree['parts']}: parts are blocks; name one, as in parts.few_steps=4")

@@ -39,7 +39,8 @@ def own_machine_lock(tmp_path_factory):
 def command(folder: Path, verb: str, *words: str) -> list[str]:
     places = {"run": ("--runs", "--records"), "plan": ("--runs", "--records"), "sample": ("--runs", "--reports")}
     folders = {"--runs": folder / "runs", "--records": folder / "records", "--reports": folder / "reports"}
-    options = [w for name in places.get(verb, ("--records", "--reports")) for w in (name, str(folders[name]))]
+    missing = [name for name in places.get(verb, ("--records", "--reports")) if name not in words]
+    options = [w for name in missing for w in (name, str(folders[name]))]
     return [verb, "table1", "--scale", "smoke", *options, *words]
 
 
