@@ -43,7 +43,7 @@ app = Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-Scale = Annotated[str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale: smoke, tiny, desk, paper.")]
+Scale = Annotated[str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale (see list).")]
 All = Annotated[bool, typer.Option("--all", help="All experiments.")]
 _OWN = "own: those in the experiment file, implied by --all. Default: 0."
 Seeds = Annotated[str, typer.Option(metavar="0,1,2", help=f"Training seeds; {_OWN}")]

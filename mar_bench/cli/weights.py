@@ -1,4 +1,4 @@
-"""Commands for published weights and rehearsals: fetch, convert, rehearse."""
+"""Commands for public files and rehearsals: fetch, convert, rehearse."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ from mar_bench.utils.errors import UserError, did_you_mean
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a public file. Default: list all.")] = None,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a public file or data set. Default: list all.")
+    ] = None,
     weights: Weights = "weights",
 ) -> None:
-    """Get a public file that the paper scale needs.
+    """Get a public file that the paper scale needs, or the data set of the fashion scale.
 
-    Downloads it if its address is known, records its SHA-256 and verifies it from then on."""
+    Downloads it if its address is known, records its SHA-256 and verifies it from then on. Fashion-MNIST comes from
+    Debian's package where there is apt-get (nothing is installed), else from its official address."""
+    from mar_bench.data import public_sets
     from mar_bench.models.pretrained.fetch import fetch, listing
     from mar_bench.utils.console import console_table
 
     folder = Path(weights)
     if name is not None:
-        print(fetch(name, folder))
+        print(public_sets.fetch_set(name, folder) if name in public_sets.PUBLIC_SETS else fetch(name, folder))
         return
-    print(console_table(["name", "what", "MiB", "address", "here"], listing(folder)))
+    rows = listing(folder) + public_sets.listing(folder)
+    print(console_table(["name", "what", "MiB", "address", "here"], rows))
     print(f"folder: {folder}; the addresses are unverified; `mar-bench fetch NAME` gets a file or explains how to")
 
 

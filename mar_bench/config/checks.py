@@ -11,7 +11,8 @@ from mar_bench.utils.errors import UserError
 
 MOST_TOKENS = 2**16  # of an image: attention is quadratic
 CHOICE_TEMPERATURE = 4.5  # MaskGIT's and MAGE's default
-BUILT_IN = {"mnist5k": (5000, 32), "digits": (1797, 8)}  # number of images; image_size must be a multiple of this size
+BUILT_IN = {"mnist5k": 5000, "digits": 1797}  # number of images
+NATIVE = {"mnist5k": 32, "digits": 8, "idx": 32}  # image_size must be a multiple of this size
 
 
 def finish(spec: RunSpec) -> RunSpec:
@@ -70,18 +71,22 @@ def _data(spec: RunSpec) -> None:
     _need(data.shift < data.image_size, f"data.shift {data.shift} must be below data.image_size {data.image_size}")
     if data.kind == "imagefolder":
         return
-    images, native = BUILT_IN[data.kind]
-    left = images - data.heldout
+    native = NATIVE[data.kind]
     _need(data.image_size % native == 0, f"data.image_size {data.image_size} must be a multiple of {native}")
     _need(data.channels == 1, f"data.channels {data.channels} must be 1: {data.kind} is grey")
+    if data.heldout is not None:
+        for key in ("is_splits", "kid_subset_size"):
+            _at_most(getattr(spec.metrics, key), data.heldout, f"metrics.{key}", "images of data.heldout")
+    if data.kind == "idx":
+        return
+    images = BUILT_IN[data.kind]
+    left = images - data.heldout
     _need(data.num_classes == 10, f"data.num_classes {data.num_classes} must be 10: {data.kind} has ten digits")
     _need(left >= 2, f"data.heldout {data.heldout} leaves nothing to train on: {data.kind} has {images} images")
     batches = {"tokenizer": spec.tokenizer, "metrics.extractor": spec.metrics.extractor, "train": spec.train}
     for path, part in batches.items():
         if path != "train" or spec.train.published is None:
             _at_most(getattr(part, "batch_size", 0), left, f"{path}.batch_size", f"training images of {data.kind}")
-    for key in ("is_splits", "kid_subset_size"):
-        _at_most(getattr(spec.metrics, key), data.heldout, f"metrics.{key}", "images of data.heldout")
 
 
 def _tokenizer(spec: RunSpec) -> None:

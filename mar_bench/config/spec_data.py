@@ -77,7 +77,23 @@ class DigitsData:
     shift: Shift = 0
 
 
-DataSpec = ImageFolderData | MnistData | DigitsData
+@dataclass(frozen=True)
+class IdxData:
+    """Four files in MNIST's format (MNIST, Fashion-MNIST, KMNIST, EMNIST), padded from 28 to 32 pixels."""
+
+    kind: Literal["idx"] = "idx"
+    # stands for the content in ids; emnist-letters reads the files emnist-letters-*, any other name train-* and t10k-*
+    name: parse.Name = "fashion-mnist"
+    root: parse.FilePath | None = parse.unhashed(None)  # null: where mar-bench fetch puts the data set of this name
+    image_size: parse.Width = 32
+    channels: Channels = 1
+    num_classes: Classes = 10
+    heldout: parse.TwoOrMore | None = None  # at most so many of the test images, balanced over the classes; null: all
+    flip: bool = False  # neither digits, letters nor shoes are symmetric
+    shift: Shift = 0
+
+
+DataSpec = ImageFolderData | MnistData | DigitsData | IdxData
 
 
 @dataclass(frozen=True)

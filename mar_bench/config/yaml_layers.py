@@ -15,7 +15,7 @@ from mar_bench.utils.errors import UserError, did_you_mean, shortened, shown
 from mar_bench.utils.files import expanded, reading, shipped
 from mar_bench.utils.yaml_text import MOST_BYTES, MOST_CHARACTERS, MOST_DEPTH, MOST_NODES, Typed, read_yaml
 
-SCALES = ("smoke", "tiny", "desk", "paper")
+SCALES = ("smoke", "tiny", "desk", "fashion", "gpu64", "gpu", "paper")
 _REFERENCE = re.compile(r"\$\{([\w-]+(?:\.[\w-]+)*)\}")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mar_bench.config.spec import DataSpec, DigitsData, ImageFolderData, MnistData
+from mar_bench.config.spec import DataSpec, DigitsData, IdxData, ImageFolderData, MnistData
+from mar_bench.data.idx import read_idx
 from mar_bench.data.images import FolderImages, Progress  # noqa: F401, for those who open data sets
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import SHARED, philox
@@ -54,6 +55,11 @@ def load_data(spec: DataSpec) -> DataSet:
     """The images that a spec describes. Raises UserError if they do not match it."""
     if isinstance(spec, ImageFolderData):
         return DataSet(*folder_images(spec, ("train", "val")))
+    if isinstance(spec, IdxData):
+        train, test = read_idx(spec)
+        kept = np.sort(_by_rank(test.labels)[: spec.heldout])
+        parts = ((train.pixels, train.labels), (test.pixels[kept], test.labels[kept]))
+        return DataSet(*(ArrayImages(_enlarged(spec, pixels), labels) for pixels, labels in parts))
     if isinstance(spec, DigitsData):
         from sklearn.datasets import load_digits
 
@@ -78,20 +84,30 @@ def folder_images(spec: ImageFolderData, parts: Sequence[str]) -> list[FolderIma
 
 def _split(spec: DigitsData | MnistData, pixels: np.ndarray, labels: np.ndarray) -> DataSet:
     """Images (N, h, h), enlarged by repeating pixels, in a fixed split with held-out images balanced over classes."""
+    pixels, heldout = _enlarged(spec, pixels), spec.heldout
+    if heldout >= len(labels) - 1:
+        raise UserError(f"data.heldout {heldout} leaves nothing to train on: the data set has {len(labels)} images")
+    by_rank = _by_rank(labels)
+    train, kept = np.sort(by_rank[heldout:]), np.sort(by_rank[:heldout])
+    return DataSet(ArrayImages(pixels[train], labels[train]), ArrayImages(pixels[kept], labels[kept]))
+
+
+def _enlarged(spec: DigitsData | MnistData | IdxData, pixels: np.ndarray) -> np.ndarray:
+    """Images (N, h, h) as (N, 1, H, H), enlarged by repeating pixels."""
     factor, rest = divmod(spec.image_size, pixels.shape[-1])
     if rest or not factor:
         raise UserError(f"data.image_size {spec.image_size} must be a multiple of {pixels.shape[-1]}")
-    pixels, heldout = pixels.repeat(factor, axis=1).repeat(factor, axis=2)[:, None], spec.heldout
-    if heldout >= len(labels) - 1:
-        raise UserError(f"data.heldout {heldout} leaves nothing to train on: the data set has {len(labels)} images")
+    return (pixels if factor == 1 else pixels.repeat(factor, axis=1).repeat(factor, axis=2))[:, None]
+
+
+def _by_rank(labels: np.ndarray) -> np.ndarray:
+    """All indices in a fixed random order whose beginnings are balanced over the classes."""
     shuffled = philox(0, "heldout", SHARED, 0).permutation(len(labels))
     rank = np.empty(len(labels), dtype=np.int64)  # of an image within its shuffled class
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
         rank[members] = np.arange(len(members))
-    by_rank = shuffled[np.argsort(rank[shuffled], kind="stable")]
-    train, kept = np.sort(by_rank[heldout:]), np.sort(by_rank[:heldout])
-    return DataSet(ArrayImages(pixels[train], labels[train]), ArrayImages(pixels[kept], labels[kept]))
+    return shuffled[np.argsort(rank[shuffled], kind="stable")]
 
 
 def batches(count: int, size: int = BATCH) -> list[range]:

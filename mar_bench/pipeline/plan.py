@@ -63,13 +63,19 @@ def make_plan(selection: Selection, scale: str, places: Places, records: Records
 def images_of(runs: list[Run]) -> list[str]:
     """For each part of each data.root that is here: how many files are images, and the names of the others.
 
-    Folders are listed, files with a known suffix are not opened. Raises UserError for images that would be left out."""
+    Folders are listed, files with a known suffix are not opened; files in MNIST's format are read. Raises UserError
+    for those that are damaged, and for images that would be left out."""
+    lines = []
+    if sets := dict.fromkeys(data for run in runs if (data := run.spec.data).kind == "idx"):
+        from mar_bench.data.idx import counts, root_of  # imports numpy
+
+        lines = [counts(data) for data in sets if root_of(data).is_dir()]
     found = {data.root: data for run in runs if (data := run.spec.data).kind == "imagefolder" and data.root}
     if not (here := [data for root, data in found.items() if Path(root).is_dir()]):
-        return []
+        return lines
     from mar_bench.data.datasets import folder_images  # imports torch
 
-    return [images.counts for data in here for images in folder_images(data, ("train", "val"))]
+    return lines + [images.counts for data in here for images in folder_images(data, ("train", "val"))]
 
 
 def _reuse(selection: Selection) -> dict[str, Any]:

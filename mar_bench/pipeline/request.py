@@ -142,6 +142,10 @@ def parse_seeds(option: str, text: str) -> list[int]:
 
 def preflight(runs: list[Run]) -> None:
     """Raises UserError naming the key to set if a run needs a file that is not on this machine."""
+    for data in dict.fromkeys(run.spec.data for run in runs if run.spec.data.kind == "idx"):
+        from mar_bench.data.idx import read_idx  # imports numpy
+
+        read_idx(data)
     for run in runs:
         data, tokenizer, train = run.spec.data, run.spec.tokenizer, run.spec.train
         if data.kind == "imagefolder":

@@ -22,6 +22,7 @@ BLOCK, LAYER, CONVOLUTION = 8, 12, 12
 PUBLISHED, CHANNELS, FEATURES = 4e8, 128, 2048  # a published network: bytes, channels at full resolution, features
 LIBRARIES = 4e8  # bytes of torch and the rest in every process
 CLASS_IMAGES = (1281, 50)  # training and held-out images of a class: ImageNet's, as a plan opens no folder
+IDX_IMAGES = (60_000, 10_000)  # of MNIST and most of its relatives
 ENCODED = 250, 2**22  # images, and pixels, encoded together at most
 MEMORY, DISK = 32e12, 10e15  # bytes: the largest servers sold, and the file system of a large site
 
@@ -56,9 +57,8 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
 
     A training's whole batch counts, unless ``compute.micro_batch`` divides it; ranks share it."""
     data, metrics, sampling, length = spec.data, spec.metrics, spec.sampling, num_tokens(spec.space)
-    pixels, images = data.image_size**2, BUILT_IN[data.kind][0] if data.kind in BUILT_IN else 0
-    train, heldout = (images - data.heldout, data.heldout) if images else (n * data.num_classes for n in CLASS_IMAGES)
-    loaded = images * pixels * data.channels  # folders are read image by image
+    pixels, (train, heldout) = data.image_size**2, _images(data)
+    loaded = (train + heldout) * pixels * data.channels * (data.kind != "imagefolder")  # read image by image
     token = 4 * getattr(spec.space, "dim", 2)  # float32, or a code in 8 bytes
     batch = {"speed": spec.speed.batch_size}.get(stage, sampling.batch_size)
     width = data.channels if spec.tokenizer.kind == "pixel" else getattr(spec.tokenizer, "width", CHANNELS)
@@ -92,6 +92,15 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     groups = (2 * metrics.jackknife_groups + 6) * 8 * size**2  # covariances
     memory = 4 * seen * size + groups + _reference_bytes(spec, train, heldout) + 32 * metrics.kid_subset_size**2
     return memory + fixed + batch * decoding, 8 * size**2 + metrics.keep_features * 4 * seen * size
+
+
+def _images(data: Any) -> tuple[int, int]:
+    """Training and held-out images."""
+    if data.kind in BUILT_IN:
+        return BUILT_IN[data.kind] - data.heldout, data.heldout
+    if data.kind == "idx":
+        return IDX_IMAGES[0], data.heldout or IDX_IMAGES[1]
+    return CLASS_IMAGES[0] * data.num_classes, CLASS_IMAGES[1] * data.num_classes
 
 
 def _features(spec: RunSpec) -> int:

@@ -60,7 +60,7 @@ def test_speed_is_left_out_on_request(more, places, monkeypatch):
 
 def test_list_names_experiments_and_scales():
     text = call("list")
-    assert "table1" in text and "smoke, tiny, desk, paper" in text
+    assert "table1" in text and "smoke, tiny, desk, fashion, gpu64, gpu, paper" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -99,7 +99,7 @@ def test_the_folder_of_experiments_can_be_chosen(tmp_path, monkeypatch):
     assert list(experiment_files()) == ["mine"] and scales() == ["little"]
     assert find_experiment("mine") == tmp_path / "mine.yaml"
     monkeypatch.delenv("MAR_BENCH_EXPERIMENTS")
-    assert scales() == ["smoke", "tiny", "desk", "paper"]
+    assert scales() == ["smoke", "tiny", "desk", "fashion", "gpu64", "gpu", "paper"]
 
 
 # --- values ---------------------------------------------------------------------------------------------

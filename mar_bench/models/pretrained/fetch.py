@@ -97,6 +97,11 @@ def fetch(name: str, folder: Path) -> str:
     return f"{path}: {done}" + (f"\nnext: {entry.then(folder)}" if entry.next else "")
 
 
+def weights_folder() -> Path:
+    """The folder of public files where no command names another."""
+    return Path(path_variable("MAR_BENCH_WEIGHTS") or "weights")
+
+
 def located(name: str, given: str | None, key: str, folder: Path | None = None) -> Path:
     """Path of a public file: ``given`` under the key ``key``, else in the weights folder or torch's download cache.
 
@@ -105,7 +110,7 @@ def located(name: str, given: str | None, key: str, folder: Path | None = None) 
         raise UserError(f"{key} {given}: no such file")
     if given is not None:
         return Path(given)
-    folder = folder or Path(path_variable("MAR_BENCH_WEIGHTS") or "weights")
+    folder = folder or weights_folder()
     entry = public_files().get(name)
     if entry is None:
         raise UserError(f"'{name}' is not a public file: set {key} to its path")
