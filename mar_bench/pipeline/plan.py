@@ -8,7 +8,7 @@ from typing import Any
 
 from mar_bench.config.ids import Run
 from mar_bench.config.stages import SHARED, STAGES
-from mar_bench.pipeline.cost import gpu_hours
+from mar_bench.pipeline.cost import gpu_hours, seconds
 from mar_bench.pipeline.graph import jobs_for
 from mar_bench.pipeline.request import Selection
 from mar_bench.pipeline.room import room_of
@@ -23,8 +23,9 @@ def make_plan(selection: Selection, scale: str, places: Places, records: Records
     ``evaluations`` includes those whose sweep point is not chosen yet; ``done``, ``missing`` and ``failed`` count
     entries of ``runs``; ``companions`` are the reconstruction and speed records; ``stages`` gives the number of
     distinct stages needed, of evaluations sharing them, and of those done; ``recorded_only`` counts runs that have a
-    record but no output in ``places.runs``; ``images`` are lines about the files of data.root; ``room`` is the memory
-    and disk that the jobs to do need, see room.py."""
+    record but no output in ``places.runs``; ``cost`` is estimated for all trainings and all sampling, done or not;
+    ``images`` are lines about the files of data.root; ``room`` is the memory and disk that the jobs to do need, see
+    room.py."""
 
     def entry(run: Run) -> dict:
         seeds = {"train_seed": run.spec.train.seed, "sampling_seed": run.spec.sampling.seed}
@@ -49,6 +50,7 @@ def make_plan(selection: Selection, scale: str, places: Places, records: Records
         "not_chosen": waiting,
         "trainings": len({run.ids["train_id"] for run in evaluations}),
         "reuse": _reuse(selection),
+        "cost": _cost(evaluations),
         **{state: counts[state] for state in ("done", "missing", "failed")},
         "recorded_only": counts["done"] - here,
         "jobs": len(jobs),
@@ -92,6 +94,16 @@ def _reuse(selection: Selection) -> dict[str, Any]:
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
 
 
+def _cost(evaluations: list[Run]) -> dict[str, Any]:
+    """Hours of training and of sampling: of one core for experiments that ask for the CPU, else of one H100."""
+    on_cpu = all(run.spec.compute.device == "cpu" for run in evaluations)
+    total = {}
+    for stage in ("train", "sample"):
+        specs = {run.ids[STAGES[stage].id_key]: run.spec for run in evaluations}.values()
+        total[stage] = sum(seconds(stage, spec) / 3600 if on_cpu else gpu_hours(stage, spec) for spec in specs)
+    return {"hours_of": "one CPU core" if on_cpu else "one H100", **{k: round(v, 2) for k, v in total.items()}}
+
+
 def plan_text(plan: dict[str, Any]) -> str:
     heading = ["row", "training seed", "sampling seed", "train_id", "eval_id", "status"]
     cells = [
@@ -113,6 +125,8 @@ def plan_text(plan: dict[str, Any]) -> str:
                 lines += [f"{what}: {shared}; {table} without sharing between tables, {cell} without any sharing"]
     beside = Counter((e["task"], e["status"]) for e in plan["companions"])
     also = "".join(f", {n} {task} {state}" for (task, state), n in beside.items())
+    unit, training, sampling = plan["cost"].values()
+    lines += [f"estimated hours of {unit}: {training:,.1f} of training, {sampling:,.1f} of sampling"]
     lines += [f"{plan['done']} done, {plan['missing']} missing, {plan['failed']} failed{also}"]
     elsewhere = f" ({plan['recorded_only']} done by their records alone: run --reuse-records skips them)"
     lines += [*plan["images"], f"jobs to do: {plan['jobs']}" + (elsewhere if plan["recorded_only"] else "")]

@@ -80,7 +80,8 @@ def test_plan_counts_seeds_and_patterns(places):
     assert (plan["evaluations"], plan["trainings"], plan["stages"]["tokenizer"]["needed"]) == (48, 18, 2)
     plan = json.loads(call("plan", "table1", "--sampling-seeds", "0,1", "--only", "mar/*", "--json", *places))
     assert (plan["evaluations"], plan["trainings"]) == (8, 2)
-    assert "16 evaluations over 6 trainings" in call("plan", "table1", *places)
+    text = call("plan", "table1", *places)
+    assert "16 evaluations over 6 trainings" in text and "estimated hours of one CPU core: 0.3 of training" in text
 
 
 def test_plan_reads_a_file(places, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import fields, is_dataclass, replace
 
@@ -25,10 +26,20 @@ every_scale = pytest.mark.parametrize("scale", scales())
 
 def on_paper(spec: RunSpec) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Generator and tokenizer on the meta device."""
+    return _on_paper(RunSpec(data=spec.data, tokenizer=spec.tokenizer, model=spec.model))
+
+
+@functools.cache  # experiments share models
+def _on_paper(spec: RunSpec) -> tuple[torch.nn.Module, torch.nn.Module]:
+    with torch.device("meta"):
+        return build_generator(spec), _tokenizer_on_paper(RunSpec(data=spec.data, tokenizer=spec.tokenizer))
+
+
+@functools.cache
+def _tokenizer_on_paper(spec: RunSpec) -> torch.nn.Module:
     if not spec.tokenizer.trained:
         pytest.importorskip("diffusers")
-    with torch.device("meta"):
-        return build_generator(spec), build_tokenizer(spec)
+    return build_tokenizer(spec)
 
 
 def size(module: torch.nn.Module) -> int:
@@ -146,6 +157,14 @@ def test_denoising_mlps_have_the_papers_sizes(width, millions):
     with torch.device("meta"):
         model = build_generator(replace(spec, model=replace(spec.model, head=DiffusionHead(width=width))))
     assert count_parameters(model)["head"] / 1e6 == pytest.approx(millions, rel=5e-4)
+
+
+def test_table1_at_gpu_scale_takes_an_h100_day(tmp_path):
+    experiment, places = load_experiment("table1", "gpu"), Places(tmp_path / "runs", tmp_path / "records")
+    cost = make_plan(Selection([experiment], {"table1": plan_runs(experiment)}, {}), "gpu", places, {})["cost"]
+    assert cost["hours_of"] == "one H100" and 20 < cost["train"] + cost["sample"] < 24
+    sizes = {count_parameters(on_paper(spec)[0])["total"] / 1e6 for spec in rows_of(experiment)}
+    assert min(sizes) > 55 and max(sizes) < 70
 
 
 def test_table1_at_paper_scale():
