@@ -33,7 +33,6 @@ SUMS = {  # table -> rows, values, (column, metric) -> sum; added up from the pa
         ("guided", "is"): 1811.7,
     }),
     "fig6": (1, 2, {("guided", "seconds_per_image"): 0.288, ("guided", "fd"): 1.97}),
-    "rar": (4, 8, {("guided", "fd"): 10.7, ("guided", "is"): 1085.9}),
     "appendix_pixel": (1, 1, {("", "fd"): 2.93}),
     "appendix_l2": (1, 1, {("", "fd_above"): 100}),
 }  # fmt: skip
