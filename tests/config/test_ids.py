@@ -93,7 +93,7 @@ DOWNSTREAM = {
 }
 DO_NOT_SLOW_DOWN = ("num_images", "batch_size", "weights", "temperature", "guidance_schedule", "seed")
 DOWNSTREAM |= {f"sampling.{name}": {"sample", "eval"} for name in DO_NOT_SLOW_DOWN}
-DOWNSTREAM["sampling.weights"] = {"sample", "eval", "likelihood"}
+DOWNSTREAM |= {f"sampling.{name}": {"sample", "eval", "likelihood"} for name in ("weights", "snapshot")}
 
 
 def hashed_fields(block, path: str = "") -> dict[str, object]:

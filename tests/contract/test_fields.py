@@ -37,6 +37,7 @@ from mar_bench.config.spec import (
     FileReference,
     FlowHead,
     GaussianMixtureHead,
+    IdxData,
     ImageFolderData,
     InceptionExtractor,
     KLTokenizer,
@@ -71,6 +72,7 @@ from mar_bench.pipeline.execute import STAGES
 from mar_bench.pipeline.speed import measure_speed
 from mar_bench.pipeline.store import Places, mark_done
 from mar_bench.utils.errors import UserError
+from tests.data.test_idx import written
 from tests.tiny import shrunk
 
 _AUTOENCODER = {"stride": 8, "width": 24, "steps": 4, "batch_size": 5, "lr": 1e-3, "seed": 1}
@@ -81,6 +83,9 @@ _TRANSFORMER = {
 ALTERNATIVES = {
     ImageFolderData: {
         "name": "others", "image_size": 32, "channels": 1, "num_classes": 3, "flip": False, "shift": 1,
+    },
+    IdxData: {
+        "name": "mnist", "image_size": 64, "channels": 3, "num_classes": 11, "heldout": 2, "flip": True, "shift": 1
     },
     MnistData: {
         "image_size": 64, "channels": 3, "num_classes": 11, "heldout": 20, "flip": True, "shift": 0
@@ -161,6 +166,7 @@ SMALL_RUN = RunSpec(
 )
 PINNED_BASES = {
     ImageFolderData: ImageFolderData(image_size=16, num_classes=2),
+    IdxData: IdxData(num_classes=2),
     MnistData: MnistData(heldout=10),
     LDMKLTokenizer: LDMKLTokenizer(),
     LDMVQTokenizer: LDMVQTokenizer(output="latents", scale=1.0),
@@ -298,7 +304,7 @@ def image_folder(tmp_path_factory) -> Path:
             (root / split / name).mkdir(parents=True)
             pixels = np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)
             Image.fromarray(pixels).save(root / split / name / "one.png")
-    return root
+    return written(root)  # with files in MNIST's format beside the folders
 
 
 @pytest.fixture(scope="module", autouse=True)

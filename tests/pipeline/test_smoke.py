@@ -147,7 +147,7 @@ def test_table_plot_and_samples(finished):
     assert "–" not in text.split("\n\n")[1], "no cell is missing"
     assert (finished / "reports/smoke/table1.md").read_text() in text
     lines = (finished / "reports/smoke/table1.csv").read_text().splitlines()
-    assert len(lines) == 1 + 16 * 8
+    assert len(lines) == 1 + 16 * 9
     call(finished, "plot")
     call(finished, "sample")
     for name in ("table1.png", "table1.pdf", "table1.svg", "table1-samples.png"):

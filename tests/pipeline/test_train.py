@@ -139,7 +139,7 @@ def test_generator_resumes_with_the_same_bits(row, tmp_path):
     assert resumed == summary and all(len(found) == 3 for found in seconds)
     short = trained(spec_of(row, *settings[:2], "train.steps=7"), tmp_path / "short")
     assert (tmp_path / "short/ema.safetensors").read_bytes() == (whole / snapshots[1]).read_bytes()
-    assert summary["snapshots"]["7"] == {key: short[key] for key in ("steps", "loss_train", "loss_heldout")}
+    assert summary["snapshots"]["7"] == {key: short[key] for key in summary["snapshots"]["7"]}
     assert steps_kept(parts) == [12, 11]
     raw, ema = (load_file(whole / f"{name}.safetensors") for name in ("raw", "ema"))
     assert raw.keys() == ema.keys() == build_generator(spec).state_dict().keys()
@@ -255,7 +255,7 @@ def test_split_losses_use_the_same_noise():
 def test_loss_that_is_not_finite_is_a_user_error(tmp_path):
     spec = spec_of(ROWS[0], "train.warmup_steps=0")
     spec = replace(spec, train=replace(spec.train, lr=1e30, grad_clip=1e30))  # out of the range that YAML may set
-    with pytest.raises(UserError, match=r"loss_train of the trained weights .* lower the learning rate"):
+    with pytest.raises(UserError, match=r"loss_train of the weights after 12 steps is nan; lower the learning rate"):
         trained(spec, tmp_path / "end")
     with pytest.raises(UserError, match=r"4 steps in a row up to step \d+"):
         trained(replace(spec, train=replace(spec.train, max_skipped_steps=3)), tmp_path / "row")

@@ -147,7 +147,7 @@ def corruptions(lab: Workshop) -> Iterator[Figure]:
     halves = {stage: copied(done, lab.folder / f"half-{stage}", before(stage)) for stage in HALF}
     for stage, half in halves.items():
         forked(interrupt, half, stage)
-    starts = [(stage, done) for stage in STAGES] + [*halves.items()]
+    starts = [(stage, done) for stage in STAGES if (done / "runs" / stage).is_dir()] + [*halves.items()]
 
     def case(number: int) -> str:
         draw, what = Draw(number), list(DAMAGE)[number % len(DAMAGE)]
