@@ -100,9 +100,10 @@ def difference(one: RunSpec, other: RunSpec) -> set[str]:
 
 
 MAY_DIFFER = {
-    "variant": ("model.order", "model.backbone.", "sampling.num_ar_steps", "sampling.order"),
+    "variant": ("model.order", "model.backbone.", "sampling.num_ar_steps", "sampling.order",
+                "likelihood.orders"),
     "loss": ("tokenizer.", "latents.dtype", "model.head.", "train.lr_schedule", "sampling.num_diffusion_steps",
-             "sampling.clamp_x0"),
+             "sampling.clamp_x0", "likelihood."),
     "guidance": ("sampling.guidance_scale", "sampling.guidance_schedule", "sampling.temperature"),
 }  # fmt: skip
 
