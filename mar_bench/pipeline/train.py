@@ -88,19 +88,21 @@ def train_generator(
         return None
     save_tensors(model.state_dict(), folder / "raw.safetensors")
     save_tensors(ema.module.state_dict(), folder / "ema.safetensors")
-    summary = _stand(ema.module, latents, train, train.steps, fitted.seconds)
+    summary = _stand(ema.module, latents, train, train.steps, fitted.seconds, fitted.skipped)
     at_steps = {}
     for step, kept in sorted(fitted.snapshots.items()):
         save_tensors(kept["weights"], folder / weights_file("ema", step))
         ema.module.load_state_dict(kept["weights"])
-        at_steps[str(step)] = _stand(ema.module, latents, train, step, kept["seconds"])
+        at_steps[str(step)] = _stand(ema.module, latents, train, step, kept["seconds"], fitted.skipped)
     summary |= {"snapshots": at_steps} if at_steps else {}
     summary |= {"images": len(latents.labels), "parameters": count_parameters(model)}
     summary |= {"skipped_steps": fitted.skipped} if fitted.skipped else {}
     return summary | ({"processes": world.size} if world.size > 1 else {})
 
 
-def _stand(model: nn.Module, latents: Latents, train: TrainSpec, steps: int, seconds: float) -> dict[str, Any]:
+def _stand(
+    model: nn.Module, latents: Latents, train: TrainSpec, steps: int, seconds: float, skipped: int
+) -> dict[str, Any]:
     """How far a training has come: steps, epochs, seconds and the losses of its weights on both splits.
 
     Raises UserError if a loss is not finite."""
@@ -109,7 +111,8 @@ def _stand(model: nn.Module, latents: Latents, train: TrainSpec, steps: int, sec
         losses["loss_heldout"] = split_loss(model, latents, True, train.seed)
     for name, loss in losses.items():
         if not math.isfinite(loss):
-            raise UserError(f"{name} of the weights after {steps} steps is {loss}; lower the learning rate")
+            what = f"{name} of the weights after {steps} steps is {loss}, {skipped} steps skipped"
+            raise UserError(f"{what}; lower the learning rate")
     epochs = round(steps * train.batch_size / len(latents.labels), 3)
     return {**losses, "steps": steps, "epochs": epochs, "seconds": round(seconds, 2)}
 

@@ -23,7 +23,7 @@ def call(folder: Path, verb: str, *words: str, all_of_them: bool = True) -> str:
     options = [w for name in where for w in (f"--{name}", str(folder / name))]
     every = ["--all"] * all_of_them
     command = [sys.executable, "-m", "mar_bench", verb, *every, "--scale", "smoke", *options, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

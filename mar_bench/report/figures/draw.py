@@ -62,8 +62,13 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
         return [save(figure, path, bbox_inches="tight", pad_inches=0.05) for path in paths]
 
 
+def _has_lines(experiment: Experiment) -> bool:
+    """Whether the figure names its lines; otherwise row axes give colours and markers."""
+    return bool(experiment.figure.keys() & {"line", "point", "x"})
+
+
 def _is_joined(experiment: Experiment) -> bool:
-    return bool(experiment.figure.keys() & {"line", "point", "x"}) or experiment.figure.get("kind") == "training"
+    return _has_lines(experiment) or experiment.figure.get("kind") == "training"
 
 
 def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
@@ -72,13 +77,13 @@ def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
     *others, last = fmt.row_axes(experiment) or list(experiment.labels)
     for row in experiment.rows:
         looks[row] = {"panel": fmt.row_words(experiment, row, fmt.column_axes(experiment)), "name": ""}
-        if experiment.figure.keys() & {"line", "point", "x"}:
+        if _has_lines(experiment):
             line, name = (fmt.label_of(experiment, row, experiment.figure.get(key)) for key in ("line", "point"))
             looks[row] |= {"colour": line, "marker": line, "name": name}
         else:
             colour = fmt.row_words(experiment, row, [last])
             looks[row] |= {"colour": colour, "marker": fmt.row_words(experiment, row, others) if others else colour}
-    if experiment.figure.keys() & {"line", "point", "x"}:
+    if _has_lines(experiment):
         return looks, {experiment.figure.get("line", ""): "colour"}
     return looks, {last: "colour", **({", ".join(others): "marker"} if others else {})}
 
