@@ -1,6 +1,7 @@
 """Metrics as functions of features and logits, and their uncertainty estimated from a single sample set.
 
-The formulas are torch-fidelity's, except that the Frechet distance is computed in a faster, equivalent way."""
+The formulas are torch-fidelity's; the Frechet distance, precision and recall are computed in a faster, equivalent way.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from mar_bench.utils.noise import SHARED, philox
 
@@ -123,13 +123,31 @@ def kernel_distance(
     return mean, sd
 
 
-def precision_recall(*, generated: torch.Tensor, reference: torch.Tensor, neighbours: int) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) of features (N, F) and (M, F).
+class PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of features (N, F) against real ones (M, F).
 
     Precision is the share of generated features within the distance of some real feature to its k-th nearest real
-    neighbour; recall swaps the roles."""
-    rows = max(1, min(10_000, PAIRS // max(len(generated), len(reference))))
-    return calculate_precision_recall_part(generated, reference, neighbours, rows)
+    neighbour; recall swaps the roles. These distances of the real features, the costliest part, are found once."""
+
+    def __init__(self, real: torch.Tensor, neighbours: int):
+        self.real, self.neighbours = real, neighbours
+        self.radii = _radii(real, neighbours)  # (M,)
+
+    def __call__(self, generated: torch.Tensor) -> tuple[float, float]:
+        radii = _radii(generated, self.neighbours)
+        return _share_within(generated, self.real, self.radii), _share_within(self.real, generated, radii)
+
+
+def _radii(features: torch.Tensor, k: int) -> torch.Tensor:
+    """The distances (N,) of features (N, F) to their k-th nearest others."""
+    parts = features.split(max(1, PAIRS // len(features)))
+    return torch.cat([torch.cdist(part, features).kthvalue(k + 1).values for part in parts])
+
+
+def _share_within(features: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor) -> float:
+    """The share of features (N, F) within the radius (M,) of some centre (M, F)."""
+    parts = features.split(max(1, PAIRS // len(centres)))
+    return torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in parts]).float().mean().item()
 
 
 class LatentNoise:

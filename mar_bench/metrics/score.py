@@ -171,8 +171,7 @@ class Measure:
             add("mind", *mind(features, real, settings.jackknife_groups, labels))
             self.progress("precision and recall")
             subsets = [features, *(features[some] for some in rest)] if len(features) <= RECALL_IMAGES else [features]
-            k = settings.neighbours
-            pairs = [functions.precision_recall(generated=s, reference=real, neighbours=k) for s in subsets]
+            pairs = map(functions.PrecisionRecall(real, settings.neighbours), subsets)
             for metric, (value, *without) in zip(("precision", "recall"), zip(*pairs)):
                 add(metric, value, without)
             if self.reference.complete:
@@ -199,8 +198,7 @@ class Measure:
             size = min(settings.kid_subset_size, len(heldout), len(real))
             out["kid"], _ = functions.kernel_distance(heldout, real, settings.kid_subsets, size)
             out["mind"], _ = mind(heldout, real)
-            both = functions.precision_recall(generated=heldout, reference=real, neighbours=k)
-            out |= dict(zip(("precision", "recall"), both))
+            out |= dict(zip(("precision", "recall"), functions.PrecisionRecall(real, k)(heldout)))
         if real is not None and self.reference.complete:
             out["copied"] = functions.copied(heldout, real).double().mean().item()
         return {metric_name(f"{metric}:real", self.reference.extractor): value for metric, value in out.items()}

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from mar_bench.metrics import functions
 from mar_bench.metrics.functions import (
@@ -140,8 +141,9 @@ def test_precision_and_recall_are_shares_inside_balls(neighbours, pairs, monkeyp
     generated = 0.6 * drawn + 0.8
     expected = share_inside(generated, reference, neighbours), share_inside(reference, generated, neighbours)
     assert 0 < expected[1] < expected[0] - 0.05 and expected[0] < 1
-    found = functions.precision_recall(generated=generated, reference=reference, neighbours=neighbours)
+    found = functions.PrecisionRecall(reference, neighbours)(generated)
     assert found == pytest.approx(expected, abs=1e-6)
+    assert found == calculate_precision_recall_part(generated, reference, neighbours)
 
 
 def test_latent_noise_is_the_share_of_the_encoders_own_deviation():

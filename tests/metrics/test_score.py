@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from mar_bench.config.spec import MetricsSpec
 from mar_bench.metrics import functions
 from mar_bench.metrics import score as module
-from mar_bench.metrics.functions import copied, frechet_distance, precision_recall, standard_error, statistics
+from mar_bench.metrics.functions import copied, frechet_distance, standard_error, statistics
 from mar_bench.metrics.references import Reference, build_reference
 from mar_bench.metrics.score import FeatureSet, Measure, extract_features, largest_settings, load_features
 from tests.measuring import Averages, classifier, digits, noise, refusal, says, space_of
@@ -134,7 +135,7 @@ def test_metrics_are_computed_from_the_features():
         expected = frechet_distance(statistics(found.features), other.statistics)
         assert metrics[name] == pytest.approx(expected, rel=1e-9)
     assert metrics["copied_averages"] == copied(found.features, real.features).double().mean().item()
-    precision, recall = precision_recall(generated=found.features, reference=real.features, neighbours=3)
+    precision, recall = calculate_precision_recall_part(found.features, real.features)
     assert (metrics["precision_averages"], metrics["recall_averages"]) == (precision, recall)
     assert precision != recall and precision > 0
 
@@ -151,7 +152,7 @@ def test_every_metric_has_an_uncertainty_from_leaving_each_group_out_once(labels
     groups = functions.jackknife_groups(120, 6, labels)
     rest = [found.features[groups != g] for g in range(6)]
     expected = standard_error([frechet_distance(statistics(r), statistics(real.features)) for r in rest])
-    recalls = [precision_recall(generated=r, reference=real.features, neighbours=3)[1] for r in rest]
+    recalls = [calculate_precision_recall_part(r, real.features)[1] for r in rest]
     assert scores.uncertainty["fd_averages"]["standard_error"] == pytest.approx(expected, rel=1e-6)
     assert scores.uncertainty["recall_averages"]["standard_error"] == pytest.approx(standard_error(recalls), rel=1e-9)
 
