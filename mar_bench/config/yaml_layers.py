@@ -1,7 +1,7 @@
 """Find experiment files, read their YAML and merge it in layers, with interpolation and overrides.
 
-Layers, later ones win: base file, experiment, scale overlay, the experiment's own section for that scale. The bundles
-of a row and ``key=value`` from the command line come on top (experiment.py)."""
+Layers, later ones win: base file, experiment, scale overlay (after the one it extends), the experiment's own section
+for that scale. The bundles of a row and ``key=value`` from the command line come on top (experiment.py)."""
 
 from __future__ import annotations
 
@@ -141,11 +141,16 @@ def _overlays(file: Path, folder: str) -> dict[str, Path]:
     return {name: path for root in roots for name, path in yaml_files(root / folder).items()}
 
 
-def _overlay(file: Path, folder: str, name: Any) -> dict[str, Any]:
+def _overlay(file: Path, folder: str, name: Any, over: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An overlay merged onto the one that it ``extends``; ``over`` are those that lie on it."""
     known = _overlays(file, folder)
     if str(name) not in known:
         raise UserError(f"no {folder} overlay {shown(name)}, {did_you_mean(name, known)}")
-    return load_yaml(known[str(name)])
+    if str(name) in over:
+        raise UserError(f"{known[str(name)]}: it extends itself: {' -> '.join((*over, str(name)))}")
+    tree = load_yaml(known[str(name)])
+    extended = tree.pop("extends", None)
+    return tree if extended is None else overlay(_overlay(file, folder, extended, (*over, str(name))), tree)
 
 
 def _check_parts(block: dict[str, Any], over: dict[str, Any], path: str) -> None:

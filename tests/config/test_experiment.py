@@ -13,7 +13,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
 from mar_bench.config.spec import DiffusionHead, KLTokenizer, RunSpec, TrainSpec
 from mar_bench.config.yaml_layers import experiment_files, find_experiment, scales
-from tests.experiment_files import BASE, MINE, load, written
+from tests.experiment_files import BASE, MINE, load, mistake, written
 
 # --- layers ---------------------------------------------------------------------------------------------
 
@@ -41,6 +41,17 @@ def test_each_layer_wins_over_those_below(tmp_path):
     for row in load(file, "sampling.seed=6").rows.values():
         tree = as_tree(row)
         assert [tree[block][key] for block, key in (path.split(".") for path in LAYERED)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_scale_extends_another(tmp_path):
+    file = written(tmp_path, scale="extends: lower\nrun: {train: {steps: 7}}")
+    (tmp_path / "scale/lower.yaml").write_text("run: {train: {steps: 5, seed: 3}}")
+    trained = load(file).rows["small"].train
+    assert (trained.steps, trained.seed) == (7, 3)
+    (tmp_path / "scale/lower.yaml").write_text("extends: little")
+    assert "little.yaml: it extends itself: little -> lower -> little" in mistake(file)
+    (tmp_path / "scale/lower.yaml").write_text("extends: tinny")
+    assert "no scale overlay 'tinny', did you mean 'tiny'?" in mistake(file)
 
 
 def test_layers_merge_inside_a_block_and_replace_where_the_kind_changes():
