@@ -82,8 +82,7 @@ def show(
         return
     spec = experiment.rows[chosen]
     if experiment.is_open(chosen):
-        search = next((s for s in experiment.searches if chosen in s.rows), None)
-        points = (search or experiment.sweeps[chosen]).points
+        points = experiment.sweeps[chosen].points
         state = f"not chosen yet, one of {len(points)} points; run measures them"
         shown = {"points": [values for values, _ in points], "spec of the first": as_tree(points[0][1])}
     else:

@@ -6,12 +6,10 @@ points are measured, the row is open: it is planned and counted, but not run."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from mar_bench.config.experiment import Experiment
-from mar_bench.config.ids import choosing_run, reconstruction_run
+from mar_bench.config.ids import choosing_run
 from mar_bench.config.spec import CHOICE_SEED
-from mar_bench.config.sweeps import Sweep
 from mar_bench.records.metrics import metric_name
 from mar_bench.records.record import Record, Records
 
@@ -21,40 +19,18 @@ def with_choices(experiment: Experiment, records: Records) -> Experiment:
 
     The first of equal points wins; ``choices`` has the format of ``Record.selection``."""
     rows, choices = dict(experiment.rows), {}
-    for sweep in (*experiment.searches, *experiment.sweeps.values()):
-        points = _searched(sweep, records) if sweep in experiment.searches else _swept(sweep, records)
-        values = [point["value"] for point in points]
-        if not values or None in values:  # a measurement is missing
+    for row, sweep in experiment.sweeps.items():
+        tried = [(values, choosing_run(row, spec).id) for values, spec in sweep.points]
+        values = [_value(records.get(eval_id), sweep.metric) for _, eval_id in tried]
+        measured = [value for value in values if value is not None]
+        if len(measured) < len(values):
             continue
-        best = values.index(min(values) if sweep.minimise else max(values))
+        best = measured.index(min(measured) if sweep.minimise else max(measured))
+        points = [{"values": point, "value": v, "eval_id": eval_id} for (point, eval_id), v in zip(tried, measured)]
         choice = {"metric": sweep.metric, "minimise": sweep.minimise, "sampling_seed": CHOICE_SEED}
-        choice |= {"chosen": points[best]["values"], "points": points}
-        for row, specs in sweep.rows.items():
-            rows[row], choices[row] = specs[best], choice
+        rows[row] = sweep.points[best][1]
+        choices[row] = choice | {"chosen": points[best]["values"], "points": points}
     return replace(experiment, rows=rows, choices=choices)
-
-
-def _swept(sweep: Sweep, records: Records) -> list[dict[str, Any]]:
-    """The points with their values of the sweep's metric, None for a missing one."""
-    tried = [(values, choosing_run(sweep.judge, spec).id) for values, spec in sweep.points]
-    return [{"values": values, "value": _value(records.get(i), sweep.metric), "eval_id": i} for values, i in tried]
-
-
-def _searched(search: Sweep, records: Records) -> list[dict[str, Any]]:
-    """The settings with their scores; [] while a measurement is missing.
-
-    The score is the distance of reconstructed held-out images plus the held-out loss of the short training, each
-    relative to the best setting: a good tokenizer preserves the image and its latents are easy to model."""
-    points = []
-    for values, spec in search.points:
-        tried, alone = choosing_run(search.judge, spec), reconstruction_run(search.judge, spec)
-        distance, record = _value(records.get(alone.id), "fd"), records.get(tried.id)
-        loss = record.training.get("loss_heldout") if record and record.status == "done" else None
-        if distance is None or loss is None:
-            return []
-        points.append({"values": values, "reconstruction": distance, "loss": loss, "eval_id": tried.id})
-    best = {key: min(point[key] for point in points) for key in ("reconstruction", "loss")}
-    return [{**point, "value": sum(point[key] / best[key] for key in best)} for point in points]
 
 
 def _value(record: Record | None, metric: str) -> float | None:

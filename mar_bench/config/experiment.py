@@ -14,7 +14,7 @@ from mar_bench.config.checks import finish
 from mar_bench.config.experiment_file import Bundle, ExperimentFile, parse_experiment
 from mar_bench.config.parse import KeyPathError, OneOf, between, overlay, parse
 from mar_bench.config.spec import CHOICE_SEED, HeadSpec, RunSpec, drawing_part
-from mar_bench.config.sweeps import Sweep, points_of, searches_of, sweep_of
+from mar_bench.config.sweeps import Sweep, points_of, sweep_of
 from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
 from mar_bench.records.metrics import PUBLISHED
 from mar_bench.records.paper import Finding, PublishedRow, findings, lookup, published
@@ -42,15 +42,13 @@ class Experiment:
     literature: list[Finding] = field(default_factory=list)  # what others have measured at small scale
     figure: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, list[int]] = field(default_factory=dict)  # training, sampling: for `--seeds own` and `run --all`
-    searches: list[Sweep] = field(default_factory=list)
     sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points from which one is chosen
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)  # row -> how its point was chosen (choices.py)
     shows_likelihood: bool = False  # so that each training has one measured
 
     def is_open(self, row: str) -> bool:
         """Whether the row's point is still to be chosen, so that the row cannot be run yet."""
-        chosen = row in self.sweeps or any(row in search.rows for search in self.searches)
-        return chosen and row not in self.choices
+        return row in self.sweeps and row not in self.choices
 
     def bundles(self, row: str) -> dict[str, str]:
         """The row's bundle on each axis."""
@@ -88,7 +86,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
             raise UserError(f"{where}: row '{row}': {error}{hint}") from None
         rows[row] = specs[0]
         if len(specs) > 1:
-            sweeps[row] = sweep_of(row, bundles, specs)
+            sweeps[row] = sweep_of(bundles, specs)
     return Experiment(
         id=file.id,
         title=file.title or file.id,
@@ -108,7 +106,6 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         absent=absent,
         figure=tree.get("figure", {}),
         seeds=tree.get("seeds", {}),
-        searches=searches_of(path, file.search, rows, sweeps, overrides),
         sweeps=sweeps,
         shows_likelihood=bool(file.likelihoods),
     )

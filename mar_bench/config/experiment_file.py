@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from mar_bench.config.parse import (
     NOT_EMPTY,
-    Count,
     Identifier,
     KeyPathError,
     Line,
@@ -65,16 +64,6 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class SearchBlock:
-    """Candidate tokenizers for all rows that match a pattern, compared by a short training of the row ``judge``."""
-
-    rows: str
-    judge: str
-    steps: Count
-    tokenizers: Annotated[tuple[dict[str, Any], ...], NOT_EMPTY]
-
-
-@dataclass(frozen=True)
 class Layout:
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -117,7 +106,6 @@ class ExperimentFile:
     run: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
     seeds: dict[Literal["training", "sampling"], Annotated[tuple[Seed, ...], NOT_EMPTY]] = field(default_factory=dict)
-    search: dict[str, SearchBlock | None] = field(default_factory=dict)
     figure: FigureBlock | None = None
     paper: Any = field(default_factory=dict)  # published numbers, or the tables of results/paper that have them
     quoted: tuple[str, ...] = ()  # tables of results/paper whose other rows are shown

@@ -234,9 +234,6 @@ def plan_runs(
     A row with a sweep contributes all its sweep points, and itself once its point is chosen. ``only``: see
     ``chosen_rows``."""
     rows, runs = chosen_rows(experiment, only), []
-    for search in experiment.searches:
-        for _, point in search.points if search.rows.keys() & rows.keys() else ():
-            runs += [choosing_run(search.judge, point), replace(reconstruction_run(search.judge, point), sweep=True)]
     for row, spec in rows.items():
         if row in experiment.sweeps:
             runs += [choosing_run(row, point) for _, point in experiment.sweeps[row].points]

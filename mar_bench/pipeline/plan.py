@@ -88,8 +88,7 @@ def _reuse(selection: Selection) -> dict[str, Any]:
             if run.task == "generation":
                 train_id, hours = run.ids["train_id"], gpu_hours("train", run.spec)
                 shared[train_id] = table[experiment.id, train_id] = hours
-                if not run.sweep or run.row in experiment.sweeps:  # the trainings of a search belong to no cell
-                    cell[experiment.id, run.row, train_id] = hours
+                cell[experiment.id, run.row, train_id] = hours
     ways: dict[str, dict] = {"shared": shared, "each_table_alone": table, "each_cell_alone": cell}
     return {name: {"trainings": len(hours), "gpu_hours": round(sum(hours.values()), 1)} for name, hours in ways.items()}
 

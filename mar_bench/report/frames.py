@@ -244,8 +244,7 @@ def _timed_in(records: Iterable[Record]) -> set[tuple[str, int]]:
 
 def _failed_points(experiment: Experiment, row: str, records: Records) -> list[Record]:
     """Failed records of the sweep points among which the row's is chosen; they keep the row open until run again."""
-    searches = [(search.judge, search.points) for search in experiment.searches if row in search.rows]
-    sweeps = [(row, experiment.sweeps[row].points)] if row in experiment.sweeps else []
-    runs = [choosing_run(name, spec) for name, points in [*sweeps, *searches] for _, spec in points]
+    points = experiment.sweeps[row].points if row in experiment.sweeps else []
+    runs = [choosing_run(row, spec) for _, spec in points]
     found = [records[run.id] for run in runs if run.id in records]
     return [record for record in found if record.status == "failed"]

@@ -1,4 +1,4 @@
-"""Cells chosen by sweeps and tokenizers chosen by searches: what is planned, and what is chosen by which records."""
+"""Cells chosen by sweeps: what is planned, and what is chosen by which records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mar_bench.cli.options import app
 from mar_bench.config.choices import with_choices
-from mar_bench.config.ids import Run, plan_runs, stage_ids
+from mar_bench.config.ids import Run, plan_runs
 from mar_bench.config.parse import as_tree
 from mar_bench.config.spec import CHOICE_SEED
 from mar_bench.pipeline.run_local import Outcome
@@ -26,29 +26,16 @@ axes:
     large: {set: {model: {head: {kind: diffusion, width: 16}}}}
 layout: {rows: [head], metrics: [fd]}
 """
-SEARCHED = (
-    MINE
-    + """
-search:
-  kl: {rows: "*", judge: small, steps: 3, tokenizers: [{kl_weight: 0.1}, {kl_weight: 0.2}]}
-"""
-)
 
 
 def record_of(run: Run, **numbers) -> Record:
-    metrics = {f"{metric}_digits": value for metric, value in numbers.items() if metric != "loss"}
-    training = {"loss_heldout": numbers["loss"]} if "loss" in numbers else {}
-    return Record(run.task, "done", run.ids, as_tree(run.spec), metrics=metrics, training=training)
+    metrics = {f"{metric}_digits": value for metric, value in numbers.items()}
+    return Record(run.task, "done", run.ids, as_tree(run.spec), metrics=metrics)
 
 
 @pytest.fixture
 def swept(tmp_path):
     return load(written(tmp_path, MINE.partition("axes:")[0] + SWEPT))
-
-
-@pytest.fixture
-def searched(tmp_path):
-    return load(written(tmp_path, SEARCHED))
 
 
 def measured(experiment, value_of) -> dict[str, Record]:
@@ -89,25 +76,6 @@ def test_the_best_point_is_chosen_and_reported_on_other_seeds(swept):
     assert with_choices(largest, records).rows["small"].sampling.guidance_scale == 3.0
 
 
-def test_a_tokenizer_is_chosen_by_reconstruction_and_loss_together(searched):
-    runs = plan_runs(searched)
-    tried = [run for run in runs if run.task == "generation"]
-    alone = [run for run in runs if run.task == "reconstruction"]
-    assert [run.spec.tokenizer.kl_weight for run in tried] == [0.1, 0.2] and len(alone) == 2
-    assert {run.spec.train.steps for run in tried} == {3}
-    records = {}
-    for run, loss, distance_ in zip(tried, (2.0, 1.0), (3.0, 4.0)):  # 2 + 1 against 1 + 4/3
-        records[run.id] = record_of(run, fd=9.0, loss=loss)
-        other = next(r for r in alone if r.spec.tokenizer == run.spec.tokenizer)
-        records[other.id] = record_of(other, fd=distance_)
-    chosen = with_choices(searched, records)
-    assert {spec.tokenizer.kl_weight for spec in chosen.rows.values()} == {0.2}
-    assert {spec.train.steps for spec in chosen.rows.values()} == {searched.rows["small"].train.steps}
-    choice = chosen.choices["large"]
-    assert choice["chosen"] == {"kl_weight": 0.2}
-    assert [point["value"] for point in choice["points"]] == pytest.approx([3.0, 1 + 4 / 3])
-
-
 def test_publishing_adds_the_choice_to_an_existing_record(swept, tmp_path):
     chosen = with_choices(swept, measured(swept, distance))
     run = next(r for r in plan_runs(chosen) if r.choice)
@@ -131,21 +99,6 @@ def test_mistakes_in_a_sweep(old, new, hints, tmp_path):
     text = MINE.partition("axes:")[0] + SWEPT
     assert old in text
     message = mistake(written(tmp_path, text.replace(old, new)))
-    assert all(hint in message for hint in hints), message
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "hints"),
-    [
-        ("judge: small", "judge: smal", ("search.kl: judge", "smal", "small, large")),
-        ("steps: 3, ", "", ("search.kl.steps", "is missing")),
-        ("kl_weight: 0.1", "kl_wieght: 0.1", ("search.kl", "kl_wieght", "did you mean 'kl_weight'")),
-        ("[{kl_weight: 0.1}, {kl_weight: 0.2}]", "[]", ("search.kl.tokenizers",)),
-    ],
-)
-def test_mistakes_in_a_search(old, new, hints, tmp_path):
-    assert old in SEARCHED
-    message = mistake(written(tmp_path, SEARCHED.replace(old, new)))
     assert all(hint in message for hint in hints), message
 
 
@@ -183,12 +136,3 @@ def test_a_knob_fixed_by_an_override_is_not_swept(tmp_path):
     assert {spec.sampling.temperature for _, spec in sweep.points} == {0.5}
     both = load(file, "sampling.temperature=0.5", "sampling.guidance_scale=2.0")
     assert not both.sweeps and not both.is_open("small")
-
-
-def test_a_setting_is_tried_under_the_ids_of_the_rows(tmp_path):
-    """Whole numbers in YAML become floats where the spec has floats."""
-    (search,) = load(written(tmp_path, SEARCHED.replace("kl_weight: 0.1", "kl_weight: 1"))).searches
-    for place, (_, tried) in enumerate(search.points):
-        ids = {stage_ids(spec)["tokenizer_id"] for spec in (tried, *(specs[place] for specs in search.rows.values()))}
-        assert len(ids) == 1
-    assert search.points[0][0] == {"kl_weight": 1.0}

@@ -17,15 +17,10 @@ from mar_bench.report.format import number, plus_minus
 from mar_bench.report.paper_agreement import CLOSE, DIFFERS, MATCH, verdict
 from mar_bench.report.table.build import table
 from mar_bench.report.table.notes import WHY_NONE
-from tests.made_up import by_id, everything, generation, generations, made_up, reconstruction, speed
+from tests.made_up import by_id, everything, generation, generations, made_up, speed
 from tests.report.test_tables import first_table
 
 ROW = "mar/diff/guided"
-
-
-@pytest.fixture(scope="module")
-def searched():
-    return load_experiment("same_tokenizer", "tiny")
 
 
 def cells_of(text: str) -> dict[str, dict[str, str]]:
@@ -101,38 +96,11 @@ def test_a_swept_row_names_its_point_and_the_alternatives(tmp_path):
     assert by_row(made).loc["best", "chosen"] == "guidance_scale=3;temperature=0.9"
 
 
-def tried(experiment, distances=(3.0, 2.0, 4.0), losses=(1.0, 1.5, 2.0)) -> dict:
-    """Records of every tokenizer of every search: its short training and its reconstructions."""
-    made = []
-    for search in experiment.searches:
-        for (_, spec), fd, loss in zip(search.points, distances, losses):
-            alone = replace(experiment, rows={search.judge: with_seeds(spec, 0, 0)})
-            training = {"loss_train": 1.0, "loss_heldout": loss, "steps": 1000, "seconds": 1.0}
-            made.append(generation(alone, search.judge, spec.train.seed, CHOICE_SEED, 9.0, training=training))
-            floor = reconstruction(alone, search.judge)
-            made.append(replace(floor, metrics={**floor.metrics, "fd_mnist5k": fd}))
-    return by_id(*made)
-
-
-def test_a_search_names_its_tokenizer_once_for_all_rows(searched):
-    made = tried(searched)
-    chosen = table(with_choices(searched, made), made)
-    notes = [line for line in chosen.markdown().splitlines() if "short training" in line]
-    assert len(notes) == 2 and notes[0].startswith("- vq_ce/unguided, vq_ce/guided, vq_diff/unguided, vq_diff/guided: ")
-    assert "commitment_weight 1: 2.50; commitment_weight 0.25: 2.50; code_dim 4: 4.00." in notes[0]
-    assert "of a short training of vq_ce/unguided" in notes[0] and "kl_weight 0.02: 2.50;" in notes[1]
-    assert by_row(chosen).loc["vq_diff/guided", "chosen"] == "commitment_weight=1"
-    waiting = table(searched, everything(searched, lambda *_: 5.0))
-    assert {waiting.status(row) for row in searched.rows} == {"not chosen yet"} and waiting.frame.empty
-    assert waiting.markdown().count("measures the 3 candidates") == 2
-
-
-def test_a_failed_point_shows_in_the_rows_that_wait_for_it(searched):
-    search = searched.searches[0]
-    alone = replace(searched, rows={search.judge: with_seeds(search.points[1][1], 0, 0)})
-    failed = by_id(generation(alone, search.judge, 0, CHOICE_SEED, None))
-    made = table(replace(searched, seeds={"training": [0], "sampling": [0]}), {**tried(searched), **failed})
-    assert {row for row in searched.rows if made.status(row) == "failed"} == set(search.rows)
+def test_a_failed_point_shows_in_the_row_that_waits_for_it():
+    swept = made_up("swept")
+    records = points(swept, "best", (5.0, None, 3.0, 3.5))
+    made = table(replace(swept, seeds={"training": [0], "sampling": [0]}), records)
+    assert {row for row in swept.rows if made.status(row) == "failed"} == {"best"}
     assert "FAILED" in made.markdown() and "Failed runs" in made.markdown()
 
 

@@ -53,8 +53,6 @@ ELSEWHERE = {
     "label": ("part: one}", "part: VALUE}"),
     "absent": ("{label:", "{absent: VALUE, label:"),
     "minimise": ("{label:", "{select: {minimise: fd, over: {sampling.temperature: [VALUE, 0.9]}}, label:"),
-    "steps": ("layout:", "search: {s: {rows: '*', judge: one, steps: VALUE, tokenizers: [{width: 8}]}}\nlayout:"),
-    "width": ("layout:", "search: {s: {rows: '*', judge: one, steps: 3, tokenizers: [{width: VALUE}]}}\nlayout:"),
     "paper": ("layout:", "paper: {one: {fd: VALUE}}\nlayout:"),
     "costs": ("layout:", "orderings: [{claim: a, axis: part, better: one, worse: one, costs_at_most: VALUE}]\nlayout:"),
     "base": ("base: imagenet256", "base: VALUE"),

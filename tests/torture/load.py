@@ -104,10 +104,9 @@ def _specs(scales: Sequence[str]) -> tuple[dict[RunSpec, None], dict[RunSpec, No
     for scale, name in itertools.product(scales, experiment_files()):
         experiment = load_experiment(name, scale)
         cells |= dict.fromkeys(experiment.rows.values())
-        for sweep in (*experiment.searches, *experiment.sweeps.values()):
+        for sweep in experiment.sweeps.values():
             points |= dict.fromkeys(spec for _, spec in sweep.points)
-            cells |= dict.fromkeys(spec for specs in sweep.rows.values() for spec in specs)
-    return points, cells
+    return points, cells | points
 
 
 def _template(run: Run, seeds: dict) -> str:

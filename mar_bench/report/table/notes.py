@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -177,25 +177,18 @@ def _origin(found: Measured) -> str:
 
 
 def _choices(experiment: Experiment) -> dict[str, str]:
-    """The sweep point or tokenizer selected for each row, and its alternatives."""
-    searches = {search.judge: (", ".join(search.rows), search.points) for search in experiment.searches}
-    sweeps = {row: (row, sweep.points) for row, sweep in experiment.sweeps.items()}
+    """The sweep point selected for each row, and its alternatives."""
     texts = {}
-    for row, (rows, candidates) in {**searches, **sweeps}.items():
+    for row, sweep in experiment.sweeps.items():
         if (choice := experiment.choices.get(row)) is None:
             run = f"`mar-bench run {experiment.id} --scale {experiment.scale}`"
-            texts[row] = f"{rows}: {fmt.NOT_CHOSEN}; {run} measures the {len(candidates)} candidates."
+            texts[row] = f"{row}: {fmt.NOT_CHOSEN}; {run} measures the {len(sweep.points)} candidates."
             continue
-        if row in searches:
-            number: Callable[[float], str] = fmt.number
-            by = f"lowest sum of reconstruction distance, {fmt.against(experiment, 'rfd')}, and loss of a short "
-            by += f"training of {row}, each over the best"
-        else:
-            number = partial(fmt.metric_number, experiment, choice["metric"])
-            by = f"{'lowest' if choice['minimise'] else 'highest'} {fmt.column_title(experiment, choice['metric'])}"
+        number = partial(fmt.metric_number, experiment, choice["metric"])
+        by = f"{'lowest' if choice['minimise'] else 'highest'} {fmt.column_title(experiment, choice['metric'])}"
         among = "; ".join(f"{_setting(point['values'])}: {number(point['value'])}" for point in choice["points"])
         seed = f" on sampling seed {choice['sampling_seed']}"
-        texts[row] = f"{rows}: {_setting(choice['chosen'])}, chosen by the {by}{seed}, among {among}."
+        texts[row] = f"{row}: {_setting(choice['chosen'])}, chosen by the {by}{seed}, among {among}."
     return texts
 
 
