@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mar_bench.models.finite import finite
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
+# noisy tokens (N, D), timesteps (N,) or (1,) -> noise and raw variance (N, 2 D)
+Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def cosine_betas(num_timesteps: int) -> np.ndarray:
@@ -92,9 +93,10 @@ class DiffusionTables(NamedTuple):
         """The same tables in float32 on ``device``."""
         return DiffusionTables(*(v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for v in self))
 
-    def at(self, name: str, t: Tensor) -> Tensor:
-        """Column ``name`` at steps ``t`` (N,), as (N, 1)."""
-        return getattr(self, name)[t][:, None]
+    def at(self, name: str, t: Tensor | int) -> Tensor:
+        """Column ``name`` at steps ``t`` (N,), as (N, 1), or at one step of all tokens, as ()."""
+        column = getattr(self, name)
+        return column[t] if isinstance(t, int) else column[t][:, None]
 
 
 @lru_cache(maxsize=16)
@@ -106,22 +108,22 @@ def tables_on(
         return DiffusionTables.make(num_timesteps, num_steps, schedule).on(device)
 
 
-def noised(tables: DiffusionTables, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """A sample of q(x_t | x_0) (iDDPM, equation 9): x0 and noise (N, D), t (N,)."""
+def noised(tables: DiffusionTables, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+    """A sample of q(x_t | x_0) (iDDPM, equation 9): x0 and noise (N, D), t (N,) or one step."""
     return tables.at("signal", t) * x0 + tables.at("sigma", t) * noise
 
 
-def predict_x0(tables: DiffusionTables, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def predict_x0(tables: DiffusionTables, xt: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
     """x0 (N, D) from x_t and the noise in it: ``noised`` solved for x0."""
     return tables.at("inverse_signal", t) * xt - tables.at("inverse_snr", t) * eps
 
 
-def posterior_mean(tables: DiffusionTables, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+def posterior_mean(tables: DiffusionTables, x0: Tensor, xt: Tensor, t: Tensor | int) -> Tensor:
     """Mean (N, D) of q(x_{t-1} | x_t, x_0) (iDDPM, equation 11)."""
     return tables.at("posterior_mean_x0", t) * x0 + tables.at("posterior_mean_xt", t) * xt
 
 
-def learned_log_variance(tables: DiffusionTables, raw: Tensor, t: Tensor) -> Tensor:
+def learned_log_variance(tables: DiffusionTables, raw: Tensor, t: Tensor | int) -> Tensor:
     """iDDPM, equation 15: the network's output in [-1, 1] interpolates between the bounds in log space."""
     share = (raw + 1) / 2
     return share * tables.at("log_betas", t) + (1 - share) * tables.at("posterior_log_variance_clipped", t)
@@ -224,10 +226,10 @@ def sample(
     rows = iter(noise)
     x = next(rows)
     for step in reversed(range(len(tables.timesteps))):
-        t, _, raw, x0 = _denoised(tables, denoise, x, step, clamp_x0)
-        x = posterior_mean(tables, x0, x, t)
+        _, raw, x0 = _denoised(tables, denoise, x, step, clamp_x0)
+        x = posterior_mean(tables, x0, x, step)
         if step > 0:  # the last step adds no noise
-            x = x + torch.exp(0.5 * learned_log_variance(tables, raw, t)) * next(rows) * temperature
+            x = x + torch.exp(0.5 * learned_log_variance(tables, raw, step)) * next(rows) * temperature
     return x
 
 
@@ -238,18 +240,17 @@ def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, clamp
     both still add up to x_t. Returns (N, D)."""
     x = start
     for step in reversed(range(len(tables.timesteps))):
-        t, eps, _, x0 = _denoised(tables, denoise, x, step, clamp_x0)
+        eps, _, x0 = _denoised(tables, denoise, x, step, clamp_x0)
         if clamp_x0 is not None:
-            eps = (tables.at("inverse_signal", t) * x - x0) / tables.at("inverse_snr", t)
-        x = noised(tables, x0, t - 1, eps) if step > 0 else x0
+            eps = (tables.at("inverse_signal", step) * x - x0) / tables.at("inverse_snr", step)
+        x = noised(tables, x0, step - 1, eps) if step > 0 else x0
     return x
 
 
 def _denoised(
     tables: DiffusionTables, denoise: Denoiser, x: Tensor, step: int, clamp_x0: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The step as (N,), and the network's noise, raw variance and x0, each (N, D)."""
-    t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-    eps, raw = denoise(x, tables.timesteps[t]).chunk(2, dim=-1)
-    x0 = predict_x0(tables, x, t, eps)
-    return t, eps, raw, x0 if clamp_x0 is None else finite(x0, "predictions of x0").clamp(-clamp_x0, clamp_x0)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The network's noise and raw variance, and x0, each (N, D)."""
+    eps, raw = denoise(x, tables.timesteps[step : step + 1]).chunk(2, dim=-1)
+    x0 = predict_x0(tables, x, step, eps)
+    return eps, raw, x0 if clamp_x0 is None else finite(x0, "predictions of x0").clamp(-clamp_x0, clamp_x0)

@@ -132,7 +132,7 @@ def generate_images(
         x = xt.view(shape)
         with clock("backbone"):
             x = x if scale == 1 else x.repeat(2, 1, 1)
-            predicted = model.predict(x, timestep[:1], all_labels).float()  # all rows are at the same timestep
+            predicted = model.predict(x, timestep, all_labels).float()
         if scale != 1:
             conditional, unconditional = predicted.chunk(2)
             predicted = guided(conditional, unconditional, scale, channels)

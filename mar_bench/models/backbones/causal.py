@@ -38,7 +38,7 @@ class CausalDecoder(Backbone):
         return 0
 
     def new_cache(self) -> list[KVCache]:
-        return [KVCache() for _ in self.blocks]
+        return [KVCache(self.positions.shape[1]) for _ in self.blocks]
 
     def _inputs(self, known: Tensor, labels: Tensor, order: Tensor) -> Tensor:
         """Class tokens and the k known tokens (B, C + k, E), with embeddings of own and target position.
@@ -65,8 +65,8 @@ class CausalDecoder(Backbone):
         assert n == 1, "causal attention draws one token per step"
         k = known.shape[1]
         x = self._inputs(known, labels, order)
-        if cache is not None and cache[0].keys is not None:
-            x = x[:, cache[0].keys.shape[2] :]
+        if cache is not None:
+            x = x[:, cache[0].seen :]
         return self._run(x, cache, order[:, k : k + 1])
 
     def forward(self, tokens: Tensor, labels: Tensor, order: Tensor, num_known: int = 0) -> Tensor:

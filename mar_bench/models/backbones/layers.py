@@ -13,10 +13,19 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class KVCache:
-    """Keys and values of one attention layer for the inputs seen so far, each (B, H, n, E / H)."""
+    """Keys and values of one attention layer for the ``seen`` inputs so far, in buffers for ``capacity`` of them."""
 
-    keys: Tensor | None = None
-    values: Tensor | None = None
+    def __init__(self, capacity: int):
+        self.capacity, self.seen = capacity, 0
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, H, seen, E / H), after adding those of n more inputs, (B, H, n, E / H)."""
+        if not self.seen:
+            self.keys, self.values = (x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (keys, values))
+        new = slice(self.seen, self.seen + keys.shape[2])
+        self.keys[:, :, new], self.values[:, :, new] = keys, values
+        self.seen = new.stop
+        return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
 
 
 class Attention(nn.Module):
@@ -35,9 +44,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)
         attend = None
         if cache is not None:
-            if cache.keys is not None and cache.values is not None:
-                k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
-            cache.keys, cache.values = k, v
+            k, v = cache.extended(k, v)
             if causal and length > 1:
                 past = k.shape[2] - length
                 attend = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(diagonal=past)

@@ -83,10 +83,9 @@ class Diffusion(Head):
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
     ) -> Tensor:
         """z (B, n, E) -> tokens (B, n, D) in T = num_diffusion_steps denoising steps."""
-        network = guided_network(self.net, z, z_uncond, scale, self.token_dim)
         tokens = sample(
             tables_on(z.device, self.spec.num_train_timesteps, sampling.num_diffusion_steps),
-            lambda xt, timestep: network(xt, timestep[:1]),  # all tokens are at the same timestep
+            guided_network(self.net, z, z_uncond, scale, self.token_dim),
             drawn.permute(1, 0, 2, 3).flatten(1, 2),  # (T + 1, B n, D), image by image
             sampling.temperature,
             sampling.clamp_x0,
