@@ -38,10 +38,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, causal: bool = False, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool = False, cache: KVCache | None = None, asked: slice | None = None
+    ) -> Tensor:
+        """Inputs (B, n, E) -> outputs of the ``asked`` inputs, by default all."""
         batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, n, E / H)
+        q, k, v = self._heads(x) if asked is None else self._heads_of(x, asked)  # each (B, H, n, E / H)
         attend = None
         if cache is not None:
             k, v = cache.extended(k, v)
@@ -50,7 +52,17 @@ class Attention(nn.Module):
                 attend = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(diagonal=past)
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attend, dropout, is_causal=causal and cache is None)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, length, dim)))
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _heads_of(self, x: Tensor, asked: slice) -> tuple[Tensor, ...]:
+        """Queries of the asked inputs alone."""
+        parts = self.qkv.weight.tensor_split(3), self.qkv.bias.tensor_split(3)
+        inputs = x[:, asked], x, x
+        heads = [F.linear(x, weight, bias) for x, weight, bias in zip(inputs, *parts)]
+        return tuple(h.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for h in heads)
 
 
 class Block(nn.Module):
@@ -63,8 +75,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=ACTIVATIONS[activation], drop=dropout)
 
-    def forward(self, x: Tensor, causal: bool = False, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), causal, cache)
+    def forward(
+        self, x: Tensor, causal: bool = False, cache: KVCache | None = None, asked: slice | None = None
+    ) -> Tensor:
+        seen = self.attn(self.norm1(x), causal, cache, asked)
+        x = (x if asked is None else x[:, asked]) + seen
         return x + self.mlp(self.norm2(x))
 
 

@@ -61,10 +61,13 @@ class MaskedEncoderDecoder(Backbone):
         x = torch.cat([self.decoder_embedding(encoded), masks], dim=1)  # class tokens, then the order
         front = self.decoder_positions[:, : self.num_class_tokens].expand(order.shape[0], -1, -1)
         x = x + torch.cat([front, gather(self.decoder_positions, order + self.num_class_tokens)], dim=1)
-        for block in self.decoder_blocks:
-            x = block(x)
         asked = slice(self.num_class_tokens + known, self.num_class_tokens + known + n)
-        x = self.decoder_norm(x[:, asked])
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
+            x = block(x)
+        # training asks for all masks, most of the inputs, and keeps the one product for queries, keys and values
+        x = last(x, asked=asked) if n < masks.shape[1] else last(x)[:, asked]
+        x = self.decoder_norm(x)
         return x + gather(self.head_positions, order[:, known : known + n])
 
     def predict(self, known: Tensor, labels: Tensor, order: Tensor, n: int = 1, cache: None = None) -> Tensor:
