@@ -79,7 +79,8 @@ def sampling_flops(spec: RunSpec) -> float:
     if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
         backbone = _causal_passes(model.backbone, spec.space, known)
     else:
-        backbone = sum(_masked_pass(model.backbone, spec.space, k) for k in known)
+        asked = [length - k for k in known] if sampling.order == "confidence" else counts
+        backbone = sum(_masked_pass(model.backbone, spec.space, k, n) for k, n in zip(known, asked))
     drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
     once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
     return guided * (backbone + drawn * (once + denoising * each))
@@ -94,7 +95,7 @@ def likelihood_flops(spec: RunSpec) -> float:
     if backbone.kind == "causal":
         passes = _causal_passes(backbone, spec.space, [length - 1])
     else:
-        passes = sum(_masked_pass(backbone, spec.space, k) for k in range(length)) * terms / length
+        passes = sum(_masked_pass(backbone, spec.space, k, 1) for k in range(length)) * terms / length
     once, each, draws = head_flops(model.head, backbone.dim, spec.space)
     steps = 0
     if model.head.kind == "diffusion":
@@ -108,11 +109,16 @@ def block_flops(dim: int, mlp_ratio: float, queries: int, keys: int) -> float:
     return 2 * queries * dim * (4 * dim + 2 * int(dim * mlp_ratio)) + 4 * queries * keys * dim
 
 
-def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int) -> float:
-    """The masked backbone with ``known`` known tokens; vectors are embedded by a linear layer, codes by a look-up."""
+def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int, asked: int | None = None) -> float:
+    """The masked backbone with ``known`` known tokens; vectors are embedded by a linear layer, codes by a look-up.
+
+    If only ``asked`` unknown tokens are drawn, the last block computes just keys and values for the other inputs."""
     seen, every = part.num_class_tokens + known, part.num_class_tokens + num_tokens(space)
     encoder = part.encoder_depth * block_flops(part.dim, part.mlp_ratio, seen, seen)
     decoder = part.decoder_depth * block_flops(part.dim, part.mlp_ratio, every, every)
+    if asked is not None and asked < num_tokens(space) - known:
+        keys_and_values = 4 * (every - asked) * part.dim**2
+        decoder += keys_and_values - block_flops(part.dim, part.mlp_ratio, every - asked, every)
     return encoder + decoder + 2 * seen * part.dim**2 + known * 2 * getattr(space, "dim", 0) * part.dim
 
 
