@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -117,10 +117,18 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
     for bundle in bundles:
         tree = overlay(tree, bundle.set or {})
     trees = (overlay(overlay(tree, point), command_line) for point in points_of(bundles))
-    specs = list(dict.fromkeys(finish(parse(RunSpec, tree)) for tree in trees))
+    specs = list(dict.fromkeys(finish(_reachable(parse(RunSpec, tree), command_line)) for tree in trees))
     if specs[0].sampling.seed == CHOICE_SEED:
         raise UserError(f"sampling.seed {CHOICE_SEED} is reserved for comparing sweep points; choose another")
     return specs
+
+
+def _reachable(spec: RunSpec, command_line: dict[str, Any]) -> RunSpec:
+    """The spec without the snapshots that a training shortened on the command line does not reach."""
+    given, train = command_line.get("train"), spec.train
+    if not isinstance(given, dict) or "steps" not in given or "snapshots" in given:
+        return spec
+    return replace(spec, train=replace(train, snapshots=tuple(s for s in train.snapshots if s <= train.steps)))
 
 
 def _need_likelihood(spec: RunSpec, key: str) -> None:

@@ -13,6 +13,7 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.parse import KeyPathError, as_tree, overlay, parse
 from mar_bench.config.spec import DiffusionHead, KLTokenizer, RunSpec, TrainSpec
 from mar_bench.config.yaml_layers import experiment_files, find_experiment, scales
+from mar_bench.utils.errors import UserError
 from tests.experiment_files import BASE, MINE, load, mistake, written
 
 # --- layers ---------------------------------------------------------------------------------------------
@@ -91,6 +92,17 @@ def test_a_base_and_a_scale_beside_the_experiment_come_before_the_shipped_ones(t
     assert load(file, scale="paper").rows["small"].data.kind == "digits"
     (tmp_path / "scale/paper.yaml").write_text("run: {train: {steps: 11}}")
     assert load(file, scale="paper").rows["small"].train.steps == 11
+
+
+def test_a_training_shortened_on_the_command_line_keeps_the_snapshots_it_reaches():
+    def kept(*overrides: str) -> tuple[int, ...]:
+        return load_experiment("table1", "tiny", overrides).rows["mar/ce/unguided"].train.snapshots
+
+    assert kept("train.steps=7") == () and kept("train.steps=1000") == (125, 250, 500)  # the end is kept anyway
+    assert kept("train.steps=9000") == kept() == (125, 250, 500, 1000, 2000)
+    assert kept("train.steps=9000", "train.snapshots=[5000]") == (5000,)
+    with pytest.raises(UserError, match="sampling.snapshot 2000: no weights are kept"):
+        load_experiment("learning_curves", "tiny", ["train.steps=1000"])
 
 
 def test_knobs_that_a_model_does_not_have_are_neutral():

@@ -236,7 +236,7 @@ def test_a_training_in_each_order(attention, tmp_path):
         model.load_state_dict(load_file(folder / "ema.safetensors"))
         tokens = generate(model, torch.arange(4), spec.sampling, NoiseSource(0, range(4)))
         assert tokens.shape[:2] == (4, model.length)
-    assert losses["permuted"][0] != losses["random"][0]
+    assert losses["permuted"][1:] != losses["random"][1:]  # a new head's loss is the same in every order
     assert losses["annealed"][:5] == losses["random"][:5] and losses["annealed"][5:] != losses["random"][5:]
 
 
