@@ -28,6 +28,9 @@ from mar_bench.utils.files import sha256_of
 
 LAYERS = ("features", "logits")  # of our own networks and of plugins
 ENTRY_POINTS = "mar_bench.extractors"
+# <extractor id>.safetensors: trained once and kept, as Inception is. Training rounds differently on another processor,
+# and distances by two networks are not comparable.
+CLASSIFIERS = Path(__file__).parent / "classifiers"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -16,6 +16,7 @@ from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import ImageFolderData, MetricsSpec, PluginExtractor
 from mar_bench.data.datasets import DataSet, load_data, silent
 from mar_bench.metrics.acceptance import accept
+from mar_bench.metrics.features import CLASSIFIERS
 from mar_bench.metrics.references import Reference, build_reference, read_reference
 from mar_bench.metrics.score import Measure, extract_features
 from mar_bench.pipeline.execute import STAGES
@@ -76,9 +77,9 @@ def test_a_reference_of_other_images_is_refused():
         assert says(refusal(judged, Network(rows), real, "file"), "is not fit to measure", "pixels shuffled")
 
 
-def prepared(folder: Path, *overrides: str, data: ImageFolderData | None = None) -> Path:
-    """The folder of a smoke run's extractor stage."""
-    spec = load_experiment("table1", "smoke", overrides).rows["mar/diff/guided"]
+def prepared(folder: Path, *overrides: str, data: ImageFolderData | None = None, scale: str = "smoke") -> Path:
+    """The folder of a run's extractor stage."""
+    spec = load_experiment("table1", scale, overrides).rows["mar/diff/guided"]
     run = generation_run("row", replace(spec, data=data or spec.data))
     places = Places(folder / "runs", folder / "records")
     stage = places.folder("extractor", run.ids["extractor_id"])
@@ -91,6 +92,16 @@ def test_a_classifier_that_learned_nothing_is_refused(tmp_path):
     message = refusal(prepared, tmp_path, "metrics.extractor.lr=1e-9")
     assert says(message, "'digits' is not fit to measure", "10.0% of 300", "metrics.extractor.min_accuracy 0.8")
     assert not [*tmp_path.rglob("*.npz")]
+
+
+def test_kept_classifiers_are_not_trained_again(tmp_path):
+    """They are those of the small scales: a changed spec, whose id has no file, would train its own on each machine."""
+    stages = {prepared(tmp_path / scale, scale=scale) for scale in ("tiny", "desk")}
+    assert {stage.name for stage in stages} == {file.stem for file in CLASSIFIERS.iterdir()}
+    for stage in stages:
+        kept = CLASSIFIERS / f"{stage.name}.safetensors"
+        assert (stage / "extractor.safetensors").read_bytes() == kept.read_bytes()
+        assert {file.name for file in stage.iterdir()} == {"extractor.safetensors", "reference.npz", "heldout.npz"}
 
 
 def test_the_classifier_of_smoke_scale_is_accepted_and_its_figures_are_kept(tmp_path):
