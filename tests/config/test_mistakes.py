@@ -67,9 +67,9 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("    guided:\n", "    16:\n", ("axes.guidance.16", "quote")),
         ('set: {sampling: "${parts.guided}"}', 'sett: {sampling: "${parts.guided}"}', ("sett", "did you mean 'set'")),
         ("train: {lr_schedule:", "train: {lr_shedule:", ("lr_shedule", "did you mean 'lr_schedule'")),
-        ("model: {order: raster", "model: {order: rastre", ("model.order", "rastre", "raster, permuted, random")),
+        ("set: ${parts.variant.mar}", "set: {model: {order: rastre}}", ("model.order", "rastre", "raster, permuted, random")),
         # interpolation
-        ("${parts.few_steps}", "${parts.few_step}", ("num_ar_steps", "parts.few_step")),
+        ("${parts.variant.mar}", "${parts.variant.mer}", ("axes.variant.mar.set", "parts.variant.mer")),
         # layout
         ("metrics: [fd, is]", "metrics: [fid, is]", ("layout.metrics", "did you mean 'fd'")),
         # published cells
