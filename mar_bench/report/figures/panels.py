@@ -142,9 +142,7 @@ def render(plot: Plot) -> Figure:
 
 
 def _points(ax: Axes, points: pd.DataFrame, joined: bool, colours: dict[str, str], markers: dict[str, str]) -> None:
-    several = joined and [*colours] != [*markers]  # the second of two losses is dashed
-    styles = dict(zip(markers, itertools.cycle("-" if not several else ("-", "--")))) if joined else {}
-    styles = styles or dict.fromkeys(markers, "none")
+    styles = _styles(joined, colours, markers)
     for (colour, marker), group in points.sort_values("x", kind="stable").groupby(["colour", "marker"], sort=False):
         look: dict[str, Any] = {"color": colours[str(colour)], "marker": markers[str(marker)]}
         ours, theirs = group[~group["published"]], group[group["published"]]
@@ -195,6 +193,12 @@ def _scale_x(ax: Axes, plot: Plot) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
 
 
+def _styles(joined: bool, colours: dict[str, str], markers: dict[str, str]) -> dict[str, str]:
+    """The line of each marker; the second of two losses is dashed."""
+    several = joined and [*colours] != [*markers]
+    return dict(zip(markers, itertools.cycle(("-", "--") if several else ["-" if joined else "none"])))
+
+
 def _handle(label: str, **look: Any) -> Line2D:
     """An entry of the legend; by default text alone."""
     return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "markersize": MARKER_SIZE, "label": label, **look})
@@ -202,7 +206,7 @@ def _handle(label: str, **look: Any) -> Line2D:
 
 def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[str, str]) -> None:
     """Draw one legend below the panels: colours and markers in columns under bold headings, or one below the other."""
-    line = {"linestyle": "-" if plot.joined else "none", "markeredgecolor": "none"}
+    styles = _styles(plot.joined, colours, markers)
     notes = []
     if plot.floors is not None and len(plot.floors):
         notes.append(_handle(f"reconstruction alone, {plot.against}", **FLOOR))
@@ -213,14 +217,15 @@ def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[s
         notes.append(_handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
     title, *second = plot.legend
     wide = len(plot.panels) > 1
-    first = [_handle(t, color=colours[t], marker=markers.get(t, "o"), **line) for t in colours if t]
+    filled = {"markeredgecolor": "none", "linestyle": "-" if plot.joined else "none"}
+    first = [_handle(t, color=colours[t], marker=markers.get(t, "o"), **filled) for t in colours if t]
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01)}
     if not second:
         figure.legend(handles=[*first, *notes], ncols=3 if wide else 1, title=title or None, **place)
         return
     columns = [
         [_handle(title), *first],
-        [_handle(second[0]), *(_handle(t, marker=markers[t], markeredgecolor="none") for t in markers)],
+        [_handle(second[0]), *(_handle(t, marker=markers[t], **filled | {"linestyle": styles[t]}) for t in markers)],
     ]
     min(columns, key=len).extend(notes)
     longest = max(map(len, columns)) if wide else 0
