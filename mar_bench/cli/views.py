@@ -111,8 +111,8 @@ def claims(
 ) -> None:
     """Judge the paper's claims from the available records.
 
-    Judges each at --scale or, by default, at the largest scale that has its evidence. --save writes <reports>/claims.md
-    or, with --scale, <reports>/<scale>/claims.md."""
+    Judges each at --scale or, by default, at every scale. --save writes <reports>/claims.md or, with --scale,
+    <reports>/<scale>/claims.md."""
     from mar_bench.report.claims.report import claims_file, markdown
     from mar_bench.utils.files import atomic_write, with_folder
 

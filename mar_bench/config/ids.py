@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,20 @@ from mar_bench.config.spec import CHOICE_SEED, ARModel, RunSpec, SamplingSpec, m
 from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.records.record import HINT, Record
 from mar_bench.utils.errors import UserError, shown
+
+
+def _remembered(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keep the result in the frozen dataclass that ``function`` is called with: plans ask for the same parts often.
+
+    A cache by equality would not do, as 1 == 1.0 but their JSON differs."""
+    name = f"_{function.__name__}"
+
+    def remembering(value: Any) -> Any:
+        if name not in vars(value):
+            vars(value)[name] = function(value)
+        return vars(value)[name]
+
+    return remembering
 
 
 def canonical(value: Any) -> Any:
@@ -48,11 +63,18 @@ def _hashed(cls: Any) -> dict[str, Any]:
 def stage_id(name: str, **inputs: Any) -> str:
     """12 hex digits of the SHA-256 of a stage's name, revision and inputs; inputs that are None do not count."""
     stage = STAGES[name]
-    content = {"stage": stage.hashed_as, **{k: canonical(v) for k, v in inputs.items() if v is not None}}
+    content = {"stage": stage.hashed_as, **{k: v for k, v in inputs.items() if v is not None}}
     if stage.revision != 1:
         content["revision"] = stage.revision
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    text = ",".join(f'"{key}":{(_json if is_dataclass(v) else _dumped)(v)}' for key, v in sorted(content.items()))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:12]
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+_json = _remembered(_dumped)
 
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
@@ -64,7 +86,8 @@ def _seedless_ids(spec: RunSpec) -> dict[str, str]:
     """The ids of the stages that do not depend on the seeds of training and sampling."""
     views: dict[str, Any] = {f.name: f.default for f in fields(spec.tokenizer) if f.metadata.get("view")}
     viewed = {name: getattr(spec.tokenizer, name) for name in views if getattr(spec.tokenizer, name) != views[name]}
-    tokenizer, data, metrics = replace(spec.tokenizer, **views), spec.data, spec.metrics
+    tokenizer = replace(spec.tokenizer, **views) if viewed else spec.tokenizer
+    data, metrics = spec.data, spec.metrics
     ids: dict[str, str] = {}
     fitted = tokenizer.trained or measures_scale(spec.tokenizer)
     ids["tokenizer_id"] = stage_id("tokenizer", tokenizer=tokenizer, data=data if fitted else None)

@@ -50,7 +50,7 @@ def written(folder: Path, *items: str) -> Path:
 
 
 def parsed(folder: Path, item: str) -> Evidence:
-    return read_claims(written(folder, item))[0].evidence[0]
+    return read_claims(written(folder, item)).claims[0].evidence[0]
 
 
 def judged(folder: Path, item: str, records, scale: str = "tiny") -> tuple[str, str]:
@@ -69,7 +69,7 @@ def compact(text: str) -> str:
 
 
 def test_the_shipped_file_has_the_ten_claims():
-    found = read_claims(claims_file())
+    found = read_claims(claims_file()).claims
     assert [claim.number for claim in found] == list(range(1, 11))
     table1 = [item["claim"] for item in load_experiment("table1", "tiny").orderings]
     used = [e.claim for claim in found for e in claim.evidence if e.experiment == "table1"]
@@ -223,19 +223,23 @@ def test_a_point_outside_with_another_protocol_is_undecided(folder):
 # --- the report -----------------------------------------------------------------------------------------
 
 
-def test_each_evidence_is_judged_at_the_largest_scale_that_has_it(folder):
+def test_evidence_is_judged_at_every_scale_and_shown_at_the_largest_that_has_it(folder):
     path = written(folder, ORDERING)
     ratios = {"unguided": 1.01, "guided": 1.01}
     smoke, tiny, desk = (of_steps(load_experiment("steps", scale), ratios) for scale in ("smoke", "tiny", "desk"))
     few = of_steps(load_experiment("steps", "paper"), ratios, rows=["s25/guided"])
 
-    def chosen(records, scale: str | None = None) -> str:
+    def judged(records, scale: str | None = None) -> tuple[str, str]:
+        """The columns of the summary after the evidence, and the scale of the details."""
         text = compact(report.markdown(path, records, scale))
-        return text.split("| claim 1 | t |")[1].split("|")[0].strip()
+        heading = text.split("| claim | | evidence |")[1].splitlines()[0]
+        return heading.rstrip(" |").strip(), text.partition("Experiment steps, ")[2].partition(" scale")[0]
 
-    assert chosen(tiny | desk) == "desk" and chosen(tiny | few) == "tiny" and chosen(smoke) == "–"
-    assert chosen(smoke, "smoke") == "smoke" and chosen(tiny | desk, "tiny") == "tiny" and chosen(desk, "tiny") == "–"
-    assert "Experiment steps, paper scale; 1 of its 4 rows are measured" in report.markdown(path, few)
+    assert judged(tiny | desk) == ("desk | tiny", "desk") and judged(tiny | few) == ("paper | tiny", "tiny")
+    assert judged(smoke) == ("", "") and judged(smoke, "smoke") == ("smoke", "smoke")
+    assert judged(tiny | desk, "tiny") == ("tiny", "tiny") and judged(desk, "tiny") == ("", "")
+    text = report.markdown(path, few)
+    assert "Experiment steps, paper scale; 1 of its 4 rows are measured" in text and "| undecided (" in text
 
 
 def test_rows_that_a_scale_leaves_out_are_named(folder):
@@ -246,8 +250,16 @@ def test_rows_that_a_scale_leaves_out_are_named(folder):
     text = report.markdown(written(folder, BELOW), made)
     assert "Experiment speed, tiny scale; this scale has no system 'AR, CrossEnt'." in text and "t: holds" in text
     with (folder / "steps.yaml").open("a") as file:
-        file.write("scales: {tiny: {orderings: []}}\n")
-    assert "undecided (not at this scale)" in report.markdown(written(folder, ORDERING), {}, "tiny")
+        file.write("scales: {paper: {orderings: []}}\n")
+    assert "undecided (no records)" in report.markdown(written(folder, ORDERING), {}), "tiny scale has the ordering"
+
+
+def test_claims_beyond_the_paper_have_a_table_of_their_own(folder):
+    path = written(folder, OPTIMUM)
+    path.write_text(path.read_text() + f"beyond:\n  - {{number: 2, text: b, evidence: [{ORDERING}]}}\n")
+    text = compact(report.markdown(path, of_temperature((4.0, 3.2, 3.0, 3.5))))
+    paper, beyond = text.split("Not the paper's")
+    assert "| 1 | claim 1 | t | holds |" in paper and "| 2 | b | t | undecided" in beyond and "## 2. b" in beyond
 
 
 def test_the_command_prints_and_saves(folder, tmp_path):

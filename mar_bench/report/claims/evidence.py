@@ -10,8 +10,16 @@ from typing import Literal, NamedTuple
 from mar_bench.config.experiment import Experiment
 from mar_bench.report import format as fmt
 from mar_bench.report.claims import trends
-from mar_bench.report.claims.orderings import DIFFERENCE, allowed, compare, difference, difference_cells, pairs_table
-from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, runs_with, select, values
+from mar_bench.report.claims.orderings import (
+    DIFFERENCE,
+    allowed,
+    compare,
+    difference,
+    difference_cells,
+    pairs,
+    pairs_table,
+)
+from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, runs_with, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
 
 NOT_MEASURED = "not all points are measured"
@@ -43,14 +51,14 @@ class Ordering:
 
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows that the evidence is about, as far as the scale has them."""
-        pairs = compare(experiment, select(experiment, {}))
-        return list(dict.fromkeys(row for pair in pairs if pair.claim == self.claim for row in pair.rows))
+        chosen = (rows for item, rows in pairs(experiment) if item["claim"] == self.claim)
+        return list(dict.fromkeys(row for rows in chosen for row in rows))
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict with the cost that the claim allows, and its pairs in Markdown."""
-        pairs = [c for c in compare(experiment, selection) if c.claim == self.claim]
-        verdict, cost = all_of([c.difference.verdict for c in pairs]), allowed(pairs)
-        text = pairs_table(pairs) if pairs else "This scale has no such pair."
+        found = [c for c in compare(experiment, selection) if c.claim == self.claim]
+        verdict, cost = all_of([c.difference.verdict for c in found]), allowed(found)
+        text = pairs_table(found) if found else "This scale has no such pair."
         return f"{verdict} ({cost})" if cost else verdict, text
 
 
@@ -62,13 +70,13 @@ class Trend(Ordering):
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict, with the step from which every pair holds, and the pairs in Markdown."""
-        pairs = trends.trends(experiment, selection).get(self.claim, [])
-        if not pairs:
+        found = trends.trends(experiment, selection).get(self.claim, [])
+        if not found:
             return UNDECIDED, "This scale has no such pair."
-        verdict = all_of([pair.verdict for pair in pairs])
-        since = f" from {max(pair.since for pair in pairs):,} steps on" if verdict == HOLDS else ""
-        cost = allowed(c for pair in pairs for c in pair.points)
-        return f"{verdict}{since}{f' ({cost})' if cost else ''}", trends.table(pairs)
+        verdict = all_of([pair.verdict for pair in found])
+        since = f" from {max(pair.since for pair in found):,} steps on" if verdict == HOLDS else ""
+        cost = allowed(c for pair in found for c in pair.points)
+        return f"{verdict}{since}{f' ({cost})' if cost else ''}", trends.table(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,15 +36,18 @@ class Comparison:
     paper_percent: float | None  # None if the paper has no numbers
 
 
-def compare(experiment: Experiment, selection: Selection) -> list[Comparison]:
-    """Every pair of rows of every ordering of the experiment, of the rows that its scale has."""
-    found = []
+def pairs(experiment: Experiment) -> Iterator[tuple[dict, tuple[str, str]]]:
+    """Every ordering with each pair of rows that it is about, of the rows that the scale has; the better one first."""
     for item, row in itertools.product(experiment.orderings, experiment.rows):
         bundles = experiment.bundles(row)
         other = "/".join({**bundles, item["axis"]: item["worse"]}.values())
         if bundles[item["axis"]] == item["better"] and other in experiment.rows:
-            found.append(_comparison(experiment, selection, item, (row, other)))
-    return found
+            yield item, (row, other)
+
+
+def compare(experiment: Experiment, selection: Selection) -> list[Comparison]:
+    """Every pair of rows of every ordering of the experiment, judged."""
+    return [_comparison(experiment, selection, item, rows) for item, rows in pairs(experiment)]
 
 
 def _comparison(experiment: Experiment, selection: Selection, item: dict, rows: tuple[str, str]) -> Comparison:

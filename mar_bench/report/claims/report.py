@@ -1,4 +1,4 @@
-"""The claims report: each claim judged by the records at the largest scale that has its evidence.
+"""The claims report: each claim judged by the records of every scale, in detail at the largest that has its evidence.
 
 The claims and the evidence for each are in experiments/claims/paper.yaml."""
 
@@ -21,7 +21,6 @@ from mar_bench.report.stats import UNDECIDED
 from mar_bench.utils.errors import UserError, did_you_mean
 
 NO_EVIDENCE = "smoke"  # its numbers mean nothing
-WHOLE = "paper"  # the scale that has every row
 BY_SIZE = [name for name in reversed(SCALES) if name != NO_EVIDENCE]  # largest first
 
 
@@ -33,77 +32,99 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class _File:
+class _Finding:
+    whole: bool  # all rows that the evidence needs are measured
+    verdict: str
+    text: str = "No row of its experiment has a record here."
+
+
+@dataclass(frozen=True)
+class Claims:
     claims: tuple[Claim, ...]
+    beyond: tuple[Claim, ...] = ()  # not the paper's: what might explain where its claims do not hold
+
+
+NOTHING = _Finding(False, f"{UNDECIDED} (no records)")
 
 
 def claims_file() -> Path:
     return experiments_dir() / "claims/paper.yaml"
 
 
-def read_claims(path: Path) -> tuple[Claim, ...]:
+def read_claims(path: Path) -> Claims:
     """Raises UserError, with file and key, for a file that does not parse, repeats a number or lists nothing."""
     try:
-        claims = parse(_File, load_yaml(path)).claims
-        for i, claim in enumerate(claims):
-            if claim.number in [other.number for other in claims[:i]]:
-                raise KeyPathError(f"claims[{i}].number", f"{claim.number} is used twice")
-            if not claim.evidence:
-                raise KeyPathError(f"claims[{i}].evidence", "expected at least one piece of evidence")
+        file = parse(Claims, load_yaml(path))
+        numbers = set()
+        for key, claims in {"claims": file.claims, "beyond": file.beyond}.items():
+            for i, claim in enumerate(claims):
+                if claim.number in numbers:
+                    raise KeyPathError(f"{key}[{i}].number", f"{claim.number} is used twice")
+                if not claim.evidence:
+                    raise KeyPathError(f"{key}[{i}].evidence", "expected at least one piece of evidence")
+                numbers.add(claim.number)
     except KeyPathError as error:
         raise UserError(f"{path}: {error.path}: {error.message}") from None
-    return claims
+    return file
 
 
 def markdown(path: Path, records: Records, scale: str | None = None) -> str:
-    """Every claim of a file with its evidence, at ``scale`` or at the largest one that has the records.
+    """Every claim of a file with its evidence, at ``scale`` or at all scales.
 
     Raises UserError for a malformed file and for an experiment, ordering, axis or label that does not exist."""
 
     @cache
-    def load(name: str, at: str) -> Experiment:
-        return with_choices(load_experiment(name, at), records)
-
-    @cache
     def selected(name: str, at: str) -> tuple[Experiment, Selection]:
-        return load(name, at), select(load(name, at), records)
+        experiment = with_choices(load_experiment(name, at), records)
+        return experiment, select(experiment, records)
 
-    summary, details = [], []
-    for claim in read_claims(path):
-        details.append(f"## {claim.number}. {inline(claim.text)}")
-        for evidence in claim.evidence:
-            name = evidence.experiment
-            if name not in experiment_files():
-                raise UserError(f"{path}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
-            whole = load(name, WHOLE)  # a smaller scale may leave rows out
-            if wrong := evidence.unknown(whole):
-                raise UserError(f"{path}: claim {claim.number}: {name} has {wrong[0]}; see {whole.file}")
-            place, verdict, text = _finding(evidence, selected, scale)
-            details.append(f"### {inline(evidence.title)}: {inline(verdict)}\n\n{text}")
-            summary.append([str(claim.number), claim.text, evidence.title, place or MISSING, verdict])
-    parts = {"scale": scale, "by_size": BY_SIZE, "outside": OUTSIDE, "summary": summary}
+    file = read_claims(path)
+    found = {
+        (claim.number, evidence): _findings(f"{path}: claim {claim.number}", evidence, selected, scale)
+        for claim in file.claims + file.beyond
+        for evidence in claim.evidence
+    }
+    columns = [at for at in (*BY_SIZE, NO_EVIDENCE) if any(at in findings for findings in found.values())]
+    summaries: list[list[list[str]]] = []
+    details = []
+    for claims in (file.claims, file.beyond):
+        summaries.append([])
+        for claim in claims:
+            details.append(f"## {claim.number}. {inline(claim.text)}")
+            name = [str(claim.number), claim.text]
+            for evidence in claim.evidence:
+                findings = found[claim.number, evidence]
+                cells = [findings[at].verdict if at in findings else MISSING for at in columns]
+                summaries[-1].append([*name, evidence.title, *cells])
+                name = ["", ""]  # once for all of its evidence
+                main = next((one for one in findings.values() if one.whole), next(iter(findings.values()), NOTHING))
+                details.append(f"### {inline(evidence.title)}: {inline(main.verdict)}\n\n{main.text}")
+    parts = {"scale": scale, "columns": columns, "outside": OUTSIDE, "summaries": summaries}
     return render("claims.md.j2", **parts, details=Block("\n\n".join(details)))
 
 
-def _finding(
-    evidence: Evidence, selected: Callable[[str, str], tuple[Experiment, Selection]], wanted: str | None
-) -> tuple[str | None, str, str]:
-    """Scale, verdict and text, at the scale ``wanted``, else at the largest with all rows measured, else with any.
+def _findings(
+    where: str, evidence: Evidence, selected: Callable[[str, str], tuple[Experiment, Selection]], wanted: str | None
+) -> dict[str, _Finding]:
+    """What the evidence says at each scale that has records of it, or at the scale ``wanted``, largest scale first.
 
-    The scale is None if no scale has records."""
-    counts: dict[str, tuple[int, int]] = {}  # scale -> rows with a distance, and all rows that the evidence needs
-    for name in [wanted] if wanted else [name for name in BY_SIZE if name in scales()]:
-        experiment, selection = selected(evidence.experiment, name)
+    Raises UserError, which begins with ``where``, if no scale has the evidence."""
+    name = evidence.experiment
+    if name not in experiment_files():
+        raise UserError(f"{where}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
+    known = {at: selected(name, at) for at in [*BY_SIZE, wanted] if at in scales()}
+    unknown = {at: evidence.unknown(experiment) for at, (experiment, _) in known.items()}
+    if all(unknown.values()):
+        raise UserError(f"{where}: {name} has {unknown[BY_SIZE[0]][0]}; see {known[BY_SIZE[0]][0].file}")
+    found = {}
+    for at, (experiment, selection) in known.items():
         rows = evidence.rows(experiment)
-        counts[name] = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows), len(rows)
-    some = [name for name, (done, _) in counts.items() if done]
-    if not some:
-        lacks = "no records" if any(total for _, total in counts.values()) else "not at this scale"
-        return None, f"{UNDECIDED} ({lacks})", f"No row of experiment {evidence.experiment} has a record here."
-    scale = next((name for name in some if counts[name][0] == counts[name][1]), some[0])
-    (experiment, selection), (done, total) = selected(evidence.experiment, scale), counts[scale]
-    verdict, text = evidence.judge(experiment, selection)
-    place = f"Experiment {evidence.experiment}, {scale} scale"
-    place += "".join(f"; this scale has {lacking}" for lacking in evidence.unknown(experiment))
-    place += f"; {done} of its {total} rows are measured" * (done < total)
-    return scale, verdict, f"{inline(place)}.\n\n{text}"
+        done = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows)
+        if not done or wanted not in (None, at):
+            continue
+        verdict, text = evidence.judge(experiment, selection)
+        place = f"Experiment {name}, {at} scale"
+        place += "".join(f"; this scale has {lacking}" for lacking in unknown[at])
+        place += f"; {done} of its {len(rows)} rows are measured" * (done < len(rows))
+        found[at] = _Finding(done == len(rows), verdict, f"{inline(place)}.\n\n{text}")
+    return found
