@@ -251,7 +251,8 @@ def test_rows_that_a_scale_leaves_out_are_named(folder):
     assert "Experiment speed, tiny scale; this scale has no system 'AR, CrossEnt'." in text and "t: holds" in text
     with (folder / "steps.yaml").open("a") as file:
         file.write("scales: {paper: {orderings: []}}\n")
-    assert "undecided (no records)" in report.markdown(written(folder, ORDERING), {}), "tiny scale has the ordering"
+    assert "undecided (no records)" in report.markdown(written(folder, ORDERING), {}), "smaller scales have it"
+    assert "undecided (not at this scale)" in report.markdown(written(folder, ORDERING), {}, "paper")
 
 
 def test_claims_beyond_the_paper_have_a_table_of_their_own(folder):

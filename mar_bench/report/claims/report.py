@@ -120,11 +120,12 @@ def _findings(
     for at, (experiment, selection) in known.items():
         rows = evidence.rows(experiment)
         done = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows)
-        if not done or wanted not in (None, at):
-            continue
-        verdict, text = evidence.judge(experiment, selection)
-        place = f"Experiment {name}, {at} scale"
-        place += "".join(f"; this scale has {lacking}" for lacking in unknown[at])
-        place += f"; {done} of its {len(rows)} rows are measured" * (done < len(rows))
-        found[at] = _Finding(done == len(rows), verdict, f"{inline(place)}.\n\n{text}")
+        if done and wanted in (None, at):
+            verdict, text = evidence.judge(experiment, selection)
+            place = f"Experiment {name}, {at} scale"
+            place += "".join(f"; this scale has {lacking}" for lacking in unknown[at])
+            place += f"; {done} of its {len(rows)} rows are measured" * (done < len(rows))
+            found[at] = _Finding(done == len(rows), verdict, f"{inline(place)}.\n\n{text}")
+        elif at == wanted and not rows:
+            found[at] = _Finding(False, f"{UNDECIDED} (not at this scale)")
     return found
