@@ -115,7 +115,7 @@ def neighbour_page(experiment: Experiment, row: str, found, path: Path) -> Path:
         curves.set_xticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"))
         curves.set_xticks((), minor=True)
         curves.set_xlabel("distance to the nearest training image /\nthat one's distance to its nearest other")
-        curves.legend(frameon=False, loc="upper left")
+        curves.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
         figure.suptitle(
             f"{experiment.title}, {fmt.scale_title(experiment)}\n{fmt.row_words(experiment, row)}\n"
             f"Generated images and their nearest training images, by the features of {names}",
