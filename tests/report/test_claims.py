@@ -125,12 +125,16 @@ def of_steps(experiment, ratios: dict[str, float], noise: float = 0.01, **kwargs
 
 @pytest.mark.parametrize(
     ("unguided", "guided", "noise", "expected"),
-    [(1.01, 1.02, 0.01, HOLDS), (1.01, 1.2, 0.01, FAILS), (1.01, 1.05, 2.0, UNDECIDED)],
+    [
+        (1.01, 1.02, 0.01, f"{HOLDS} (at most 5 % worse)"),
+        (1.01, 1.2, 0.01, f"{FAILS} (holds: 1, does not hold: 1; at most 5 % worse)"),
+        (1.01, 1.05, 2.0, f"{UNDECIDED} (at most 5 % worse)"),
+    ],
 )
 def test_an_ordering_holds_on_all_pairs_or_fails_on_any(folder, unguided, guided, noise, expected):
     steps = load_experiment("steps", "tiny")
     verdict, text = judged(folder, ORDERING, of_steps(steps, {"unguided": unguided, "guided": guided}, noise))
-    assert verdict == f"{expected} (at most 5 % worse)" and "| unguided" in text and "| guided" in text
+    assert verdict == expected and "| unguided" in text and "| guided" in text
 
 
 # --- an optimum -----------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def of_speed(distances=(), seconds=(), noise: float = 0.02, no_seconds=(), no_di
 )  # fmt: skip
 def test_every_point_of_the_others_is_judged_by_points_at_most_as_slow(folder, records, expected, words):
     verdict, text = judged(folder, BELOW, of_speed(**records))
-    assert verdict == expected and words in text
+    assert verdict.partition(" (")[0] == expected and words in text
 
 
 def test_a_point_outside_with_another_protocol_is_undecided(folder):

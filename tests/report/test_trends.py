@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.records.record import Record
+from mar_bench.report.claims.evidence import Trend as EvidenceOfTrend
 from mar_bench.report.claims.trends import Trend, table, trends
 from mar_bench.report.figures import draw as figures
 from mar_bench.report.frames import select
@@ -74,6 +76,15 @@ def test_a_single_seed_decides_nothing():
     assert found.verdict == UNDECIDED and "too few seeds for a trend" in found.words
     nothing = trends(EXPERIMENT, select(EXPERIMENT, {}))[CLAIM][0]
     assert nothing.verdict == UNDECIDED and nothing.crossings == "–"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [({500: 1.1}, f"{HOLDS} from 1,000 steps on"), ({4000: 1.1}, FAILS), ({4000: 1}, UNDECIDED)]
+)
+def test_as_evidence_the_last_step_decides(ratio, expected):
+    evidence = EvidenceOfTrend(title="t", experiment="learning_curves", claim=CLAIM)
+    made = records(lambda steps: ratio.get(steps, 0.8))
+    assert evidence.judge(EXPERIMENT, select(EXPERIMENT, made)) == (expected, ANY)
 
 
 def test_the_table_has_a_column_for_every_step_and_the_figure_a_panel_for_every_x(tmp_path):

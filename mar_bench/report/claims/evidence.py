@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean
@@ -57,9 +58,8 @@ class Ordering:
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict with the cost that the claim allows, and its pairs in Markdown."""
         found = [c for c in compare(experiment, selection) if c.claim == self.claim]
-        verdict, cost = all_of([c.difference.verdict for c in found]), allowed(found)
         text = pairs_table(found) if found else "This scale has no such pair."
-        return f"{verdict} ({cost})" if cost else verdict, text
+        return all_of([c.difference.verdict for c in found], allowed(found)), text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,9 @@ class Trend(Ordering):
         found = trends.trends(experiment, selection).get(self.claim, [])
         if not found:
             return UNDECIDED, "This scale has no such pair."
-        verdict = all_of([pair.verdict for pair in found])
-        since = f" from {max(pair.since for pair in found):,} steps on" if verdict == HOLDS else ""
-        cost = allowed(c for pair in found for c in pair.points)
-        return f"{verdict}{since}{f' ({cost})' if cost else ''}", trends.table(found)
+        verdicts, cost = [pair.verdict for pair in found], allowed(c for pair in found for c in pair.points)
+        since = f"from {max(pair.since for pair in found):,} steps on" if set(verdicts) == {HOLDS} else ""
+        return all_of(verdicts, cost, since), trends.table(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +179,15 @@ def _one_point(
 Evidence = Ordering | Trend | Optimum | Below
 
 
-def all_of(verdicts: list[str]) -> str:
-    """Holds if all verdicts that count hold, does not hold if any does not; otherwise, or without any, undecided."""
-    if FAILS in verdicts:
-        return FAILS
-    return HOLDS if set(verdicts) - {OUTSIDE} == {HOLDS} else UNDECIDED
+def all_of(verdicts: list[str], cost: str = "", since: str = "") -> str:
+    """Holds (``since``) if all verdicts that count hold, does not hold if any does not; otherwise undecided.
+
+    Says how many there are of each unless all are the same, and the cost that the claim allows."""
+    counts = Counter(verdict for verdict in verdicts if verdict != OUTSIDE)
+    verdict = FAILS if FAILS in counts else HOLDS if set(counts) == {HOLDS} else UNDECIDED
+    notes = [", ".join(f"{name}: {n}" for name, n in counts.most_common())] if len(counts) > 1 else []
+    notes += [cost] if cost else []
+    return verdict + f" {since}" * bool(since) + f" ({'; '.join(notes)})" * bool(notes)
 
 
 def _runs(selection: Selection) -> dict[str, Runs]:
