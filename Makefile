@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	$(MAR) table $(DEMO) --save --records runs/demo/records --reports runs/demo/reports
 	$(MAR) plot $(DEMO) --records runs/demo/records --reports runs/demo/reports
 	$(MAR) sample $(DEMO) --runs runs/demo --reports runs/demo/reports
-	@echo "with three seeds: without guidance, reports/tiny/learning_curves.md at 2000 steps; at the end, table1.md"
+	@echo "with three seeds: without guidance, reports/tiny/learning_curves.md at 2000 steps; after the whole training, reports/tiny/table1.md"
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -19,6 +19,7 @@ from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrid
 from mar_bench.records.metrics import PUBLISHED
 from mar_bench.records.paper import Finding, PublishedRow, findings, lookup, published
 from mar_bench.utils.errors import UserError, did_you_mean, shortened
+from mar_bench.utils.yaml_text import Typed
 
 Numbers = dict[Annotated[str, OneOf("metric", PUBLISHED)], Annotated[float, between(0, 10**12)]]
 
@@ -126,6 +127,7 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
 def _reachable(spec: RunSpec, command_line: dict[str, Any]) -> RunSpec:
     """The spec without the snapshots that a training shortened on the command line does not reach."""
     given, train = command_line.get("train"), spec.train
+    given = given.as_yaml() if isinstance(given, Typed) else given
     if not isinstance(given, dict) or "steps" not in given or "snapshots" in given:
         return spec
     return replace(spec, train=replace(train, snapshots=tuple(s for s in train.snapshots if s <= train.steps)))

@@ -141,16 +141,23 @@ def _overlays(file: Path, folder: str) -> dict[str, Path]:
     return {name: path for root in roots for name, path in yaml_files(root / folder).items()}
 
 
-def _overlay(file: Path, folder: str, name: Any, over: tuple[str, ...] = ()) -> dict[str, Any]:
-    """An overlay merged onto the one that it ``extends``; ``over`` are those that lie on it."""
-    known = _overlays(file, folder)
-    if str(name) not in known:
-        raise UserError(f"no {folder} overlay {shown(name)}, {did_you_mean(name, known)}")
-    if str(name) in over:
-        raise UserError(f"{known[str(name)]}: it extends itself: {' -> '.join((*over, str(name)))}")
-    tree = load_yaml(known[str(name)])
-    extended = tree.pop("extends", None)
-    return tree if extended is None else overlay(_overlay(file, folder, extended, (*over, str(name))), tree)
+def _overlay(file: Path, folder: str, name: Any) -> dict[str, Any]:
+    """An overlay merged onto the one that it ``extends``: one beside it or, of its own name, a shipped one."""
+    known, over = _overlays(file, folder), list[Path]()
+    tree: dict[str, Any] = {}
+    while name is not None:
+        if str(name) not in known:
+            raise UserError(f"no {folder} overlay {shown(name)}, {did_you_mean(name, known)}")
+        if (path := known[str(name)]) in over:
+            raise UserError(f"{path}: it extends itself: {' -> '.join(p.stem for p in (*over, path))}")
+        over.append(path)
+        layer = load_yaml(path)
+        name = layer.pop("extends", None)
+        tree = overlay({k: v for k, v in layer.items() if v is not None}, tree)
+        # a shipped overlay extends shipped ones, whatever lies beside the experiment
+        beside = yaml_files(path.parent)
+        known = {**yaml_files(experiments_dir() / folder), **{n: p for n, p in beside.items() if p != path}}
+    return tree
 
 
 def _check_parts(block: dict[str, Any], over: dict[str, Any], path: str) -> None:

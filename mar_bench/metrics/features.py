@@ -28,9 +28,9 @@ from mar_bench.utils.files import sha256_of
 
 LAYERS = ("features", "logits")  # of our own networks and of plugins
 ENTRY_POINTS = "mar_bench.extractors"
-# <extractor id>.safetensors: trained once and kept, as Inception is. Training rounds differently on another processor,
-# and distances by two networks are not comparable.
-CLASSIFIERS = Path(__file__).parent / "classifiers"
+# Extractor id and SHA-256 of the classifiers in the folder of this name: trained once and kept, as Inception is.
+# Training rounds differently on another processor, and distances by two networks are not comparable.
+CLASSIFIERS = {"aebaacb5df79": "2702b6055daa75128a326c5344efe50a58da6c43bef53ed6e1b77f68d2f165f5"}
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -154,6 +154,16 @@ def inception(weights: Path) -> FeatureExtractorInceptionV3:
     torch.save(state, ours)  # torch-fidelity would unpickle the file without protection; so it gets bytes of our own
     ours.seek(0)
     return FeatureExtractorInceptionV3("inception", list(INCEPTION_LAYERS), ours)
+
+
+def kept_classifier(extractor_id: str) -> Path | None:
+    """The weights of a classifier that comes with the package. Raises UserError if they are missing or damaged."""
+    if extractor_id not in CLASSIFIERS:
+        return None
+    path = Path(__file__).parent / f"classifiers/{extractor_id}.safetensors"
+    if not path.is_file() or sha256_of(path) != CLASSIFIERS[extractor_id]:
+        raise UserError(f"{path}: missing or damaged; install mar_bench again, or take the file from its repository")
+    return path
 
 
 def efficientnet_weights() -> Path:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +22,7 @@ from mar_bench.data.datasets import DataSet, apply_view, load_data, to_unit, vie
 from mar_bench.data.images import Progress
 from mar_bench.data.latents import load_latents
 from mar_bench.metrics.acceptance import accept
-from mar_bench.metrics.features import CLASSIFIERS, Classifier
+from mar_bench.metrics.features import Classifier, kept_classifier
 from mar_bench.metrics.references import load_reference
 from mar_bench.metrics.score import Measure
 from mar_bench.models.build import TOKENIZERS, build_tokenizer, pick_device
@@ -141,9 +140,7 @@ def prepare_extractor(run: Run, places: Places, folder: Path, progress: Progress
     """Take the kept classifier or train one, extract the features of the real images, and test it with them."""
     device, metrics, spec = pick_device(run.spec.compute.device), run.spec.metrics, run.spec.metrics.extractor
     data = load_data(run.spec.data)
-    if (kept := CLASSIFIERS / f"{folder.name}.safetensors").is_file():
-        shutil.copyfile(kept, folder / store.EXTRACTOR)
-    elif isinstance(spec, ClassifierExtractor):
+    if isinstance(spec, ClassifierExtractor) and kept_classifier(folder.name) is None:
         with seeded(spec.seed, "extractor-init"):
             classifier = Classifier(spec, run.spec.data).to(device)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mar_bench.config.ids import Run
 from mar_bench.config.spec import measures_scale
-from mar_bench.metrics.features import FeatureSpace
+from mar_bench.metrics.features import FeatureSpace, kept_classifier
 from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure
 from mar_bench.models.ar import Generator
@@ -65,7 +65,8 @@ def generator_file(run: Run, places: Places) -> Path:
 def load_extractor(run: Run, places: Places, device: torch.device) -> FeatureSpace:
     spec, weights = run.spec.metrics.extractor, None
     if spec.trained:
-        weights = places.folder("extractor", run.ids["extractor_id"]) / store.EXTRACTOR
+        extractor_id = run.ids["extractor_id"]
+        weights = kept_classifier(extractor_id) or places.folder("extractor", extractor_id) / store.EXTRACTOR
     elif spec.kind == "inception":
         weights = located("inception", spec.weights, "metrics.extractor.weights")
     return FeatureSpace(spec, run.spec.data, weights, device)

@@ -53,6 +53,18 @@ def test_a_scale_extends_another(tmp_path):
     assert "little.yaml: it extends itself: little -> lower -> little" in mistake(file)
     (tmp_path / "scale/lower.yaml").write_text("extends: tinny")
     assert "no scale overlay 'tinny', did you mean 'tiny'?" in mistake(file)
+    (tmp_path / "scale/lower.yaml").write_text("run: {train: {steps: 5, seed: 3}}\nparts: {wide: 24}")
+    written(tmp_path, scale="extends: lower\nrun: {train: {steps: 7}}\nparts:\n")
+    assert load(file).rows["small"].train.seed == 3, "an empty key removes nothing"
+
+
+def test_of_its_own_name_a_scale_extends_the_shipped_one_and_shipped_ones_only_each_other(tmp_path):
+    (tmp_path / "scale").mkdir()
+    (tmp_path / "scale/tiny.yaml").write_text("extends: tiny\nrun: {train: {seed: 3}}")
+    (file := tmp_path / "table1.yaml").write_text(find_experiment("table1").read_text())
+    tiny, desk = (load_experiment(str(file), scale).rows["mar/ce/unguided"] for scale in ("tiny", "desk"))
+    assert (tiny.train.seed, tiny.train.steps, tiny.data.kind) == (3, 4000, "mnist5k")
+    assert (desk.train.seed, desk.train.steps, desk.data.kind) == (0, 16000, "mnist5k")
 
 
 def test_layers_merge_inside_a_block_and_replace_where_the_kind_changes():
@@ -99,6 +111,7 @@ def test_a_training_shortened_on_the_command_line_keeps_the_snapshots_it_reaches
         return load_experiment("table1", "tiny", overrides).rows["mar/ce/unguided"].train.snapshots
 
     assert kept("train.steps=7") == () and kept("train.steps=1000") == (125, 250, 500)  # the end is kept anyway
+    assert kept("train={steps: 1000}") == (125, 250, 500)
     assert kept("train.steps=9000") == kept() == (125, 250, 500, 1000, 2000)
     assert kept("train.steps=9000", "train.snapshots=[5000]") == (5000,)
     with pytest.raises(UserError, match="sampling.snapshot 2000: no weights are kept"):

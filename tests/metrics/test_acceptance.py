@@ -15,8 +15,8 @@ from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run
 from mar_bench.config.spec import ImageFolderData, MetricsSpec, PluginExtractor
 from mar_bench.data.datasets import DataSet, load_data, silent
+from mar_bench.metrics import features
 from mar_bench.metrics.acceptance import accept
-from mar_bench.metrics.features import CLASSIFIERS
 from mar_bench.metrics.references import Reference, build_reference, read_reference
 from mar_bench.metrics.score import Measure, extract_features
 from mar_bench.pipeline.execute import STAGES
@@ -94,14 +94,17 @@ def test_a_classifier_that_learned_nothing_is_refused(tmp_path):
     assert not [*tmp_path.rglob("*.npz")]
 
 
-def test_kept_classifiers_are_not_trained_again(tmp_path):
+def test_kept_classifiers_are_not_trained_again(tmp_path, monkeypatch):
     """They are those of the small scales: a changed spec, whose id has no file, would train its own on each machine."""
     stages = {prepared(tmp_path / scale, scale=scale) for scale in ("tiny", "desk")}
-    assert {stage.name for stage in stages} == {file.stem for file in CLASSIFIERS.iterdir()}
+    assert {stage.name for stage in stages} == set(features.CLASSIFIERS)
     for stage in stages:
-        kept = CLASSIFIERS / f"{stage.name}.safetensors"
-        assert (stage / "extractor.safetensors").read_bytes() == kept.read_bytes()
-        assert {file.name for file in stage.iterdir()} == {"extractor.safetensors", "reference.npz", "heldout.npz"}
+        assert {file.name for file in stage.iterdir()} == {"reference.npz", "heldout.npz"}
+        about = read_reference(stage / "reference.npz").extractor
+        assert about["sha256"] == features.CLASSIFIERS[stage.name]
+    monkeypatch.setattr(features, "CLASSIFIERS", dict.fromkeys(features.CLASSIFIERS, "0" * 64))
+    message = refusal(prepared, tmp_path / "damaged", scale="tiny")
+    assert says(message, f"classifiers/{stage.name}.safetensors", "damaged", "install mar_bench again")
 
 
 def test_the_classifier_of_smoke_scale_is_accepted_and_its_figures_are_kept(tmp_path):

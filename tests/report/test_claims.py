@@ -137,6 +137,16 @@ def test_an_ordering_holds_on_all_pairs_or_fails_on_any(folder, unguided, guided
     assert verdict == expected and "| unguided" in text and "| guided" in text
 
 
+def test_pairs_that_cannot_be_compared_are_counted(folder):
+    steps, ratios = load_experiment("steps", "tiny"), {"unguided": 1.01, "guided": 1.01}
+    half = of_steps(steps, ratios, rows=["s25/unguided", "s25/guided"])
+    half = {i: replace(r, protocol={**r.protocol, "label_mode": "random"}) for i, r in half.items()}
+    assert (
+        judged(folder, ORDERING, of_steps(steps, ratios) | half)[0]
+        == "undecided (not comparable: 2; at most 5 % worse)"
+    )
+
+
 # --- an optimum -----------------------------------------------------------------------------------------
 
 
@@ -163,6 +173,12 @@ def of_temperature(curve: tuple[float, ...], noise: float = 0.02, **kwargs):
 def test_an_optimum_lies_inside_and_beats_both_ends(folder, curve, noise, expected, words):
     verdict, text = judged(folder, OPTIMUM, of_temperature(curve, noise))
     assert verdict == expected and words in text and "| w1 " in text and "| w3 " in text
+
+
+def test_each_curve_counts_once_for_an_optimum(folder):
+    rows = [row for row in load_experiment("temperature", "tiny").rows if row.startswith("w1/")]
+    made = of_temperature((2.0, 3.2, 3.0, 3.5)) | of_temperature((4.0, 3.2, 3.0, 3.5), rows=rows)
+    assert judged(folder, OPTIMUM, made)[0] == "does not hold (holds: 1, does not hold: 1)"
 
 
 def test_an_optimum_needs_all_points(folder):
@@ -243,7 +259,20 @@ def test_evidence_is_judged_at_every_scale_and_shown_at_the_largest_that_has_it(
     assert judged(smoke) == ("", "") and judged(smoke, "smoke") == ("smoke", "smoke")
     assert judged(tiny | desk, "tiny") == ("tiny", "tiny") and judged(desk, "tiny") == ("", "")
     text = report.markdown(path, few)
-    assert "Experiment steps, paper scale; 1 of its 4 rows are measured" in text and "| undecided (" in text
+    assert "Experiment steps, paper scale; 1 of its 4 rows are measured" in text
+    assert "undecided (at most 5 % worse); 1 of its 4 rows are measured" in text
+
+
+def test_a_scale_that_does_not_exist_is_an_error_and_one_of_the_user_is_judged(folder):
+    path = written(folder, ORDERING)
+    with pytest.raises(UserError, match="no scale overlay 'tinny', did you mean 'tiny'"):
+        report.markdown(path, {}, "tinny")
+    (folder / "scale").unlink()
+    shutil.copytree(SHIPPED / "scale", folder / "scale")
+    (folder / "scale/mine.yaml").write_text("extends: tiny\nrun: {train: {lr: 1.0e-3}}\n")
+    made = of_steps(load_experiment("steps", "mine"), {"unguided": 1.01, "guided": 1.01})
+    text = compact(report.markdown(path, made, "mine"))
+    assert "| claim | | evidence | mine |" in text and "| 1 | claim 1 | t | holds (" in text
 
 
 def test_rows_that_a_scale_leaves_out_are_named(folder):
@@ -263,7 +292,7 @@ def test_claims_beyond_the_paper_have_a_table_of_their_own(folder):
     path = written(folder, OPTIMUM)
     path.write_text(path.read_text() + f"beyond:\n  - {{number: 2, text: b, evidence: [{ORDERING}]}}\n")
     text = compact(report.markdown(path, of_temperature((4.0, 3.2, 3.0, 3.5))))
-    paper, beyond = text.split("Not the paper's")
+    paper, beyond = text.split("Not claims of the paper")
     assert "| 1 | claim 1 | t | holds |" in paper and "| 2 | b | t | undecided" in beyond and "## 2. b" in beyond
 
 

@@ -182,10 +182,10 @@ Evidence = Ordering | Trend | Optimum | Below
 def all_of(verdicts: list[str], cost: str = "", since: str = "") -> str:
     """Holds (``since``) if all verdicts that count hold, does not hold if any does not; otherwise undecided.
 
-    Says how many there are of each unless all are the same, and the cost that the claim allows."""
+    Says how many there are of each unless all are that verdict, and the cost that the claim allows."""
     counts = Counter(verdict for verdict in verdicts if verdict != OUTSIDE)
     verdict = FAILS if FAILS in counts else HOLDS if set(counts) == {HOLDS} else UNDECIDED
-    notes = [", ".join(f"{name}: {n}" for name, n in counts.most_common())] if len(counts) > 1 else []
+    notes = [", ".join(f"{name}: {n}" for name, n in counts.most_common())] if set(counts) - {verdict} else []
     notes += [cost] if cost else []
     return verdict + f" {since}" * bool(since) + f" ({'; '.join(notes)})" * bool(notes)
 
@@ -197,10 +197,12 @@ def _runs(selection: Selection) -> dict[str, Runs]:
 
 def _judged(lines: Iterable[_Line]) -> tuple[str, str]:
     """The verdict of all lines, and their table."""
-    cells, verdicts = [], []
+    cells, verdicts = [], {}
     for where, verdict, why, pair, found in lines:
         numbers = difference_cells(found) if found else [fmt.MISSING] * (2 + len(DIFFERENCE))
         cells.append([where, f"{verdict}: {why}", pair, *numbers])
-        verdicts.append(verdict)
+        verdicts[where] = verdict  # an optimum has two lines with one verdict
     heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "this pair"]
-    return all_of(verdicts), fmt.markdown_table(heading, cells) if cells else "This scale has no such points."
+    return all_of([*verdicts.values()]), fmt.markdown_table(
+        heading, cells
+    ) if cells else "This scale has no such points."

@@ -33,9 +33,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Finding:
-    whole: bool  # all rows that the evidence needs are measured
     verdict: str
     text: str = "No row of its experiment has a record here."
+    part: str = ""  # how many of the rows are measured, unless all are
+
+    @property
+    def summary(self) -> str:
+        return f"{self.verdict}; {self.part}" if self.part else self.verdict
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Claims:
     beyond: tuple[Claim, ...] = ()  # not the paper's: what might explain where its claims do not hold
 
 
-NOTHING = _Finding(False, f"{UNDECIDED} (no records)")
+NOTHING = _Finding(f"{UNDECIDED} (no records)")
 
 
 def claims_file() -> Path:
@@ -84,7 +88,7 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
         for claim in file.claims + file.beyond
         for evidence in claim.evidence
     }
-    columns = [at for at in (*BY_SIZE, NO_EVIDENCE) if any(at in findings for findings in found.values())]
+    columns = list(dict.fromkeys(at for at in (*BY_SIZE, scale) if any(at in findings for findings in found.values())))
     summaries: list[list[list[str]]] = []
     details = []
     for claims in (file.claims, file.beyond):
@@ -94,10 +98,10 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
             name = [str(claim.number), claim.text]
             for evidence in claim.evidence:
                 findings = found[claim.number, evidence]
-                cells = [findings[at].verdict if at in findings else MISSING for at in columns]
+                cells = [findings[at].summary if at in findings else MISSING for at in columns]
                 summaries[-1].append([*name, evidence.title, *cells])
                 name = ["", ""]  # once for all of its evidence
-                main = next((one for one in findings.values() if one.whole), next(iter(findings.values()), NOTHING))
+                main = next((one for one in findings.values() if not one.part), next(iter(findings.values()), NOTHING))
                 details.append(f"### {inline(evidence.title)}: {inline(main.verdict)}\n\n{main.text}")
     parts = {"scale": scale, "columns": columns, "outside": OUTSIDE, "summaries": summaries}
     return render("claims.md.j2", **parts, details=Block("\n\n".join(details)))
@@ -108,24 +112,27 @@ def _findings(
 ) -> dict[str, _Finding]:
     """What the evidence says at each scale that has records of it, or at the scale ``wanted``, largest scale first.
 
-    Raises UserError, which begins with ``where``, if no scale has the evidence."""
+    Raises UserError, which begins with ``where``, if no scale has the evidence, and for a scale that does not exist."""
     name = evidence.experiment
     if name not in experiment_files():
         raise UserError(f"{where}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
-    known = {at: selected(name, at) for at in [*BY_SIZE, wanted] if at in scales()}
+    there = [at for at in BY_SIZE if at in scales()]
+    known = {at: selected(name, at) for at in ([*there, wanted] if wanted else there)}
     unknown = {at: evidence.unknown(experiment) for at, (experiment, _) in known.items()}
-    if all(unknown.values()):
-        raise UserError(f"{where}: {name} has {unknown[BY_SIZE[0]][0]}; see {known[BY_SIZE[0]][0].file}")
+    if known and all(unknown.values()):
+        raise UserError(f"{where}: {name} has {unknown[there[0]][0]}; see {known[there[0]][0].file}")
     found = {}
     for at, (experiment, selection) in known.items():
         rows = evidence.rows(experiment)
         done = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows)
         if done and wanted in (None, at):
             verdict, text = evidence.judge(experiment, selection)
-            place = f"Experiment {name}, {at} scale"
-            place += "".join(f"; this scale has {lacking}" for lacking in unknown[at])
-            place += f"; {done} of its {len(rows)} rows are measured" * (done < len(rows))
-            found[at] = _Finding(done == len(rows), verdict, f"{inline(place)}.\n\n{text}")
+            part = f"{done} of its {len(rows)} rows are measured" if done < len(rows) else ""
+            place = "; ".join(
+                [f"Experiment {name}, {at} scale", *(f"this scale has {lacking}" for lacking in unknown[at])]
+                + [part] * bool(part)
+            )
+            found[at] = _Finding(verdict, f"{inline(place)}.\n\n{text}", part)
         elif at == wanted and not rows:
-            found[at] = _Finding(False, f"{UNDECIDED} (not at this scale)")
+            found[at] = _Finding(f"{UNDECIDED} (not at this scale)")
     return found

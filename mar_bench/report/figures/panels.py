@@ -189,7 +189,9 @@ def _scale_x(ax: Axes, plot: Plot) -> None:
         ax.set_xlim(low / factor, high * factor)
         _decades(ax.xaxis, (1, 2, 5) if high / low < MOST_RATIO else (1, 3))
     elif plot.log_x or len(plot.x_values) <= MOST_TICKS:
-        ax.set_xticks(plot.x_values, [f"{float(f'{value:.3g}'):g}" for value in plot.x_values])
+        ax.set_xticks(
+            plot.x_values, [f"{value:.0f}" if value.is_integer() else f"{value:.3g}" for value in plot.x_values]
+        )
         ax.xaxis.set_minor_locator(NullLocator())
 
 
