@@ -30,7 +30,10 @@ LAYERS = ("features", "logits")  # of our own networks and of plugins
 ENTRY_POINTS = "mar_bench.extractors"
 # Extractor id and SHA-256 of the classifiers in the folder of this name: trained once and kept, as Inception is.
 # Training rounds differently on another processor, and distances by two networks are not comparable.
-CLASSIFIERS = {"aebaacb5df79": "2702b6055daa75128a326c5344efe50a58da6c43bef53ed6e1b77f68d2f165f5"}
+CLASSIFIERS = {
+    "aebaacb5df79": "2702b6055daa75128a326c5344efe50a58da6c43bef53ed6e1b77f68d2f165f5",  # tiny and desk
+    "b58524702798": "6997a6eedce8520877ff59a78313ac730a5f59e08ab91ac0c636f1ff463beef7",  # fashion
+}
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_LAYERS = ("2048", "logits_unbiased")
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

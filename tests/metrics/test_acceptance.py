@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mar_bench.config.experiment import load_experiment
-from mar_bench.config.ids import generation_run
+from mar_bench.config.ids import generation_run, stage_ids
 from mar_bench.config.spec import ImageFolderData, MetricsSpec, PluginExtractor
 from mar_bench.data.datasets import DataSet, load_data, silent
 from mar_bench.metrics import features
@@ -96,12 +96,12 @@ def test_a_classifier_that_learned_nothing_is_refused(tmp_path):
 
 def test_kept_classifiers_are_not_trained_again(tmp_path, monkeypatch):
     """They are those of the small scales: a changed spec, whose id has no file, would train its own on each machine."""
-    stages = {prepared(tmp_path / scale, scale=scale) for scale in ("tiny", "desk")}
-    assert {stage.name for stage in stages} == set(features.CLASSIFIERS)
-    for stage in stages:
-        assert {file.name for file in stage.iterdir()} == {"reference.npz", "heldout.npz"}
-        about = read_reference(stage / "reference.npz").extractor
-        assert about["sha256"] == features.CLASSIFIERS[stage.name]
+    specs = [load_experiment("table1", scale).rows["mar/diff/guided"] for scale in ("tiny", "desk", "fashion")]
+    assert {stage_ids(spec)["extractor_id"] for spec in specs} == set(features.CLASSIFIERS)
+    assert all(features.kept_classifier(extractor_id) for extractor_id in features.CLASSIFIERS)
+    stage = prepared(tmp_path, scale="tiny")
+    assert {file.name for file in stage.iterdir()} == {"reference.npz", "heldout.npz"}
+    assert read_reference(stage / "reference.npz").extractor["sha256"] == features.CLASSIFIERS[stage.name]
     monkeypatch.setattr(features, "CLASSIFIERS", dict.fromkeys(features.CLASSIFIERS, "0" * 64))
     message = refusal(prepared, tmp_path / "damaged", scale="tiny")
     assert says(message, f"classifiers/{stage.name}.safetensors", "damaged", "install mar_bench again")
