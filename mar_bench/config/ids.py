@@ -10,7 +10,6 @@ import fnmatch
 import functools
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,6 @@ from mar_bench.config.spec import CHOICE_SEED, ARModel, RunSpec, SamplingSpec, m
 from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.records.record import HINT, Record
 from mar_bench.utils.errors import UserError, shown
-
-
-def _remembered(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Keep the result in the frozen dataclass that ``function`` is called with: plans ask for the same parts often.
-
-    A cache by equality would not do, as 1 == 1.0 but their JSON differs."""
-    name = f"_{function.__name__}"
-
-    def remembering(value: Any) -> Any:
-        if name not in vars(value):
-            vars(value)[name] = function(value)
-        return vars(value)[name]
-
-    return remembering
 
 
 def canonical(value: Any) -> Any:
@@ -74,7 +59,14 @@ def _dumped(value: Any) -> str:
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-_json = _remembered(_dumped)
+def _json(part: Any) -> str:
+    """The canonical JSON of a frozen dataclass, kept in it: plans ask for the same parts often.
+
+    A cache by equality would not do, as 1 == 1.0 but their JSON differs."""
+    kept = vars(part)
+    if "_json" not in kept:
+        kept["_json"] = _dumped(part)
+    return kept["_json"]
 
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:

@@ -45,7 +45,7 @@ class _Finding:
 @dataclass(frozen=True)
 class Claims:
     claims: tuple[Claim, ...]
-    beyond: tuple[Claim, ...] = ()  # not the paper's: what might explain where its claims do not hold
+    beyond: tuple[Claim, ...] = ()  # possible explanations where the paper's claims fail
 
 
 NOTHING = _Finding(f"{UNDECIDED} (no records)")
@@ -128,11 +128,8 @@ def _findings(
         if done and wanted in (None, at):
             verdict, text = evidence.judge(experiment, selection)
             part = f"{done} of its {len(rows)} rows are measured" if done < len(rows) else ""
-            place = "; ".join(
-                [f"Experiment {name}, {at} scale", *(f"this scale has {lacking}" for lacking in unknown[at])]
-                + [part] * bool(part)
-            )
-            found[at] = _Finding(verdict, f"{inline(place)}.\n\n{text}", part)
+            place = [f"Experiment {name}, {at} scale", *(f"this scale has {lacking}" for lacking in unknown[at]), part]
+            found[at] = _Finding(verdict, f"{inline('; '.join(filter(None, place)))}.\n\n{text}", part)
         elif at == wanted and not rows:
             found[at] = _Finding(f"{UNDECIDED} (not at this scale)")
     return found
