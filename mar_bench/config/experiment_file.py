@@ -22,13 +22,16 @@ from mar_bench.config.parse import (
     parse,
 )
 from mar_bench.config.spec import CHOICE_SEED, SamplingSpec
-from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, ONCE_METRICS
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, ONCE_METRICS
 from mar_bench.utils.errors import did_you_mean
 
 KNOBS = tuple(f"sampling.{f.name}" for f in fields(SamplingSpec))
 FIXED = ("sampling.num_images", "sampling.batch_size", "sampling.weights", "sampling.seed")  # no sweep may change these
 Metric = Annotated[str, OneOf("metric", GENERATION_METRICS)]
 Shown = Annotated[str, OneOf("metric", (*GENERATION_METRICS, *LIKELIHOOD_METRICS))]
+Judged = Annotated[
+    str, OneOf("metric", [m for m in (*GENERATION_METRICS, *LIKELIHOOD_METRICS) if METRICS[m].lower_is_better])
+]
 Column = Annotated[str, OneOf("column", (*ONCE_METRICS, *LIKELIHOOD_METRICS))]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(knob for knob in KNOBS if knob not in FIXED))]
 Abscissa = Annotated[str, OneOf("knob of sampling or measured number", (*KNOBS, "latent_noise"))]
@@ -79,6 +82,7 @@ class FigureBlock:
     y: tuple[Shown, ...] = ()
     line: str | None = None
     point: str | None = None
+    panels: str | None = None  # of a figure over training: the axis with a panel for each bundle
     log_x: bool = False
 
 
@@ -91,6 +95,7 @@ class Ordering:
     better: str
     worse: str
     costs_at_most: Annotated[float, between(0, 100)] = 0.0
+    metric: Judged = "fd"  # by which it is judged
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,11 @@ class ExperimentFile:
 
     @property
     def likelihoods(self) -> list[str]:
-        """The keys under which a likelihood is shown."""
+        """The keys under which a likelihood is shown or judged."""
         figure = self.figure.y if self.figure else ()
         shown = {"layout.metrics": self.layout.metrics, "layout.beside": self.layout.beside, "figure.y": figure}
-        return [key for key, metrics in shown.items() if {*metrics} & {*LIKELIHOOD_METRICS}]
+        judged = {f"orderings[{i}].metric": [ordering.metric] for i, ordering in enumerate(self.orderings)}
+        return [key for key, metrics in (shown | judged).items() if {*metrics} & {*LIKELIHOOD_METRICS}]
 
     def bundles(self, axis: str) -> dict[str, Bundle]:
         """The bundles of an axis that this scale has."""
@@ -150,6 +156,9 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
         for key in ("line", "point"):
             if (name := getattr(figure, key)) is not None:
                 _one_of(f"figure.{key}", name, labels, "label")
+        if figure.panels is not None:
+            _one_of("figure.panels", figure.panels, file.axes, "axis")
+            _need(figure.kind == "training", "figure.panels", f"a figure of kind {figure.kind} has no such panels")
         _need(figure.kind != "curve" or figure.x, "figure.x", "is missing; a curve runs over a knob of sampling")
     reserved = f"{CHOICE_SEED} is the sampling seed reserved for comparing sweep points; choose another"
     _need(CHOICE_SEED not in file.seeds.get("sampling", ()), "seeds.sampling", reserved)

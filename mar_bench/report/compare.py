@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 
 from mar_bench.records.comparable import differences
-from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, REAL_METRICS, metric_name
+from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, REAL_METRICS, metric_name
 from mar_bench.records.record import Record
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent, plus_minus
@@ -67,7 +67,7 @@ def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] 
     values = [{seed: metric_value(record, metric) for seed, record in side.items()} for side in sides]
     errors = [{seed: standard_error(record, metric) for seed, record in side.items()} for side in sides]
     one, other = (spread(*both) for both in zip(values, errors))
-    min_effect = stats.MIN_EFFECT if METRICS[metric].base == "fd" else 0.0  # for other metrics no bound is known
+    min_effect = stats.min_effect(metric)
     reasons = _unlike(sides[0], sides[1], metric)
     if one.over == other.over == "images" and not reasons:  # two single runs need no common seed
         found = stats.unpaired(one, other, min_effect)

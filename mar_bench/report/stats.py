@@ -14,6 +14,8 @@ from statistics import mean, stdev, variance
 
 from scipy.stats import t as student
 
+from mar_bench.records.metrics import METRICS
+
 SeedValues = Mapping[tuple[int, int], float]  # (training seed, sampling seed) -> value
 HOLDS, FAILS, UNDECIDED, INCOMPARABLE = "holds", "does not hold", "undecided", "not comparable"
 CONFIDENCE = 0.95
@@ -150,6 +152,11 @@ def unpaired(first: Spread, second: Spread, min_effect: float = MIN_EFFECT) -> D
     assert first.sd is not None and second.sd is not None
     value, half = first.mean - second.mean, STANDARD_ERRORS * math.hypot(first.sd, second.sd)
     return _judged(Difference(first.mean, second.mean, value, value - half, value + half, "images", 1, 1), min_effect)
+
+
+def min_effect(metric: str) -> float:
+    """The smallest difference of a metric, in percent, that a verdict counts: known for Fréchet distances alone."""
+    return MIN_EFFECT if METRICS[metric].base == "fd" else 0.0
 
 
 def _judged(found: Difference, min_effect: float, costs_at_most: float | None = None) -> Difference:

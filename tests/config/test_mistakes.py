@@ -79,6 +79,10 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("axis: loss, better", "axis: los, better", ("orderings[0].axis", "did you mean 'loss'")),
         ("better: diff, worse: ce", "better: ce, worse: ce", ("orderings[0].worse", "same bundle")),
         ("costs_at_most: 0.10", "costs_at_most: -0.1", ("orderings[3].costs_at_most", "between 0 and 100")),
+        ("costs_at_most: 0.10", "metric: is", ("orderings[3].metric", "'is'", "fd, fd:heldout")),
+        ("costs_at_most: 0.10", "metric: nlt", ("orderings[3].metric", "did you mean 'nll'")),
+        ("orderings:", "figure: {kind: speed, panels: loss}\norderings:", ("figure.panels", "kind speed")),
+        ("orderings:", "figure: {kind: training, panels: los}\norderings:", ("figure.panels", "mean 'loss'")),
     ],
 )  # fmt: skip
 def test_mistakes_of_an_experiment(old, new, hints, tmp_path):

@@ -9,18 +9,21 @@ from statistics import mean
 from typing import Literal, NamedTuple
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.config.experiment_file import Judged
 from mar_bench.report import format as fmt
 from mar_bench.report.claims import trends
 from mar_bench.report.claims.orderings import (
     DIFFERENCE,
-    allowed,
     compare,
     difference,
     difference_cells,
+    judged_by,
     pairs,
     pairs_table,
+    runs_judged,
+    terms,
 )
-from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, runs_with, values
+from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, values
 from mar_bench.report.stats import FAILS, HOLDS, INCOMPARABLE, NO_RUNS, UNDECIDED, Difference
 
 NOT_MEASURED = "not all points are measured"
@@ -39,27 +42,32 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """One of the experiment's ``orderings``, by the text of its claim; holds if it does on every pair."""
+    """One of the experiment's ``orderings``, by its claim and metric; holds if it does on every pair."""
 
     kind: Literal["ordering"] = "ordering"
     title: str
     experiment: str
     claim: str
+    metric: Judged = "fd"
 
     def unknown(self, experiment: Experiment) -> list[str]:
         """The names in the evidence that the experiment lacks at its scale."""
-        return [f"no ordering '{self.claim}'"] * (self.claim not in [item["claim"] for item in experiment.orderings])
+        known = any(self._is(item) for item in experiment.orderings)
+        return [] if known else [f"no ordering '{self.claim}'" + f" by {self.metric}" * (self.metric != "fd")]
+
+    def _is(self, item: dict) -> bool:
+        return (item["claim"], judged_by(item)) == (self.claim, self.metric)
 
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows that the evidence is about, as far as the scale has them."""
-        chosen = (rows for item, rows in pairs(experiment) if item["claim"] == self.claim)
+        chosen = (rows for item, rows in pairs(experiment) if self._is(item))
         return list(dict.fromkeys(row for rows in chosen for row in rows))
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
-        """The verdict with the cost that the claim allows, and its pairs in Markdown."""
-        found = [c for c in compare(experiment, selection) if c.claim == self.claim]
+        """The verdict with the terms of the claim, and its pairs in Markdown."""
+        found = [c for c in compare(experiment, selection) if (c.claim, c.metric) == (self.claim, self.metric)]
         text = pairs_table(found) if found else "This scale has no such pair."
-        return all_of([c.difference.verdict for c in found], allowed(found)), text
+        return all_of([c.difference.verdict for c in found], terms(found)), text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +78,12 @@ class Trend(Ordering):
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict, with the step from which every pair holds, and the pairs in Markdown."""
-        found = trends.trends(experiment, selection).get(self.claim, [])
+        found = trends.trends(experiment, selection).get((self.claim, self.metric), [])
         if not found:
             return UNDECIDED, "This scale has no such pair."
-        verdicts, cost = [pair.verdict for pair in found], allowed(c for pair in found for c in pair.points)
+        verdicts, said = [pair.verdict for pair in found], terms([c for pair in found for c in pair.points])
         since = f"from {max(pair.since for pair in found):,} steps on" if set(verdicts) == {HOLDS} else ""
-        return all_of(verdicts, cost, since), trends.table(found)
+        return all_of(verdicts, said, since), trends.table(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,20 +187,20 @@ def _one_point(
 Evidence = Ordering | Trend | Optimum | Below
 
 
-def all_of(verdicts: list[str], cost: str = "", since: str = "") -> str:
+def all_of(verdicts: list[str], terms: str = "", since: str = "") -> str:
     """Holds (``since``) if all verdicts that count hold, does not hold if any does not; otherwise undecided.
 
-    Says how many there are of each unless all are that verdict, and the cost that the claim allows."""
+    Says how many there are of each unless all are that verdict, and the ``terms`` of the claim."""
     counts = Counter(verdict for verdict in verdicts if verdict != OUTSIDE)
     verdict = FAILS if FAILS in counts else HOLDS if set(counts) == {HOLDS} else UNDECIDED
     notes = [", ".join(f"{name}: {n}" for name, n in counts.most_common())] if set(counts) - {verdict} else []
-    notes += [cost] if cost else []
+    notes += [terms] if terms else []
     return verdict + f" {since}" * bool(since) + f" ({'; '.join(notes)})" * bool(notes)
 
 
 def _runs(selection: Selection) -> dict[str, Runs]:
     """The runs of every row that have a distance."""
-    return {row: runs_with(tasks["generation"], "fd") for row, tasks in selection.items()}
+    return {row: runs_judged(selection, row) for row in selection}
 
 
 def _judged(lines: Iterable[_Line]) -> tuple[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.comparable import differences
+from mar_bench.records.metrics import METRICS
 from mar_bench.report import format as fmt
 from mar_bench.report import stats
 from mar_bench.report.format import MISSING, markdown_table, number, percent
@@ -30,6 +31,7 @@ class Comparison:
     bundles: tuple[str, str]  # of both rows on the axis
     others: str  # the bundles that both rows share
     costs_at_most: float | None
+    metric: str
     difference: stats.Difference
     floors: dict[str, float]  # bundle -> distance of its reconstructions; empty if both rows share the tokenizer
     against: str  # ``vs training``: the images of these distances
@@ -52,36 +54,53 @@ def compare(experiment: Experiment, selection: Selection) -> list[Comparison]:
 
 def _comparison(experiment: Experiment, selection: Selection, item: dict, rows: tuple[str, str]) -> Comparison:
     axis, limit, bundles = item["axis"], item.get("costs_at_most"), (item["better"], item["worse"])
-    alone = [runs_with(selection[row]["reconstruction"], "fd").values() for row in rows]
-    floors = {b: next((metric_value(r, "fd") for r in of), math.nan) for b, of in zip(bundles, alone)}
-    if len({reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}) == 1:
-        floors = {}
-    first, second = (runs_with(selection[row]["generation"], "fd") for row in rows)
-    found = difference(first, second, limit)
-    ours, other = (experiment.paper.get(row, {}).get("fd") for row in rows)
+    metric, floors = judged_by(item), {}
+    if len({reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}) > 1:
+        alone = [runs_with(selection[row]["reconstruction"], "fd").values() for row in rows]
+        floors = {b: next((metric_value(r, "fd") for r in of), math.nan) for b, of in zip(bundles, alone)}
+    first, second = (runs_judged(selection, row, metric) for row in rows)
+    found = difference(first, second, limit, metric)
+    ours, other = (experiment.paper.get(row, {}).get(metric) for row in rows)
     published = None if ours is None or not other else 100 * (ours - other) / other
     shared = [b for a, b in experiment.bundles(rows[0]).items() if a != axis and experiment.labels[a][b]]
     others, against = "/".join(shared) or axis, fmt.against(experiment, "rfd")
-    return Comparison(item["claim"], axis, rows, bundles, others, limit, found, floors, against, published)
+    return Comparison(item["claim"], axis, rows, bundles, others, limit, metric, found, floors, against, published)
 
 
-def difference(first: Runs, second: Runs, costs_at_most: float | None = None) -> stats.Difference:
-    """Paired difference of the distances of two rows; "not comparable" if protocols of paired runs differ."""
+def judged_by(item: dict) -> str:
+    """The metric of one of an experiment's ``orderings``."""
+    return item.get("metric", "fd")
+
+
+def runs_judged(selection: Selection, row: str, metric: str = "fd") -> Runs:
+    """The row's runs with a number for the metric, which is of generated images or a likelihood."""
+    return runs_with(selection[row][METRICS[metric].task], metric)
+
+
+def difference(first: Runs, second: Runs, costs_at_most: float | None = None, metric: str = "fd") -> stats.Difference:
+    """Paired difference of a metric of two rows; "not comparable" if protocols of paired runs differ."""
     pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
-    reasons = dict.fromkeys(reason for pair in pairs for reason in differences(*pair, "fd"))
-    values = [{seed: metric_value(run, "fd") for seed, run in side.items()} for side in (first, second)]
-    return stats.paired(values[0], values[1], costs_at_most=costs_at_most, reasons=reasons)
+    reasons = dict.fromkeys(reason for pair in pairs for reason in differences(*pair, metric))
+    values = [{seed: metric_value(run, metric) for seed, run in side.items()} for side in (first, second)]
+    return stats.paired(values[0], values[1], stats.min_effect(metric), costs_at_most, reasons)
 
 
 def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]:
-    """For every claim: its text, the cost it allows, the table of its pairs, and a summary."""
-    for claim in dict.fromkeys(c.claim for c in comparisons):
-        chosen = [c for c in comparisons if c.claim == claim]
-        yield claim, allowed(chosen), pairs_table(chosen), _summary(chosen)
+    """For every claim and metric: its text, its terms, the table of its pairs, and a summary."""
+    for claim, metric in dict.fromkeys((c.claim, c.metric) for c in comparisons):
+        chosen = [c for c in comparisons if (c.claim, c.metric) == (claim, metric)]
+        yield claim, terms(chosen), pairs_table(chosen), _summary(chosen)
 
 
-def allowed(comparisons: Iterable[Comparison]) -> str:
-    """``at most 25 % worse``: the cost that a claim allows; empty if it allows none."""
+def terms(comparisons: list[Comparison]) -> str:
+    """``by held-out NLL; at most 25 % worse``: the metric unless it is the main distance, and the cost it allows."""
+    metrics = dict.fromkeys(METRICS[c.metric] for c in comparisons if c.metric != "fd")
+    return "; ".join(
+        filter(None, [*(f"by {metric.prefix}{metric.label}" for metric in metrics), _allowed(comparisons)])
+    )
+
+
+def _allowed(comparisons: list[Comparison]) -> str:
     costs = dict.fromkeys(c.costs_at_most for c in comparisons if c.costs_at_most is not None)
     return f"at most {' / '.join(f'{100 * cost:g} %' for cost in costs)} worse" if costs else ""
 
@@ -113,7 +132,7 @@ def _summary(comparisons: list[Comparison]) -> str:
     published = [(c.paper_percent, c.costs_at_most) for c in comparisons if c.paper_percent is not None]
     if published:
         agreeing = sum(p < 0 if limit is None else p <= 100 * limit for p, limit in published)
-        way = allowed(comparisons) or "in this direction"
+        way = _allowed(comparisons) or "in this direction"
         text += f" In the paper's numbers {agreeing} of {len(published)} are {way}."
     floors: dict[str, dict[str, None]] = {}
     for bundle, floor in (item for c in comparisons for item in c.floors.items()):

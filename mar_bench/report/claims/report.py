@@ -14,8 +14,9 @@ from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.yaml_layers import SCALES, experiment_files, experiments_dir, load_yaml, scales
 from mar_bench.report.claims.evidence import OUTSIDE, Evidence
+from mar_bench.report.claims.orderings import runs_judged
 from mar_bench.report.format import MISSING, Block, inline
-from mar_bench.report.frames import Records, Selection, runs_with, select
+from mar_bench.report.frames import Records, Selection, select
 from mar_bench.report.render import render
 from mar_bench.report.stats import UNDECIDED
 from mar_bench.utils.errors import UserError, did_you_mean
@@ -124,7 +125,7 @@ def _findings(
     found = {}
     for at, (experiment, selection) in known.items():
         rows = evidence.rows(experiment)
-        done = sum(bool(runs_with(selection[row]["generation"], "fd")) for row in rows)
+        done = sum(bool(runs_judged(selection, row, getattr(evidence, "metric", "fd"))) for row in rows)
         if done and wanted in (None, at):
             verdict, text = evidence.judge(experiment, selection)
             part = f"{done} of its {len(rows)} rows are measured" if done < len(rows) else ""

@@ -10,8 +10,8 @@ import numpy as np
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.report import format as fmt
-from mar_bench.report.claims.orderings import Comparison, allowed, compare
-from mar_bench.report.frames import Selection, metric_value, runs_with
+from mar_bench.report.claims.orderings import Comparison, compare, runs_judged, terms
+from mar_bench.report.frames import Selection, metric_value
 from mar_bench.report.stats import FAILS, HOLDS, MIN_EFFECT, UNDECIDED, Difference, paired
 
 RECENT = 8  # the trend is fitted from an eighth of the steps on: three doublings
@@ -75,34 +75,37 @@ class Trend:
         return "; ".join(passes) or f"{'ahead' if known[0][1] < 0 else 'behind'} throughout"
 
 
-def trends(experiment: Experiment, selection: Selection) -> dict[str, list[Trend]]:
-    """Claim -> its pairs of rows, each at all of its steps."""
+def trends(experiment: Experiment, selection: Selection) -> dict[tuple[str, str], list[Trend]]:
+    """(claim, metric) -> its pairs of rows, each at all of its steps."""
     groups: dict[tuple, dict[int, Comparison]] = {}
     for c in compare(experiment, selection):
         specs = [experiment.rows[row] for row in c.rows]
         same = tuple(replace(s, sampling=replace(s.sampling, snapshot=None)) for s in specs)
-        groups.setdefault((c.claim, same), {})[specs[0].sampling.snapshot or specs[0].train.steps] = c
-    found: dict[str, list[Trend]] = {}
-    for (claim, _), points in groups.items():
+        groups.setdefault((c.claim, c.metric, same), {})[specs[0].sampling.snapshot or specs[0].train.steps] = c
+    found: dict[tuple[str, str], list[Trend]] = {}
+    for (claim, metric, _), points in groups.items():
         steps = sorted(points)
         every = [points[step] for step in steps]
         shared = [set(experiment.bundles(c.rows[0]).items()) for c in every]
         common = dict(set.intersection(*shared) - {(every[0].axis, every[0].bundles[0])})
         name = "/".join(common[axis] for axis in experiment.labels if axis in common) or every[0].axis
-        found.setdefault(claim, []).append(Trend(name, every[0].bundles, steps, every, _slope(steps, every, selection)))
+        slope = _slope(steps, every, selection)
+        found.setdefault((claim, metric), []).append(Trend(name, every[0].bundles, steps, every, slope))
     return found
 
 
 def _slope(steps: list[int], points: list[Comparison], selection: Selection) -> Difference:
     """Of a straight line through ln(first / second) over log2(steps), for each seed that has all points."""
     recent = [(step, c) for step, c in zip(steps, points) if RECENT * step >= steps[-1]]
-    sides = [[runs_with(selection[row]["generation"], "fd") for row in c.rows] for _, c in recent]
+    metric = points[0].metric
+    sides = [[runs_judged(selection, row, metric) for row in c.rows] for _, c in recent]
     seeds = set.intersection(*(set(runs) for side in sides for runs in side))
     slopes = {}
     for seed in seeds if len(recent) > 1 else ():
-        values = [[metric_value(runs[seed], "fd") for runs in side] for side in sides]
-        ratios = [math.log(max(first, 1e-9) / max(second, 1e-9)) for first, second in values]
-        slopes[seed] = float(np.polyfit([math.log2(step) for step, _ in recent], ratios, 1)[0])
+        values = [[metric_value(runs[seed], metric) for runs in side] for side in sides]
+        if min(map(min, values)) > 0:  # a density's bits may be negative
+            ratios = [math.log(first / second) for first, second in values]
+            slopes[seed] = float(np.polyfit([math.log2(step) for step, _ in recent], ratios, 1)[0])
     return paired(slopes, dict.fromkeys(slopes, 0.0))
 
 
@@ -121,6 +124,6 @@ def table(pairs: list[Trend]) -> fmt.Block:
 
 
 def claims(experiment: Experiment, selection: Selection) -> Iterator[tuple[str, str, str, str]]:
-    """For every claim what ``orderings.claims`` gives: its text, the cost it allows, its table, and a summary."""
-    for claim, pairs in trends(experiment, selection).items():
-        yield claim, allowed(c for pair in pairs for c in pair.points), table(pairs), ""
+    """For every claim what ``orderings.claims`` gives: its text, its terms, its table, and a summary."""
+    for (claim, _), pairs in trends(experiment, selection).items():
+        yield claim, terms([c for pair in pairs for c in pair.points]), table(pairs), ""

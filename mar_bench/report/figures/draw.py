@@ -74,7 +74,8 @@ def _is_joined(experiment: Experiment) -> bool:
 def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
     """The texts of every row's point, and the titles of the legend with the texts listed under each."""
     looks: Looks = {}
-    *others, last = fmt.row_axes(experiment) or list(experiment.labels)
+    axes = fmt.row_axes(experiment) or list(experiment.labels)
+    *others, last = [axis for axis in axes if axis != experiment.figure.get("panels")] or axes
     for row in experiment.rows:
         looks[row] = {"panel": fmt.row_words(experiment, row, fmt.column_axes(experiment)), "name": ""}
         if _has_lines(experiment):
@@ -113,15 +114,21 @@ def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[l
 
 
 def _training(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:
-    """Metrics against images seen and seconds of training: a line of panels for each metric."""
+    """Metrics against images seen and seconds of training, a line of panels for each metric; if the block names an
+    axis in ``panels``, against images seen alone, with a panel for each of its bundles."""
     done, means, points = found[found["status"] == "done"], spreads(found), []
-    panels = {"images_seen": "images seen in training", "training_seconds": "seconds of training"}
-    for x, metric in itertools.product(panels, experiment.figure.get("y", ["fd"])):
+    places = {"images_seen": "images seen in training", "training_seconds": "seconds of training"}
+    axis = experiment.figure.get("panels")
+    for x, metric in itertools.product(["images_seen"] if axis else places, experiment.figure.get("y", ["fd"])):
         title = fmt.with_unit(experiment, fmt.metric_title(experiment, metric), metric)
         for row, place in done[done["metric"] == x].groupby("row", sort=False)["value"].mean().items():
-            common = {"row": row, "panel": x, "setting": title, "x": place}
+            panel = experiment.bundles(str(row))[axis] if axis else x
+            common = {"row": row, "panel": panel, "setting": title, "x": place}
             points += _points(experiment, metric, means.get((str(row), metric), Spread()), common, None)
-    return points, {"panels": panels, "x_label": "", "over_training": True}
+    if axis:
+        drawn = dict.fromkeys(point["panel"] for point in points)
+        places = {bundle: f"{places['images_seen']}\n{fmt.words(experiment, {axis: bundle})}" for bundle in drawn}
+    return points, {"panels": places, "x_label": "", "over_training": True}
 
 
 def _speed(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:

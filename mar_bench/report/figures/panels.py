@@ -116,9 +116,11 @@ def render(plot: Plot) -> Figure:
                 continue
             _points(ax, here, plot.joined, colours, markers)
             if plot.over_training:
-                ax.set(xscale="log", yscale="log")
+                ax.set_xscale("log")
                 _decades(ax.xaxis, (1, 3))
-                _decades(ax.yaxis, (1, 2, 5))
+                if points[points["setting"] == setting]["y"].agg(_ratio) > MIN_RATIO:
+                    ax.set_yscale("log")
+                    _decades(ax.yaxis, (1, 2, 5))
                 if panel == panels[0]:
                     ax.set_ylabel(setting)
                 if setting == settings[-1]:
@@ -169,6 +171,11 @@ def _floors(ax: Axes, floors: pd.DataFrame, colours: dict[str, str]) -> None:
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": side}
         ax.annotate(name, (1, value), xytext=(2, 0), fontsize=7, color=NEUTRAL, **place)
     ax.set_ylim(bottom=0)
+
+
+def _ratio(values: pd.Series) -> float:
+    """Of the largest to the smallest; 1 for values that a logarithmic axis cannot show."""
+    return values.max() / values.min() if values.min() > 0 else 1.0
 
 
 def _decades(axis: Axis, ticks: tuple[int, ...]) -> None:
