@@ -25,9 +25,12 @@ _FORMULA = re.compile(r"[=@\uFF1D\uFF0B\uFF20\uFF0D]|[+-](?!\d+(\.\d+)?$)")  # i
 
 
 def number(value: float | None, like: float | None = None, signed: bool = False) -> str:
-    """Two decimals, one from 100 on, two digits below 0.1; ``like`` sets the decimals so that mean and std match."""
+    """Two decimals, one from 100 on, two digits below 0.1; ``like`` sets the decimals so that mean and std match.
+
+    A size below 1e-8 is a rounding error of 0."""
     if value is None or math.isnan(value):
         return MISSING
+    value = value if abs(value) >= 1e-8 else 0.0
     size = abs(value if like is None else like)
     small = 0 < size < 0.1
     decimals = 1 - math.floor(math.log10(size)) if small else 1 if size >= 100 else 2

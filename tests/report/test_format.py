@@ -19,6 +19,7 @@ NAN = math.nan
     [
         (fmt.number, (None,), "–"), (fmt.number, (NAN,), "–"), (fmt.number, (0,), "0.00"),
         (fmt.number, (-5.414,), "-5.41"), (fmt.number, (227.34,), "227.3"), (fmt.number, (0.00098,), "0.00098"),
+        (fmt.number, (-2.4e-10,), "0.00"),
         (fmt.plus_minus, (5.414, None), "5.41"), (fmt.plus_minus, (0.0123, 0.00051), "0.012 ± 0.001"),
         (fmt.plus_minus, (227.34, 1.26), "227.3 ± 1.3"), (fmt.plus_minus, (0.003, 1.26), "0.00 ± 1.26"),
         (fmt.number, (0.5, None, True), "+0.50"), (fmt.percent, (1.26,), "+1.3 %"), (fmt.percent, (NAN,), "–"),
