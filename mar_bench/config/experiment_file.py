@@ -29,9 +29,10 @@ KNOBS = tuple(f"sampling.{f.name}" for f in fields(SamplingSpec))
 FIXED = ("sampling.num_images", "sampling.batch_size", "sampling.weights", "sampling.seed")  # no sweep may change these
 Metric = Annotated[str, OneOf("metric", GENERATION_METRICS)]
 Shown = Annotated[str, OneOf("metric", (*GENERATION_METRICS, *LIKELIHOOD_METRICS))]
-Judged = Annotated[
-    str, OneOf("metric", [m for m in (*GENERATION_METRICS, *LIKELIHOOD_METRICS) if METRICS[m].lower_is_better])
+_JUDGED = [
+    m for m in (*GENERATION_METRICS, *LIKELIHOOD_METRICS) if METRICS[m].lower_is_better and METRICS[m].scale == 1
 ]
+Judged = Annotated[str, OneOf("metric", _JUDGED)]
 Column = Annotated[str, OneOf("column", (*ONCE_METRICS, *LIKELIHOOD_METRICS))]
 ChosenKnob = Annotated[str, OneOf("knob to choose", tuple(knob for knob in KNOBS if knob not in FIXED))]
 Abscissa = Annotated[str, OneOf("knob of sampling or measured number", (*KNOBS, "latent_noise"))]
@@ -168,6 +169,8 @@ def parse_experiment(tree: dict[str, Any]) -> ExperimentFile:
             bundles, what = file.bundles(ordering.axis), f"bundle of axis '{ordering.axis}'"
             _one_of(f"orderings[{i}].{key}", getattr(ordering, key), bundles, what)
         _need(ordering.better != ordering.worse, f"orderings[{i}].worse", "better and worse are the same bundle")
+        shares = ordering.costs_at_most == 0 or ordering.metric not in LIKELIHOOD_METRICS
+        _need(shares, f"orderings[{i}].costs_at_most", "is a share; bits have no zero from which to count one")
     return file
 
 

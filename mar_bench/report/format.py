@@ -30,8 +30,9 @@ def number(value: float | None, like: float | None = None, signed: bool = False)
     A size below 1e-8 is a rounding error of 0."""
     if value is None or math.isnan(value):
         return MISSING
-    value = value if abs(value) >= 1e-8 else 0.0
     size = abs(value if like is None else like)
+    if size < 1e-8:
+        value = size = 0.0
     small = 0 < size < 0.1
     decimals = 1 - math.floor(math.log10(size)) if small else 1 if size >= 100 else 2
     return f"{value:{'+' * signed}.{decimals}f}"

@@ -1,8 +1,8 @@
 """Mean and ± of a metric over runs, and the difference between two sets of runs with its interval and verdict.
 
 Orderings, the claims report and ``mar-bench compare`` share this one rule. Verdicts are conservative: an interval
-containing zero, an effect below MIN_EFFECT or a single run is "undecided"; runs measured under different protocols are
-"not comparable"."""
+containing zero, a Fréchet distance that changes by less than MIN_EFFECT or a single run is "undecided"; runs measured
+under different protocols are "not comparable"."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Ordering:
     def unknown(self, experiment: Experiment) -> list[str]:
         """The names in the evidence that the experiment lacks at its scale."""
         known = any(self._is(item) for item in experiment.orderings)
-        return [] if known else [f"no ordering '{self.claim}'" + f" by {self.metric}" * (self.metric != "fd")]
+        return [] if known else [f"no ordering '{self.claim}' by {self.metric}"]
 
     def _is(self, item: dict) -> bool:
         return (item["claim"], judged_by(item)) == (self.claim, self.metric)
@@ -187,14 +187,14 @@ def _one_point(
 Evidence = Ordering | Trend | Optimum | Below
 
 
-def all_of(verdicts: list[str], terms: str = "", since: str = "") -> str:
+def all_of(verdicts: list[str], said: str = "", since: str = "") -> str:
     """Holds (``since``) if all verdicts that count hold, does not hold if any does not; otherwise undecided.
 
-    Says how many there are of each unless all are that verdict, and the ``terms`` of the claim."""
+    Says how many there are of each unless all are that verdict, and the claim's terms (``said``)."""
     counts = Counter(verdict for verdict in verdicts if verdict != OUTSIDE)
     verdict = FAILS if FAILS in counts else HOLDS if set(counts) == {HOLDS} else UNDECIDED
     notes = [", ".join(f"{name}: {n}" for name, n in counts.most_common())] if set(counts) - {verdict} else []
-    notes += [terms] if terms else []
+    notes += [said] if said else []
     return verdict + f" {since}" * bool(since) + f" ({'; '.join(notes)})" * bool(notes)
 
 

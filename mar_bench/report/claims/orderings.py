@@ -32,6 +32,7 @@ class Comparison:
     others: str  # the bundles that both rows share
     costs_at_most: float | None
     metric: str
+    judged_by: str  # the metric in words; empty if it is the main distance
     difference: stats.Difference
     floors: dict[str, float]  # bundle -> distance of its reconstructions; empty if both rows share the tokenizer
     against: str  # ``vs training``: the images of these distances
@@ -55,16 +56,20 @@ def compare(experiment: Experiment, selection: Selection) -> list[Comparison]:
 def _comparison(experiment: Experiment, selection: Selection, item: dict, rows: tuple[str, str]) -> Comparison:
     axis, limit, bundles = item["axis"], item.get("costs_at_most"), (item["better"], item["worse"])
     metric, floors = judged_by(item), {}
-    if len({reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}) > 1:
-        alone = [runs_with(selection[row]["reconstruction"], "fd").values() for row in rows]
-        floors = {b: next((metric_value(r, "fd") for r in of), math.nan) for b, of in zip(bundles, alone)}
+    several = len({reconstruction_run(row, experiment.rows[row]).ids["tokenizer_id"] for row in rows}) > 1
+    if several and METRICS[metric].base == "fd":
+        alone = [runs_with(selection[row]["reconstruction"], metric).values() for row in rows]
+        floors = {b: next((metric_value(r, metric) for r in of), math.nan) for b, of in zip(bundles, alone)}
     first, second = (runs_judged(selection, row, metric) for row in rows)
     found = difference(first, second, limit, metric)
     ours, other = (experiment.paper.get(row, {}).get(metric) for row in rows)
     published = None if ours is None or not other else 100 * (ours - other) / other
     shared = [b for a, b in experiment.bundles(rows[0]).items() if a != axis and experiment.labels[a][b]]
-    others, against = "/".join(shared) or axis, fmt.against(experiment, "rfd")
-    return Comparison(item["claim"], axis, rows, bundles, others, limit, metric, found, floors, against, published)
+    others, against = "/".join(shared) or axis, fmt.against(experiment, f"r{metric}")
+    words = "" if metric == "fd" else fmt.metric_title(experiment, metric, named=False)
+    return Comparison(
+        item["claim"], axis, rows, bundles, others, limit, metric, words, found, floors, against, published
+    )
 
 
 def judged_by(item: dict) -> str:
@@ -94,10 +99,8 @@ def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]
 
 def terms(comparisons: list[Comparison]) -> str:
     """``by held-out NLL; at most 25 % worse``: the metric unless it is the main distance, and the cost it allows."""
-    metrics = dict.fromkeys(METRICS[c.metric] for c in comparisons if c.metric != "fd")
-    return "; ".join(
-        filter(None, [*(f"by {metric.prefix}{metric.label}" for metric in metrics), _allowed(comparisons)])
-    )
+    words = dict.fromkeys(f"by {c.judged_by}" for c in comparisons if c.judged_by)
+    return "; ".join([*words, *filter(None, [_allowed(comparisons)])])
 
 
 def _allowed(comparisons: list[Comparison]) -> str:
@@ -119,10 +122,17 @@ def pairs_table(comparisons: list[Comparison]) -> str:
 
 
 def difference_cells(found: stats.Difference) -> list[str]:
-    """Both means, difference and interval in percent, number of seeds, verdict."""
+    """Both means, difference and interval, number of seeds, verdict."""
+    return [number(found.first), number(found.second), *change_and_interval(found), found.seeds, found.words]
+
+
+def change_and_interval(found: stats.Difference) -> tuple[str, str]:
+    """In percent of the second mean; of bits that are not positive, which have no share, the difference itself."""
     value, low, high = found.percent
-    interval = MISSING if math.isnan(low) else f"{low:+.1f} to {high:+.1f} %"
-    return [number(found.first), number(found.second), percent(value), interval, found.seeds, found.words]
+    if found.second > 0 or math.isnan(found.value):
+        return percent(value), MISSING if math.isnan(low) else f"{low:+.1f} to {high:+.1f} %"
+    value, low, high = (number(x, like=1, signed=True) for x in (found.value, found.low, found.high))
+    return value, MISSING if MISSING in (low, high) else f"{low} to {high}"
 
 
 def _summary(comparisons: list[Comparison]) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.report import format as fmt
-from mar_bench.report.claims.orderings import Comparison, compare, runs_judged, terms
+from mar_bench.report.claims.orderings import Comparison, change_and_interval, compare, runs_judged, terms
 from mar_bench.report.frames import Selection, metric_value
-from mar_bench.report.stats import FAILS, HOLDS, MIN_EFFECT, UNDECIDED, Difference, paired
+from mar_bench.report.stats import FAILS, HOLDS, UNDECIDED, Difference, min_effect, paired
 
 RECENT = 8  # the trend is fitted from an eighth of the steps on: three doublings
 
@@ -53,9 +53,9 @@ class Trend:
     def _trend(self) -> str:
         change, low, high = (100 * math.expm1(x) for x in (self.slope.value, self.slope.low, self.slope.high))
         if math.isnan(low):
-            return "too few seeds for a trend"
+            return "too few seeds for a trend" if self.points[-1].difference.second > 0 else "no ratio has a trend"
         size = f"{change:+.1f} % a doubling, {low:+.1f} to {high:+.1f} %"
-        if low <= 0 <= high or abs(change) < MIN_EFFECT:
+        if low <= 0 <= high or abs(change) < min_effect(self.points[-1].metric):
             return f"the gap has no clear trend ({size})"
         ahead = self.points[-1].difference.value < 0
         return f"the gap {'grows' if (change < 0) == ahead else 'shrinks'} ({size})"
@@ -116,7 +116,7 @@ def table(pairs: list[Trend]) -> fmt.Block:
     for pair in pairs:
         cells = dict.fromkeys(steps, fmt.MISSING)
         for step, c in zip(pair.steps, pair.points):
-            text = fmt.percent(c.difference.percent[0])
+            text, _ = change_and_interval(c.difference)
             cells[step] = text if c.difference.verdict in (HOLDS, FAILS) or text == fmt.MISSING else f"({text})"
         lines.append([pair.name, *cells.values(), pair.crossings, pair.words])
     bundles = " against ".join(pairs[0].bundles)

@@ -15,7 +15,7 @@ from matplotlib import rc_context
 
 from mar_bench.config.experiment import Experiment
 from mar_bench.config.ids import reconstruction_run
-from mar_bench.records.metrics import thousands
+from mar_bench.records.metrics import GENERATION_METRICS, thousands
 from mar_bench.records.record import Records
 from mar_bench.report import format as fmt
 from mar_bench.report.figures.panels import METADATA, STYLE, Plot, render, save
@@ -48,7 +48,9 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
         raise UserError(f"nothing to draw for {experiment.id} at scale {scale}: there are no {needed}; {run}")
     bars = " or ".join(dict.fromkeys(BARS[point["over"]] for point in points if point.get("over")))
     counts = "/".join(dict.fromkeys(thousands(spec.sampling.num_images) for spec in experiment.rows.values()))
-    images = f"{fmt.metric_title(experiment, 'fd', images=None)} of {counts} images"
+    shown = [metric for metric in experiment.figure.get("y", ["fd"]) if metric in GENERATION_METRICS]
+    main = "fd" if "fd" in shown or not shown else shown[0]
+    images = f"{fmt.metric_title(experiment, main, images=None)} of {counts} images"
     with rc_context(STYLE):
         figure = render(Plot(
             points=pd.DataFrame([{**NOTHING, **looks[point["row"]], **point} for point in points]),
@@ -126,8 +128,9 @@ def _training(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tupl
             common = {"row": row, "panel": panel, "setting": title, "x": place}
             points += _points(experiment, metric, means.get((str(row), metric), Spread()), common, None)
     if axis:
-        drawn = dict.fromkeys(point["panel"] for point in points)
-        places = {bundle: f"{places['images_seen']}\n{fmt.words(experiment, {axis: bundle})}" for bundle in drawn}
+        drawn, seen = {point["panel"] for point in points}, places["images_seen"]
+        bundles = [bundle for bundle in experiment.labels[axis] if bundle in drawn]
+        places = {bundle: f"{seen}\n{fmt.words(experiment, {axis: bundle})}" for bundle in bundles}
     return points, {"panels": places, "x_label": "", "over_training": True}
 
 

@@ -54,7 +54,7 @@ METADATA: dict[str, dict[str, str | None]] = {
 PANEL_INCHES = 3.2, 2.7
 CHARACTERS = 44  # that fit the width of a panel
 MOST_TICKS = 6  # if a knob has more values, not each of them gets a tick
-MIN_RATIO = 6  # between the ends of the seconds axis, so that at least two of its ticks at 1, 2 and 5 are visible
+MIN_RATIO = 6  # between the ends of a logarithmic axis, so that at least two of its ticks at 1, 2 and 5 are visible
 MOST_RATIO = 60  # up to this ratio there is room for all these ticks
 
 
@@ -108,8 +108,13 @@ def render(plot: Plot) -> Figure:
     for axes, setting in zip(grid, settings):
         for ax, panel in zip(axes, panels):
             here = points[(points["setting"] == setting) & (points["panel"] == panel)]
-            if not plot.x_values and not plot.over_training:
+            if plot.over_training:
+                ax.set_ylabel(setting if panel == panels[0] else "")
+                ax.set_xlabel(plot.panels[panel] if setting == settings[-1] else "")
+            elif not plot.x_values:
                 ax.set_title(panel)
+            if here.empty and plot.over_training:
+                continue  # the panels share their axes
             if here.empty:
                 ax.set_axis_off()
                 ax.text(0.5, 0.5, "no points", ha="center", color=NEUTRAL, transform=ax.transAxes)
@@ -121,10 +126,6 @@ def render(plot: Plot) -> Figure:
                 if points[points["setting"] == setting]["y"].agg(_ratio) > MIN_RATIO:
                     ax.set_yscale("log")
                     _decades(ax.yaxis, (1, 2, 5))
-                if panel == panels[0]:
-                    ax.set_ylabel(setting)
-                if setting == settings[-1]:
-                    ax.set_xlabel(plot.panels[panel])
                 continue
             if plot.floors is not None:
                 _floors(ax, plot.floors[plot.floors["panel"] == panel], colours)

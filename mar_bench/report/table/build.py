@@ -47,11 +47,6 @@ class Table(Measured):
             trends=self.over_training,
         )
 
-    @property
-    def over_training(self) -> bool:
-        """Whether the rows are steps of trainings, and orderings are judged along them."""
-        return self.experiment.figure.get("kind") == "training"
-
     def _claims(self) -> Iterator[tuple[str, str, str, str]]:
         if self.over_training:
             return trends.claims(self.experiment, self.selection)

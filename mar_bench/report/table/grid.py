@@ -35,6 +35,11 @@ class Measured:
         self.speed_setting = main_setting(self.frame)
         self.seconds = values(self.frame, "seconds_per_image", self.speed_setting)
 
+    @property
+    def over_training(self) -> bool:
+        """Whether the rows are steps of trainings, and orderings are judged along them."""
+        return self.experiment.figure.get("kind") == "training"
+
     def spread(self, row: str, metric: str) -> Spread:
         """Mean and ± of a metric over the runs of a row; NaN without a number."""
         return self.spreads.get((row, metric), Spread())

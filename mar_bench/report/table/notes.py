@@ -209,9 +209,10 @@ def warnings(found: Measured) -> list[str]:
     """One line for each reason to trust numbers of the table less."""
     unlike: dict[str, list[str]] = {}  # where and how -> metrics
     known = {record.id: conditions(record) for _, record in found.done("generation", "reconstruction", "likelihood")}
-    layout = found.experiment.layout
-    shown = {*layout.get("metrics", ()), *layout.get("beside", ())}
-    likelihoods = tuple(metric for metric in LIKELIHOOD_METRICS if metric in shown)
+    layout, likelihoods = found.experiment.layout, LIKELIHOOD_METRICS
+    if found.over_training:  # there is no table of further metrics
+        shown = {*layout.get("metrics", ()), *layout.get("beside", ()), *found.experiment.figure.get("y", ())}
+        likelihoods = tuple(metric for metric in LIKELIHOOD_METRICS if metric in shown)
     every = {"generation": GENERATION_METRICS, "reconstruction": ("fd",), "likelihood": likelihoods}
     for task, metrics in every.items():
         for metric in metrics:
