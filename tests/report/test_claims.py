@@ -99,6 +99,7 @@ def test_mistakes_in_the_file_are_reported_with_their_place(tmp_path, text, wher
     [
         (ORDERING.replace("steps,", "step,"), "no experiment 'step', did you mean 'steps'"),
         (ORDERING.replace("a quarter", "a quarrter"), "steps has no ordering 'a quarrter of the steps is enough'"),
+        (ORDERING.replace("}", ", bundles: [guidded]}"), "steps has no bundle 'guidded'"),
         (OPTIMUM.replace("axis: t", "axis: tt"), "temperature has no axis 'ttemperature'"),
         (BELOW.replace("'AR, ", "'ARR, "), "speed has no system 'ARR, CrossEnt'"),
     ],

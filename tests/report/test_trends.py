@@ -123,13 +123,14 @@ def test_an_ordering_is_judged_by_its_own_metric(tmp_path):
     for metric, expected, pairs_have in (
         ("nll", "holds from 250 steps on (by held-out NLL)", "-12.5 %"),
         ("fd:heldout", FAILS, "the gap"),
-    ):
+    ):  # on the smallest of three sets
         evidence = EvidenceOfTrend(
-            title="t", experiment="data_budget", claim="random order beats raster", metric=metric
+            title="t", experiment="data_budget", claim="random order beats raster", metric=metric, bundles=("few",)
         )
         assert not evidence.unknown(budget)
         verdict, pairs = evidence.judge(budget, selection)
-        assert verdict.startswith(expected) and pairs_have in str(pairs)
+        assert verdict.startswith(expected) and pairs_have in str(pairs) and "many/" not in str(pairs)
+        assert len(evidence.rows(budget)) == 2 * 2 * 3
     text = table_of(budget, images | tokens).markdown()
     assert "### Claim: random order beats raster (by held-out FD-1k)" in text
     missing = EvidenceOfTrend(title="t", experiment="data_budget", claim="random order beats raster")

@@ -42,30 +42,38 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """One of the experiment's ``orderings``, by its claim and metric; holds if it does on every pair."""
+    """One of the experiment's ``orderings``, by its claim and metric; holds if it does on every pair of rows that have
+    all of ``bundles`` in common."""
 
     kind: Literal["ordering"] = "ordering"
     title: str
     experiment: str
     claim: str
     metric: Judged = "fd"
+    bundles: tuple[str, ...] = ()
 
     def unknown(self, experiment: Experiment) -> list[str]:
         """The names in the evidence that the experiment lacks at its scale."""
-        known = any(self._is(item) for item in experiment.orderings)
-        return [] if known else [f"no ordering '{self.claim}' by {self.metric}"]
+        if not any(self._is(item) for item in experiment.orderings):
+            return [f"no ordering '{self.claim}' by {self.metric}"]
+        known = {bundle for bundles in experiment.labels.values() for bundle in bundles}
+        return [f"no bundle '{bundle}'" for bundle in self.bundles if bundle not in known]
 
     def _is(self, item: dict) -> bool:
         return (item["claim"], judged_by(item)) == (self.claim, self.metric)
 
+    def _among(self, experiment: Experiment, row: str) -> bool:
+        return {*self.bundles} <= {*experiment.bundles(row).values()}
+
     def rows(self, experiment: Experiment) -> list[str]:
         """The rows that the evidence is about, as far as the scale has them."""
-        chosen = (rows for item, rows in pairs(experiment) if self._is(item))
+        chosen = (rows for item, rows in pairs(experiment) if self._is(item) and self._among(experiment, rows[0]))
         return list(dict.fromkeys(row for rows in chosen for row in rows))
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict with the terms of the claim, and its pairs in Markdown."""
         found = [c for c in compare(experiment, selection) if (c.claim, c.metric) == (self.claim, self.metric)]
+        found = [c for c in found if self._among(experiment, c.rows[0])]
         text = pairs_table(found) if found else "This scale has no such pair."
         return all_of([c.difference.verdict for c in found], terms(found)), text
 
@@ -79,6 +87,7 @@ class Trend(Ordering):
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict, with the step from which every pair holds, and the pairs in Markdown."""
         found = trends.trends(experiment, selection).get((self.claim, self.metric), [])
+        found = [pair for pair in found if self._among(experiment, pair.points[0].rows[0])]
         if not found:
             return UNDECIDED, "This scale has no such pair."
         verdicts, said = [pair.verdict for pair in found], terms([c for pair in found for c in pair.points])
