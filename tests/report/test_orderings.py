@@ -174,5 +174,5 @@ def test_a_pair_that_is_not_compared_says_why_and_is_counted_separately(table1):
 def test_pairs_of_several_bundles_are_named_line_by_line():
     table2 = load_experiment("table2", "tiny")
     text = written(table2, generations(table2, lambda row, t, _: 5.0 + len(row) + 0.01 * t))
-    assert "(at most 100 % worse)" in text and "| pair " in text
+    assert "(at most 125 % worse)" in text and "| pair " in text
     assert all(f"| {name} against kl16, guided" in text for name in ("vq16", "kl8", "kl16_imagenet"))

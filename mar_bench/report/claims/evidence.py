@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Literal, NamedTuple
 
@@ -216,10 +216,11 @@ def _judged(lines: Iterable[_Line]) -> tuple[str, str]:
     """The verdict of all lines, and their table."""
     cells, verdicts = [], {}
     for where, verdict, why, pair, found in lines:
-        numbers = difference_cells(found) if found else [fmt.MISSING] * (2 + len(DIFFERENCE))
+        word = {HOLDS: "better", FAILS: "worse"}.get(found.verdict, found.verdict) if found else ""
+        numbers = difference_cells(replace(found, verdict=word)) if found else [fmt.MISSING] * (2 + len(DIFFERENCE))
         cells.append([where, f"{verdict}: {why}", pair, *numbers])
         verdicts[where] = verdict  # an optimum has two lines with one verdict
-    heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "this pair"]
+    heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "the first is"]
     return all_of([*verdicts.values()]), fmt.markdown_table(
         heading, cells
     ) if cells else "This scale has no such points."

@@ -104,7 +104,7 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
                 name = ["", ""]  # once for all of its evidence
                 main = next((one for one in findings.values() if not one.part), next(iter(findings.values()), NOTHING))
                 details.append(f"### {inline(evidence.title)}: {inline(main.verdict)}\n\n{main.text}")
-    parts = {"scale": scale, "columns": columns, "outside": OUTSIDE, "summaries": summaries}
+    parts = {"scale": scale, "columns": columns, "outside": OUTSIDE, "summaries": summaries, "trends": True}
     return render("claims.md.j2", **parts, details=Block("\n\n".join(details)))
 
 

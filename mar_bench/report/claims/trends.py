@@ -57,8 +57,10 @@ class Trend:
         size = f"{change:+.1f} % a doubling, {low:+.1f} to {high:+.1f} %"
         if low <= 0 <= high or abs(change) < min_effect(self.points[-1].metric):
             return f"the gap has no clear trend ({size})"
-        ahead = self.points[-1].difference.value < 0
-        return f"the gap {'grows' if (change < 0) == ahead else 'shrinks'} ({size})"
+        ahead = [c.difference.value < 0 for c in recent(self.steps, self.points)]
+        if len({*ahead}) > 1:
+            return f"the first {'gains' if change < 0 else 'loses'} ({size})"
+        return f"the gap {'grows' if (change < 0) == ahead[-1] else 'shrinks'} ({size})"
 
     @property
     def crossings(self) -> str:
@@ -94,18 +96,22 @@ def trends(experiment: Experiment, selection: Selection) -> dict[tuple[str, str]
     return found
 
 
+def recent(steps: list[int], points: list[Comparison]) -> list[Comparison]:
+    """The points to which the trend is fitted."""
+    return [c for step, c in zip(steps, points) if RECENT * step >= steps[-1]]
+
+
 def _slope(steps: list[int], points: list[Comparison], selection: Selection) -> Difference:
     """Of a straight line through ln(first / second) over log2(steps), for each seed that has all points."""
-    recent = [(step, c) for step, c in zip(steps, points) if RECENT * step >= steps[-1]]
-    metric = points[0].metric
-    sides = [[runs_judged(selection, row, metric) for row in c.rows] for _, c in recent]
+    metric, late = points[0].metric, recent(steps, points)
+    sides = [[runs_judged(selection, row, metric) for row in c.rows] for c in late]
     seeds = set.intersection(*(set(runs) for side in sides for runs in side))
     slopes = {}
-    for seed in seeds if len(recent) > 1 else ():
+    for seed in seeds if len(late) > 1 else ():
         values = [[metric_value(runs[seed], metric) for runs in side] for side in sides]
         if min(map(min, values)) > 0:  # a density's bits may be negative
             ratios = [math.log(first / second) for first, second in values]
-            slopes[seed] = float(np.polyfit([math.log2(step) for step, _ in recent], ratios, 1)[0])
+            slopes[seed] = float(np.polyfit([math.log2(step) for step in steps[-len(late) :]], ratios, 1)[0])
     return paired(slopes, dict.fromkeys(slopes, 0.0))
 
 
