@@ -69,6 +69,8 @@ def test_the_gap_of_a_claim_that_does_not_hold_has_a_trend():
     growing = trend_of(lambda steps: 1.1 * 1.05 ** math.log2(steps / 125))
     assert growing.slope.value == pytest.approx(math.log(1.05), abs=2e-4)
     assert "the gap grows (+5.0 % a doubling" in growing.words
+    crossed = trend_of(dict(zip(STEPS, (1.5, 1.4, 1.3, 1.2, 1.1, 0.995))).get)
+    assert "undecided" in crossed.words and "the first gains (-8." in crossed.words
     flat = trend_of(lambda steps: 1.3 + 0.002 * (STEPS.index(steps) % 2))
     assert "the gap has no clear trend" in flat.words
 
