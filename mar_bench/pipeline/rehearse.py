@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn.datasets
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from mar_bench.config.ids import stage_ids
 from mar_bench.config.spec import ARModel, Discrete, RunSpec, drawing_part, is_causal, measures_scale, num_tokens
-from mar_bench.data.datasets import to_unit
+from mar_bench.data.datasets import packaged, to_unit
 from mar_bench.data.images import read_image
 from mar_bench.data.latents import Latents
 from mar_bench.models import sampler
@@ -144,7 +143,7 @@ def try_training(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Encode two images, train, resume from the checkpoint before the last step, draw and decode one guided sample."""
     spec = small_run(spec)
     tokenizer = _tokenizer(spec, folder)
-    files = [Path(sklearn.datasets.__file__).parent / "images" / name for name in PHOTOGRAPHS]
+    files = [packaged("sklearn", f"datasets/images/{name}") for name in PHOTOGRAPHS]
     pixels = np.stack([read_image(file, spec.data.image_size, spec.data.channels) for file in files])
     stored = {name: values[None] for name, values in tokenizer.stored(to_unit(torch.from_numpy(pixels))).items()}
     labels = torch.arange(len(files)) % spec.data.num_classes

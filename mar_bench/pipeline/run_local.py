@@ -1,7 +1,8 @@
 """Run jobs on this machine: ``run_jobs`` on worker processes, ``run_together`` on ranks that torchrun or srun started.
 
-Workers are spawned, import torch once and execute one job after another. If its pipe closes, because the user stops the
-run or the scheduler has died, a worker saves a checkpoint and exits; the same command resumes from there."""
+Workers are forked from a server that has imported torch, and execute one job after another. If its pipe closes, because
+the user stops the run or the scheduler has died, a worker saves a checkpoint and exits; the same command resumes from
+there."""
 
 from __future__ import annotations
 
@@ -127,7 +128,8 @@ def _urgency(jobs: list[Job]) -> dict[str, float]:
 
 def _spawn(places: Places, workers: dict[Any, Any]) -> Any:
     """Add a process to ``workers``; returns the pipe to it."""
-    context = multiprocessing.get_context("spawn")
+    multiprocessing.set_forkserver_preload(["mar_bench.pipeline.execute"])  # seconds of imports, once for all workers
+    context = multiprocessing.get_context("forkserver")
     mine, theirs = context.Pipe()
     workers[mine] = context.Process(target=_work, args=(theirs, places))
     for name, size in MALLOC.items():

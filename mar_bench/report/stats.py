@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import mean, stdev, variance
 
-from scipy.stats import t as student
+from scipy.special import stdtrit  # the quantile of scipy.stats.t, without its import of a second
 
 from mar_bench.records.metrics import METRICS
 
@@ -141,7 +141,7 @@ def paired(
         nothing = math.nan, math.nan, math.nan
         return Difference(one, other, *nothing, change.over, *seeds, INCOMPARABLE, tuple(reasons))
     # not scipy.stats.ttest_rel, whose interval is NaN where all differences are equal
-    quantile = student.ppf(0.5 + CONFIDENCE / 2, change.n - 1)
+    quantile = stdtrit(change.n - 1, 0.5 + CONFIDENCE / 2)
     half = math.nan if change.sd is None else float(quantile) * change.sd / math.sqrt(change.n)
     ends = change.mean - half, change.mean + half
     return _judged(Difference(one, other, change.mean, *ends, change.over, *seeds), min_effect, costs_at_most)

@@ -221,13 +221,16 @@ def any_worker_of(folder: Path) -> bool:
     return False
 
 
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def test_a_killed_worker_is_a_failure_with_a_record(finished, tmp_path):
     prepare(finished, tmp_path, *BEFORE_TRAINING)
     process = start(tmp_path, "--jobs", "1", *ONE_ROW)
     wait_for(training_started(tmp_path), process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), signal.SIGKILL)
+    (worker,) = [grandchild for child in children(process.pid) for grandchild in children(child)]
+    os.kill(worker, signal.SIGKILL)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "the worker process died (SIGKILL" in text
     failed = [r for r in measured(tmp_path).values() if r.status == "failed"]
