@@ -51,27 +51,31 @@ def stage_id(name: str, **inputs: Any) -> str:
     content = {"stage": stage.hashed_as, **{k: v for k, v in inputs.items() if v is not None}}
     if stage.revision != 1:
         content["revision"] = stage.revision
-    text = ",".join(f'"{key}":{(_json if is_dataclass(v) else _dumped)(v)}' for key, v in sorted(content.items()))
+    text = ",".join([f'"{key}":{_json(content[key])}' for key in sorted(content)])
     return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:12]
 
 
-def _dumped(value: Any) -> str:
-    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+_dumped = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
-def _json(part: Any) -> str:
-    """The canonical JSON of a frozen dataclass, kept in it: plans ask for the same parts often.
+def _json(value: Any) -> str:
+    """The canonical JSON of a value. A dataclass, which is frozen, keeps its own: plans ask for the same parts often.
 
     A cache by equality would not do, as 1 == 1.0 but their JSON differs."""
-    kept = vars(part)
+    if not hasattr(value, "__dict__"):
+        return _dumped(canonical(value))
+    kept = vars(value)
     if "_json" not in kept:
-        kept["_json"] = _dumped(part)
+        kept["_json"] = _dumped(canonical(value))
     return kept["_json"]
 
 
 def stage_ids(spec: RunSpec) -> dict[str, str]:
-    """The id of every stage that leads to a generation record; ``eval_id`` is the record's own."""
-    return _seeded_ids(spec, _seedless_ids(spec))
+    """The id of every stage that leads to a generation record; ``eval_id`` is the record's own. Kept in the spec."""
+    kept = vars(spec)
+    if "_ids" not in kept:
+        kept["_ids"] = _seeded_ids(spec, _seedless_ids(spec))
+    return kept["_ids"]
 
 
 def _seedless_ids(spec: RunSpec) -> dict[str, str]:
@@ -102,8 +106,12 @@ def _seeded_ids(spec: RunSpec, ids: dict[str, str]) -> dict[str, str]:
 def with_seeds(spec: RunSpec, train_seed: int, sampling_seed: int) -> RunSpec:
     """The same cell with other seeds; published weights keep the training seed of their spec."""
     train_seed = train_seed if spec.train.published is None else spec.train.seed
+    if (train_seed, sampling_seed) == (spec.train.seed, spec.sampling.seed):
+        return spec
     train, sampling = replace(spec.train, seed=train_seed), replace(spec.sampling, seed=sampling_seed)
-    return replace(spec, train=train, sampling=sampling)
+    seeded = replace(spec, train=train, sampling=sampling)
+    vars(seeded)["_ids"] = _seeded_ids(seeded, stage_ids(spec))
+    return seeded
 
 
 @dataclass(frozen=True)
@@ -128,9 +136,8 @@ class Run:
 
 def generation_run(row: str, spec: RunSpec) -> Run:
     """The run that samples and scores images of a trained model."""
-    seedless = _seedless_ids(spec)
-    cell_id = _seeded_ids(with_seeds(spec, 0, 0), seedless)["eval_id"]
-    return Run("generation", row, spec, {**_seeded_ids(spec, seedless), "cell_id": cell_id})
+    cell_id = stage_ids(with_seeds(spec, 0, 0))["eval_id"]
+    return Run("generation", row, spec, {**stage_ids(spec), "cell_id": cell_id})
 
 
 def reconstruction_run(row: str, spec: RunSpec) -> Run:

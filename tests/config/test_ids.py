@@ -217,7 +217,7 @@ def test_revision_changes_the_stage_and_all_downstream(stage, monkeypatch):
     spec = SPECS["tiny/mar/diff/unguided"]
     before = all_ids(spec)
     monkeypatch.setitem(STAGES, stage, replace(STAGES[stage], revision=99))
-    after = all_ids(spec)
+    after = all_ids(replace(spec))  # a spec keeps its ids
     follows = {
         "tokenizer": {"tokenizer", "latents", "reconstruction", *AFTER_TRAIN},
         "latents": {"latents", *AFTER_TRAIN},
