@@ -72,6 +72,9 @@ def fit(
     parts |= {"ema": ema} if ema is not None else {}
     start, skipped, in_a_row, spent, lines, resumed = 0, 0, 0, 0.0, [], False
     kept: dict[int, dict[str, Any]] = {}  # part of the checkpoints, so that it is as safe as they are
+    # listed once: walking through the modules in each step takes a tenth of a small model's training
+    weights: list[Tensor] = list(module.parameters())
+    averages: list[Tensor] = list(ema.parameters()) if ema is not None else []
     if state := _resume(folder, about, world):
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -124,12 +127,12 @@ def fit(
                 scaler.scale(part).backward()
                 loss += part.detach()
         scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(weights, grad_clip or math.inf)
         if norm.isfinite():
             in_a_row = 0
             scaler.step(optimiser)
             if ema is not None:
-                ema.update_parameters(module)
+                _average(ema, averages, weights)
         else:
             skipped, in_a_row = skipped + 1, in_a_row + 1
             if in_a_row > max_skipped:
@@ -152,6 +155,17 @@ def fit(
         save(steps)  # kept until the stage is marked done (store.mark_done)
     module.eval()
     return Fitted(skipped, spent, kept)
+
+
+@torch.no_grad()
+def _average(ema: AveragedModel, averages: list[Tensor], weights: list[Tensor]) -> None:
+    """``ema.update_parameters`` with its parameters and the model's given."""
+    if ema.n_averaged == 0:
+        for average, values in zip(averages, weights):
+            average.copy_(values)
+    else:
+        ema.multi_avg_fn(averages, weights, ema.n_averaged)  # type: ignore[misc]
+    ema.n_averaged += 1
 
 
 def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
