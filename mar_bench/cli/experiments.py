@@ -103,6 +103,7 @@ def plan(
     seeds: options.Seeds = None,
     sampling_seeds: options.SamplingSeeds = None,
     only: options.Only = None,
+    rows: Annotated[bool, typer.Option("--rows", help="List the rows of several experiments too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     runs: options.Runs = None,
     records: options.Records = None,
@@ -110,13 +111,13 @@ def plan(
     """Show what a run would do.
 
     Lists evaluations, trainings and the work that they share; what is done, missing or failed. For several
-    experiments, or --all, also the work that they share with each other."""
+    experiments, or --all, a summary, with the work that they share with each other."""
     from mar_bench.pipeline.plan import make_plan, plan_text
 
     places, found = options.results(runs, records)
     selection = select(words, every, scale, found, seeds, sampling_seeds, only)
     content = make_plan(selection, scale, places, found)
-    print(json.dumps(content, indent=1) if as_json else plan_text(content))
+    print(json.dumps(content, indent=1) if as_json else plan_text(content, rows or len(selection.planned) == 1))
 
 
 @app.command()

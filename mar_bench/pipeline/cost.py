@@ -5,6 +5,7 @@ counts every query with every key, causal or not, as torch's FLOP counter does. 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -80,7 +81,7 @@ def sampling_flops(spec: RunSpec) -> float:
         backbone = _causal_passes(model.backbone, spec.space, known)
     else:
         asked = [length - k for k in known] if sampling.order == "confidence" else counts
-        backbone = sum(_masked_pass(model.backbone, spec.space, k, n) for k, n in zip(known, asked))
+        backbone = _masked_passes(model.backbone, spec.space, tuple(zip(known, asked)))
     drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
     once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
     return guided * (backbone + drawn * (once + denoising * each))
@@ -95,7 +96,7 @@ def likelihood_flops(spec: RunSpec) -> float:
     if backbone.kind == "causal":
         passes = _causal_passes(backbone, spec.space, [length - 1])
     else:
-        passes = sum(_masked_pass(backbone, spec.space, k, 1) for k in range(length)) * terms / length
+        passes = _masked_passes(backbone, spec.space, tuple((k, 1) for k in range(length))) * terms / length
     once, each, draws = head_flops(model.head, backbone.dim, spec.space)
     steps = 0
     if model.head.kind == "diffusion":
@@ -120,6 +121,12 @@ def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int, asked: int
         keys_and_values = 4 * (every - asked) * part.dim**2
         decoder += keys_and_values - block_flops(part.dim, part.mlp_ratio, every - asked, every)
     return encoder + decoder + 2 * seen * part.dim**2 + known * 2 * getattr(space, "dim", 0) * part.dim
+
+
+@functools.lru_cache
+def _masked_passes(part: MaskedBackbone, space: TokenSpace, passes: tuple[tuple[int, int], ...]) -> float:
+    """The masked backbone in several passes, (known, asked) each; kept, as most jobs of a plan ask for the same."""
+    return sum(_masked_pass(part, space, known, asked) for known, asked in passes)
 
 
 def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) -> float:

@@ -103,7 +103,8 @@ def _cost(evaluations: list[Run]) -> dict[str, Any]:
     return {"hours_of": "one CPU core" if on_cpu else "one H100", **{k: round(v, 2) for k, v in total.items()}}
 
 
-def plan_text(plan: dict[str, Any]) -> str:
+def plan_text(plan: dict[str, Any], rows: bool = True) -> str:
+    """The plan in words; ``rows``: with a line for every evaluation."""
     heading = ["row", "training seed", "sampling seed", "train_id", "eval_id", "status"]
     cells = [
         [e["row"], str(e["train_seed"]), str(e["sampling_seed"]), *(e["ids"][k] for k in heading[3:5]), e["status"]]
@@ -111,7 +112,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     stages = ", ".join(f"{s['needed']} {kind}" for kind, s in plan["stages"].items())
     lines = [
-        console_table(heading, cells),
+        *([console_table(heading, cells)] if rows else []),
         f"{plan['evaluations']} evaluations over {plan['trainings']} trainings; stages: {stages}",
     ]
     if plan["sweep"]:

@@ -364,3 +364,4 @@ def test_plan_counts_what_is_shared_and_done(places):
     text = plan_text(after)
     assert "16 evaluations over 6 trainings" in text and "1 done, 14 missing, 1 failed" in text
     assert all(run.row in text for run in runs)
+    assert plan_text(after, rows=False) == text[text.index("16 evaluations") :]
