@@ -14,7 +14,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from benchmarks.baseline import MAR
 from mar_bench.config.spec import (
     Continuous,
     DiffusionHead,
@@ -164,9 +165,9 @@ def training(one: Official) -> Iterator[Agreement]:
 class OfficialNoise(NoiseSource):
     """The noise of the arrays: one RandomState per AR step for the whole batch, tokens of an image ascending."""
 
-    def __init__(self, official_orders: torch.Tensor):
+    def __init__(self, official_orders: torch.Tensor, factor: float = 1.0):
         super().__init__(0, range(len(official_orders)))
-        self.order, self.known = official_orders.flip(1), 0
+        self.order, self.known, self.factor = official_orders.flip(1), 0, factor
 
     def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         assert purpose == "order"
@@ -179,7 +180,7 @@ class OfficialNoise(NoiseSource):
         ascending = torch.from_numpy(drawn).view(rows, batch, n, dim).permute(1, 2, 0, 3)
         rank = self.order[:, self.known : self.known + n].argsort(1).argsort(1)
         self.known += n
-        return gather(ascending, rank).permute(0, 2, 1, 3)
+        return gather(ascending, rank).permute(0, 2, 1, 3) * self.factor
 
 
 def tokens_of(latents: torch.Tensor, patch: int) -> torch.Tensor:
@@ -189,19 +190,75 @@ def tokens_of(latents: torch.Tensor, patch: int) -> torch.Tensor:
     return torch.einsum("nchpwq->nhwcpq", cells).reshape(batch, (height // patch) * (width // patch), -1)
 
 
-def sampled(one: Official, setting: str) -> Agreement:
-    scale, schedule, temperature, steps = re.fullmatch(r"sample_cfg(.+)_(.+)_t(.+)_k(\d+)", setting).groups()
-    sampling = SamplingSpec(
+SETTING = re.compile(r"sample_cfg(.+)_(.+)_t(.+)_k(\d+)")  # a name in SAMPLED
+
+
+def settings(one: Official, setting: str) -> SamplingSpec:
+    scale, schedule, temperature, steps = SETTING.fullmatch(setting).groups()
+    return SamplingSpec(
         num_ar_steps=int(steps),
         num_diffusion_steps=int(one.config["num_sampling_steps"]),
         guidance_scale=float(scale),
         guidance_schedule=schedule,
         temperature=float(temperature),
     )
-    found = generate(one.model, one.tensor("labels"), sampling, OfficialNoise(one.tensor("orders")))
+
+
+def sampled(one: Official, setting: str) -> Agreement:
+    found = generate(one.model, one.tensor("labels"), settings(one, setting), OfficialNoise(one.tensor("orders")))
     expected = tokens_of(one.tensor(setting), one.config["patch_size"])
+    scale, schedule, temperature, steps = SETTING.fullmatch(setting).groups()
     what = f"samples: guidance {scale} {schedule}, temperature {temperature}, {steps} AR steps"
     return of_std(what, one.name, found, expected, 2e-3)
+
+
+# --- the baseline of the benchmarks, written from the paper --------------------------------------------
+
+
+def baseline(one: Official) -> MAR:
+    """The transcription of the published algorithm with the weights of an official model."""
+    config, (length, dim) = one.config, one.arrays["tokens"].shape[1:]
+    names = "encoder_embed_dim", "encoder_depth", "encoder_num_heads", "diffloss_d", "diffloss_w"
+    model = MAR(length, dim, *(config[name] for name in names), config["class_num"], config["buffer_size"])
+    model.load_state_dict(load_file(DATA / f"{one.name}.safetensors"), strict=True)
+    return model.eval()
+
+
+def baseline_sampled(one: Official, setting: str, clamp: float | None = None) -> torch.Tensor:
+    scale, schedule, temperature, steps = SETTING.fullmatch(setting).groups()
+
+    def noise(step: int, count: int) -> torch.Tensor:
+        shape = int(one.config["num_sampling_steps"]) + 1, count, one.arrays["tokens"].shape[2]
+        return torch.from_numpy(np.random.RandomState(1000 + step).standard_normal(shape).astype(np.float32))
+
+    steps = int(steps), int(one.config["num_sampling_steps"])
+    guidance = float(scale), schedule, float(temperature)
+    return baseline(one).sample(one.tensor("labels"), one.tensor("orders"), noise, *steps, *guidance, clamp)
+
+
+def baseline_agreements(one: Official) -> Iterator[Agreement]:
+    """The baseline against the arrays of the official code."""
+    model, tokens, labels, mask = baseline(one), *(one.tensor(name) for name in ("tokens", "labels", "mask"))
+    with torch.inference_mode():
+        z = model.condition(tokens, mask, model.class_emb(labels))
+        yield of_std("baseline's condition z", one.name, z, one.tensor("z"), 1e-4)
+        loss = model.loss(tokens, labels, mask, one.tensor("train_t"), one.tensor("train_noise")).item()
+    yield Agreement("baseline's loss", one.name, abs(loss / one.arrays["loss"].item() - 1), 1e-5, RELATIVE)
+    for setting in SAMPLED:
+        expected = tokens_of(one.tensor(setting), one.config["patch_size"])
+        yield of_std("baseline's samples", one.name, baseline_sampled(one, setting), expected, 2e-3)
+
+
+def tame(one: Official, noise_factor: float = 1.0, **changed: float) -> Agreement:
+    """Samples of ours and of the baseline with x0 clamped in both, so that they are of unit size.
+
+    ``noise_factor`` and ``changed`` settings are of ours alone: an error of 1 % in either must be seen."""
+    setting, clamp = "sample_cfg3_linear_t0.95_k8", 4.0
+    noise = OfficialNoise(one.tensor("orders"), noise_factor)
+    found = generate(one.model, one.tensor("labels"), replace(settings(one, setting), clamp_x0=clamp, **changed), noise)
+    expected = baseline_sampled(one, setting, clamp)
+    assert 0.5 < expected.std() < 2
+    return of_std("samples of unit size, against the baseline", one.name, found, expected, 1e-4)
 
 
 # --- tables, tokenizer, sizes ---------------------------------------------------------------------------
@@ -299,6 +356,8 @@ def measured() -> Iterator[Agreement]:
         yield from forward_passes(one)
         yield from training(one)
         yield from (sampled(one, setting) for setting in SAMPLED)
+        yield from baseline_agreements(one)
+        yield tame(one)
     yield from diffusion_tables()
     with tempfile.TemporaryDirectory() as folder:
         yield from kl16(kl16_file(Path(folder))[1])

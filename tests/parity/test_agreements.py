@@ -17,6 +17,7 @@ from tests.parity.agreements import (
     SAMPLED,
     SIZES,
     Official,
+    baseline_agreements,
     diffusion_tables,
     forward_passes,
     kl16,
@@ -25,6 +26,7 @@ from tests.parity.agreements import (
     official,
     published,
     sampled,
+    tame,
     tokens_of,
     training,
 )
@@ -54,6 +56,19 @@ def test_training_loss_and_every_gradient_norm(one):
 def test_sampled_latents(one, setting):
     agreement = sampled(one, setting)
     assert agreement.holds, agreement
+
+
+def test_the_baseline_of_the_benchmarks(one):
+    assert [a for a in baseline_agreements(one) if not a.holds] == []
+
+
+CHANGES = [{"noise_factor": 1.01}, {"temperature": 0.95 * 1.01}, {"guidance_scale": 3 * 1.01}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_samples_of_unit_size_and_an_error_of_one_percent_in_them(one, change):
+    assert tame(one).holds
+    assert tame(one, **change).found > 0.01
 
 
 def test_every_sampled_setting_is_compared(one):
