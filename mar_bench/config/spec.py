@@ -175,7 +175,7 @@ class LikelihoodSpec:
 
 @dataclass(frozen=True)
 class ComputeSpec:
-    """Hardware and performance settings: only device and threads enter an id, that of a speed record."""
+    """Hardware and performance settings. Of them, device, threads and pack_weights enter the id of a speed record."""
 
     device: Device = parse.unhashed("auto")  # auto: cuda if available, else cpu
     threads: parse.Few = parse.unhashed(1)  # per process
@@ -184,6 +184,7 @@ class ComputeSpec:
     micro_batch: parse.Batch | None = parse.unhashed(None)
     gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
     compile: bool = parse.unhashed(False)  # torch.compile of the blocks in training
+    pack_weights: bool = parse.unhashed(False)  # on a CPU, sample with weights laid out for oneDNN: other rounding
     log_every: parse.Count = parse.unhashed(50)  # training steps per line of metrics.jsonl
     # seconds of sleep per step, to try out interruptions
     step_pause: Annotated[float, parse.between(0, 3600)] = parse.unhashed(0.0)

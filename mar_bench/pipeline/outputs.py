@@ -18,6 +18,7 @@ from mar_bench.metrics.score import Measure
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.finite import check_finite
+from mar_bench.models.packed import pack
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
@@ -48,12 +49,16 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
 
 
 def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
-    """The trained generator with the weights (EMA or raw, at the end or at a snapshot) named in the sampling spec."""
+    """The trained generator, for sampling, with the weights (EMA or raw, at the end or at a snapshot) that the sampling
+    spec names; packed if the spec asks for it."""
     weights = generator_file(run, places)
     model = build_generator(run.spec)
     model.load_state_dict(load_file(weights))
     check_finite(model.state_dict(), weights, BROKEN)
-    return model.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
+    if run.spec.compute.pack_weights and device.type == "cpu":
+        pack(model)
+    return model
 
 
 def generator_file(run: Run, places: Places) -> Path:

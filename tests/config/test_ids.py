@@ -171,6 +171,8 @@ def test_speed_id_depends_on_the_machine_and_not_on_seeds_or_counts(spec):
     run = speed_run("row", spec, "one")
     assert run.id != speed_run("row", spec, "other").id
     assert run.cell_id == speed_run("row", spec, "other").cell_id
+    packed = speed_run("row", put(spec, "compute.pack_weights", True), "one")
+    assert packed.id != run.id and packed.cell_id == run.cell_id
     threads = speed_run("row", put(spec, "compute.threads", 77), "one")
     assert threads.id != run.id and threads.cell_id == run.cell_id
     same = put(put(with_seeds(spec, 3, 4), "sampling.num_images", 7), "sampling.temperature", 0.5)
