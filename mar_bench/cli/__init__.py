@@ -9,7 +9,7 @@ import io
 import os
 import sys
 
-from mar_bench.cli import cluster, experiments, metrics, views, weights  # noqa: F401, each adds its commands
+from mar_bench.cli import cluster, experiments, metrics, speed, views, weights  # noqa: F401, each adds its commands
 from mar_bench.cli.options import app
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError

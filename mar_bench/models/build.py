@@ -64,7 +64,7 @@ def build_generator(spec: RunSpec) -> Generator:
 def generate(
     model: Generator, labels: Tensor, sampling: SamplingSpec, noise: NoiseSource, clock: sampler.Clock = nullcontext
 ) -> Tensor:
-    """Draw tokens (B, L[, D]) for labels (B,), on their device. ``clock`` times "backbone" and, if any, "head".
+    """Draw tokens (B, L[, D]) for labels (B,), on their device. ``clock`` times "backbone", "noise" and any "head".
 
     Raises UserError if a token, or a value that decides on one, is not finite."""
     settings = f"sampling.guidance_scale ({sampling.guidance_scale:g}) and temperature ({sampling.temperature:g})"

@@ -123,7 +123,7 @@ def generate_images(
     ``ddpm`` adds noise in each step, multiplied by ``temperature`` (1 in DiT's paper); ``ddim`` adds none. Under
     guidance, whose scale is the same in every step, the batch is doubled and the second half has no class (label -1).
     Channels of a token beyond ``guided_channels`` keep the conditional prediction: the published code guides three of
-    four (DiT, appendix A). ``clock`` times the network as "backbone"."""
+    four (DiT, appendix A). ``clock`` times the network as "backbone", and "noise"."""
     shape, device = (labels.shape[0], model.length, model.space.dim), labels.device
     scale, channels = sampling.guidance_scale, sampling.guided_channels or model.space.dim
     all_labels = labels if scale == 1 else torch.cat([labels, torch.full_like(labels, -1)])
@@ -140,8 +140,12 @@ def generate_images(
 
     num_steps, clamp = sampling.num_diffusion_steps, sampling.clamp_x0
     assert num_steps is not None
-    # step by step: all rows of a batch of large images together would take gigabytes
-    rows = (noise.normal("sample", i, shape[1:]).to(device).flatten(0, 1) for i in range(num_steps + 1))
+
+    def row(step: int) -> Tensor:
+        with clock("noise"):
+            return noise.normal("sample", step, shape[1:]).to(device).flatten(0, 1)
+
+    rows = map(row, range(num_steps + 1))  # all rows of a batch of large images together would take gigabytes
     tables = tables_on(device, model.spec.num_train_timesteps, num_steps, model.spec.beta_schedule)
     if sampling.sampler == "ddim":
         return sample_ddim(tables, denoise, next(rows), clamp).view(shape)

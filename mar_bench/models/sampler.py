@@ -31,8 +31,8 @@ def generate(
 
     Each AR step draws the next set of tokens of the order (paper, equation 5). Confidence order draws every unknown
     token and keeps the most confident as the next set (paper, appendix C). Under guidance the batch is doubled; the
-    second half has no class (label -1). ``clock`` times "backbone" and "head". ``limit`` stops after that many AR
-    steps; tokens not drawn are 0."""
+    second half has no class (label -1). ``clock`` times "backbone", "noise" and "head". ``limit`` stops after that many
+    AR steps; tokens not drawn are 0."""
     device, batch, length = labels.device, labels.shape[0], model.length
     by_confidence, guided = sampling.order == "confidence", sampling.guidance_scale != 1
     order = draw_order(sampling.order or model.order, noise, 0, length, model.order_seed).to(device)
@@ -48,9 +48,10 @@ def generate(
         with clock("backbone"):
             so_far = drawn.repeat(fold, *(1,) * (drawn.dim() - 1))
             z = model.backbone.predict(so_far, all_labels, order.repeat(fold, 1), asked, cache)
+        with clock("noise"):
+            head_noise = model.head.draw_sampling(noise, step, asked, sampling).to(device)
         with clock("head"):
             scale = guidance_scale(sampling.guidance_schedule, sampling.guidance_scale, length, length - known - n)
-            head_noise = model.head.draw_sampling(noise, step, asked, sampling).to(device)
             z, z_uncond = z.chunk(2) if guided else (z, None)
             if by_confidence:
                 assert sampling.choice_temperature is not None

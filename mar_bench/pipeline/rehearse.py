@@ -66,12 +66,7 @@ def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
         spec = rows[members[0]]
         with torch.device("meta"):
             model, tokenizer = build_generator(spec), build_tokenizer(spec)
-            blank = torch.zeros(1, num_tokens(spec.space), 1)
-        tokens = blank[..., 0].long() if isinstance(spec.space, Discrete) else blank.expand(-1, -1, spec.space.dim)
-        decode = None
-        with suppress(RuntimeError), FlopCounterMode(display=False) as counter:  # a decoder that reads values raises
-            tokenizer.decode(tokens)
-            decode = float(counter.get_total_flops())
+        decode = decoding_flops(spec, tokenizer)
         sampling = sum(gpu_hours("sample", rows[row], gpu, decode or 0.0) for row in members)
         yield {
             "rows": members,
@@ -82,6 +77,16 @@ def count(rows: dict[str, RunSpec], gpu: str) -> Iterator[dict[str, Any]]:
             "gpu_hours": {"training": gpu_hours("train", spec, gpu), "sampling": sampling},
             **{"steps": 0, "resumed_equal": None, "seconds": 0.0, "error": None},
         }
+
+
+def decoding_flops(spec: RunSpec, tokenizer: Tokenizer) -> float | None:
+    """Operations of decoding one image, counted on the meta device; None for a decoder that reads values."""
+    blank = torch.zeros(1, num_tokens(spec.space), 1, device="meta")
+    tokens = blank[..., 0].long() if isinstance(spec.space, Discrete) else blank.expand(-1, -1, spec.space.dim)
+    with suppress(RuntimeError), FlopCounterMode(display=False) as counter:
+        tokenizer.decode(tokens)
+        return float(counter.get_total_flops())
+    return None
 
 
 def rehearse_all(rows: dict[str, RunSpec], gpu: str, scratch: Path | None, threads: int) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def _child(spec: RunSpec, folder: Path, threads: int) -> None:
 def try_training(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Encode two images, train, resume from the checkpoint before the last step, draw and decode one guided sample."""
     spec = small_run(spec)
-    tokenizer = _tokenizer(spec, folder)
+    tokenizer = stand_in(spec, folder)
     files = [packaged("sklearn", f"datasets/images/{name}") for name in PHOTOGRAPHS]
     pixels = np.stack([read_image(file, spec.data.image_size, spec.data.channels) for file in files])
     stored = {name: values[None] for name, values in tokenizer.stored(to_unit(torch.from_numpy(pixels))).items()}
@@ -199,7 +204,7 @@ def small_run(spec: RunSpec) -> RunSpec:
     return replace(spec, train=train, compute=replace(spec.compute, **compute), sampling=sampling)
 
 
-def _tokenizer(spec: RunSpec, folder: Path) -> Tokenizer:
+def stand_in(spec: RunSpec, folder: Path) -> Tokenizer:
     """The tokenizer with its weights, or with random ones if none are given, loaded from a file like real ones."""
     part: Any = spec.tokenizer
     if getattr(part, "weights", "") is None:

@@ -112,11 +112,11 @@ def test_the_order_is_the_trained_one_unless_the_sampling_says_otherwise():
     assert torch.equal(order_of("random", "permuted"), permuted)
 
 
-def test_the_clock_sees_every_step_of_both_parts():
+def test_the_clock_sees_every_step_of_each_part():
     seen: list[str] = []
     clock = lambda part: seen.append(part) or nullcontext()  # noqa: E731
     generate(Recorder("random"), labels_of(range(2)), SamplingSpec(num_ar_steps=3), NoiseSource(0, range(2)), clock)
-    assert seen == ["backbone", "head"] * 3
+    assert seen == ["backbone", "noise", "head"] * 3
 
 
 # --- guidance --------------------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""The command that measures speed: speed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mar_bench.cli import options
+from mar_bench.cli.options import app
+from mar_bench.records.provenance import cores
+from mar_bench.utils.errors import UserError, did_you_mean
+
+# the paper's systems, and DiT, as rows at paper scale
+SYSTEMS = {
+    "mar-b": "table4/mar_b/guided",
+    "mar-l": "table4/mar_l/guided",
+    "mar-h": "table4/mar_h/guided",
+    "dit-xl": "fig6/dit_d",
+}
+
+
+def _counts(option: str, text: str | None) -> list[int | None]:
+    """``1,8,256`` as positive whole numbers; None, for the spec's own, without a text."""
+    if text is None:
+        return [None]
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and 0 < int(word) < 10**9 for word in words):
+        raise UserError(f"{option} {text}: expected positive whole numbers separated by commas, as in 1,8,256")
+    return [int(word) for word in words]
+
+
+@app.command()
+def speed(
+    system: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT/ROW|SYSTEM", help=f"A row, or one of {', '.join(SYSTEMS)}.")
+    ],
+    overrides: options.Overrides = None,
+    scale: Annotated[
+        str, typer.Option(metavar="SCALE", help="Of a row (see list). Default: tiny; a SYSTEM is at paper scale.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="1,8,256", help="Images a batch. Default: 1 and the spec's.")] = None,
+    ar_steps: Annotated[str, typer.Option(metavar="8,64", help="Autoregressive steps.")] = None,
+    diffusion_steps: Annotated[str, typer.Option(metavar="25,100", help="Denoising steps.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Time training steps instead of sampling.")] = False,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Batches that are timed.", min=1)] = 5,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:1. Default: the spec's.")] = None,
+    csv_file: Annotated[
+        str, typer.Option("--csv", metavar="FILE", help="Also write timm's columns.", callback=options.as_path)
+    ] = None,
+) -> None:
+    """Time sampling or training with random weights on this machine.
+
+    Seconds an image and their parts, memory, and the share that is reached of what the device can compute or copy,
+    whichever is the limit. Nothing else should run meanwhile."""
+    from mar_bench.pipeline.request import load_row
+
+    name = SYSTEMS.get(system, system)
+    if "/" not in name:
+        raise UserError(f"{system}: expected EXPERIMENT/ROW or a system, {did_you_mean(system, SYSTEMS)}")
+    scale = scale or ("paper" if system in SYSTEMS else "tiny")
+    batches, grid = (
+        _counts("--batch", batch),
+        itertools.product(_counts("--ar-steps", ar_steps), _counts("--diffusion-steps", diffusion_steps)),
+    )
+    given = list(overrides or ())
+    if not any(word.startswith("compute.threads=") for word in given):
+        given.append(f"compute.threads={cores()}")
+    given += [f"compute.device={device}"] * (device is not None)
+    specs = {}
+    for ar, denoising in grid:
+        steps = {"num_ar_steps": ar, "num_diffusion_steps": denoising}
+        words = [f"sampling.{key}={value}" for key, value in steps.items() if value is not None]
+        experiment, row = load_row(name, scale, [*given, *words], {})
+        if row is None:
+            raise UserError(f"{system}: give a row of {experiment.id}: {', '.join(experiment.rows)}")
+        title = " ".join([system, *(f"{key.split('_')[1]}={value}" for key, value in steps.items() if value)])
+        specs[title] = experiment.rows[row]
+    # opened before hours of work
+    with Path(csv_file).open("w", newline="") if csv_file else contextlib.nullcontext() as target:
+        _measure(specs, batches, repeats, train, target)
+
+
+def _measure(specs: dict[str, Any], batches: list[int | None], repeats: int, train: bool, target: Any) -> None:
+    import torch
+
+    from mar_bench.models.build import pick_device
+    from mar_bench.pipeline.benchmark import measure, timm_line, words
+    from mar_bench.records.provenance import device_name
+    from mar_bench.utils.console import console_table
+
+    compute, rows = next(iter(specs.values())).compute, []
+    torch.set_num_threads(compute.threads)
+    where = f"{device_name(compute.device)}, threads: {compute.threads}, torch {torch.__version__}, float32"
+    print(f"{'training' if train else 'sampling and decoding'}, {repeats} batches after one to warm up; {where}")
+    try:
+        for title, spec in specs.items():
+            sizes = [1, spec.train.batch_size if train else spec.speed.batch_size] if batches == [None] else batches
+            for size in sizes:
+                print(f"{title}, batch {size}", file=sys.stderr, flush=True)
+                rows.append(measure(title, spec, size, repeats, pick_device(spec.compute.device), train))
+    finally:  # what is measured when the user stops it
+        if rows:
+            lines = [words(row) for row in rows]
+            heading = list(dict.fromkeys(name for line in lines for name in line))
+            print(console_table(heading, [[line.get(name, "") for name in heading] for line in lines]))
+        if rows and target is not None:
+            lines = [timm_line(row, train) for row in rows]
+            writer = csv.DictWriter(target, list(dict.fromkeys(name for line in lines for name in line)))
+            writer.writeheader()
+            writer.writerows(lines)
+            print(f"wrote {target.name}", file=sys.stderr)
