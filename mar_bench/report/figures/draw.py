@@ -60,6 +60,7 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
             bars=", ".join([f"± {bars}"] * bool(bars) + ["quartiles of the time"] * (kind == "speed")),
             **axes,
         ))  # fmt: skip
+        figure.set_layout_engine("none")  # it has done its work, which each format would repeat
         paths = [stem.with_name(f"{stem.name}{ending}") for ending in METADATA]
         return [save(figure, path, bbox_inches="tight", pad_inches=0.05) for path in paths]
 
