@@ -28,7 +28,7 @@ from mar_bench.config.spec import RunSpec, SamplingSpec
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator
 from mar_bench.models.build import build_generator
-from mar_bench.models.packed import pack
+from mar_bench.models.inference import pack
 from mar_bench.models.pretrained.names import our_name
 from mar_bench.models.schedules import tokens_per_step
 from mar_bench.pipeline.train import train_generator

@@ -48,6 +48,9 @@ def speed(
     ar_steps: Annotated[str, typer.Option(metavar="8,64", help="Autoregressive steps.")] = None,
     diffusion_steps: Annotated[str, typer.Option(metavar="25,100", help="Denoising steps.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Time training steps instead of sampling.")] = False,
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|bf16", help="Of matrix products. Default: the spec's.")
+    ] = None,
     repeats: Annotated[int, typer.Option(metavar="N", help="Batches that are timed.", min=1)] = 5,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:1. Default: the spec's.")] = None,
     csv_file: Annotated[
@@ -72,6 +75,7 @@ def speed(
     if not any(word.startswith("compute.threads=") for word in given):
         given.append(f"compute.threads={cores()}")
     given += [f"compute.device={device}"] * (device is not None)
+    given += [f"{'train' if train else 'sampling'}.precision={precision}"] * (precision is not None)
     specs = {}
     for ar, denoising in grid:
         steps = {"num_ar_steps": ar, "num_diffusion_steps": denoising}
@@ -94,9 +98,10 @@ def _measure(specs: dict[str, Any], batches: list[int | None], repeats: int, tra
     from mar_bench.records.provenance import device_name
     from mar_bench.utils.console import console_table
 
-    compute, rows = next(iter(specs.values())).compute, []
+    first, rows = next(iter(specs.values())), []
+    compute, precision = first.compute, (first.train if train else first.sampling).precision
     torch.set_num_threads(compute.threads)
-    where = f"{device_name(compute.device)}, threads: {compute.threads}, torch {torch.__version__}, float32"
+    where = f"{device_name(compute.device)}, threads: {compute.threads}, torch {torch.__version__}, {precision}"
     print(f"{'training' if train else 'sampling and decoding'}, {repeats} batches after one to warm up; {where}")
     try:
         for title, spec in specs.items():

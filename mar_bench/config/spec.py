@@ -62,6 +62,7 @@ class SamplingSpec:
     guidance_scale: parse.NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
     guided_channels: parse.Width | None = None  # of DiT, whose code guides the first three latent channels; None: all
+    precision: Literal["fp32", "bf16"] = "fp32"  # of matrix products (autocast); tokens and diffusion tables stay fp32
     temperature: Annotated[float, parse.between(0.01, 100)] = 1.0
     clamp_x0: parse.Positive | None = None  # guard for undertrained heads: bound of the predicted x0 in token units
     seed: parse.Seed = 0

@@ -71,7 +71,12 @@ def generate(
     hint = f"train longer or choose less extreme values of {settings}"
     if sampling.num_diffusion_steps is not None and sampling.clamp_x0 is None:
         hint += ", or set sampling.clamp_x0 (4 for tokens of unit std)"
-    with watched(f"images {noise.indices[0]} to {noise.indices[-1]}", hint):
+    device, low = labels.device.type, sampling.precision == "bf16"
+    low = low and torch.amp.is_autocast_available(device)  # meta has none
+    with (
+        watched(f"images {noise.indices[0]} to {noise.indices[-1]}", hint),
+        torch.autocast(device, torch.bfloat16) if low else nullcontext(),
+    ):
         if isinstance(model, dit.DiT):
             tokens = dit.generate_images(model, labels, sampling, noise, clock)
         else:

@@ -22,12 +22,12 @@ from mar_bench.config.spec import Discrete, RunSpec, drawing_part, num_tokens
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters, generate
-from mar_bench.models.packed import pack
 from mar_bench.models.schedules import tokens_per_step
 from mar_bench.pipeline.cost import sampling_flops, training_flops
+from mar_bench.pipeline.outputs import for_sampling
 from mar_bench.pipeline.rehearse import decoding_flops, stand_in
 from mar_bench.pipeline.speed import PARTS, forget_peak, now, peak_memory, sampling_laps
-from mar_bench.pipeline.train import train_generator
+from mar_bench.pipeline.train import AUTOCAST, train_generator
 from mar_bench.utils.errors import Superseded
 from mar_bench.utils.noise import NoiseSource
 
@@ -44,8 +44,8 @@ class Limits:
     bytes: float
 
 
-def limits(device: torch.device) -> Limits:
-    """The best of a few tries each: a square float32 matrix product, and a copy, which reads and writes."""
+def limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The best of a few tries each: a square matrix product, and a copy, which reads and writes."""
 
     def best(work: Callable[[], object]) -> float:
         seconds = []
@@ -56,7 +56,7 @@ def limits(device: torch.device) -> Limits:
         return min(seconds)
 
     side, size = MATRIX[device.type], COPIED[device.type]
-    a, b = (torch.full((side, side), 0.5, device=device) for _ in range(2))
+    a, b = (torch.full((side, side), 0.5, device=device, dtype=dtype) for _ in range(2))
     flops = 2 * side**3 / best(lambda: a @ b)
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return Limits(flops, 2 * size / best(lambda: target.copy_(source)))
@@ -91,12 +91,12 @@ def launches(spec: RunSpec, model: Generator, device: torch.device) -> float | N
 
 def weight_bytes(spec: RunSpec, model: Generator) -> float:
     """Bytes of weights that are read while a batch is sampled, if each pass reads them once."""
-    sizes, sampling = count_parameters(model), spec.sampling
+    sizes, sampling, each = count_parameters(model), spec.sampling, AUTOCAST[spec.sampling.precision].itemsize
     denoising = sampling.num_diffusion_steps or 1
     if not isinstance(model, ARGenerator):
-        return 4.0 * denoising * sizes["total"]
+        return each * denoising * sizes["total"]
     passes = len(tokens_per_step(model.length, sampling.num_ar_steps or model.length))
-    return 4.0 * passes * (sizes["backbone"] + denoising * sizes["head"])
+    return each * passes * (sizes["backbone"] + denoising * sizes["head"])
 
 
 def measure(name: str, spec: RunSpec, size: int, repeats: int, device: torch.device, train: bool) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def measure(name: str, spec: RunSpec, size: int, repeats: int, device: torch.dev
         row |= _training(spec, size, repeats, device) if train else _sampling(spec, size, repeats, device)
     except torch.OutOfMemoryError:
         return row | {"error": "out of memory"}
-    row["peak_memory"], rates = peak_memory(device), limits(device)
+    row["peak_memory"] = peak_memory(device)
+    rates = limits(device, AUTOCAST[(spec.train if train else spec.sampling).precision])
     needs = {"compute": row["flops"] * size / rates.flops, "memory": row["bytes"] / rates.bytes}
     row["limit"] = max(needs, key=lambda name: needs[name])
     return row | {"share_of_limit": needs[row["limit"]] / statistics.median(row["laps"])}
@@ -117,9 +118,7 @@ def measure(name: str, spec: RunSpec, size: int, repeats: int, device: torch.dev
 def _sampling(spec: RunSpec, size: int, repeats: int, device: torch.device) -> dict[str, Any]:
     with torch.device("meta"):
         decode = decoding_flops(spec, build_tokenizer(spec)) or 0.0
-    model = build_generator(spec).to(device).eval().requires_grad_(False)
-    if spec.compute.pack_weights and device.type == "cpu":
-        pack(model)
+    model = for_sampling(build_generator(spec), spec, device)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = stand_in(spec, Path(folder)).to(device)
     laps = sampling_laps(spec, model, tokenizer, device, size, repeats)

@@ -107,7 +107,7 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
     protocol = {
         "device": device_name(compute.device),
         "threads": compute.threads,
-        "dtype": "float32",
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[run.spec.sampling.precision],
         "batch_size": run.spec.speed.batch_size,
         "repeats": run.spec.speed.repeats,
         "includes": "sampling and decoding, no image writing",

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from mar_bench.config.ids import Run
-from mar_bench.config.spec import measures_scale
+from mar_bench.config.spec import RunSpec, measures_scale
 from mar_bench.metrics.features import FeatureSpace, kept_classifier
 from mar_bench.metrics.references import read_reference
 from mar_bench.metrics.score import Measure
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.finite import check_finite
-from mar_bench.models.packed import pack
+from mar_bench.models.inference import lower, pack
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
@@ -49,14 +49,20 @@ def tokenizer_file(run: Run, places: Places) -> Path | None:
 
 
 def load_generator(run: Run, places: Places, device: torch.device) -> Generator:
-    """The trained generator, for sampling, with the weights (EMA or raw, at the end or at a snapshot) that the sampling
-    spec names; packed if the spec asks for it."""
+    """The trained generator with the weights (EMA or raw, at the end or at a snapshot) that the sampling spec names."""
     weights = generator_file(run, places)
     model = build_generator(run.spec)
     model.load_state_dict(load_file(weights))
     check_finite(model.state_dict(), weights, BROKEN)
+    return for_sampling(model, run.spec, device)
+
+
+def for_sampling(model: Generator, spec: RunSpec, device: torch.device) -> Generator:
+    """The model, whose weights are final, on its device and in the precision and layout of the spec."""
     model = model.to(device).eval().requires_grad_(False)
-    if run.spec.compute.pack_weights and device.type == "cpu":
+    if spec.sampling.precision == "bf16":
+        lower(model)
+    if spec.compute.pack_weights and device.type == "cpu":
         pack(model)
     return model
 

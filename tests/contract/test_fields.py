@@ -127,7 +127,8 @@ ALTERNATIVES = {
     },
     SamplingSpec: {
         "num_images": 7, "batch_size": 3, "weights": "raw", "order": "raster", "num_ar_steps": 4,
-        "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 0.5,
+        "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "precision": "bf16",
+        "temperature": 0.5,
         "clamp_x0": 0.1, "seed": 1, "sampler": "ddim", "guided_channels": 2, "choice_temperature": 100.0,
         "snapshot": 1,
     },

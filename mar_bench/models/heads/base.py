@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ class Head(nn.Module, ABC):
     Built from ``(spec, space, dim)``, dim being the width E of z. All random numbers come from ``draw_training`` and
     ``draw_sampling``. A head implements ``predict``, or ``sample`` if guidance acts elsewhere,
     and ``log_likelihood`` if its spec has a ``likelihood``."""
+
+    autocasts: ClassVar[bool] = True  # whether its layers follow torch.autocast
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """The random numbers of a training step by name, each (B, L, ...); none by default."""

@@ -53,6 +53,8 @@ def squareplus(x: Tensor) -> Tensor:
 class GaussianMixture(Head):
     """Negative log-likelihood; guidance acts on the densities. Temperature multiplies the std of the components."""
 
+    autocasts = False
+
     def __init__(self, spec: GaussianMixtureHead, space: Continuous, dim: int):
         super().__init__()
         self.components, self.token_dim = spec.num_components, space.dim
