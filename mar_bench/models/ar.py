@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from mar_bench.config.spec import TokenSpace, num_tokens
 from mar_bench.models.backbones.base import Backbone
 from mar_bench.models.heads.base import Head
 from mar_bench.models.orders import annealed, draw_order, gather
+from mar_bench.utils.ahead import placed
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -23,14 +25,22 @@ class Generator(nn.Module, ABC):
     length: int  # L, tokens per image
     label_dropout: float
 
-    @abstractmethod
     def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
         """Tokens (B, L[, D]) and labels (B,) -> loss (B, n) of the n <= L target tokens of each image.
 
         All randomness comes from ``noise``, whose indices are the images' slots in the global batch."""
+        return self(tokens, labels, **placed(self.draw(noise, step), tokens.device))
 
-    def forward(self, *args) -> Tensor:
-        return self.loss(*args)
+    def forward(self, tokens: Tensor, labels: Tensor, drop: Tensor, **drawn: Any) -> Tensor:
+        """The loss (B, n), given what ``draw`` has drawn."""
+        return self.loss_given(tokens, labels.masked_fill(drop, -1), **drawn)
+
+    @abstractmethod
+    def draw(self, noise: NoiseSource, step: int) -> dict[str, Any]:
+        """All random choices of a training step, on the CPU: ``drop`` (B,), the images that lose their label, and
+        arguments of ``loss_given``."""
+
+    loss_given: Callable[..., Tensor]  # tokens (B, L[, D]), labels (B,), -1 for "no class", and what is drawn -> (B, n)
 
 
 class ARGenerator(Generator):
@@ -54,24 +64,24 @@ class ARGenerator(Generator):
         self.space, self.length, self.label_dropout = space, num_tokens(space), label_dropout
         self.backbone, self.head = backbone, head
 
-    def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
-        """Draws order, masking ratio, label dropout and the head's random numbers from ``noise``."""
-        device = tokens.device
+    def draw(self, noise: NoiseSource, step: int) -> dict[str, Any]:
+        """Label dropout, order, number of known tokens, and the head's random numbers."""
         order = draw_order(self.order, noise, step, self.length, self.order_seed)
         if (share := self.random_share(step)) < 1:
             order = annealed(order, share, noise, step)
-        order = order.to(device)
-        drop = noise.uniform("label", step, ()).to(device) < self.label_dropout
-        num_known = self.backbone.num_known(noise.shared("mask", step), self.length)
-        drawn = self.head.draw_training(noise, step, self.length)
-        return self.loss_given(tokens, labels.masked_fill(drop, -1), order, num_known, drawn)
+        return {
+            "drop": noise.uniform("label", step, ()) < self.label_dropout,
+            "order": order,
+            "num_known": self.backbone.num_known(noise.shared("mask", step), self.length),
+            "drawn": self.head.draw_training(noise, step, self.length),
+        }
 
     def loss_given(
         self, tokens: Tensor, labels: Tensor, order: Tensor, num_known: int, drawn: dict[str, Tensor]
     ) -> Tensor:
-        """The loss with every random choice given; ``drawn`` holds the head's draws by position, (B, L, ...)."""
+        """``drawn`` holds the head's draws by position, (B, L, ...)."""
         tokens = gather(tokens, order)
         z = self.backbone(tokens, labels, order, num_known)
         targets = order[:, num_known:]
-        drawn = {name: gather(values.to(tokens.device), targets) for name, values in drawn.items()}
+        drawn = {name: gather(values, targets) for name, values in drawn.items()}
         return self.head.loss(z, tokens[:, num_known:], drawn)

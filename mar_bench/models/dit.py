@@ -20,6 +20,7 @@ from mar_bench.models.diffusion import sample, sample_ddim, tables_on, training_
 from mar_bench.models.heads.base import guided
 from mar_bench.models.heads.layers import FREQUENCIES, angles, initialise, modulated, timestep_embedding
 from mar_bench.models.sampler import Clock
+from mar_bench.utils.ahead import Ahead, placed
 from mar_bench.utils.noise import NoiseSource
 
 
@@ -94,13 +95,13 @@ class DiT(Generator):
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         return self.unpatched(self.output(modulated(self.final_norm(x), shift, scale)))
 
-    def loss(self, tokens: Tensor, labels: Tensor, noise: NoiseSource, step: int) -> Tensor:
-        """Draws one timestep per image, the diffusion noise and label dropout from ``noise``."""
-        device = tokens.device
-        drop = noise.uniform("label", step, ()).to(device) < self.label_dropout
-        t = noise.integers("timestep", step, self.spec.num_train_timesteps, ()).to(device)
-        eps = noise.normal("diffusion", step, (self.length, self.space.dim)).to(device)
-        return self.loss_given(tokens, labels.masked_fill(drop, -1), t, eps)
+    def draw(self, noise: NoiseSource, step: int) -> dict[str, Tensor]:
+        """Label dropout, one timestep per image, and the diffusion noise."""
+        return {
+            "drop": noise.uniform("label", step, ()) < self.label_dropout,
+            "t": noise.integers("timestep", step, self.spec.num_train_timesteps, ()),
+            "eps": noise.normal("diffusion", step, (self.length, self.space.dim)),
+        }
 
     def loss_given(self, tokens: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The hybrid loss (B, L) with every random choice given: t (B,), eps (B, L, D)."""
@@ -141,9 +142,11 @@ def generate_images(
     num_steps, clamp = sampling.num_diffusion_steps, sampling.clamp_x0
     assert num_steps is not None
 
+    ready = Ahead(lambda step: noise.normal("sample", step, shape[1:]), num_steps + 1, device)
+
     def row(step: int) -> Tensor:
         with clock("noise"):
-            return noise.normal("sample", step, shape[1:]).to(device).flatten(0, 1)
+            return placed(ready(step), device).flatten(0, 1)
 
     rows = map(row, range(num_steps + 1))  # all rows of a batch of large images together would take gigabytes
     tables = tables_on(device, model.spec.num_train_timesteps, num_steps, model.spec.beta_schedule)

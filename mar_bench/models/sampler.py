@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 from collections.abc import Callable
 
 import torch
@@ -13,6 +15,7 @@ from mar_bench.models.ar import ARGenerator
 from mar_bench.models.finite import finite
 from mar_bench.models.orders import confident_first, draw_order, gather, gumbel
 from mar_bench.models.schedules import guidance_scale, tokens_per_step
+from mar_bench.utils.ahead import Ahead, placed
 from mar_bench.utils.noise import NoiseSource
 
 Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("head") times the work inside
@@ -42,14 +45,18 @@ def generate(
     shape, dtype = ((), torch.int64) if isinstance(model.space, Discrete) else ((model.space.dim,), torch.float32)
     drawn = torch.empty(batch, 0, *shape, dtype=dtype, device=device)
     counts = tokens_per_step(length, sampling.num_ar_steps or length)
-    for step, n in enumerate(counts[:limit]):
+    unknown = [*itertools.accumulate(counts[:-1], operator.sub, initial=length)]  # before each step
+    all_asked = unknown if by_confidence else counts
+    draws = Ahead(
+        lambda step: model.head.draw_sampling(noise, step, all_asked[step], sampling), len(counts[:limit]), device
+    )
+    for step, (n, asked) in enumerate(zip(counts[:limit], all_asked)):
         known = drawn.shape[1]
-        asked = length - known if by_confidence else n
         with clock("backbone"):
             so_far = drawn.repeat(fold, *(1,) * (drawn.dim() - 1))
             z = model.backbone.predict(so_far, all_labels, order.repeat(fold, 1), asked, cache)
         with clock("noise"):
-            head_noise = model.head.draw_sampling(noise, step, asked, sampling).to(device)
+            head_noise = placed(draws(step), device)
         with clock("head"):
             scale = guidance_scale(sampling.guidance_schedule, sampling.guidance_scale, length, length - known - n)
             z, z_uncond = z.chunk(2) if guided else (z, None)

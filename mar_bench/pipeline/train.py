@@ -31,6 +31,7 @@ from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.fit import fit
 from mar_bench.pipeline.store import SUMMARY, weights_file
+from mar_bench.utils.ahead import Ahead, placed
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import atomic_write, replacing, sha256_of
 from mar_bench.utils.noise import NoiseSource, epoch_indices
@@ -153,15 +154,24 @@ def generator_losses(
     if world.size > 1:
         forward = DistributedDataParallel(model, device_ids=[world.local_rank] if device.type == "cuda" else None)
 
-    def losses_at(step: int) -> Iterator[torch.Tensor]:
+    def draw(step: int) -> list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]]:
+        """Tokens, labels and random numbers of each micro-batch."""
+        drawn = []
         for part in parts:
             noise = NoiseSource(train.seed, part)
             indices = epoch_indices(train.seed, step, part, train.batch_size, len(latents.labels))
-            tokens, labels = latents.draw(indices, noise, step).to(device), latents.labels[indices].to(device)
+            drawn.append((latents.draw(indices, noise, step), latents.labels[indices], model.draw(noise, step)))
+        return drawn
+
+    draws = Ahead(draw, train.steps, device)
+
+    def losses_at(step: int) -> Iterator[torch.Tensor]:
+        for part, batch in zip(parts, draws(step)):
+            tokens, labels, drawn = placed(batch, device)
             # gradients are synchronised with the last part; the context stays open while ``fit`` differentiates
             with contextlib.nullcontext() if part == parts[-1] or world.size == 1 else forward.no_sync():
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = forward(tokens, labels, noise, step).mean() * (len(part) / len(slots))
+                    loss = forward(tokens, labels, **drawn).mean() * (len(part) / len(slots))
                 yield loss
 
     return losses_at

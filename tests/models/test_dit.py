@@ -120,7 +120,7 @@ def test_class_no_class_and_timestep_each_matter(model):
 
 def test_loss_has_one_value_per_token_and_reaches_every_weight(model):
     tokens = tokens_in(SPACE, 6)
-    loss = model(tokens, labels_of(range(6)), NoiseSource(0, range(6)), 0)
+    loss = model.loss(tokens, labels_of(range(6)), NoiseSource(0, range(6)), 0)
     assert loss.shape == (6, 24) and loss.isfinite().all()
     loss.mean().backward()
     assert model.positions.grad is None
@@ -344,7 +344,7 @@ def test_flops_are_those_of_all_steps(sampler, scale, row):
     assert [part for part in parts if part != "noise"] == ["backbone"] * 4
     shared = 4 * sum(2 * layer.weight.numel() for layer in (model.time_mlp[0], model.time_mlp[2])) * (scale != 1)
     assert sampling_flops(spec) == counted + shared
-    forward = count_flops(lambda: model(tokens_in(spec.space, 1).to(META), labels, NoiseSource(0, [0]), 0))
+    forward = count_flops(lambda: model.loss(tokens_in(spec.space, 1).to(META), labels, NoiseSource(0, [0]), 0))
     assert training_flops(spec) == 3 * forward
 
 

@@ -33,7 +33,7 @@ def kept_for_the_backward_pass(spec: RunSpec) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         labels = torch.zeros(IMAGES, dtype=torch.int64)
-        model(tokens_in(spec.space, IMAGES), labels, NoiseSource(0, range(IMAGES)), 0).mean()
+        model.loss(tokens_in(spec.space, IMAGES), labels, NoiseSource(0, range(IMAGES)), 0).mean()
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
 
 

@@ -149,15 +149,15 @@ def test_generator_resumes_with_the_same_bits(row, tmp_path):
 def test_killed_training_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):
     spec, whole, killed = spec_of(ROWS[1]), tmp_path / "whole", tmp_path / "killed"
     trained(spec, whole)
-    loss = ARGenerator.loss
+    draw = ARGenerator.draw
 
-    def dies(self, tokens, labels, noise, step):
+    def dies(self, noise, step):
         if step == 8:
             raise Stop  # not from progress: nothing is saved
-        return loss(self, tokens, labels, noise, step)
+        return draw(self, noise, step)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(ARGenerator, "loss", dies)
+        patch.setattr(ARGenerator, "draw", dies)
         trained(spec, killed)
     assert steps_kept(killed) == [5]
     with (killed / "metrics.jsonl").open("a") as log:
