@@ -83,6 +83,16 @@ def test_it_builds(name, scale):
         assert count_parameters(generator)["total"] == size(generator)
 
 
+@pytest.mark.parametrize("scale", [scale for scale in scales() if scale != "smoke"])
+def test_dit_sees_as_many_times_the_images_of_mar_as_in_its_paper(scale):
+    """1,400 epochs against 400, and its published guidance."""
+    rows = load_experiment("fig6", scale).rows
+    dit, mar = rows["dit_a"], rows["mar_diff_a"]
+    images = [spec.train.steps * spec.train.batch_size for spec in (dit, mar)]
+    assert images[0] / images[1] == pytest.approx(3.5, rel=0.001)
+    assert dit.sampling.guidance_scale == 1.5
+
+
 # --- Table 1 --------------------------------------------------------------------------------------------
 
 
