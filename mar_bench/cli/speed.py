@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
+import io
 import itertools
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from mar_bench.cli import options
 from mar_bench.cli.options import app
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
+from mar_bench.utils.files import atomic_write, with_folder
 
 # the paper's systems, and DiT, as rows at paper scale
 SYSTEMS = {
@@ -67,10 +67,8 @@ def speed(
     if "/" not in name:
         raise UserError(f"{system}: expected EXPERIMENT/ROW or a system, {did_you_mean(system, SYSTEMS)}")
     scale = scale or ("paper" if system in SYSTEMS else "tiny")
-    batches, grid = (
-        _counts("--batch", batch),
-        itertools.product(_counts("--ar-steps", ar_steps), _counts("--diffusion-steps", diffusion_steps)),
-    )
+    batches = _counts("--batch", batch)
+    grid = itertools.product(_counts("--ar-steps", ar_steps), _counts("--diffusion-steps", diffusion_steps))
     given = list(overrides or ())
     if not any(word.startswith("compute.threads=") for word in given):
         given.append(f"compute.threads={cores()}")
@@ -85,12 +83,11 @@ def speed(
             raise UserError(f"{system}: give a row of {experiment.id}: {', '.join(experiment.rows)}")
         title = " ".join([system, *(f"{key.split('_')[1]}={value}" for key, value in steps.items() if value)])
         specs[title] = experiment.rows[row]
-    # opened before hours of work
-    with Path(csv_file).open("w", newline="") if csv_file else contextlib.nullcontext() as target:
-        _measure(specs, batches, repeats, train, target)
+    _measure(specs, batches, repeats, train, csv_file)
 
 
-def _measure(specs: dict[str, Any], batches: list[int | None], repeats: int, train: bool, target: Any) -> None:
+def _measure(specs: dict[str, Any], batches: list[int | None], repeats: int, train: bool, csv_file: str | None) -> None:
+    import pandas as pd
     import torch
 
     from mar_bench.models.build import pick_device
@@ -114,9 +111,7 @@ def _measure(specs: dict[str, Any], batches: list[int | None], repeats: int, tra
             lines = [words(row) for row in rows]
             heading = list(dict.fromkeys(name for line in lines for name in line))
             print(console_table(heading, [[line.get(name, "") for name in heading] for line in lines]))
-        if rows and target is not None:
-            lines = [timm_line(row, train) for row in rows]
-            writer = csv.DictWriter(target, list(dict.fromkeys(name for line in lines for name in line)))
-            writer.writeheader()
-            writer.writerows(lines)
-            print(f"wrote {target.name}", file=sys.stderr)
+        if rows and csv_file is not None:
+            pd.DataFrame([timm_line(row, train) for row in rows]).to_csv(text := io.StringIO(), index=False)
+            atomic_write(with_folder(Path(csv_file)), text.getvalue())
+            print(f"wrote {csv_file}", file=sys.stderr)

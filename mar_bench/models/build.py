@@ -94,4 +94,6 @@ def count_parameters(model: Generator) -> dict[str, int]:
 
 def pick_device(name: str) -> torch.device:
     """The device of a spec; ``auto`` is CUDA if there is a GPU, else the CPU."""
+    # what is called float32 shall not be TF32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -69,7 +69,6 @@ def execute(
     is kept."""
     run, folder = job.run, places.folder(job.kind, job.id)
     torch.set_num_threads(run.spec.compute.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is what records say
     if world.size == 1 and (device := pick_device(run.spec.compute.device)).index is not None:
         torch.cuda.set_device(device)  # torch-fidelity only uses the current GPU
     with places.mounted(), contextlib.ExitStack() as held:

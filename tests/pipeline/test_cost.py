@@ -51,7 +51,9 @@ def count_flops(work: Callable[[], object]) -> float:
 def counted_training(spec: RunSpec) -> float:
     model, labels = on_meta(spec).train(), torch.zeros(BATCH, dtype=torch.int64, device=META)
     tokens = tokens_in(spec.space, BATCH).to(META)
-    counts = [count_flops(lambda u=u: model.loss(tokens, labels, GivenShare(u), 0).mean().backward()) for u in QUANTILES]
+    counts = [
+        count_flops(lambda u=u: model.loss(tokens, labels, GivenShare(u), 0).mean().backward()) for u in QUANTILES
+    ]
     return sum(counts) / len(counts) / BATCH
 
 
