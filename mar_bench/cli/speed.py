@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
+from mar_bench.config.checks import finish
+from mar_bench.config.spec import RunSpec, drawing_part
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import atomic_write, with_folder
@@ -74,16 +77,30 @@ def speed(
         given.append(f"compute.threads={cores()}")
     given += [f"compute.device={device}"] * (device is not None)
     given += [f"{'train' if train else 'sampling'}.precision={precision}"] * (precision is not None)
+    experiment, row = load_row(name, scale, given, {})
+    if row is None:
+        raise UserError(f"{system}: give a row of {experiment.id}: {', '.join(experiment.rows)}")
     specs = {}
     for ar, denoising in grid:
-        steps = {"num_ar_steps": ar, "num_diffusion_steps": denoising}
-        words = [f"sampling.{key}={value}" for key, value in steps.items() if value is not None]
-        experiment, row = load_row(name, scale, [*given, *words], {})
-        if row is None:
-            raise UserError(f"{system}: give a row of {experiment.id}: {', '.join(experiment.rows)}")
-        title = " ".join([system, *(f"{key.split('_')[1]}={value}" for key, value in steps.items() if value)])
-        specs[title] = experiment.rows[row]
+        steps = {"ar": ar, "diffusion": denoising}
+        title = " ".join([system, *(f"{name}={count}" for name, count in steps.items() if count)])
+        specs[title] = _with_steps(experiment.rows[row], steps, title)
+    if csv_file and Path(csv_file).is_dir():
+        raise UserError(f"--csv {csv_file}: a folder; give a file")
     _measure(specs, batches, repeats, train, csv_file)
+
+
+def _with_steps(spec: RunSpec, steps: dict[str, int | None], title: str) -> RunSpec:
+    """The row with other numbers of steps, where given. Raises UserError for a row that has none or cannot do these."""
+    given: dict[str, Any] = {f"num_{name}_steps": count for name, count in steps.items() if count}
+    try:
+        found = finish(replace(spec, sampling=replace(spec.sampling, **given)))
+    except UserError as error:
+        raise UserError(f"{title}: {error}") from None
+    for name, count in given.items():
+        if getattr(found.sampling, name) != count:
+            raise UserError(f"{title}: '{drawing_part(spec.model).kind}' has no sampling.{name}")
+    return found
 
 
 def _measure(specs: dict[str, Any], batches: list[int | None], repeats: int, train: bool, csv_file: str | None) -> None:

@@ -70,9 +70,14 @@ def test_a_batch_that_does_not_fit_does_not_end_the_others(tmp_path, monkeypatch
         ([ROW, "--batch", "0"], "--batch 0: expected positive whole numbers"),
         ([ROW, "--ar-steps", "99"], "num_ar_steps"),
         ([ROW, "--diffusion-steps", "8,x"], "--diffusion-steps 8,x"),
+        (["table1/mar/ce/guided", "--diffusion-steps", "8"], "'cross_entropy' has no sampling.num_diffusion_steps"),
+        (["fig6/dit_d", "--ar-steps", "4"], "'dit' has no sampling.num_ar_steps"),
+        (["fig6/ar_ce", "--ar-steps", "4"], "causal attention draws one token per step"),
+        ([ROW, "--csv", "."], "--csv .: a folder"),
     ],
 )
 def test_mistakes_are_told_before_any_work(tmp_path, words, told):
-    result = CliRunner().invoke(app, ["speed", *words, "--scale", "smoke", "--csv", str(tmp_path / "speed.csv")])
+    words = words if "--csv" in words else [*words, "--csv", str(tmp_path / "speed.csv")]
+    result = CliRunner().invoke(app, ["speed", *words, "--scale", "smoke"])
     assert isinstance(result.exception, UserError) and told in str(result.exception)
     assert not list(tmp_path.iterdir())
