@@ -248,7 +248,10 @@ def test_evidence_is_judged_at_every_scale_and_shown_at_the_largest_that_has_it(
     path = written(folder, ORDERING)
     ratios = {"unguided": 1.01, "guided": 1.01}
     smoke, tiny, desk = (of_steps(load_experiment("steps", scale), ratios) for scale in ("smoke", "tiny", "desk"))
-    few = of_steps(load_experiment("steps", "paper"), ratios, rows=["s25/guided"])
+    paper = load_experiment("steps", "paper")
+    lone, few = (
+        of_steps(paper, ratios, rows=[f"{steps}/guided" for steps in names]) for names in (["s25"], ["s25", "s100"])
+    )
 
     def judged(records, scale: str | None = None) -> tuple[str, str]:
         """The columns of the summary after the evidence, and the scale of the details."""
@@ -257,11 +260,12 @@ def test_evidence_is_judged_at_every_scale_and_shown_at_the_largest_that_has_it(
         return heading.rstrip(" |").strip(), text.partition("Experiment steps, ")[2].partition(" scale")[0]
 
     assert judged(tiny | desk) == ("desk | tiny", "desk") and judged(tiny | few) == ("paper | tiny", "tiny")
+    assert judged(tiny | lone) == ("tiny", "tiny") and "(no records)" in report.markdown(path, lone)
     assert judged(smoke) == ("", "") and judged(smoke, "smoke") == ("smoke", "smoke")
     assert judged(tiny | desk, "tiny") == ("tiny", "tiny") and judged(desk, "tiny") == ("", "")
     text = report.markdown(path, few)
-    assert "Experiment steps, paper scale; 1 of its 4 rows are measured" in text
-    assert "undecided (at most 5 % worse); 1 of its 4 rows are measured" in text
+    assert "Experiment steps, paper scale; 2 of its 4 rows are measured" in text
+    assert "at most 5 % worse); 2 of its 4 rows are measured" in text
 
 
 def test_a_scale_that_does_not_exist_is_an_error_and_one_of_the_user_is_judged(folder):
@@ -294,7 +298,7 @@ def test_claims_beyond_the_paper_have_a_table_of_their_own(folder):
     path.write_text(path.read_text() + f"beyond:\n  - {{number: 2, text: b, evidence: [{ORDERING}]}}\n")
     text = compact(report.markdown(path, of_temperature((4.0, 3.2, 3.0, 3.5))))
     paper, beyond = text.split("Not claims of the paper")
-    assert "| 1 | claim 1 | t | holds |" in paper and "| 2 | b | t | undecided" in beyond and "## 2. b" in beyond
+    assert "| 1 | claim 1 | t | holds |" in paper and "| 2 | b | t |" in beyond and "## 2. b" in beyond
 
 
 def test_the_command_prints_and_saves(folder, tmp_path):

@@ -132,7 +132,7 @@ def test_an_ordering_is_judged_by_its_own_metric(tmp_path):
         assert not evidence.unknown(budget)
         verdict, pairs = evidence.judge(budget, selection)
         assert verdict.startswith(expected) and pairs_have in str(pairs) and "many/" not in str(pairs)
-        assert len(evidence.rows(budget)) == 2 * 2 * 3
+        assert len({row for rows in evidence.comparisons(budget) for row in rows}) == 2 * 2 * 3
     text = table_of(budget, images | tokens).markdown()
     assert "### Claim: random order beats raster (by held-out FD-1k)" in text
     missing = EvidenceOfTrend(title="t", experiment="data_budget", claim="random order beats raster")

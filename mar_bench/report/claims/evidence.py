@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -65,10 +66,10 @@ class Ordering:
     def _among(self, experiment: Experiment, row: str) -> bool:
         return {*self.bundles} <= {*experiment.bundles(row).values()}
 
-    def rows(self, experiment: Experiment) -> list[str]:
-        """The rows that the evidence is about, as far as the scale has them."""
-        chosen = (rows for item, rows in pairs(experiment) if self._is(item) and self._among(experiment, rows[0]))
-        return list(dict.fromkeys(row for rows in chosen for row in rows))
+    def comparisons(self, experiment: Experiment) -> list[tuple[str, ...]]:
+        """The rows that the evidence is about, as far as the scale has them, by what is compared."""
+        every = pairs(experiment)
+        return [tuple(rows) for item, rows in every if self._is(item) and self._among(experiment, rows[0])]
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """The verdict with the terms of the claim, and its pairs in Markdown."""
@@ -107,16 +108,20 @@ class Optimum:
     def unknown(self, experiment: Experiment) -> list[str]:
         return [f"no axis '{self.axis}'"] * (self.axis not in experiment.labels)
 
-    def rows(self, experiment: Experiment) -> list[str]:
-        return list(experiment.rows) if self.axis in experiment.labels else []
+    def comparisons(self, experiment: Experiment) -> list[tuple[str, ...]]:
+        return [tuple(rows) for rows in self._groups(experiment).values()] if self.axis in experiment.labels else []
 
-    def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
-        """Lines for each setting of the other axes."""
-        runs = _runs(selection)
+    def _groups(self, experiment: Experiment) -> dict[str, list[str]]:
+        """The rows along the axis for each setting of the other axes."""
         groups: dict[str, list[str]] = {}
         for row in experiment.rows:
             others = [bundle for axis, bundle in experiment.bundles(row).items() if axis != self.axis]
             groups.setdefault("/".join(others) or self.axis, []).append(row)
+        return groups
+
+    def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
+        """Lines for each setting of the other axes."""
+        runs, groups = _runs(selection), self._groups(experiment)
         return _judged(line for name, rows in groups.items() for line in self._lines(name, experiment, rows, runs))
 
     def _lines(self, name: str, experiment: Experiment, rows: list[str], runs: dict[str, Runs]) -> list[_Line]:
@@ -152,9 +157,10 @@ class Below:
         known = [fmt.label_of(experiment, row, self.label) for row in (*experiment.rows, *experiment.absent)]
         return [f"no {self.label} '{name}'" for name in (self.better, *self.worse) if name not in known]
 
-    def rows(self, experiment: Experiment) -> list[str]:
-        systems = (self.better, *self.worse)
-        return [row for row in experiment.rows if fmt.label_of(experiment, row, self.label) in systems]
+    def comparisons(self, experiment: Experiment) -> list[tuple[str, ...]]:
+        systems = {row: fmt.label_of(experiment, row, self.label) for row in experiment.rows}
+        ours, theirs = ([row for row in systems if systems[row] in names] for names in ([self.better], self.worse))
+        return list(itertools.product(ours, theirs))
 
     def judge(self, experiment: Experiment, selection: Selection) -> tuple[str, str]:
         """One line per point of the worse systems, with seconds from the setting in which most rows were timed."""

@@ -4,6 +4,7 @@ The claims and the evidence for each are in experiments/claims/paper.yaml."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -111,7 +112,8 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
 def _findings(
     where: str, evidence: Evidence, selected: Callable[[str, str], tuple[Experiment, Selection]], wanted: str | None
 ) -> dict[str, _Finding]:
-    """What the evidence says at each scale that has records of it, or at the scale ``wanted``, largest scale first.
+    """What the evidence says at each scale that has records of a whole comparison, or at the scale ``wanted``, largest
+    scale first.
 
     Raises UserError, which begins with ``where``, if no scale has the evidence, and for a scale that does not exist."""
     name = evidence.experiment
@@ -124,9 +126,12 @@ def _findings(
         raise UserError(f"{where}: {name} has {unknown[there[0]][0]}; see {known[there[0]][0].file}")
     found = {}
     for at, (experiment, selection) in known.items():
-        rows = evidence.rows(experiment)
-        done = sum(bool(runs_judged(selection, row, getattr(evidence, "metric", "fd"))) for row in rows)
-        if done and wanted in (None, at):
+        comparisons = evidence.comparisons(experiment)
+        rows = list(dict.fromkeys(itertools.chain(*comparisons)))
+        measured = {row for row in rows if runs_judged(selection, row, getattr(evidence, "metric", "fd"))}
+        done = len(measured)
+        # tables share rows: those of another table alone are no evidence here
+        if any(measured.issuperset(compared) for compared in comparisons) and wanted in (None, at):
             verdict, text = evidence.judge(experiment, selection)
             part = f"{done} of its {len(rows)} rows are measured" if done < len(rows) else ""
             place = [f"Experiment {name}, {at} scale", *(f"this scale has {lacking}" for lacking in unknown[at]), part]
