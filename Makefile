@@ -77,8 +77,8 @@ bench-loader: $(INSTALLED)
 bench-metrics: $(INSTALLED)
 	$(BIN)/python benchmarks/metrics.py
 
-# MAR-B on this CPU against the published algorithm as written down in benchmarks/baseline.py: 15 minutes on two idle
-# cores, 11 GB of memory.
+# MAR-B on this CPU against the published algorithm as written down in benchmarks/baseline.py: tens of minutes, and about
+# 11 GB of memory for the training steps.
 bench-cpu: $(INSTALLED)
 	$(BIN)/python benchmarks/against_baseline.py
 

@@ -94,7 +94,8 @@ def listing(folder: Path, kind: Kind = IMAGE) -> tuple[list[str], list[str], lis
 def counts(images: int, left_out: list[str]) -> str:
     """How many files are images, and the names of the others."""
     others = f", left out: {some(left_out)}" if left_out else ""
-    return f"{images} images of {images + len(left_out)} files{others}"
+    files = images + len(left_out)
+    return f"{images} image{'s' * (images != 1)} of {files} file{'s' * (files != 1)}{others}"
 
 
 def class_files(

@@ -85,8 +85,8 @@ def fit(
         resumed = True
         del state
     # one thread's processor time is what its training takes on an idle machine, whatever else runs beside it
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
     began = clock() - spent
 
     def save(step: int) -> None:

@@ -265,7 +265,7 @@ def test_plan_and_run_count_the_images_of_a_folder_once(places, monkeypatch, tmp
     data = (f"data.root={tmp_path / 'root'}", "data.num_classes=1")
     lines = [
         f"{tmp_path}/root/train: 2 images of 3 files, left out: ape/notes.txt",
-        f"{tmp_path}/root/val: 1 images of 1 files",
+        f"{tmp_path}/root/val: 1 image of 1 file",
     ]
     words = ("table1", "--scale", "paper", *data, *places)
     text = call("plan", *words)

@@ -211,7 +211,7 @@ def test_missing_empty_and_nested_folders_are_refused(tmp_path):
     assert says(refusal(open_folder, tmp_path / "no"), tmp_path / "no", "no such folder")
     assert says(refusal(open_folder, tmp_path), tmp_path, "0 images")
     save(tmp_path, ["only.png"])
-    assert says(refusal(open_folder, tmp_path), tmp_path, "1 images", "at least two")
+    assert says(refusal(open_folder, tmp_path), tmp_path, "1 image of 1 file", "at least two")
     assert says(refusal(open_folder, tmp_path / "only.png"), "a file, not a folder")
     save(tmp_path, ["a/b/0.png"])
     assert says(refusal(open_folder, tmp_path), tmp_path / "a/b", "move")
