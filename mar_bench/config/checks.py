@@ -64,17 +64,24 @@ def _relevant_sampling(spec: RunSpec) -> SamplingSpec:
     temperature = CHOICE_TEMPERATURE if given.choice_temperature is None else given.choice_temperature
     length = num_tokens(spec.space) if given.num_ar_steps is None else given.num_ar_steps
     channels = None if unguided or given.guided_channels == getattr(spec.space, "dim", None) else given.guided_channels
-    draws = part.draws and not (whole and given.sampler == "ddim")  # DDIM adds no noise to scale
+    sampler = given.sampler if part.diffuses else "ddpm"
+    draws = part.draws and sampler == "ddpm"  # the other samplers add no noise to scale
+    steps = given.num_diffusion_steps if part.denoises else None
+    once = whole or length == 1  # a single AR step, or none
+    anneals = not once and steps not in (None, given.last_diffusion_steps)
     return replace(
         given,
-        num_diffusion_steps=given.num_diffusion_steps if part.denoises else None,
-        clamp_x0=given.clamp_x0 if part.clamps else None,
+        num_diffusion_steps=steps,
+        last_diffusion_steps=given.last_diffusion_steps if anneals else None,
+        clamp_x0=given.clamp_x0 if part.diffuses else None,
         temperature=given.temperature if draws else 1.0,
         guidance_schedule="linear" if unguided else "constant" if whole else given.guidance_schedule,
         order=order,
         choice_temperature=temperature if order == "confidence" else None,
         num_ar_steps=None if whole else length,
-        sampler=given.sampler if whole else "ddpm",
+        ar_schedule="cosine" if once or length == num_tokens(spec.space) else given.ar_schedule,
+        sampler=sampler,
+        guidance_interval=None if whole or unguided or given.guidance_interval == (0, 1) else given.guidance_interval,
         guided_channels=channels if whole else None,
         snapshot=None if given.snapshot == spec.train.steps else given.snapshot,
     )
@@ -197,17 +204,27 @@ def _sampling(spec: RunSpec) -> None:
     if part.denoises:
         steps, most = sampling.num_diffusion_steps, getattr(part, "num_train_timesteps", 1000)
         _need(steps is not None, f"sampling.num_diffusion_steps is null but '{part.kind}' denoises; give a number")
-        _need((steps or 0) <= most, f"sampling.num_diffusion_steps {steps} must lie between 1 and {most}")
+        for key in ("num_diffusion_steps", "last_diffusion_steps"):
+            given = getattr(sampling, key)
+            _need((given or 0) <= most, f"sampling.{key} {given} must lie between 1 and {most}")
     if isinstance(model, DiTModel):
         if sampling.guided_channels is not None and isinstance(space, Continuous):
             _at_most(sampling.guided_channels, space.dim, "sampling.guided_channels", "channels of a token")
         return
     steps, length, order = sampling.num_ar_steps or 0, num_tokens(space), sampling.order
     _need(steps <= length, f"sampling.num_ar_steps {steps} must lie between 1 and the {length} tokens of an image")
+    if sampling.guidance_interval is not None:
+        start, end = sampling.guidance_interval
+        _need(start < end, f"sampling.guidance_interval: its start {start:g} must be below its end {end:g}")
+    if order == "checkerboard":
+        first = (length + 1) // 2
+        what = f"must lie between 2 and {first + 1}: all AR steps but the last draw the {first} tokens of one colour"
+        _need(2 <= steps <= first + 1, f"sampling.num_ar_steps {steps} of checkerboard order {what}")
     causal, confident = model.backbone.attention == "causal", order == "confidence"
     probabilities = "sampling.order confidence needs a head with probabilities of tokens: cross_entropy"
     _need(model.head.space is Discrete or not confident, probabilities)
-    _need(not (causal and confident), "sampling.order confidence needs the masked backbone, which sees open positions")
+    sees = f"sampling.order {order} needs the masked backbone, which sees open positions"
+    _need(not (causal and order in ("confidence", "checkerboard")), sees)
     one = f"sampling.num_ar_steps {steps}: causal attention draws one token per step; use null or the masked backbone"
     _need(not causal or steps == length, one)
     trained = [model.order, "raster"] if spec.train.annealing else [model.order]

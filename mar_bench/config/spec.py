@@ -54,13 +54,17 @@ class SamplingSpec:
     batch_size: parse.Batch = 256  # images generated together; always consecutive indices
     weights: Literal["ema", "raw"] = "ema"
     snapshot: parse.Count | None = None  # one of train.snapshots: its weights instead of those at the end
-    order: Literal["raster", "permuted", "random", "confidence"] | None = None  # None: that at the end of training
+    # None: that at the end of training. checkerboard: random, first one colour in all AR steps but one, then the other
+    order: Literal["raster", "permuted", "random", "confidence", "checkerboard"] | None = None
     choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
     num_ar_steps: parse.Count | None = 64  # None: one token per step
+    ar_schedule: Literal["cosine", "linear", "square"] = "cosine"  # share of unknown tokens over the AR steps
     num_diffusion_steps: parse.Count | None = 100  # None: the head does not denoise
-    sampler: Literal["ddpm", "ddim"] = "ddpm"  # of a whole-image diffusion model
+    last_diffusion_steps: parse.Count | None = None  # in the last AR step, linear in between; None: the same in all
+    sampler: Literal["ddpm", "ddim", "dpm_solver"] = "ddpm"  # of Gaussian diffusion; dpm_solver: DPM-Solver++(2M)
     guidance_scale: parse.NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
+    guidance_interval: tuple[parse.Share, parse.Share] | None = None  # shares of known tokens: [from, to); None: always
     guided_channels: parse.Width | None = None  # of DiT, whose code guides the first three latent channels; None: all
     precision: Literal["fp32", "bf16"] = "fp32"  # of matrix products (autocast); tokens and diffusion tables stay fp32
     temperature: Annotated[float, parse.between(0.01, 100)] = 1.0

@@ -75,7 +75,7 @@ class DrawsTokens:
     space: ClassVar[type] = Continuous
     denoises: ClassVar[bool] = False  # it takes denoising steps
     draws: ClassVar[bool] = True  # seed and temperature matter
-    clamps: ClassVar[bool] = False  # ``clamp_x0`` applies
+    diffuses: ClassVar[bool] = False  # Gaussian diffusion: ``sampler`` and ``clamp_x0`` apply
     likelihood: ClassVar[Literal["", "exact", "bound"]] = ""  # what it gives of log p(token | z)
 
 
@@ -93,7 +93,7 @@ class DiffusionHead(DrawsTokens):
     """Diffusion loss: a small denoising MLP conditioned on z (paper, section 3.2 and appendix A)."""
 
     denoises: ClassVar[bool] = True
-    clamps: ClassVar[bool] = True
+    diffuses: ClassVar[bool] = True
     likelihood: ClassVar[Literal["", "exact", "bound"]] = "bound"
     kind: Literal["diffusion"] = "diffusion"
     depth: Few = 3
@@ -162,7 +162,7 @@ class DiTModel(DrawsTokens):
     """The baseline: a diffusion transformer over all latents of an image at once (DiT, 2212.09748). Defaults: XL/2."""
 
     denoises: ClassVar[bool] = True
-    clamps: ClassVar[bool] = True
+    diffuses: ClassVar[bool] = True
     kind: Literal["dit"] = "dit"
     patch_size: Few = 2  # patch_size x patch_size latents make a token of the transformer
     dim: Width = 1152

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mar_bench.models.finite import finite
 
-# noisy tokens (N, D), timesteps (N,) or (1,) -> noise and raw variance (N, 2 D)
+# noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+StepDenoiser = Callable[[Tensor, float], Tensor]  # the same at one timestep of all tokens, as samplers ask for it
 
 
 def cosine_betas(num_timesteps: int) -> np.ndarray:
@@ -48,11 +49,11 @@ def respaced_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
 
 
 class DiffusionTables(NamedTuple):
-    """A noise schedule: all quantities indexed by the step, each a tensor (T,).
+    """A noise schedule: all quantities indexed by the step, each a tensor (T,) but the first.
 
     ``make`` computes in float64, since 1 - alpha_bar loses its digits in float32; ``on`` converts for a network."""
 
-    timesteps: Tensor  # the training timestep of each step, int64
+    timesteps: tuple[int, ...]  # the training timestep of each step
     betas: Tensor
     log_betas: Tensor
     alphas_cumprod: Tensor
@@ -87,11 +88,11 @@ class DiffusionTables(NamedTuple):
             "posterior_mean_x0": betas * np.sqrt(previous) / (1 - kept),
             "posterior_mean_xt": (1 - previous) * np.sqrt(1 - betas) / (1 - kept),
         }
-        return DiffusionTables(torch.tensor(timesteps), **{k: torch.from_numpy(v) for k, v in columns.items()})
+        return DiffusionTables(tuple(timesteps), **{k: torch.from_numpy(v) for k, v in columns.items()})
 
     def on(self, device: torch.device) -> DiffusionTables:
         """The same tables in float32 on ``device``."""
-        return DiffusionTables(*(v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for v in self))
+        return DiffusionTables(self.timesteps, *(column.to(device, torch.float32) for column in self[1:]))
 
     def at(self, name: str, t: Tensor | int) -> Tensor:
         """Column ``name`` at steps ``t`` (N,), as (N, 1), or at one step of all tokens, as ()."""
@@ -213,7 +214,7 @@ def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tens
 
 def sample(
     tables: DiffusionTables,
-    denoise: Denoiser,
+    denoise: StepDenoiser,
     noise: Iterable[Tensor],
     temperature: float = 1.0,
     clamp_x0: float | None = None,
@@ -233,7 +234,7 @@ def sample(
     return x
 
 
-def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, clamp_x0: float | None = None) -> Tensor:
+def sample_ddim(tables: DiffusionTables, denoise: StepDenoiser, start: Tensor, clamp_x0: float | None = None) -> Tensor:
     """Deterministic sampling in the steps of ``tables`` (DDIM, 2010.02502, equation 12 with sigma = 0).
 
     start (N, D) is the only noise; the predicted variance is unused. If x0 is clamped, the noise is adjusted so that
@@ -247,10 +248,33 @@ def sample_ddim(tables: DiffusionTables, denoise: Denoiser, start: Tensor, clamp
     return x
 
 
+def sample_dpm_solver(
+    tables: DiffusionTables, denoise: StepDenoiser, start: Tensor, clamp_x0: float | None = None
+) -> Tensor:
+    """Deterministic sampling in the steps of ``tables`` by DPM-Solver++(2M) (2211.01095, algorithm 2).
+
+    The ODE of DDIM, but each step extrapolates x0 from its last two predictions. The first step has only one, and the
+    last, whose end has no noise, takes one. start (N, D) is the only noise. Returns (N, D)."""
+    x, earlier = start, None
+    log_snr = (tables.signal / tables.sigma).log()  # lambda
+    shrink = tables.sigma[:-1] / tables.sigma[1:]  # from step i + 1 to step i
+    gain = tables.signal[:-1] - tables.signal[1:] * shrink
+    lengths = log_snr[:-1] - log_snr[1:]
+    reach = 0.5 * lengths[:-1] / lengths[1:]  # 1 / 2r, r being the previous step's length over this one's
+    for step in reversed(range(1, len(tables.timesteps))):
+        x0 = _denoised(tables, denoise, x, step, clamp_x0)[2]
+        ahead = x0 if earlier is None else x0 + reach[step - 1] * (x0 - earlier)
+        x, earlier = shrink[step - 1] * x + gain[step - 1] * ahead, x0
+    return _denoised(tables, denoise, x, 0, clamp_x0)[2]
+
+
+DETERMINISTIC = {"ddim": sample_ddim, "dpm_solver": sample_dpm_solver}  # by name in specs; "ddpm" is ``sample``
+
+
 def _denoised(
-    tables: DiffusionTables, denoise: Denoiser, x: Tensor, step: int, clamp_x0: float | None
+    tables: DiffusionTables, denoise: StepDenoiser, x: Tensor, step: int, clamp_x0: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The network's noise and raw variance, and x0, each (N, D)."""
-    eps, raw = denoise(x, tables.timesteps[step : step + 1]).chunk(2, dim=-1)
+    eps, raw = denoise(x, tables.timesteps[step]).chunk(2, dim=-1)
     x0 = predict_x0(tables, x, step, eps)
     return eps, raw, x0 if clamp_x0 is None else finite(x0, "predictions of x0").clamp(-clamp_x0, clamp_x0)

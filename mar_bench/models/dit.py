@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mar_bench.config.spec import Continuous, DiTModel, SamplingSpec, num_tokens
 from mar_bench.models.ar import Generator
 from mar_bench.models.backbones.layers import Attention
-from mar_bench.models.diffusion import sample, sample_ddim, tables_on, training_loss
+from mar_bench.models.diffusion import DETERMINISTIC, sample, tables_on, training_loss
 from mar_bench.models.heads.base import guided
 from mar_bench.models.heads.layers import FREQUENCIES, angles, initialise, modulated, timestep_embedding
 from mar_bench.models.sampler import Clock
@@ -121,7 +121,7 @@ def generate_images(
 ) -> Tensor:
     """Draw tokens (B, L, D) for labels (B,), on the labels' device, in ``num_diffusion_steps`` denoising steps.
 
-    ``ddpm`` adds noise in each step, multiplied by ``temperature`` (1 in DiT's paper); ``ddim`` adds none. Under
+    ``ddpm`` adds noise in each step, multiplied by ``temperature`` (1 in DiT's paper); other samplers add none. Under
     guidance, whose scale is the same in every step, the batch is doubled and the second half has no class (label -1).
     Channels of a token beyond ``guided_channels`` keep the conditional prediction: the published code guides three of
     four (DiT, appendix A). ``clock`` times the network as "backbone", and "noise"."""
@@ -129,11 +129,11 @@ def generate_images(
     scale, channels = sampling.guidance_scale, sampling.guided_channels or model.space.dim
     all_labels = labels if scale == 1 else torch.cat([labels, torch.full_like(labels, -1)])
 
-    def denoise(xt: Tensor, timestep: Tensor) -> Tensor:
+    def denoise(xt: Tensor, timestep: float) -> Tensor:
         x = xt.view(shape)
         with clock("backbone"):
             x = x if scale == 1 else x.repeat(2, 1, 1)
-            predicted = model.predict(x, timestep, all_labels).float()
+            predicted = model.predict(x, torch.full((1,), timestep, device=device), all_labels).float()
         if scale != 1:
             conditional, unconditional = predicted.chunk(2)
             predicted = guided(conditional, unconditional, scale, channels)
@@ -150,6 +150,6 @@ def generate_images(
 
     rows = map(row, range(num_steps + 1))  # all rows of a batch of large images together would take gigabytes
     tables = tables_on(device, model.spec.num_train_timesteps, num_steps, model.spec.beta_schedule)
-    if sampling.sampler == "ddim":
-        return sample_ddim(tables, denoise, next(rows), clamp).view(shape)
+    if sampling.sampler in DETERMINISTIC:
+        return DETERMINISTIC[sampling.sampler](tables, denoise, next(rows), clamp).view(shape)
     return sample(tables, denoise, rows, sampling.temperature, clamp).view(shape)

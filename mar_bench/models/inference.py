@@ -9,9 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mar_bench.models.ar import ARGenerator, Generator
+from mar_bench.models.heads.layers import AdaLNMLP
 
 SMALLEST = 2**16  # weights of a layer worth packing; with fewer, the product takes less time than calling oneDNN
 ROWS = 64  # for which the layout is chosen; it serves all other numbers nearly as well
+
+
+def finalise(model: nn.Module) -> None:
+    """Let heads keep what they compute from the weights alone: the embeddings of denoising timesteps."""
+    for part in model.modules():
+        if isinstance(part, AdaLNMLP):
+            part.final = True
 
 
 def lower(model: Generator) -> None:

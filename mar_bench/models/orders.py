@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -15,10 +16,14 @@ CANDIDATES = 16  # permutations among which ``permutation`` chooses
 
 def draw_order(kind: str, noise: NoiseSource, step: int, length: int, seed: int = 0) -> Tensor:
     """Orders (B, L) int64. ``raster``: row by row; ``permuted``: the ``permutation`` of ``seed`` for every image;
-    ``random``: a uniformly random permutation per image; ``confidence``: row by row, rearranged during generation
-    (``confident_first``)."""
-    if kind == "random":
-        return noise.uniform("order", step, (length,)).argsort(dim=1, stable=True)
+    ``random``: a uniformly random permutation per image; ``checkerboard``: the same, but all positions of a square
+    grid's first colour come first; ``confidence``: row by row, rearranged during generation (``confident_first``)."""
+    if kind in ("random", "checkerboard"):
+        priority = noise.uniform("order", step, (length,))
+        if kind == "checkerboard":
+            place, side = torch.arange(length), math.isqrt(length)
+            priority = priority + (place // side + place % side) % 2
+        return priority.argsort(dim=1, stable=True)
     assert kind in ("raster", "permuted", "confidence")
     fixed = torch.tensor(permutation(length, seed)) if kind == "permuted" else torch.arange(length)
     return fixed.expand(len(noise.indices), length)

@@ -3,20 +3,71 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
+from typing import NamedTuple
 
-from mar_bench.config.spec import TruncatedNormalMasking, UniformMasking
+from mar_bench.config.spec import SamplingSpec, TruncatedNormalMasking, UniformMasking
+
+# share of tokens that are unknown after k of n AR steps (MaskGIT, 2202.04200, section 3.3)
+UNKNOWN: dict[str, Callable[[int, int], float]] = {
+    "cosine": lambda k, n: math.cos(math.pi / 2 * k / n),
+    "linear": lambda k, n: 1 - k / n,
+    "square": lambda k, n: 1 - (k / n) ** 2,
+}
 
 
-def tokens_per_step(length: int, num_ar_steps: int) -> list[int]:
-    """Number of tokens drawn in each AR step: MaskGIT's cosine schedule (paper, section 3.4).
+class ARStep(NamedTuple):
+    """One step of a generation; all that sampling settings say about it."""
 
-    max(1, min(unknown before - 1, floor(L cos(pi/2 (k+1)/K)))) tokens are unknown after step k = 0, 1, ...; the last
+    known: int  # tokens drawn before it
+    new: int  # tokens that it draws
+    asked: int  # tokens that it draws or, in confidence order, tries
+    guidance: float  # guidance scale; 1: none
+    denoising: int | None  # denoising steps of the head
+
+
+def ar_steps(sampling: SamplingSpec, order: str, length: int) -> list[ARStep]:
+    """The AR steps of a generation of ``length`` tokens in ``order``.
+
+    Denoising steps go linearly from ``num_diffusion_steps`` in the first AR step to ``last_diffusion_steps`` in the
+    last (DiSA, 2505.20297). Guidance is left out of steps before which the share of known tokens is outside
+    ``guidance_interval`` [ours, after 2404.07724, whose interval is one of noise levels]."""
+    counts, known, steps = _counts(sampling, order, length), 0, []
+    first, last = sampling.num_diffusion_steps, sampling.last_diffusion_steps
+    start, end = sampling.guidance_interval or (0, 1)
+    for k, new in enumerate(counts):
+        asked, scale, denoising = new, 1.0, first
+        if order == "confidence":
+            asked = length - known
+        if start <= known / length < end:
+            scale = guidance_scale(sampling.guidance_schedule, sampling.guidance_scale, length, length - known - new)
+        if first is not None and last is not None:
+            denoising = round(first + (last - first) * k / max(1, len(counts) - 1))
+        steps.append(ARStep(known, new, asked, scale, denoising))
+        known += new
+    return steps
+
+
+def _counts(sampling: SamplingSpec, order: str, length: int) -> list[int]:
+    """Number of tokens drawn in each AR step. In checkerboard order the last step draws all of the second colour (GtR,
+    2510.17171: structure in many steps, details in one)."""
+    steps, schedule = sampling.num_ar_steps or length, sampling.ar_schedule
+    if order != "checkerboard":
+        return tokens_per_step(length, steps, schedule)
+    first = (length + 1) // 2
+    return [*tokens_per_step(first, steps - 1, schedule), length - first]
+
+
+def tokens_per_step(length: int, num_ar_steps: int, schedule: str = "cosine") -> list[int]:
+    """Number of tokens drawn in each AR step: by default MaskGIT's cosine schedule (paper, section 3.4).
+
+    max(1, min(unknown before - 1, floor(L UNKNOWN(k + 1, K)))) tokens are unknown after step k = 0, 1, ...; the last
     step draws the rest. All counts are at least 1, they sum to ``length``, and K = L gives ones."""
     assert 1 <= num_ar_steps <= length
     left, counts = length, []
     for k in range(num_ar_steps - 1):
-        after = max(1, min(left - 1, math.floor(length * math.cos(math.pi / 2 * (k + 1) / num_ar_steps))))
+        after = max(1, min(left - 1, math.floor(length * UNKNOWN[schedule](k + 1, num_ar_steps))))
         counts.append(left - after)
         left = after
     return [*counts, left]

@@ -22,7 +22,7 @@ from mar_bench.config.spec import Discrete, RunSpec, drawing_part, num_tokens
 from mar_bench.data.latents import Latents
 from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.build import build_generator, build_tokenizer, count_parameters, generate
-from mar_bench.models.schedules import tokens_per_step
+from mar_bench.models.schedules import ar_steps
 from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.outputs import for_sampling
 from mar_bench.pipeline.rehearse import decoding_flops, stand_in
@@ -79,7 +79,7 @@ def launches(spec: RunSpec, model: Generator, device: torch.device) -> float | N
         return None
     counts = []
     for steps in (2, 3, 2, 3):  # the first two also make what is kept, such as tables
-        sampling = replace(spec.sampling, num_diffusion_steps=steps)
+        sampling = replace(spec.sampling, num_diffusion_steps=steps, last_diffusion_steps=None, order=None)
         if isinstance(model, ARGenerator):
             sampling = replace(sampling, num_ar_steps=None if sampling.num_ar_steps is None else 1)
         with _Launches() as found:
@@ -92,11 +92,10 @@ def launches(spec: RunSpec, model: Generator, device: torch.device) -> float | N
 def weight_bytes(spec: RunSpec, model: Generator) -> float:
     """Bytes of weights that are read while a batch is sampled, if each pass reads them once."""
     sizes, sampling, each = count_parameters(model), spec.sampling, AUTOCAST[spec.sampling.precision].itemsize
-    denoising = sampling.num_diffusion_steps or 1
     if not isinstance(model, ARGenerator):
-        return each * denoising * sizes["total"]
-    passes = len(tokens_per_step(model.length, sampling.num_ar_steps or model.length))
-    return each * passes * (sizes["backbone"] + denoising * sizes["head"])
+        return each * (sampling.num_diffusion_steps or 1) * sizes["total"]
+    steps = ar_steps(sampling, sampling.order or model.order, model.length)
+    return each * sum(sizes["backbone"] + (step.denoising or 1) * sizes["head"] for step in steps)
 
 
 def measure(name: str, spec: RunSpec, size: int, repeats: int, device: torch.device, train: bool) -> dict[str, Any]:

@@ -6,12 +6,11 @@ counts every query with every key, causal or not, as torch's FLOP counter does. 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from typing import Any
 
 from mar_bench.config.spec import CausalBackbone, DiTModel, MaskedBackbone, RunSpec, TokenSpace, num_tokens
-from mar_bench.models.schedules import mask_ratio, tokens_per_step
+from mar_bench.models.schedules import ar_steps, mask_ratio
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the masking ratio, over which a training step is averaged
 TIME_FEATURES = 256  # sinusoids that embed a timestep
@@ -72,19 +71,18 @@ def training_flops(spec: RunSpec) -> float:
 def sampling_flops(spec: RunSpec) -> float:
     """All AR steps of one image (for DiT: all denoising steps), guidance included, decoding excluded."""
     model, sampling, length = spec.model, spec.sampling, num_tokens(spec.space)
-    guided, denoising = 1 if sampling.guidance_scale == 1 else 2, sampling.num_diffusion_steps or 1
+    guided = sampling.guidance_scale != 1
     if model.kind == "dit":
-        return guided * denoising * _dit_pass(model, spec.space)
-    counts = tokens_per_step(length, sampling.num_ar_steps or length)
-    known = [0, *itertools.accumulate(counts[:-1])]
+        return (1 + guided) * (sampling.num_diffusion_steps or 1) * _dit_pass(model, spec.space)
+    steps = ar_steps(sampling, sampling.order or model.order, length)
     if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
-        backbone = _causal_passes(model.backbone, spec.space, known)
+        backbone = (1 + guided) * _causal_passes(model.backbone, spec.space, [step.known for step in steps])
     else:
-        asked = [length - k for k in known] if sampling.order == "confidence" else counts
-        backbone = _masked_passes(model.backbone, spec.space, tuple(zip(known, asked)))
-    drawn = sum(length - k for k in known) if sampling.order == "confidence" else length
+        halves = steps + [step for step in steps if step.guidance != 1]
+        backbone = _masked_passes(model.backbone, spec.space, tuple((step.known, step.asked) for step in halves))
     once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
-    return guided * (backbone + drawn * (once + denoising * each))
+    drawn = ((1 + (step.guidance != 1)) * step.asked * (once + (step.denoising or 1) * each) for step in steps)
+    return backbone + sum(drawn)
 
 
 def likelihood_flops(spec: RunSpec) -> float:

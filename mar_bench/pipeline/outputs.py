@@ -18,7 +18,7 @@ from mar_bench.metrics.score import Measure
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.finite import check_finite
-from mar_bench.models.inference import lower, pack
+from mar_bench.models.inference import finalise, lower, pack
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
@@ -64,6 +64,7 @@ def for_sampling(model: Generator, spec: RunSpec, device: torch.device) -> Gener
         lower(model)
     if spec.compute.pack_weights and device.type == "cpu":
         pack(model)
+    finalise(model)
     return model
 
 

@@ -195,7 +195,7 @@ def small_run(spec: RunSpec) -> RunSpec:
     if isinstance(spec.model, ARModel) and not is_causal(spec.model):
         ar_steps = min(AR_STEPS, num_tokens(spec.space))
     denoising = min(DENOISING_STEPS, getattr(part, "num_train_timesteps", DENOISING_STEPS)) if part.denoises else None
-    clamp = 4.0 if part.clamps else None  # after three steps predictions are far off
+    clamp = 4.0 if part.diffuses else None  # after three steps predictions are far off
     sampling = replace(
         spec.sampling, num_ar_steps=ar_steps, num_diffusion_steps=denoising, guidance_scale=3.0, clamp_x0=clamp
     )

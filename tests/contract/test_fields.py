@@ -130,7 +130,7 @@ ALTERNATIVES = {
         "num_diffusion_steps": 5, "guidance_scale": 3.0, "guidance_schedule": "constant", "precision": "bf16",
         "temperature": 0.5,
         "clamp_x0": 0.1, "seed": 1, "sampler": "ddim", "guided_channels": 2, "choice_temperature": 100.0,
-        "snapshot": 1,
+        "snapshot": 1, "ar_schedule": "linear", "last_diffusion_steps": 2, "guidance_interval": (0.2, 0.8),
     },
     MetricsSpec: {
         "reference_images": 40, "is_splits": 3, "kid_subsets": 7, "kid_subset_size": 3, "neighbours": 2,
@@ -175,7 +175,6 @@ PINNED_BASES = {
     ConsistencyTokenizer: ConsistencyTokenizer(),
     PixelTokenizer: PixelTokenizer(),
 }
-OF_DIT = {"sampler", "guided_channels"}  # fields of the sampling that only a whole-image model has
 NAMES = {"name", "published"}  # they stand for content in ids
 
 
@@ -228,7 +227,7 @@ def base_of(leaf: Leaf) -> RunSpec:
         spec = with_block(spec, leaf.path, PINNED_BASES.get(leaf.cls) or shrunk(leaf.cls))
     if (leaf.cls, leaf.name) == (VQTokenizer, "group"):
         spec = with_block(spec, leaf.path, replace(spec.tokenizer, output="latents"))  # codes are not grouped
-    if leaf.cls is SamplingSpec and leaf.name in OF_DIT:
+    if leaf.name == "guided_channels":
         spec = replace(spec, model=shrunk(DiTModel))
     if leaf.name == "order_seed":
         spec = replace(spec, model=replace(spec.model, order="permuted"))

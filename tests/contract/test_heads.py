@@ -126,7 +126,7 @@ def test_temperature_changes_samples(kind):
     assert not torch.equal(draw(head, kind, temperature=1.0), draw(head, kind, temperature=0.3))
 
 
-@heads_that("clamps")
+@heads_that("diffuses")
 def test_clamp_x0_bounds_the_samples(kind):
     head = head_of(kind)
     free, bounded = draw(head, kind), draw(head, kind, clamp_x0=0.5)

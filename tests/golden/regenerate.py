@@ -181,7 +181,7 @@ def tables() -> dict[str, list[float]]:
     for num_steps in (None, 5, 10, 25, 50, 100, 250):
         made = DiffusionTables.make(1000, num_steps)
         for name in ("timesteps", "betas", "posterior_variance", "posterior_log_variance_clipped"):
-            out[f"{num_steps or 1000} steps, {name}"] = a_few(getattr(made, name))
+            out[f"{num_steps or 1000} steps, {name}"] = a_few(torch.as_tensor(getattr(made, name)))
     return out
 
 

@@ -19,6 +19,8 @@ from mar_bench.models.diffusion import (
     predict_x0,
     respaced_timesteps,
     sample,
+    sample_ddim,
+    sample_dpm_solver,
     training_loss,
 )
 from tests.tiny import normal
@@ -47,7 +49,7 @@ def test_respacing_is_the_official_one():
         assert respaced_timesteps(1000, num_steps) == expected
     for num_steps in (1, 2, 7):
         tables = DiffusionTables.make(40, num_steps)
-        assert torch.equal(tables.alphas_cumprod, TABLES.alphas_cumprod[tables.timesteps])
+        assert torch.equal(tables.alphas_cumprod, TABLES.alphas_cumprod[[*tables.timesteps]])
         torch.testing.assert_close((1 - tables.betas).cumprod(0), tables.alphas_cumprod)
 
 
@@ -159,11 +161,15 @@ def test_the_variational_term_does_not_reach_the_noise_and_the_error_not_the_var
 # --- sampling --------------------------------------------------------------------------------------------
 
 
+def at_one_step(x: torch.Tensor, timestep: float) -> torch.Tensor:
+    return network(x, torch.full((len(x),), timestep))
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 40])
 def test_a_perfect_denoiser_of_a_point_gives_the_point(num_steps):
     tables, point = DiffusionTables.make(40, num_steps), normal(1, D).double()
 
-    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
         eps = (x - TABLES.at("signal", timestep) * point) / TABLES.at("sigma", timestep)
         return torch.cat([eps, torch.zeros_like(eps)], dim=-1)
 
@@ -175,8 +181,8 @@ def test_a_perfect_denoiser_of_a_gaussian_gives_the_gaussian():
     """x0 ~ N(2, 0.5^2): the best prediction of the noise is linear in x_t."""
     tables = DiffusionTables.make(1000, 200)
 
-    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        kept = full.alphas_cumprod[timestep][:, None]
+    def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
+        kept = full.alphas_cumprod[timestep]
         eps = (1 - kept).sqrt() * (x - 2 * kept.sqrt()) / (0.25 * kept + 1 - kept)
         return torch.cat([eps, torch.zeros_like(eps)], dim=-1)
 
@@ -188,9 +194,9 @@ def test_a_perfect_denoiser_of_a_gaussian_gives_the_gaussian():
 def test_the_network_sees_the_training_timesteps_from_the_noisiest():
     tables, seen = DiffusionTables.make(40, 4), []
 
-    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        seen.extend(timestep.unique().tolist())
-        return network(x, timestep)
+    def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
+        seen.append(timestep)
+        return at_one_step(x, timestep)
 
     sample(tables, denoise, normal(5, 2, D).double())
     assert seen == [39, 26, 13, 0]
@@ -198,21 +204,21 @@ def test_the_network_sees_the_training_timesteps_from_the_noisiest():
 
 def test_temperature_multiplies_the_added_noise_and_the_clamp_bounds_the_predicted_x0():
     noise = normal(41, 6, D).double()
-    assert sample(TABLES, network, noise).abs().max() > 0.2
-    assert sample(TABLES, network, noise, clamp_x0=0.2).abs().max() <= 0.2 + 1e-9
-    torch.testing.assert_close(sample(TABLES, network, noise, clamp_x0=1e9), sample(TABLES, network, noise))
+    assert sample(TABLES, at_one_step, noise).abs().max() > 0.2
+    assert sample(TABLES, at_one_step, noise, clamp_x0=0.2).abs().max() <= 0.2 + 1e-9
+    torch.testing.assert_close(sample(TABLES, at_one_step, noise, clamp_x0=1e9), sample(TABLES, at_one_step, noise))
     scaled = torch.cat([noise[:1], 0.7 * noise[1:]])
-    expected = sample(TABLES, network, scaled)
-    torch.testing.assert_close(sample(TABLES, network, noise, temperature=0.7), expected)
-    assert not torch.allclose(sample(TABLES, network, noise), expected)
+    expected = sample(TABLES, at_one_step, scaled)
+    torch.testing.assert_close(sample(TABLES, at_one_step, noise, temperature=0.7), expected)
+    assert not torch.allclose(sample(TABLES, at_one_step, noise), expected)
 
 
 def test_the_last_step_adds_no_noise():
     noise = normal(41, 6, D).double()
     other = torch.cat([noise[:-1], noise[-1:] + 1])
-    assert torch.equal(sample(TABLES, network, noise), sample(TABLES, network, other))
+    assert torch.equal(sample(TABLES, at_one_step, noise), sample(TABLES, at_one_step, other))
     other = torch.cat([noise[:-2], noise[-2:-1] + 1, noise[-1:]])
-    assert not torch.equal(sample(TABLES, network, noise), sample(TABLES, network, other))
+    assert not torch.equal(sample(TABLES, at_one_step, noise), sample(TABLES, at_one_step, other))
 
 
 def test_sampling_agrees_with_diffusers():
@@ -226,5 +232,54 @@ def test_sampling_agrees_with_diffusers():
     generator, x = torch.Generator().manual_seed(1), noise[0]
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t.expand(6)), t, x, generator=generator).prev_sample
-    found = sample(TABLES.on(x.device), network, torch.stack(noise))
+    found = sample(TABLES.on(x.device), at_one_step, torch.stack(noise))
     assert (found - x).abs().max() < 1e-3 * x.std()
+
+
+# --- DPM-Solver++ -----------------------------------------------------------------------------------------
+
+
+def test_dpm_solver_agrees_with_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="no oracle: diffusers is not installed")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=40, beta_schedule="squaredcos_cap_v2", final_sigmas_type="zero", use_karras_sigmas=False
+    )
+    steps = 8
+    scheduler.set_timesteps(timesteps=respaced_timesteps(40, steps)[::-1])
+    x = start = normal(6, D)
+    for t in scheduler.timesteps:
+        x = scheduler.step(at_one_step(x, t).chunk(2, dim=-1)[0], t, x).prev_sample
+    found = sample_dpm_solver(DiffusionTables.make(40, steps).on(x.device), at_one_step, start)
+    assert (found - x).abs().max() < 1e-4 * x.std()
+
+
+def test_dpm_solver_is_of_second_order_and_ddim_of_first():
+    """Where the best prediction of the noise is known: x0 ~ N(2, 0.5^2)."""
+    full, start = DiffusionTables.make(1000), normal(500, 1).double()
+
+    def denoise(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        kept = full.alphas_cumprod[timestep]
+        eps = (1 - kept).sqrt() * (x - 2 * kept.sqrt()) / (0.25 * kept + 1 - kept)
+        return torch.cat([eps, torch.full_like(eps, math.nan)], dim=-1)  # the variance is never used
+
+    exact = sample_ddim(full, denoise, start)
+
+    def error(sampler, steps: int) -> float:
+        return (sampler(DiffusionTables.make(1000, steps), denoise, start) - exact).abs().mean().item()
+
+    assert error(sample_dpm_solver, 40) / error(sample_dpm_solver, 160) > 8
+    assert 3 < error(sample_ddim, 40) / error(sample_ddim, 160) < 6
+
+
+@pytest.mark.parametrize("sampler", [sample_ddim, sample_dpm_solver])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_deterministic_samplers_give_the_point_and_can_be_clamped(sampler, steps):
+    tables, point = DiffusionTables.make(40, steps), normal(1, D).double()
+
+    def denoise(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        eps = (x - TABLES.at("signal", timestep) * point) / TABLES.at("sigma", timestep)
+        return torch.cat([eps, torch.zeros_like(eps)], dim=-1)
+
+    found = sampler(tables, denoise, normal(7, D, seed=1).double())
+    torch.testing.assert_close(found, point.expand(7, D), rtol=1e-6, atol=1e-6)
+    assert sampler(tables, denoise, normal(7, D).double(), 0.1).abs().max() <= 0.1 + 1e-9

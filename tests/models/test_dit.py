@@ -159,12 +159,12 @@ def test_ddim_with_the_true_noise_recovers_the_image(steps, clamp):
     x0, eps = normal(7, 3).double(), normal(7, 3, seed=1).double()
     seen = []
 
-    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        seen.append(timestep[0].item())
+    def denoise(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        seen.append(timestep)
         torch.testing.assert_close(x, noised(full, x0, timestep, eps))
         return torch.cat([eps, torch.full_like(eps, math.nan)], dim=-1)  # the variance is never used
 
-    start = noised(full, x0, tables.timesteps[-1:].expand(7), eps)
+    start = noised(full, x0, tables.timesteps[-1], eps)
     torch.testing.assert_close(sample_ddim(tables, denoise, start, clamp_x0=clamp), x0)
     assert seen == respaced_timesteps(50, steps)[::-1]
 
@@ -173,7 +173,7 @@ def test_ddim_clamps_x0_and_keeps_what_it_knows_of_x_t():
     tables, start = DiffusionTables.make(50, 2, "linear"), normal(7, 3).double()
     seen = []
 
-    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def denoise(x: torch.Tensor, timestep: int) -> torch.Tensor:
         seen.append(x)
         return torch.zeros(7, 6, dtype=torch.float64)
 
@@ -191,13 +191,13 @@ def test_ddim_agrees_with_diffusers():
     )
     scheduler.set_timesteps(40)
 
-    def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        eps = torch.tanh(x.roll(1, -1) + 0.1 * timestep[:, None])
+    def network(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        eps = torch.tanh(x.roll(1, -1) + 0.1 * timestep)
         return torch.cat([eps, eps], dim=-1)
 
     x = start = normal(6, 3)
     for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t.expand(6)).chunk(2, dim=-1)[0], t, x, eta=0.0).prev_sample
+        x = scheduler.step(network(x, int(t)).chunk(2, dim=-1)[0], t, x, eta=0.0).prev_sample
     found = sample_ddim(DiffusionTables.make(40, schedule="linear").on(CPU), network, start)
     assert (found - x).abs().max() < 1e-3 * x.std()
 
@@ -210,8 +210,8 @@ def by_hand(model: DiT, image: int, scale: float, channels: int, temperature: fl
     noise, label = NoiseSource(0, [image]), labels_of(range(image, image + 1))
     rows = torch.stack([noise.normal("sample", i, (24, 3))[0] for i in range(STEPS + 1)])  # (T + 1, L, D)
 
-    def denoise(xt: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        c, u = (model.predict(xt[None], timestep[:1], which)[0] for which in (label, torch.tensor([-1])))
+    def denoise(xt: torch.Tensor, timestep: float) -> torch.Tensor:
+        c, u = (model.predict(xt[None], torch.tensor([timestep]), which)[0] for which in (label, torch.tensor([-1])))
         out = c.clone()
         out[:, :channels] = u[:, :channels] + scale * (c - u)[:, :channels]
         return out

@@ -102,3 +102,14 @@ def test_gather_takes_values_at_positions(shape):
     values, positions = normal(2, 5, *shape), torch.tensor([[4, 0, 4], [1, 2, 3]])
     slow = torch.stack([torch.stack([values[b, p] for p in positions[b]]) for b in range(2)])
     assert torch.equal(gather(values, positions), slow)
+
+
+@pytest.mark.parametrize("side", [1, 3, 4])
+def test_checkerboard_order_draws_one_colour_after_the_other(side):
+    length = side * side
+    order = draw_order("checkerboard", NoiseSource(0, range(50)), 0, length)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(length).expand(50, length))
+    colour = (order // side + order % side) % 2
+    assert torch.equal(colour, colour.sort(dim=1).values)
+    if side > 2:  # random within a colour
+        assert len({*map(tuple, order[:, :4].tolist())}) > 10

@@ -39,6 +39,7 @@ class Recorder(nn.Module):
         self.labels: list[torch.Tensor] = []
         self.scales: list[float] = []
         self.caches: list[object] = []
+        self.denoising: list[int] = []
 
     def new_cache(self) -> object:
         return object()
@@ -56,7 +57,8 @@ class Recorder(nn.Module):
         return noise.uniform("sample", step, (n,))
 
     def sample(self, z, drawn, sampling, scale, z_uncond):
-        assert (z_uncond is None) == (sampling.guidance_scale == 1)
+        assert (z_uncond is None) == (scale == 1)
+        self.denoising.append(sampling.num_diffusion_steps)
         assert drawn.shape == z.shape
         self.scales.append(scale)
         return z.clone()
@@ -144,6 +146,24 @@ def test_guidance_doubles_the_batch_with_a_half_without_class():
     model = Recorder("random")
     generate(model, labels, SamplingSpec(num_ar_steps=3), NoiseSource(0, range(2)))
     assert [seen.tolist() for seen in model.labels] == [[4, 2]] * 3
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_steps_without_guidance_cost_half_unless_a_cache_needs_both_halves(cached):
+    model, labels = Recorder("random"), torch.tensor([4, 2])
+    model.new_cache = object if cached else lambda: None
+    sampling = SamplingSpec(num_ar_steps=9, guidance_scale=2.0, guidance_interval=(1 / 3, 2 / 3))
+    generate(model, labels, sampling, NoiseSource(0, range(2)))
+    guided = [False] * 3 + [True] * 3 + [False] * 3
+    assert [scale != 1 for scale in model.scales] == guided
+    assert [len(seen) == 4 for seen in model.labels] == [cached or now for now in guided]
+
+
+def test_the_head_is_told_the_denoising_steps_of_the_ar_step():
+    model = Recorder("random")
+    sampling = SamplingSpec(num_ar_steps=3, num_diffusion_steps=50, last_diffusion_steps=10)
+    generate(model, labels_of(range(2)), sampling, NoiseSource(0, range(2)))
+    assert model.denoising == [50, 30, 10]
 
 
 @parts

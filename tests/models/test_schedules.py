@@ -7,8 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from mar_bench.config.spec import TruncatedNormalMasking, UniformMasking
-from mar_bench.models.schedules import guidance_scale, learning_rate, mask_ratio, random_share, tokens_per_step
+from mar_bench.config.spec import SamplingSpec, TruncatedNormalMasking, UniformMasking
+from mar_bench.models.schedules import (
+    ar_steps,
+    guidance_scale,
+    learning_rate,
+    mask_ratio,
+    random_share,
+    tokens_per_step,
+)
 
 # --- tokens a step ---------------------------------------------------------------------------------------
 
@@ -30,6 +37,55 @@ def test_token_counts_match_the_official_loop(length, steps):
     assert tokens_per_step(length, steps) == drawn_by_masks(length, steps)
     assert tokens_per_step(64, 8) == [2, 3, 6, 8, 10, 11, 12, 12] and tokens_per_step(5, 1) == [5]
     assert all(tokens_per_step(n, n) == [1] * n for n in range(1, length))
+
+
+def test_other_schedules_draw_more_at_first():
+    """Half way through, cosine has drawn 1 - cos(45 degrees) of the tokens, square a quarter and linear half."""
+    drawn = {kind: sum(tokens_per_step(256, 64, kind)[:32]) for kind in ("cosine", "square", "linear")}
+    assert drawn == {"cosine": 75, "square": 64, "linear": 128}
+    assert tokens_per_step(256, 64, "linear") == [4] * 64
+    for kind in drawn:
+        assert tokens_per_step(16, 16, kind) == [1] * 16
+        assert sum(tokens_per_step(17, 5, kind)) == 17
+
+
+# --- what a step does ------------------------------------------------------------------------------------
+
+
+def test_steps_tile_the_tokens():
+    steps = ar_steps(SamplingSpec(num_ar_steps=6, num_diffusion_steps=25), "random", 16)
+    assert [step.new for step in steps] == tokens_per_step(16, 6)
+    assert [step.known for step in steps] == [sum(tokens_per_step(16, 6)[:k]) for k in range(6)]
+    assert all(step.asked == step.new and step.guidance == 1 and step.denoising == 25 for step in steps)
+    assert [step.asked for step in ar_steps(SamplingSpec(num_ar_steps=3), "confidence", 16)] == [16, 13, 8]
+    assert len(ar_steps(SamplingSpec(num_ar_steps=None, num_diffusion_steps=None), "raster", 16)) == 16
+
+
+@pytest.mark.parametrize("length", [9, 16])
+def test_checkerboard_order_draws_the_second_colour_in_one_step(length):
+    first = (length + 1) // 2
+    for steps in range(2, first + 2):
+        new = [step.new for step in ar_steps(SamplingSpec(num_ar_steps=steps), "checkerboard", length)]
+        assert new == [*tokens_per_step(first, steps - 1), length - first]
+
+
+def test_denoising_steps_are_annealed_over_ar_steps():
+    """DiSA's 50 to 5 in equal decrements, and in any order of the two."""
+    for first, last in ((50, 5), (5, 50)):
+        given = SamplingSpec(num_ar_steps=10, num_diffusion_steps=first, last_diffusion_steps=last)
+        found = [step.denoising for step in ar_steps(given, "random", 64)]
+        assert found == [round(first + (last - first) * k / 9) for k in range(10)]
+        assert (found[0], found[-1]) == (first, last)
+    one = SamplingSpec(num_ar_steps=1, num_diffusion_steps=50, last_diffusion_steps=5)
+    assert [step.denoising for step in ar_steps(one, "random", 64)] == [50]
+
+
+def test_guidance_can_be_left_out_by_progress():
+    given = SamplingSpec(num_ar_steps=16, guidance_scale=3.0, guidance_interval=(0.25, 0.75))
+    always = ar_steps(SamplingSpec(num_ar_steps=16, guidance_scale=3.0), "random", 16)
+    scales = [step.guidance for step in ar_steps(given, "random", 16)]
+    assert scales == [step.guidance if 4 <= step.known < 12 else 1 for step in always]
+    assert all(step.guidance > 1 for step in always)
 
 
 # --- guidance --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mar_bench.config.spec import Continuous, DiffusionHead, FlowHead, LikelihoodSpec, SamplingSpec
-from mar_bench.models.diffusion import bound_terms, prior_term, sample, strata, tables_on, training_loss
+from mar_bench.models.diffusion import DETERMINISTIC, bound_terms, prior_term, sample, strata, tables_on, training_loss
 from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import AdaLNMLP, guided_network
 from mar_bench.utils.noise import NoiseSource
@@ -39,7 +39,7 @@ class Diffusion(Head):
         condition = self.net.condition(z)[:, :, None].expand(*t.shape, -1).flatten(0, 2)
         loss = training_loss(
             tables_on(z.device, self.spec.num_train_timesteps),
-            lambda xt, timestep: self.net.conditioned(xt, timestep, condition).float(),
+            lambda xt, timestep: self.net.conditioned(xt, self.net.time(timestep), condition).float(),
             target[:, :, None].expand_as(eps).flatten(0, 2),
             t.flatten(),
             eps.flatten(0, 2),
@@ -66,7 +66,7 @@ class Diffusion(Head):
         for i in range(t.shape[-1]):
             terms = bound_terms(
                 tables,
-                lambda xt, timestep: self.net.conditioned(xt, timestep, condition).float(),
+                lambda xt, timestep: self.net.conditioned(xt, self.net.time(timestep), condition).float(),
                 x0,
                 t[..., i].flatten(),
                 eps[..., i, :].flatten(0, 1),
@@ -75,21 +75,23 @@ class Diffusion(Head):
         return -bound.view(z.shape[:2])
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
-        """One block per image, (B, T + 1, n, D): row 0 is the start, row i the noise of denoising step i."""
+        """One block per image, (B, T + 1, n, D): row 0 is the start, row i the noise of denoising step i. Deterministic
+        samplers have the same start and no other row."""
         assert sampling.num_diffusion_steps is not None
-        return noise.normal("sample", step, (sampling.num_diffusion_steps + 1, n, self.token_dim))
+        rows = 1 if sampling.sampler in DETERMINISTIC else sampling.num_diffusion_steps + 1
+        return noise.normal("sample", step, (rows, n, self.token_dim))
 
     def sample(
         self, z: Tensor, drawn: Tensor, sampling: SamplingSpec, scale: float = 1.0, z_uncond: Tensor | None = None
     ) -> Tensor:
         """z (B, n, E) -> tokens (B, n, D) in T = num_diffusion_steps denoising steps."""
-        tokens = sample(
-            tables_on(z.device, self.spec.num_train_timesteps, sampling.num_diffusion_steps),
-            guided_network(self.net, z, z_uncond, scale, self.token_dim),
-            drawn.permute(1, 0, 2, 3).flatten(1, 2),  # (T + 1, B n, D), image by image
-            sampling.temperature,
-            sampling.clamp_x0,
-        )
+        tables = tables_on(z.device, self.spec.num_train_timesteps, sampling.num_diffusion_steps)
+        network = guided_network(self.net, z, z_uncond, scale, self.token_dim)
+        rows = drawn.permute(1, 0, 2, 3).flatten(1, 2)  # (T + 1, B n, D), image by image
+        if sampling.sampler in DETERMINISTIC:
+            tokens = DETERMINISTIC[sampling.sampler](tables, network, rows[0], sampling.clamp_x0)
+        else:
+            tokens = sample(tables, network, rows, sampling.temperature, sampling.clamp_x0)
         return tokens.view(*z.shape[:2], -1)
 
 
@@ -116,7 +118,8 @@ class Flow(Head):
         x = target[:, :, None]  # (B, n, 1, D)
         xt = (1 - t[..., None]) * eps + t[..., None] * x
         condition = self.net.condition(z)[:, :, None].expand(*t.shape, -1)
-        velocity = self.net.conditioned(xt.flatten(0, 2), TIME_SCALE * t.flatten(), condition.flatten(0, 2)).float()
+        time = self.net.time(TIME_SCALE * t.flatten())
+        velocity = self.net.conditioned(xt.flatten(0, 2), time, condition.flatten(0, 2)).float()
         return (velocity.view_as(eps) - (x - eps)).square().mean((-1, -2))
 
     def draw_sampling(self, noise: NoiseSource, step: int, n: int, sampling: SamplingSpec) -> Tensor:
@@ -133,5 +136,5 @@ class Flow(Head):
         velocity = guided_network(self.net, z, z_uncond, scale)
         x = sampling.temperature * drawn.flatten(0, 1)  # (B n, D)
         for i in range(steps):
-            x = x + velocity(x, x.new_full((1,), TIME_SCALE * i / steps)) / steps
+            x = x + velocity(x, TIME_SCALE * i / steps) / steps
         return x.view_as(drawn)

@@ -71,10 +71,13 @@ class AdaLNMLP(nn.Module):
 
     Unless it ``denoises``, the timestep is None, and blocks do not start as the identity."""
 
+    final = False  # whether its weights will not change any more (inference.py)
+
     def __init__(
         self, input_dim: int, output_dim: int, condition_dim: int, width: int, depth: int, denoises: bool = True
     ):
         super().__init__()
+        self.times: dict[float, Tensor] = {}
         if denoises:
             self.time_mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition_dim, width)
@@ -86,13 +89,25 @@ class AdaLNMLP(nn.Module):
         initialise(self, zero_start=denoises)
 
     def forward(self, x: Tensor, t: Tensor | None, z: Tensor) -> Tensor:
-        return self.conditioned(x, t, self.condition(z))
+        return self.conditioned(x, None if t is None else self.time(t), self.condition(z))
 
-    def conditioned(self, x: Tensor, t: Tensor | None, c: Tensor) -> Tensor:
-        """``forward`` from an embedded condition ``c`` (N, W), which a sampler computes once for all steps.
+    def time(self, t: Tensor) -> Tensor:
+        """Timesteps (N,) -> their embedding (N, W)."""
+        return self.time_mlp(timestep_embedding(t))
 
-        ``t`` has one entry per token, or one for all of them."""
-        c = F.silu(c if t is None else self.time_mlp(timestep_embedding(t)) + c)
+    def time_at(self, t: float) -> Tensor:
+        """The embedding (1, W) of one timestep, kept if the weights are final."""
+        kept = self.times.get(t)
+        if kept is None:
+            kept = self.time(torch.full((1,), t, device=self.input.weight.device))
+            if self.final:
+                self.times[t] = kept
+        return kept
+
+    def conditioned(self, x: Tensor, time: Tensor | None, c: Tensor) -> Tensor:
+        """``forward`` from an embedded timestep (N or 1, W) and an embedded condition (N, W), so that a sampler
+        computes each once."""
+        c = F.silu(c if time is None else time + c)
         x = self.input(x)
         for block in self.blocks:
             x = block(x, c)
@@ -102,18 +117,18 @@ class AdaLNMLP(nn.Module):
 
 def guided_network(
     net: AdaLNMLP, z: Tensor, z_uncond: Tensor | None, scale: float, channels: int | None = None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network as a sampler calls it: x (B n, I), one timestep (1,) -> output (B n, O) in float32.
+) -> Callable[[Tensor, float], Tensor]:
+    """The network as a sampler calls it: x (B n, I), one timestep -> output (B n, O) in float32.
 
     z (B, n, E) is embedded once. Given a ``z_uncond``, both halves of guidance see the same x in one doubled batch,
     and the first ``channels`` of the output are guided (default: all)."""
     c = net.condition(z).flatten(0, 1)
     if z_uncond is None:
-        return lambda x, t: net.conditioned(x, t, c).float()
+        return lambda x, t: net.conditioned(x, net.time_at(t), c).float()
     both = torch.cat([c, net.condition(z_uncond).flatten(0, 1)])
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        conditional, unconditional = net.conditioned(x.repeat(2, 1), t, both).float().chunk(2)
+    def network(x: Tensor, t: float) -> Tensor:
+        conditional, unconditional = net.conditioned(x.repeat(2, 1), net.time_at(t), both).float().chunk(2)
         return guided(conditional, unconditional, scale, channels)
 
     return network

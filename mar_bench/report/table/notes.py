@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mar_bench.config.experiment import Experiment
+from mar_bench.config.spec import SamplingSpec
 from mar_bench.records.comparable import conditions, differences, instrument_differences
 from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, METRICS, REAL_METRICS
 from mar_bench.records.record import Record
@@ -156,12 +157,18 @@ def _settings(experiment: Experiment) -> str:
         "guidance": [f"{s.guidance_scale:g} {s.guidance_schedule}" for s in sampling],
         "temperature": [f"{s.temperature:g}" for s in sampling],
         "AR steps": [str(s.num_ar_steps or "none") for s in sampling],
-        "denoising steps": [str(s.num_diffusion_steps or "none") for s in sampling],
+        "denoising steps": [_denoising(s) for s in sampling],
         "weights": [s.weights for s in sampling],
         "training": [f"{t.steps} steps of {t.batch_size} images" for t in training],
     }
     settings = "; ".join(f"{name} {' / '.join(dict.fromkeys(values))}" for name, values in found.items())
     return f"Settings of the rows: {settings}. `mar-bench show {experiment.id}/ROW` prints all of one." * bool(specs)
+
+
+def _denoising(sampling: SamplingSpec) -> str:
+    last = f" to {sampling.last_diffusion_steps}" * (sampling.last_diffusion_steps is not None)
+    sampler = f" {sampling.sampler}" * (sampling.sampler != "ddpm")
+    return f"{sampling.num_diffusion_steps or 'none'}{last}{sampler}"
 
 
 def _origin(found: Measured) -> str:
