@@ -19,7 +19,7 @@ TREES = {
     )
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-PICK_DEVICES = ("mar_bench.models.build", "mar_bench.models.pretrained")  # not model code
+PICK_DEVICES = ("mar_bench.models.build", "mar_bench.models.inference", "mar_bench.models.pretrained")  # not model code
 MODEL_CODE = [m for m in TREES if m.startswith("mar_bench.models.") and not m.startswith(PICK_DEVICES)]
 OWN_STREAMS = {"Generator", "Philox", "RandomState"}  # of numpy.random, without global state
 GLOBAL_DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "normal", "bernoulli", "multinomial"}

@@ -155,7 +155,7 @@ def speed_run(row: str, spec: RunSpec, device: str) -> Run:
     inputs = {name: getattr(spec, name) for name in ("tokenizer", "data", "model", "speed")}
     inputs |= {"sampling": replace(spec.sampling, **neutral), "precision": spec.train.precision}
     kept = {name: i for name, i in stage_ids(spec).items() if name in ("tokenizer_id", "latents_id", "train_id")}
-    here = {"device": device, "threads": spec.compute.threads, "packed": spec.compute.pack_weights or None}
+    here = {"device": device, "threads": spec.compute.threads, **spec.compute.kernels}
     eval_id = stage_id("speed", **inputs, **here)
     return Run("speed", row, spec, {**kept, "eval_id": eval_id, "cell_id": stage_id("speed", **inputs)})
 

@@ -180,7 +180,7 @@ class LikelihoodSpec:
 
 @dataclass(frozen=True)
 class ComputeSpec:
-    """Hardware and performance settings. Of them, device, threads and pack_weights enter the id of a speed record."""
+    """Hardware and performance settings. Those that change how fast a model samples enter the id of a speed record."""
 
     device: Device = parse.unhashed("auto")  # auto: cuda if available, else cpu
     threads: parse.Few = parse.unhashed(1)  # per process
@@ -188,11 +188,18 @@ class ComputeSpec:
     # images per forward pass, with accumulated gradients; None: the whole batch. Changes the draws of dropout
     micro_batch: parse.Batch | None = parse.unhashed(None)
     gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
-    compile: bool = parse.unhashed(False)  # torch.compile of the blocks in training
+    compile: bool = parse.unhashed(False)  # torch.compile, in training and in sampling: other rounding
+    cuda_graphs: bool = parse.unhashed(True)  # on a GPU, sample by graphs of all denoising steps of an AR step
     pack_weights: bool = parse.unhashed(False)  # on a CPU, sample with weights laid out for oneDNN: other rounding
     log_every: parse.Count = parse.unhashed(50)  # training steps per line of metrics.jsonl
     # seconds of sleep per step, to try out interruptions
     step_pause: Annotated[float, parse.between(0, 3600)] = parse.unhashed(0.0)
+
+    @property
+    def kernels(self) -> dict[str, bool]:
+        """The settings, other than by default, that choose how sampling is computed."""
+        given = {name: getattr(self, name) for name in ("pack_weights", "compile", "cuda_graphs")}
+        return {name: value for name, value in given.items() if value != getattr(ComputeSpec, name)}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mar_bench.models.finite import finite
 
 # noisy tokens (N, D), timesteps (N,) -> noise and raw variance (N, 2 D)
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+PREDICTED = "predictions of x0"  # as messages name them
 StepDenoiser = Callable[[Tensor, float], Tensor]  # the same at one timestep of all tokens, as samplers ask for it
 
 
@@ -94,10 +95,15 @@ class DiffusionTables(NamedTuple):
         """The same tables in float32 on ``device``."""
         return DiffusionTables(self.timesteps, *(column.to(device, torch.float32) for column in self[1:]))
 
-    def at(self, name: str, t: Tensor | int) -> Tensor:
-        """Column ``name`` at steps ``t`` (N,), as (N, 1), or at one step of all tokens, as ()."""
+    def at(self, name: str, t: Tensor | None) -> Tensor:
+        """Column ``name`` at steps ``t`` (N,), as (N, 1); None: of one of ``rows``, as ()."""
         column = getattr(self, name)
-        return column[t] if isinstance(t, int) else column[t][:, None]
+        return column if t is None else column[t][:, None]
+
+    def rows(self) -> list[DiffusionTables]:
+        """Each step by itself: its timestep and each column as ()."""
+        columns = zip(*(column.unbind(0) for column in self[1:]))
+        return [DiffusionTables((t,), *values) for t, values in zip(self.timesteps, columns)]
 
 
 @lru_cache(maxsize=16)
@@ -109,22 +115,22 @@ def tables_on(
         return DiffusionTables.make(num_timesteps, num_steps, schedule).on(device)
 
 
-def noised(tables: DiffusionTables, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-    """A sample of q(x_t | x_0) (iDDPM, equation 9): x0 and noise (N, D), t (N,) or one step."""
+def noised(tables: DiffusionTables, x0: Tensor, t: Tensor | None, noise: Tensor) -> Tensor:
+    """A sample of q(x_t | x_0) (iDDPM, equation 9): x0 and noise (N, D), t (N,), or None and one of ``rows``."""
     return tables.at("signal", t) * x0 + tables.at("sigma", t) * noise
 
 
-def predict_x0(tables: DiffusionTables, xt: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+def predict_x0(tables: DiffusionTables, xt: Tensor, t: Tensor | None, eps: Tensor) -> Tensor:
     """x0 (N, D) from x_t and the noise in it: ``noised`` solved for x0."""
     return tables.at("inverse_signal", t) * xt - tables.at("inverse_snr", t) * eps
 
 
-def posterior_mean(tables: DiffusionTables, x0: Tensor, xt: Tensor, t: Tensor | int) -> Tensor:
+def posterior_mean(tables: DiffusionTables, x0: Tensor, xt: Tensor, t: Tensor | None) -> Tensor:
     """Mean (N, D) of q(x_{t-1} | x_t, x_0) (iDDPM, equation 11)."""
     return tables.at("posterior_mean_x0", t) * x0 + tables.at("posterior_mean_xt", t) * xt
 
 
-def learned_log_variance(tables: DiffusionTables, raw: Tensor, t: Tensor | int) -> Tensor:
+def learned_log_variance(tables: DiffusionTables, raw: Tensor, t: Tensor | None) -> Tensor:
     """iDDPM, equation 15: the network's output in [-1, 1] interpolates between the bounds in log space."""
     share = (raw + 1) / 2
     return share * tables.at("log_betas", t) + (1 - share) * tables.at("posterior_log_variance_clipped", t)
@@ -218,20 +224,31 @@ def sample(
     noise: Iterable[Tensor],
     temperature: float = 1.0,
     clamp_x0: float | None = None,
+    step: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Ancestral sampling in the T steps of ``tables`` (DDPM, algorithm 2, with iDDPM's learned variance).
 
     noise: the start (N, D), then the noise (N, D) added in each step, the noisiest step first; T + 1 rows, the last one
     unused. ``temperature`` multiplies the added noise (paper, section 3.2); ``clamp_x0`` bounds the
-    predicted x0. Returns (N, D)."""
-    rows = iter(noise)
-    x = next(rows)
-    for step in reversed(range(len(tables.timesteps))):
-        _, raw, x0 = _denoised(tables, denoise, x, step, clamp_x0)
-        x = posterior_mean(tables, x0, x, step)
-        if step > 0:  # the last step adds no noise
-            x = x + torch.exp(0.5 * learned_log_variance(tables, raw, step)) * next(rows) * temperature
-    return x
+    predicted x0; ``step`` is ``ancestral``, possibly compiled. Returns (N, D)."""
+    each = iter(noise)
+    x = next(each)
+    last, *noisier = tables.rows()
+    for row in reversed(noisier):
+        x, x0 = (step or ancestral)(row, x, denoise(x, row.timesteps[0]), next(each), temperature, clamp_x0)
+        if clamp_x0 is not None:
+            finite(x0, PREDICTED)
+    return posterior_mean(last, _denoised(last, denoise, x, clamp_x0)[1], x, None)  # adds no noise
+
+
+def ancestral(
+    row: DiffusionTables, x: Tensor, output: Tensor, noise: Tensor, temperature: float, clamp_x0: float | None
+) -> tuple[Tensor, Tensor]:
+    """A sample (N, D) of the next, less noisy x, and the predicted x0 before it is clamped."""
+    eps, raw = output.chunk(2, dim=-1)
+    x0 = predict_x0(row, x, None, eps)
+    mean = posterior_mean(row, x0 if clamp_x0 is None else x0.clamp(-clamp_x0, clamp_x0), x, None)
+    return mean + torch.exp(0.5 * learned_log_variance(row, raw, None)) * noise * temperature, x0
 
 
 def sample_ddim(tables: DiffusionTables, denoise: StepDenoiser, start: Tensor, clamp_x0: float | None = None) -> Tensor:
@@ -239,13 +256,13 @@ def sample_ddim(tables: DiffusionTables, denoise: StepDenoiser, start: Tensor, c
 
     start (N, D) is the only noise; the predicted variance is unused. If x0 is clamped, the noise is adjusted so that
     both still add up to x_t. Returns (N, D)."""
-    x = start
-    for step in reversed(range(len(tables.timesteps))):
-        eps, _, x0 = _denoised(tables, denoise, x, step, clamp_x0)
+    x, rows = start, tables.rows()
+    for row, after in zip(rows[:0:-1], rows[-2::-1]):
+        eps, x0 = _denoised(row, denoise, x, clamp_x0)
         if clamp_x0 is not None:
-            eps = (tables.at("inverse_signal", step) * x - x0) / tables.at("inverse_snr", step)
-        x = noised(tables, x0, step - 1, eps) if step > 0 else x0
-    return x
+            eps = (row.inverse_signal * x - x0) / row.inverse_snr
+        x = noised(after, x0, None, eps)
+    return _denoised(rows[0], denoise, x, clamp_x0)[1]
 
 
 def sample_dpm_solver(
@@ -255,26 +272,24 @@ def sample_dpm_solver(
 
     The ODE of DDIM, but each step extrapolates x0 from its last two predictions. The first step has only one, and the
     last, whose end has no noise, takes one. start (N, D) is the only noise. Returns (N, D)."""
-    x, earlier = start, None
+    x, earlier, rows = start, None, tables.rows()
     log_snr = (tables.signal / tables.sigma).log()  # lambda
     shrink = tables.sigma[:-1] / tables.sigma[1:]  # from step i + 1 to step i
     gain = tables.signal[:-1] - tables.signal[1:] * shrink
     lengths = log_snr[:-1] - log_snr[1:]
     reach = 0.5 * lengths[:-1] / lengths[1:]  # 1 / 2r, r being the previous step's length over this one's
-    for step in reversed(range(1, len(tables.timesteps))):
-        x0 = _denoised(tables, denoise, x, step, clamp_x0)[2]
-        ahead = x0 if earlier is None else x0 + reach[step - 1] * (x0 - earlier)
-        x, earlier = shrink[step - 1] * x + gain[step - 1] * ahead, x0
-    return _denoised(tables, denoise, x, 0, clamp_x0)[2]
+    for i in reversed(range(len(rows) - 1)):
+        x0 = _denoised(rows[i + 1], denoise, x, clamp_x0)[1]
+        ahead = x0 if earlier is None else x0 + reach[i] * (x0 - earlier)
+        x, earlier = shrink[i] * x + gain[i] * ahead, x0
+    return _denoised(rows[0], denoise, x, clamp_x0)[1]
 
 
 DETERMINISTIC = {"ddim": sample_ddim, "dpm_solver": sample_dpm_solver}  # by name in specs; "ddpm" is ``sample``
 
 
-def _denoised(
-    tables: DiffusionTables, denoise: StepDenoiser, x: Tensor, step: int, clamp_x0: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The network's noise and raw variance, and x0, each (N, D)."""
-    eps, raw = denoise(x, tables.timesteps[step]).chunk(2, dim=-1)
-    x0 = predict_x0(tables, x, step, eps)
-    return eps, raw, x0 if clamp_x0 is None else finite(x0, "predictions of x0").clamp(-clamp_x0, clamp_x0)
+def _denoised(row: DiffusionTables, denoise: StepDenoiser, x: Tensor, clamp_x0: float | None) -> tuple[Tensor, Tensor]:
+    """The network's noise, and x0, each (N, D)."""
+    eps, _ = denoise(x, row.timesteps[0]).chunk(2, dim=-1)
+    x0 = predict_x0(row, x, None, eps)
+    return eps, x0 if clamp_x0 is None else finite(x0, PREDICTED).clamp(-clamp_x0, clamp_x0)

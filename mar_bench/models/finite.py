@@ -20,22 +20,34 @@ _largest: ContextVar[dict[str, Tensor] | None] = ContextVar("largest", default=N
 
 def finite(x: Tensor, what: str) -> Tensor:
     """``x``, unchanged; inside ``watched`` its largest magnitude is kept on its device under the name ``what``."""
-    if (largest := _largest.get()) is not None and not x.is_meta:
-        now = x.abs().max()  # NaN if one value is: two kernels, fewer than isfinite
-        largest[what] = torch.maximum(largest[what], now) if what in largest else now
+    if _largest.get() is not None and not x.is_meta:
+        note({what: x.abs().max()})  # NaN if one value is: two kernels, fewer than isfinite
     return x
+
+
+def note(found: dict[str, Tensor]) -> None:
+    """Keep magnitudes (), by name, of which ``noted`` has collected the largest."""
+    if (largest := _largest.get()) is not None:
+        largest.update({what: torch.maximum(largest[what], x) if what in largest else x for what, x in found.items()})
+
+
+@contextmanager
+def noted() -> Iterator[dict[str, Tensor]]:
+    """Collect the largest magnitudes that ``finite`` sees in the block, apart from those outside it."""
+    largest: dict[str, Tensor] = {}
+    token = _largest.set(largest)
+    try:
+        yield largest
+    finally:
+        _largest.reset(token)
 
 
 @contextmanager
 def watched(whose: str, hint: str) -> Iterator[None]:
     """Raises UserError at the end of the block if a value given to ``finite`` in it was not finite. Only this waits for
     the device."""
-    largest: dict[str, Tensor] = {}
-    token = _largest.set(largest)
-    try:
+    with noted() as largest:
         yield
-    finally:
-        _largest.reset(token)
     if largest:
         whole = torch.stack([*largest.values()]).isfinite().tolist()
         if broken := [what for what, good in zip(largest, whole) if not good]:

@@ -78,6 +78,8 @@ def launches(spec: RunSpec, model: Generator, device: torch.device) -> float | N
     if not drawing_part(spec.model).denoises:
         return None
     counts = []
+    if isinstance(model, ARGenerator):
+        vars(model.head).pop("sample", None)  # the class's own, instead of graphs
     for steps in (2, 3, 2, 3):  # the first two also make what is kept, such as tables
         sampling = replace(spec.sampling, num_diffusion_steps=steps, last_diffusion_steps=None, order=None)
         if isinstance(model, ARGenerator):

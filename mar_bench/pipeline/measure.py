@@ -112,7 +112,7 @@ def measure_seconds(run: Run, places: Places, folder: Path, progress: Progress) 
         "repeats": run.spec.speed.repeats,
         "includes": "sampling and decoding, no image writing",
         "kv_cache": is_causal(run.spec.model),
-        **({"packed_weights": True} if compute.pack_weights else {}),
+        **({"kernels": compute.kernels} if compute.kernels else {}),
     }
     _record(run, places, folder, begin, metrics=metrics, protocol=protocol, parameters=count_parameters(model))
 

@@ -18,7 +18,7 @@ from mar_bench.metrics.score import Measure
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.finite import check_finite
-from mar_bench.models.inference import finalise, lower, pack
+from mar_bench.models.inference import compile_model, finalise, lower, pack, replay
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.tokenizers.base import Tokenizer
 from mar_bench.pipeline import store
@@ -64,7 +64,11 @@ def for_sampling(model: Generator, spec: RunSpec, device: torch.device) -> Gener
         lower(model)
     if spec.compute.pack_weights and device.type == "cpu":
         pack(model)
+    if spec.compute.compile:
+        compile_model(model)
     finalise(model)
+    if spec.compute.cuda_graphs and device.type == "cuda":
+        replay(model)
     return model
 
 

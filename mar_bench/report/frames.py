@@ -35,6 +35,7 @@ from mar_bench.report.show_record import weaknesses
 from mar_bench.report.stats import Spread, spread
 
 Selection = dict[str, dict[str, list[Record]]]  # row -> task -> records
+Timed = tuple[str, int, tuple[tuple[str, bool], ...]]  # a device, threads, and other settings of a speed record
 Runs = dict[tuple[int, int], Record]  # (training seed, sampling seed) -> record
 
 
@@ -113,9 +114,9 @@ def _images(record: Record, metric: str) -> float:
 def _setting(protocol: dict[str, Any]) -> str:
     """``NVIDIA A100, 1 thread, float32, batch 64``."""
     threads, batch = protocol.get("threads"), protocol.get("batch_size")
-    words = (threads and f"{threads} thread{'s' * (threads != 1)}", protocol.get("dtype"), batch and f"batch {batch}")
-    packed = "packed weights" if protocol.get("packed_weights") else None
-    return ", ".join(filter(None, (protocol.get("device"), *words, packed)))
+    words = [threads and f"{threads} thread{'s' * (threads != 1)}", protocol.get("dtype"), batch and f"batch {batch}"]
+    words += [f"{name}={str(value).lower()}" for name, value in (protocol.get("kernels") or {}).items()]
+    return ", ".join(filter(None, (protocol.get("device"), *words)))
 
 
 def spreads(frame: pd.DataFrame) -> dict[tuple[str, str], Spread]:
@@ -217,7 +218,7 @@ def _look_up_others(experiment: Experiment, by_cell: Mapping[tuple[str, str], li
     """Read the records that rows would have on the seeds and devices of other rows, if they are not among their cell's.
 
     ``records`` raises UserError for one with a wrong cell, which would be missing in silence."""
-    pairs, settings = set[tuple[int, int]](), set[tuple[str, int, bool]]()
+    pairs, settings = set[tuple[int, int]](), set[Timed]()
     for (task, _), of_cell in by_cell.items():
         pairs |= {r.seeds for r in of_cell if task == "generation"}
         settings |= _timed_in(of_cell)
@@ -232,17 +233,17 @@ def _look_up_others(experiment: Experiment, by_cell: Mapping[tuple[str, str], li
             trained = {spec.train.seed, *(training_seed for training_seed, _ in pairs)}
             runs += [likelihood_run(row, with_seeds(spec, training_seed, 0)) for training_seed in trained]
         timed = _timed_in(by_cell.get(("speed", speed_run(row, spec, "any").cell_id), ()))
-        for device, threads, packed in settings - timed:
-            compute = replace(spec.compute, threads=threads, pack_weights=packed)
+        for device, threads, kernels in settings - timed:
+            compute = replace(spec.compute, threads=threads, **dict(kernels))  # type: ignore[arg-type]
             runs.append(speed_run(row, replace(spec, compute=compute), device))
         for run in runs:
             records.get(run.id)
 
 
-def _timed_in(records: Iterable[Record]) -> set[tuple[str, int, bool]]:
-    """The device, the number of threads and whether weights are packed, of the speed records among ``records``."""
+def _timed_in(records: Iterable[Record]) -> set[Timed]:
+    """The device, the number of threads and ``ComputeSpec.kernels`` of the speed records among ``records``."""
     abouts = [r.protocol for r in records if r.task == "speed" and {"device", "threads"} <= r.protocol.keys()]
-    return {(about["device"], about["threads"], about.get("packed_weights", False)) for about in abouts}
+    return {(about["device"], about["threads"], tuple((about.get("kernels") or {}).items())) for about in abouts}
 
 
 def _failed_points(experiment: Experiment, row: str, records: Records) -> list[Record]:

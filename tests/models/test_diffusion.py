@@ -170,7 +170,7 @@ def test_a_perfect_denoiser_of_a_point_gives_the_point(num_steps):
     tables, point = DiffusionTables.make(40, num_steps), normal(1, D).double()
 
     def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
-        eps = (x - TABLES.at("signal", timestep) * point) / TABLES.at("sigma", timestep)
+        eps = (x - TABLES.signal[timestep] * point) / TABLES.sigma[timestep]
         return torch.cat([eps, torch.zeros_like(eps)], dim=-1)
 
     drawn = sample(tables, denoise, normal(num_steps + 1, 7, D).double())
@@ -277,7 +277,7 @@ def test_deterministic_samplers_give_the_point_and_can_be_clamped(sampler, steps
     tables, point = DiffusionTables.make(40, steps), normal(1, D).double()
 
     def denoise(x: torch.Tensor, timestep: int) -> torch.Tensor:
-        eps = (x - TABLES.at("signal", timestep) * point) / TABLES.at("sigma", timestep)
+        eps = (x - TABLES.signal[timestep] * point) / TABLES.sigma[timestep]
         return torch.cat([eps, torch.zeros_like(eps)], dim=-1)
 
     found = sampler(tables, denoise, normal(7, D, seed=1).double())

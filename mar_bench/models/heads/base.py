@@ -69,7 +69,7 @@ class Head(nn.Module, ABC):
         raise NotImplementedError(f"tokens of {type(self).__name__} have no likelihood")
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
+def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor, channels: int | None = None) -> Tensor:
     """Classifier-free guidance (Ho and Salimans, 2207.12598): uncond + w (cond - uncond), both (..., C).
 
     With ``channels``, only that many leading channels are guided; the rest stay conditional."""

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from mar_bench.config.spec import Continuous, DiffusionHead, FlowHead, LikelihoodSpec, SamplingSpec
-from mar_bench.models.diffusion import DETERMINISTIC, bound_terms, prior_term, sample, strata, tables_on, training_loss
+from mar_bench.models.diffusion import (
+    DETERMINISTIC,
+    ancestral,
+    bound_terms,
+    prior_term,
+    sample,
+    strata,
+    tables_on,
+    training_loss,
+)
 from mar_bench.models.heads.base import Head
 from mar_bench.models.heads.layers import AdaLNMLP, guided_network
 from mar_bench.utils.noise import NoiseSource
@@ -26,6 +35,7 @@ class Diffusion(Head):
         self.spec, self.token_dim = spec, space.dim
         # the outputs are the noise and the raw variance, D values each
         self.net = AdaLNMLP(space.dim, 2 * space.dim, dim, spec.width, spec.depth)
+        self.ancestral = ancestral  # inference.py may compile it
 
     def draw_training(self, noise: NoiseSource, step: int, length: int) -> dict[str, Tensor]:
         """M = draws_per_token timesteps per token, (B, L, M), and their noise (B, L, M, D)."""
@@ -91,7 +101,7 @@ class Diffusion(Head):
         if sampling.sampler in DETERMINISTIC:
             tokens = DETERMINISTIC[sampling.sampler](tables, network, rows[0], sampling.clamp_x0)
         else:
-            tokens = sample(tables, network, rows, sampling.temperature, sampling.clamp_x0)
+            tokens = sample(tables, network, rows, sampling.temperature, sampling.clamp_x0, self.ancestral)
         return tokens.view(*z.shape[:2], -1)
 
 

@@ -114,9 +114,14 @@ class AdaLNMLP(nn.Module):
         shift, scale = self.final_modulation(c).chunk(2, dim=-1)
         return self.output(modulated(self.final_norm(x), shift, scale))
 
+    def guided(self, x: Tensor, time: Tensor, c: Tensor, scale: Tensor, channels: int | None) -> Tensor:
+        """x (N, I), conditions with a class and without one (2 N, W), guidance scale () -> guided output (N, O)."""
+        conditional, unconditional = self.conditioned(x.repeat(2, 1), time, c).float().chunk(2)
+        return guided(conditional, unconditional, scale, channels)
+
 
 def guided_network(
-    net: AdaLNMLP, z: Tensor, z_uncond: Tensor | None, scale: float, channels: int | None = None
+    net: AdaLNMLP, z: Tensor, z_uncond: Tensor | None, scale: float | Tensor, channels: int | None = None
 ) -> Callable[[Tensor, float], Tensor]:
     """The network as a sampler calls it: x (B n, I), one timestep -> output (B n, O) in float32.
 
@@ -126,9 +131,6 @@ def guided_network(
     if z_uncond is None:
         return lambda x, t: net.conditioned(x, net.time_at(t), c).float()
     both = torch.cat([c, net.condition(z_uncond).flatten(0, 1)])
-
-    def network(x: Tensor, t: float) -> Tensor:
-        conditional, unconditional = net.conditioned(x.repeat(2, 1), net.time_at(t), both).float().chunk(2)
-        return guided(conditional, unconditional, scale, channels)
-
-    return network
+    # a tensor, so that compiled and captured code serves every scale
+    scale = scale if isinstance(scale, Tensor) else torch.full((), scale, device=z.device)
+    return lambda x, t: net.guided(x, net.time_at(t), both, scale, channels)
