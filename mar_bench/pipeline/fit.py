@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from mar_bench.data.images import Progress
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.store import LOG
+from mar_bench.utils.ahead import Later
 from mar_bench.utils.errors import Superseded, UserError
 from mar_bench.utils.files import atomic_write, replacing, sha256_of
 from mar_bench.utils.noise import seeded
@@ -89,7 +90,26 @@ def fit(
     clock = time.process_time if one_thread else time.perf_counter
     began = clock() - spent
 
+    behind = Later[tuple[int, float]](device)
+
+    def look_at(read: Iterable[tuple[tuple[int, float], list[float]]]) -> None:
+        """Count skipped steps and log, given a step with its learning rate, and its loss and norm."""
+        nonlocal skipped, in_a_row
+        for (step, lr), (loss, norm) in read:
+            bad = not math.isfinite(norm)
+            skipped, in_a_row = skipped + bad, (in_a_row + 1) * bad
+            if in_a_row > max_skipped:
+                raise UserError(
+                    f"{in_a_row} steps in a row up to step {step} had gradients that are not finite (loss {loss:.4g}); "
+                    "lower the learning rate, or use bf16 or fp32 instead of fp16"
+                )
+            if step % log_every == 0 or step == steps - 1:
+                numbers = {"step": step, "loss": world.mean(loss), "lr": lr, "grad_norm": norm}
+                finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+                lines.append(json.dumps({**finite, "skipped": skipped, "seconds": round(clock() - began, 2)}))
+
     def save(step: int) -> None:
+        look_at(behind.due())
         if not world.first or (resumed and step == start):
             return
         atomic_write(folder / LOG, "".join(f"{line}\n" for line in lines))
@@ -131,26 +151,15 @@ def fit(
                 loss += part.detach()
         scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(weights, grad_clip or math.inf)
-        if norm.isfinite():
-            in_a_row = 0
-            scaler.step(optimiser)
-            if ema is not None:
-                _average(ema, averages, weights)
-        else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row > max_skipped:
-                raise UserError(
-                    f"{in_a_row} steps in a row up to step {step} had gradients that are not finite (loss "
-                    f"{loss.item():.4g}); lower the learning rate, or use bf16 or fp32 instead of fp16"
-                )
+        if not loss_scaling:  # else the scaler sees to it
+            optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # nonzero: the step does nothing
+        scaler.step(optimiser)
         scaler.update()
+        if ema is not None:
+            _average(ema, averages, weights, step)
+        look_at(behind((step, lr_at(step)), torch.stack([loss, norm])))
         if step + 1 in snapshots and ema is not None:
             kept[step + 1] = {"seconds": clock() - began, "weights": _on_cpu(ema.module.state_dict())}
-        if step % log_every == 0 or step == steps - 1:
-            seconds = round(clock() - began, 2)
-            numbers = {"step": step, "loss": world.mean(loss.item()), "lr": lr_at(step), "grad_norm": norm.item()}
-            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-            lines.append(json.dumps({**finite, "skipped": skipped, "seconds": seconds}))
         if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             save(step + 1)
     if start < steps:
@@ -161,13 +170,13 @@ def fit(
 
 
 @torch.no_grad()
-def _average(ema: AveragedModel, averages: list[Tensor], weights: list[Tensor]) -> None:
-    """``ema.update_parameters`` with its parameters and the model's given."""
-    if ema.n_averaged == 0:
+def _average(ema: AveragedModel, averages: list[Tensor], weights: list[Tensor], count: int) -> None:
+    """``ema.update_parameters`` with its parameters, the model's and the number of earlier updates given."""
+    if count == 0:
         for average, values in zip(averages, weights):
             average.copy_(values)
     else:
-        ema.multi_avg_fn(averages, weights, ema.n_averaged)  # type: ignore[misc]
+        ema.multi_avg_fn(averages, weights, count)  # type: ignore[misc]
     ema.n_averaged += 1
 
 

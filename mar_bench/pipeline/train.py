@@ -191,8 +191,8 @@ def decay_groups(model: Generator, weight_decay: float) -> list[dict]:
 def ema_update(train: TrainSpec) -> Callable:
     """AveragedModel's update theta' = d theta' + (1 - d) theta, with a warm-up of d if ``ema_warmup``."""
 
-    def update(averaged: list, current: list, count: torch.Tensor | int) -> None:
-        most = (1 + int(count)) / (10 + int(count)) if train.ema_warmup else 1.0
+    def update(averaged: list, current: list, count: int) -> None:
+        most = (1 + count) / (10 + count) if train.ema_warmup else 1.0
         get_ema_multi_avg_fn(min(train.ema_decay, most))(averaged, current, count)
 
     return update

@@ -1,8 +1,10 @@
-"""What the CPU prepares while a device, or other threads, compute: random numbers, and their way to the device."""
+"""What the CPU prepares while a device, or other threads, compute: random numbers, and their way to the device. And
+numbers on their way back, which nobody waits for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -38,3 +40,30 @@ def placed(tree: Any, device: torch.device) -> Any:
     if not isinstance(tree, torch.Tensor):
         return tree
     return tree.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tree.to(device)
+
+
+class Later(Generic[T]):
+    """Numbers that a device computes, read ``lag`` calls later, when it has long done so. Default: 1 on a GPU, else 0."""
+
+    def __init__(self, device: torch.device, lag: int | None = None):
+        self.asynchronous = device.type == "cuda"
+        self.lag = int(self.asynchronous) if lag is None else lag
+        self.waiting: deque[tuple[T, torch.Tensor, Any]] = deque()
+
+    def __call__(self, tag: T, numbers: torch.Tensor) -> Iterator[tuple[T, list[float]]]:
+        """Put in numbers (n,) with a tag; get out those that are due."""
+        copied, event = numbers, None
+        if self.asynchronous:
+            copied = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.waiting.append((tag, copied, event))
+        return self.due(self.lag)
+
+    def due(self, lag: int = 0) -> Iterator[tuple[T, list[float]]]:
+        """All that were put in before the last ``lag``, in order."""
+        while len(self.waiting) > lag:
+            tag, numbers, event = self.waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            yield tag, numbers.tolist()

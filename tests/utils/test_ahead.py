@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from mar_bench.utils.ahead import Ahead, placed
+from mar_bench.utils.ahead import Ahead, Later, placed
 
 CPU = torch.device("cpu")
 
@@ -59,3 +59,12 @@ def test_tensors_are_placed_wherever_they_are():
     found = placed(tree, torch.device("meta"))
     assert found[0].is_meta and found[1]["a"][0].is_meta and found[1]["a"][1] == 3 and found[2] is None
     assert placed(tree, CPU)[0] is tree[0]
+
+
+def test_numbers_come_back_in_order_and_after_the_lag():
+    numbers = [torch.tensor([float(i), 2.0]) for i in range(4)]
+    now, behind = Later(CPU), Later(CPU, lag=2)
+    assert [[*now(i, x)] for i, x in enumerate(numbers)] == [[(i, [i, 2.0])] for i in range(4)]
+    assert [[tag for tag, _ in behind(i, x)] for i, x in enumerate(numbers)] == [[], [], [0], [1]]
+    assert [*behind.due()] == [(2, [2.0, 2.0]), (3, [3.0, 2.0])]
+    assert not [*behind.due()]
