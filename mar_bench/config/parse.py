@@ -72,6 +72,10 @@ Count = Annotated[int, between(1, 10**9)]  # steps, images
 CountOrZero = Annotated[int, between(0, 10**9)]
 TwoOrMore = Annotated[int, between(2, 10**9)]
 Batch = Annotated[int, between(1, 10**6)]
+_AUTO = Rule(
+    "must be auto or lie between 1 and 1,000,000", lambda n: n == "auto" or (type(n) is int and 1 <= n <= 10**6)
+)
+BatchOrAuto = Annotated[Any, _AUTO]
 Few = Annotated[int, between(1, 10_000)]  # layers, heads, repeats, subsets
 Width = Annotated[int, between(1, 2**16)]  # of images, layers and tokens
 Codes = Annotated[int, between(2, 2**20)]

@@ -185,8 +185,9 @@ class ComputeSpec:
     device: Device = parse.unhashed("auto")  # auto: cuda if available, else cpu
     threads: parse.Few = parse.unhashed(1)  # per process
     checkpoint_every: parse.Count = parse.unhashed(5000)  # training steps
-    # images per forward pass, with accumulated gradients; None: the whole batch. Changes the draws of dropout
-    micro_batch: parse.Batch | None = parse.unhashed(None)
+    # images per forward pass, with accumulated gradients; None: the whole batch, auto: as many as the device's memory
+    # holds. Changes the draws of dropout
+    micro_batch: parse.BatchOrAuto | None = parse.unhashed(None)
     gradient_checkpointing: bool = parse.unhashed(False)  # recompute activations instead of storing them
     compile: bool = parse.unhashed(False)  # torch.compile, in training and in sampling: other rounding
     cuda_graphs: bool = parse.unhashed(True)  # on a GPU, sample by graphs of all denoising steps of an AR step

@@ -25,6 +25,7 @@ LIBRARIES = 4e8  # bytes of torch and the rest in every process
 CLASS_IMAGES = (1281, 50)  # training and held-out images of a class: ImageNet's, as a plan opens no folder
 IDX_IMAGES = (60_000, 10_000)  # of MNIST and most of its relatives
 ENCODED = 250, 2**22  # images, and pixels, encoded together at most
+DECODED = 4 * 2**30  # bytes for the images that are decoded together
 MEMORY, DISK = 32e12, 10e15  # bytes: the largest servers sold, and the file system of a large site
 
 
@@ -56,15 +57,15 @@ def _draws(head: Any) -> int:
 def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     """Bytes of memory that a stage needs in one process, and of disk for its output.
 
-    A training's whole batch counts, unless ``compute.micro_batch`` divides it; ranks share it."""
+    A training's whole batch counts, unless ``compute.micro_batch`` divides it (``auto``: as far as it must); ranks
+    share it."""
     data, metrics, sampling, length = spec.data, spec.metrics, spec.sampling, num_tokens(spec.space)
     pixels, (train, heldout) = data.image_size**2, _images(data)
     loaded = (train + heldout) * pixels * data.channels * (data.kind != "imagefolder")  # read image by image
     token = 4 * getattr(spec.space, "dim", 2)  # float32, or a code in 8 bytes
     batch = {"speed": spec.speed.batch_size, "likelihood": spec.likelihood.batch_size}.get(stage, sampling.batch_size)
-    width = data.channels if spec.tokenizer.kind == "pixel" else getattr(spec.tokenizer, "width", CHANNELS)
+    width, decoding = _width(spec), _decoding_bytes(spec)
     fixed = loaded + (0 if spec.tokenizer.trained else PUBLISHED)
-    decoding = 12 * pixels * width  # of an image: a layer's input, output and one between
     if stage in ("tokenizer", "extractor"):
         part: Any = spec.tokenizer if stage == "tokenizer" else metrics.extractor
         kept = 0 if stage == "tokenizer" else _reference_bytes(spec, train, heldout)
@@ -81,7 +82,8 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
         return fixed + 12 * min(ENCODED[0] * pixels, ENCODED[1]) * width + shard, stored * (train * views + heldout)
     weights = parameters(spec)
     if stage == "train":
-        micro = min(spec.train.batch_size, spec.compute.micro_batch or spec.train.batch_size)
+        given = spec.compute.micro_batch
+        micro = 1 if given == "auto" else min(spec.train.batch_size, given or spec.train.batch_size)
         snapshots = 4 * len(spec.train.snapshots) * weights  # in memory, in the checkpoints and as files
         trained = STATE * weights + micro * _kept_bytes(spec) + snapshots, KEPT * weights + 3 * snapshots
         return trained if spec.train.published is None else (4 * weights, 4 * weights)
@@ -92,12 +94,34 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
         steps = spec.likelihood.timesteps or getattr(spec.model.head, "num_train_timesteps", 0)
         return drawing + batch * length * token * steps, 0  # the noise of the bound
     if stage == "speed":
-        return drawing + fixed + batch * decoding, 0
+        return drawing + fixed + min(batch, decoded_together(spec)) * decoding, 0
     seen, size = sampling.num_images if stage == "generation" else heldout, _features(spec)
     groups = (2 * metrics.jackknife_groups + 6) * 8 * size**2  # covariances
     memory = 4 * seen * size + groups + _reference_bytes(spec, train, heldout) + 32 * metrics.kid_subset_size**2
     memory += 96 * min(PROJECTED, 1000 * min(seen, metrics.reference_images))
-    return memory + fixed + batch * decoding, 8 * size**2 + metrics.keep_features * 4 * seen * size
+    return memory + fixed + min(
+        batch, decoded_together(spec)
+    ) * decoding, 8 * size**2 + metrics.keep_features * 4 * seen * size
+
+
+def fitting_batch(spec: RunSpec, memory: float) -> int:
+    """Images of a training step that fit into so many bytes beside the state of the training; at least 1."""
+    return max(1, int((memory - STATE * parameters(spec)) / _kept_bytes(spec)))
+
+
+def decoded_together(spec: RunSpec) -> int:
+    """Images that are decoded at once, at most."""
+    return max(1, int(DECODED / _decoding_bytes(spec)))
+
+
+def _decoding_bytes(spec: RunSpec) -> float:
+    """Of an image: a layer's input, output and one between."""
+    return 12 * spec.data.image_size**2 * _width(spec)
+
+
+def _width(spec: RunSpec) -> int:
+    """Channels of a tokenizer's widest layer at full resolution."""
+    return spec.data.channels if spec.tokenizer.kind == "pixel" else getattr(spec.tokenizer, "width", CHANNELS)
 
 
 def _images(data: Any) -> tuple[int, int]:
@@ -143,12 +167,13 @@ def _drawing_bytes(spec: RunSpec) -> float:
     """What drawing one image needs: values of a block and of the head, the cache of all blocks, the noise."""
     model, length, (part, depth) = spec.model, num_tokens(spec.space), _transformer(spec.model)
     cached = 2 * depth if is_causal(model) else 0
-    floats = _positions(spec) * part.dim * (BLOCK + 2 * part.mlp_ratio + cached)
-    floats += length * getattr(spec.space, "dim", 0) * ((spec.sampling.num_diffusion_steps or 0) + 1)
+    noise = length * getattr(spec.space, "dim", 0) * ((spec.sampling.num_diffusion_steps or 0) + 1)
+    values = _positions(spec) * part.dim * (BLOCK + 2 * part.mlp_ratio + cached)
     if model.kind == "ar":
         once, _, training = head_flops(model.head, part.dim, spec.space)
-        floats += length * (LAYER * getattr(model.head, "width", 0) + (0 if training else 3 * once / (2 * part.dim)))
-    return 4 * floats * (1 if spec.sampling.guidance_scale == 1 else 2)
+        values += length * (LAYER * getattr(model.head, "width", 0) + (0 if training else 3 * once / (2 * part.dim)))
+    each = 4 if spec.sampling.precision == "fp32" else 2
+    return (4 * noise + each * values) * (1 if spec.sampling.guidance_scale == 1 else 2)
 
 
 def room_of(stages: Iterable[tuple[str, str, RunSpec]]) -> dict[str, Any]:

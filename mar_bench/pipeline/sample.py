@@ -19,6 +19,7 @@ from mar_bench.metrics.score import FeatureSet, Measure, Scores, extract_feature
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.pipeline.room import decoded_together
 from mar_bench.utils.files import reading
 from mar_bench.utils.noise import NoiseSource
 
@@ -85,7 +86,14 @@ def decoded_samples(
         tokens = read_batch(folder, indices)
         hashed(tokens.numpy())
         noise = NoiseSource(spec.sampling.seed, indices)
-        yield to_images(tokenizer.decode(tokens.to(device), noise), spec.data)
+        yield to_images(decoded(spec, tokenizer, tokens.to(device), noise), spec.data)
+
+
+def decoded(spec: RunSpec, tokenizer: Tokenizer, tokens: torch.Tensor, noise: NoiseSource) -> torch.Tensor:
+    """Images (B, C, H, W) in [-1, 1] of tokens (B, L[, D]), so many at a time that their layers fit into memory."""
+    most = decoded_together(spec)
+    sources = [NoiseSource(noise.seed, noise.indices[i : i + most]) for i in range(0, len(tokens), most)]
+    return torch.cat([tokenizer.decode(part, source) for part, source in zip(tokens.split(most), sources)])
 
 
 def reference_of_part(

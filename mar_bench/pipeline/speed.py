@@ -22,6 +22,7 @@ from mar_bench.data.images import Progress
 from mar_bench.models.ar import Generator
 from mar_bench.models.build import generate
 from mar_bench.models.tokenizers.base import Tokenizer
+from mar_bench.pipeline.sample import decoded
 from mar_bench.utils.noise import NoiseSource
 
 PARTS = "backbone", "head", "noise", "decode"  # what a batch's time is split into; the rest is bookkeeping
@@ -77,7 +78,7 @@ def sampling_laps(
         noise = NoiseSource(spec.sampling.seed, indices)
         tokens = generate(model, labels, spec.sampling, noise, clock)
         with clock("decode"):
-            tokenizer.decode(tokens, noise)
+            decoded(spec, tokenizer, tokens, noise)
 
     laps = Laps([], [])
     for index in range(repeats + 1):

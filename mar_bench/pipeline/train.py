@@ -6,10 +6,12 @@ import contextlib
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +32,7 @@ from mar_bench.models.pretrained.fetch import converted
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline.distributed import ALONE, World
 from mar_bench.pipeline.fit import fit
+from mar_bench.pipeline.room import fitting_batch
 from mar_bench.pipeline.store import SUMMARY, weights_file
 from mar_bench.utils.ahead import Ahead, placed
 from mar_bench.utils.errors import UserError
@@ -37,6 +40,7 @@ from mar_bench.utils.files import atomic_write, replacing, sha256_of
 from mar_bench.utils.noise import NoiseSource, epoch_indices
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FILLED = 0.8  # of a device's free memory, by micro_batch auto: its estimate is rough
 LOSS_IMAGES, LOSS_BATCH = 500, 50  # images and batch of the final losses on both splits
 
 
@@ -147,7 +151,7 @@ def generator_losses(
     Randomness belongs to an image's slot in the global batch, so it does not depend on how ranks split the batch."""
     train = spec.train
     slots = world.share(range(train.batch_size))
-    size = spec.compute.micro_batch or len(slots)
+    size = micro_batch(spec, model, latents, len(slots), device)
     parts = [slots[i : i + size] for i in range(0, len(slots), size)]
     dtype = AUTOCAST[train.precision]
     forward: Any = model
@@ -175,6 +179,41 @@ def generator_losses(
                 yield loss
 
     return losses_at
+
+
+def micro_batch(spec: RunSpec, model: Generator, latents: Latents, count: int, device: torch.device) -> int:
+    """The number of a step's ``count`` images in each of its forward passes, which are equal but for the last.
+
+    ``auto`` begins with an estimate and halves it until a step fits."""
+    given = spec.compute.micro_batch
+    if given != "auto":
+        return given or count
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[0]
+    else:  # other processes, and the data, have their share
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    size = min(count, fitting_batch(spec, FILLED * memory))
+    while size > 1 and not _fits(spec, model, latents, size, device):
+        size //= 2
+    return math.ceil(count / math.ceil(count / size))
+
+
+def _fits(spec: RunSpec, model: Generator, latents: Latents, size: int, device: torch.device) -> bool:
+    """Whether there is memory for a forward and a backward pass of so many images."""
+    noise, dtype = NoiseSource(spec.train.seed, range(size)), AUTOCAST[spec.train.precision]
+    indices = np.arange(size) % len(latents.labels)
+    try:
+        moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]  # those of AdamW, to come
+        tokens, labels = placed((latents.draw(indices, noise, 0), latents.labels[indices]), device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model.loss(tokens, labels, noise, 0).mean()
+        loss.backward()
+        return bool(moments)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
 
 
 def decay_groups(model: Generator, weight_decay: float) -> list[dict]:

@@ -43,7 +43,7 @@ def placed(tree: Any, device: torch.device) -> Any:
 
 
 class Later(Generic[T]):
-    """Numbers that a device computes, read ``lag`` calls later, when it has long done so. Default: 1 on a GPU, else 0."""
+    """Numbers that a device computes, read ``lag`` calls later, when it has done so. Default: 1 on a GPU, else 0."""
 
     def __init__(self, device: torch.device, lag: int | None = None):
         self.asynchronous = device.type == "cuda"

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from mar_bench.cli import app
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.spec import RunSpec
+from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.models.build import build_generator, count_parameters
-from mar_bench.pipeline.room import KEPT, LIBRARIES, STATE, parameters, room, room_of
+from mar_bench.pipeline.room import KEPT, LIBRARIES, STATE, fitting_batch, parameters, room, room_of
+from mar_bench.pipeline.train import FILLED
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
 from tests.pipeline.test_cost import SPECS, TINY, on_meta
@@ -84,3 +86,14 @@ def test_what_no_machine_has_is_refused(override, hints, tmp_path):
     assert 4e8 < content["room"]["memory_bytes"] < 2e9 and 1e7 < content["room"]["disk_bytes"] < 1e9
     refused = CliRunner().invoke(app, [*words, *override.split()]).exception
     assert isinstance(refused, UserError) and all(hint in str(refused) for hint in hints), refused
+
+
+@pytest.mark.parametrize("scale", ["paper", "gpu", "gpu64"])
+def test_all_stages_fit_on_one_gpu(scale):
+    """80 GB, with micro-batches that are chosen by the memory; the estimates are good to a factor."""
+    for name in experiment_files():
+        for row, spec in load_experiment(name, scale).rows.items():
+            for stage in ("train", "sample", "generation", "speed"):
+                assert room(stage, spec)[0] < 50e9, (name, row, stage)
+            if spec.train.published is None:
+                assert fitting_batch(spec, FILLED * 80e9) >= 16, (name, row)

@@ -52,6 +52,24 @@ def test_micro_batches_and_recomputed_blocks_keep_the_gradients(row, monkeypatch
     assert recomputed.call_count >= 2
 
 
+def test_automatic_micro_batches_are_halved_until_they_fit(monkeypatch):
+    """Eight images a step: the estimate says all of them, then memory is for three."""
+    sizes, loss = [], ARGenerator.loss
+
+    def scarce(self, tokens, *given):
+        sizes.append(len(tokens))
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError
+        return loss(self, tokens, *given)
+
+    off = "model.backbone.dropout=0"
+    whole = gradients(ROWS[0], off)
+    assert_close(gradients(ROWS[0], off, "compute.micro_batch=auto"), whole, 1e-7)
+    monkeypatch.setattr(ARGenerator, "loss", scarce)
+    assert_close(gradients(ROWS[0], off, "compute.micro_batch=auto"), whole, 1e-5)
+    assert sizes == [8, 4, 2]
+
+
 @pytest.mark.slow
 def test_compilation_keeps_the_gradients():
     off = "model.backbone.dropout=0"
