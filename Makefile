@@ -7,7 +7,7 @@ LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
 SHEETS := table1 table2 table6 fig7 heads same_tokenizer appendix_pixel appendix_l2
 
-.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics bench-cpu rehearsal torture clean
+.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics bench-cpu gpu-check rehearsal torture clean
 
 install: $(INSTALLED)
 
@@ -81,6 +81,10 @@ bench-metrics: $(INSTALLED)
 # 11 GB of memory for the training steps.
 bench-cpu: $(INSTALLED)
 	$(BIN)/python benchmarks/against_baseline.py
+
+# A GPU against this CPU, its speed, and Table 1 at smoke scale on it and on all of them: reports/gpu. About ten minutes.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu_check
 
 # Every training of Table 1 at its true size for a few steps: ten minutes on two cores, 24 GB of memory.
 rehearsal: $(INSTALLED)

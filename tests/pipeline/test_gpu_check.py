@@ -1,0 +1,51 @@
+"""`make gpu-check`, tried on the CPU with small models: that it agrees, and that it says what does not."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import gpu_check
+from mar_bench.models.heads import layers
+
+
+@pytest.mark.slow
+def test_the_whole_check_on_a_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--quick", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    (page,) = tmp_path.glob("*.md")
+    assert (
+        ended.value.code == 0
+        and "Everything agrees." in page.read_text() == capsys.readouterr().out.split("\nwrote")[0]
+    )
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert [line["Table 1, smoke scale"] for line in found["table1"]] == ["the device", "2 ranks"]
+    assert {line["mode"] for line in found["agreement"]} == {mode for mode in gpu_check.MODES if "compiled" not in mode}
+    assert len(found["speed"]) == 3 and found["failures"] == []
+
+
+def test_what_differs_or_fails_is_reported(tmp_path, monkeypatch):
+    """A device that guides half as much again, and cannot train."""
+    exact, quantities, compared = layers.guided, gpu_check.quantities, []
+
+    def guided(conditional, unconditional, scale, channels=None):
+        return exact(conditional, unconditional, scale * (1.5 if compared else 1.0), channels)
+
+    def counted(*given):
+        found = quantities(*given)
+        compared.append("the CPU is done")
+        return found
+
+    monkeypatch.setattr(layers, "guided", guided)
+    monkeypatch.setattr(gpu_check, "quantities", counted)
+    monkeypatch.setattr(gpu_check, "speeds", lambda *given: ([], []))
+    monkeypatch.setattr(gpu_check, "trained", lambda *given: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--quick", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    failures = json.loads(next(tmp_path.glob("*.json")).read_text())["failures"]
+    assert ended.value.code == 1 and failures[0] == "Table 1: ZeroDivisionError: division by zero"
+    assert [words.split("  ")[0][:11] for words in failures[1:]] == ["fp32 tokens", "fp32, CUDA "]
