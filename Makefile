@@ -7,7 +7,7 @@ LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
 SHEETS := table1 table2 table6 fig7 heads same_tokenizer appendix_pixel appendix_l2
 
-.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics bench-cpu gpu-check rehearsal torture clean
+.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics bench gpu-check rehearsal torture clean
 
 install: $(INSTALLED)
 
@@ -77,10 +77,10 @@ bench-loader: $(INSTALLED)
 bench-metrics: $(INSTALLED)
 	$(BIN)/python benchmarks/metrics.py
 
-# MAR-B on this CPU against the published algorithm as written down in benchmarks/baseline.py: tens of minutes, and about
-# 11 GB of memory for the training steps.
-bench-cpu: $(INSTALLED)
-	$(BIN)/python benchmarks/against_baseline.py
+# docs/performance.md: MAR-B on this CPU against the published algorithm, growth with every size, and the limits of the
+# paper's scale. Half an hour on two idle cores, and about 11 GB of memory for the training steps.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.performance
 
 # A GPU against this CPU, its speed, and Table 1 at smoke scale on it and on all of them: reports/gpu. About ten minutes.
 gpu-check: $(INSTALLED)

@@ -4,7 +4,7 @@ Both have the same weights and run in one process on the same cores, in turn; a 
 ours is. A sampling step is one AR step with guidance at equal known tokens, its head with 100 denoising steps; a
 training step includes clipping, AdamW and EMA. Medians over the repeats; ratios are medians of the ratio of each pair.
 
-    python benchmarks/against_baseline.py --threads 2"""
+    python -m benchmarks.against_baseline --threads 2"""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from baseline import MAR, Diffusion, drawn
 from torch import Tensor, nn
 
+from benchmarks.baseline import MAR, Diffusion, drawn
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.spec import RunSpec, SamplingSpec
 from mar_bench.data.latents import Latents

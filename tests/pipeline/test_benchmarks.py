@@ -1,4 +1,4 @@
-"""`make gpu-check`, tried on the CPU with small models: that it agrees, and that it says what does not."""
+"""`make gpu-check` on the CPU with small models, also where something differs, and parts of `make bench`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, performance
 from mar_bench.models.heads import layers
+from mar_bench.utils.errors import UserError
 
 
 @pytest.mark.slow
@@ -49,3 +50,21 @@ def test_what_differs_or_fails_is_reported(tmp_path, monkeypatch):
     failures = json.loads(next(tmp_path.glob("*.json")).read_text())["failures"]
     assert ended.value.code == 1 and failures[0] == "Table 1: ZeroDivisionError: division by zero"
     assert [words.split("  ")[0][:11] for words in failures[1:]] == ["fp32 tokens", "fp32, CUDA "]
+
+
+def test_the_limits_of_the_paper_scale():
+    """MAR-L at batch 256, by hand: 29,168 TFLOP at 989 a second; 256 passes of the backbone and 25,600 of the head."""
+    lines = {(line[0], line[1]): line[2:] for line in performance.sampling_at_the_limits()}
+    assert lines["mar-l", "256"][2:] == ["compute", "0.115", "0.20"] and lines["mar-l", "1"][2] == "memory"
+    assert float(lines["mar-l", "256"][1].replace(",", "")) == pytest.approx(2 * 256 * (0.36 + 100 * 0.065), rel=0.1)
+    assert {line[0]: line[-2] for line in performance.training_at_the_limits()}["mar-h"] == "compute"
+
+
+def test_growth_is_measured_beside_that_of_the_flops(monkeypatch):
+    monkeypatch.setattr(performance, "REPEATS", 1)
+    monkeypatch.setattr(performance, "GROWTHS", (performance.Growth("batch", (1, 2, 4)),))
+    performance.growth(lines := [])
+    (line,) = lines
+    assert line[:2] == ["batch", "1 / 2 / 4"] and line[4] == "1.00" and 0 < float(line[3]) < 2
+    with pytest.raises(UserError):
+        performance.small(**{"AR steps": 257})
