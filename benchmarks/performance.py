@@ -215,7 +215,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print("against the baseline", file=sys.stderr, flush=True)
-    script = [sys.executable, "-m", "benchmarks.against_baseline", "--threads", str(given.threads)]
+    script = [sys.executable, "-m", "benchmarks.against_baseline", "--repeats", "3", "--threads", str(given.threads)]
     compared = subprocess.run(script, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
     print("kv-cache", file=sys.stderr, flush=True)
     cached, lines = kv_cache(), list[list[str]]()
