@@ -150,6 +150,7 @@ def training(baseline: MAR, spec: RunSpec, batch: int, repeats: int) -> dict[str
 
     latents = Latents({"mean": mean[None], "std": std[None]}, {}, labels, labels[:0], tokens_of, stochastic=True)
     train = replace(spec.train, batch_size=batch, steps=10**6, published=None, weights=None, precision="fp32")
+    spec = replace(spec, compute=replace(spec.compute, micro_batch=None))  # one pass, like the baseline
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), suppress(Superseded):
         train_generator(replace(spec, train=train), latents, Path(folder), between)
     return seconds

@@ -171,7 +171,8 @@ class MAR(nn.Module):
     @staticmethod
     def blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
         norm = partial(nn.LayerNorm, eps=1e-6)
-        return nn.ModuleList(Block(dim, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        drop = {"proj_drop": 0.1, "attn_drop": 0.1}  # in training
+        return nn.ModuleList(Block(dim, heads, 4.0, qkv_bias=True, norm_layer=norm, **drop) for _ in range(depth))
 
     def condition(self, tokens: Tensor, mask: Tensor, classes: Tensor) -> Tensor:
         """Tokens (B, L, D), mask (B, L), 1 where unknown, and embedded classes (B, E) -> z (B, L, E)."""
