@@ -123,15 +123,15 @@ def render(plot: Plot) -> Figure:
             if plot.over_training:
                 ax.set_xscale("log")
                 _decades(ax.xaxis, (1, 3))
-                if points[points["setting"] == setting]["y"].agg(_ratio) > MIN_RATIO:
-                    ax.set_yscale("log")
-                    _decades(ax.yaxis, (1, 2, 5))
+                _scale_y(ax, points[points["setting"] == setting]["y"])
                 continue
             if plot.floors is not None:
                 _floors(ax, plot.floors[plot.floors["panel"] == panel], colours)
             ax.set_xlabel("\n".join([plot.x_label, *textwrap.wrap(setting, CHARACTERS)]))
             ax.margins(y=0.1)
             ax.set_ylabel(plot.panels[panel])
+            if plot.joined and not plot.x_values:
+                _scale_y(ax, here["y"])
         if not plot.over_training:
             _scale_x(axes[0], plot)
     _legend(figure, plot, colours, markers)
@@ -184,6 +184,13 @@ def _decades(axis: Axis, ticks: tuple[int, ...]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_locator(LogLocator(subs=ticks))
+
+
+def _scale_y(ax: Axes, values: pd.Series) -> None:
+    """A logarithmic axis if a plain one would press most points together."""
+    if values.agg(_ratio) > MIN_RATIO:
+        ax.set_yscale("log")
+        _decades(ax.yaxis, (1, 2, 5))
 
 
 def _scale_x(ax: Axes, plot: Plot) -> None:
