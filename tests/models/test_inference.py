@@ -148,7 +148,8 @@ def test_compiled_models_draw_the_same_tokens(backbone, head):
     every = sampling_of(head), sampling_of(head, guidance_scale=2.0)
     expected = [generate(model, labels, sampling, NoiseSource(0, range(3))) for sampling in every]
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     compile_model(model, backend="eager")
     for sampling, tokens in zip(every, expected):
         assert torch.equal(generate(model, labels, sampling, NoiseSource(0, range(3))), tokens)
-    assert 0 < sum(torch._dynamo.utils.counters["frames"].values()) < 40, "compiled again for each size"
+    assert 0 < torch._dynamo.utils.counters["frames"]["ok"] < 40, "compiled again for each size"

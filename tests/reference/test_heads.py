@@ -114,8 +114,13 @@ class ExactVelocity(nn.Module):
     def condition(self, z: torch.Tensor) -> torch.Tensor:
         return z
 
+    def time(self, t: torch.Tensor) -> torch.Tensor:
+        return t[:, None] / 1000
+
+    def time_at(self, t: float) -> torch.Tensor:
+        return torch.tensor([[t / 1000]])
+
     def conditioned(self, x, t, c) -> torch.Tensor:
-        t = t[:, None] / 1000
         slope = (t * self.variance - (1 - t)) / ((1 - t) ** 2 + t**2 * self.variance)
         return self.mean + slope * (x - t * self.mean)
 
