@@ -99,9 +99,8 @@ def room(stage: str, spec: RunSpec) -> tuple[float, float]:
     groups = (2 * metrics.jackknife_groups + 6) * 8 * size**2  # covariances
     memory = 4 * seen * size + groups + _reference_bytes(spec, train, heldout) + 32 * metrics.kid_subset_size**2
     memory += 96 * min(PROJECTED, 1000 * min(seen, metrics.reference_images))
-    return memory + fixed + min(
-        batch, decoded_together(spec)
-    ) * decoding, 8 * size**2 + metrics.keep_features * 4 * seen * size
+    memory += fixed + min(batch, decoded_together(spec)) * decoding
+    return memory, 8 * size**2 + metrics.keep_features * 4 * seen * size
 
 
 def fitting_batch(spec: RunSpec, memory: float) -> int:

@@ -21,7 +21,7 @@ from mar_bench.metrics.score import Measure, load_features
 from mar_bench.models.build import pick_device
 from mar_bench.pipeline.eval_images import TASK
 from mar_bench.pipeline.outputs import generator_file, load_generator, load_tokenizer
-from mar_bench.pipeline.sample import batch_file, draw_batch, read_batch
+from mar_bench.pipeline.sample import batch_file, decoded, draw_batch, read_batch
 from mar_bench.pipeline.store import HELDOUT, REFERENCE, SEEN, STATISTICS, Places
 from mar_bench.records.metrics import metric_name
 from mar_bench.records.provenance import device_name, git_state
@@ -169,8 +169,8 @@ def _drawn_again(record: Record, count: int, places: Places, notes: list[str]) -
         if batch_file(kept, indices).is_file():
             compared += len(indices)
             equal += int((tokens == read_batch(kept, indices)).flatten(1).all(1).sum())
-        decoded = tokenizer.decode(tokens.to(device), NoiseSource(spec.sampling.seed, indices))
-        digest.update(to_images(decoded, spec.data))
+        images = decoded(spec, tokenizer, tokens.to(device), NoiseSource(spec.sampling.seed, indices))
+        digest.update(to_images(images, spec.data))
         if not indices.start:
             yield f"first {digest.count} images", about["first_batch"]["sha256"], digest.sha256
     if compared:

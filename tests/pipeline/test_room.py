@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mar_bench.config.spec import RunSpec
 from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.models.build import build_generator, count_parameters
 from mar_bench.pipeline.room import KEPT, LIBRARIES, STATE, fitting_batch, parameters, room, room_of
+from mar_bench.pipeline.sample import decoded
 from mar_bench.pipeline.train import FILLED
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import NoiseSource
@@ -97,3 +99,18 @@ def test_all_stages_fit_on_one_gpu(scale):
                 assert room(stage, spec)[0] < 50e9, (name, row, stage)
             if spec.train.published is None:
                 assert fitting_batch(spec, FILLED * 80e9) >= 16, (name, row)
+
+
+def test_images_are_decoded_a_few_at_a_time_and_equal(monkeypatch):
+    """Each with the noise of its own index, which a stochastic decoder draws from."""
+
+    def decode(tokens: torch.Tensor, noise: NoiseSource) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return tokens + noise.uniform("decode", 0, (3,))
+
+    spec, tokens, sizes = TINY["mar/diff/guided"], torch.randn(7, 3), []
+    noise, tokenizer = NoiseSource(5, range(20, 27)), SimpleNamespace(decode=decode)
+    whole = decoded(spec, tokenizer, tokens, noise)
+    monkeypatch.setattr("mar_bench.pipeline.sample.decoded_together", lambda spec: 3)
+    assert torch.equal(decoded(spec, tokenizer, tokens, noise), whole)
+    assert sizes == [7, 3, 3, 1]
