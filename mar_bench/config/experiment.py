@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 from mar_bench.config.checks import finish
 from mar_bench.config.experiment_file import Bundle, ExperimentFile, parse_experiment
 from mar_bench.config.parse import KeyPathError, OneOf, between, overlay, parse
-from mar_bench.config.spec import CHOICE_SEED, HeadSpec, RunSpec, drawing_part
+from mar_bench.config.spec import CHOICE_SEED, HeadSpec, RunSpec, SamplingSpec, drawing_part
 from mar_bench.config.sweeps import Sweep, points_of, sweep_of
 from mar_bench.config.yaml_layers import find_experiment, layered, parse_overrides
 from mar_bench.records.metrics import PUBLISHED
@@ -117,8 +117,10 @@ def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, A
     tree: Any = run
     for bundle in bundles:
         tree = overlay(tree, bundle.set or {})
-    trees = (overlay(overlay(tree, point), command_line) for point in points_of(bundles))
-    specs = list(dict.fromkeys(finish(_reachable(parse(RunSpec, tree), command_line)) for tree in trees))
+    trees = [overlay(overlay(tree, point), command_line) for point in points_of(bundles)]
+    first = _reachable(parse(RunSpec, trees[0]), command_line)
+    sampled = (parse(SamplingSpec, tree.get("sampling", {}), "sampling") for tree in trees)  # points differ in no more
+    specs = list(dict.fromkeys(finish(replace(first, sampling=sampling)) for sampling in sampled))
     if specs[0].sampling.seed == CHOICE_SEED:
         raise UserError(f"sampling.seed {CHOICE_SEED} is reserved for comparing sweep points; choose another")
     return specs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from statistics import NormalDist
@@ -27,7 +28,8 @@ class ARStep(NamedTuple):
     denoising: int | None  # denoising steps of the head
 
 
-def ar_steps(sampling: SamplingSpec, order: str, length: int) -> list[ARStep]:
+@functools.cache
+def ar_steps(sampling: SamplingSpec, order: str, length: int) -> tuple[ARStep, ...]:
     """The AR steps of a generation of ``length`` tokens in ``order``.
 
     Denoising steps go linearly from ``num_diffusion_steps`` in the first AR step to ``last_diffusion_steps`` in the
@@ -46,7 +48,7 @@ def ar_steps(sampling: SamplingSpec, order: str, length: int) -> list[ARStep]:
             denoising = round(first + (last - first) * k / max(1, len(counts) - 1))
         steps.append(ARStep(known, new, asked, scale, denoising))
         known += new
-    return steps
+    return tuple(steps)
 
 
 def _counts(sampling: SamplingSpec, order: str, length: int) -> list[int]:

@@ -78,7 +78,7 @@ def sampling_flops(spec: RunSpec) -> float:
     if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
         backbone = (1 + guided) * _causal_passes(model.backbone, spec.space, [step.known for step in steps])
     else:
-        halves = steps + [step for step in steps if step.guidance != 1]
+        halves = [*steps, *(step for step in steps if step.guidance != 1)]
         backbone = _masked_passes(model.backbone, spec.space, tuple((step.known, step.asked) for step in halves))
     once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
     drawn = ((1 + (step.guidance != 1)) * step.asked * (once + (step.denoising or 1) * each) for step in steps)
