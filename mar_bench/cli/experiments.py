@@ -26,10 +26,10 @@ def list_experiments() -> None:
     lines, broken = [], []
     for name, file in experiment_files().items():
         try:
-            lines.append([name, str(load_yaml(file).get("title", ""))])
+            lines.append([name, str((content := load_yaml(file)).get("question") or content.get("title", ""))])
         except UserError as error:
             broken.append(str(error))
-    print(console_table(["experiment", "title"], lines))
+    print(console_table(["experiment", "question"], lines))
     print(f"scales: {', '.join(scales())}")
     if broken:
         raise UserError("; ".join(broken))

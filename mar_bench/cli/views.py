@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -113,12 +114,51 @@ def claims(
 
     Judges each at --scale or, by default, at every scale. --save writes <reports>/claims.md or, with --scale,
     <reports>/<scale>/claims.md."""
-    from mar_bench.report.claims.report import claims_file, markdown
+    from mar_bench.report.claims.report import claims_file, judge, markdown
     from mar_bench.utils.files import atomic_write, with_folder
 
-    text = markdown(claims_file(), results(None, records)[1], scale)
+    text = markdown(judge(claims_file(), results(None, records)[1], scale))
     print(text, end="")
     if save:
         path = Path(reports, scale or "", "claims.md")
         atomic_write(with_folder(path), text)
         print(f"wrote {path}", file=sys.stderr)
+
+
+@app.command()
+def report(
+    words: ExperimentNames = None,
+    scale: Scale = "tiny",
+    opened: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it to this machine, up to date as runs go on.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any free one.")] = 8765,
+    reports: Reports = "reports",
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Write a page with all results of a scale: claims, tables, figures and images, in one HTML file.
+
+    Shows the experiments that have records, or those given; images and training losses come from the run folder.
+    Writes <reports>/<scale>/index.html, or with --serve nothing."""
+    from mar_bench.pipeline.pictures import page_text, write_page
+
+    folder = Path(reports, scale)
+
+    def make() -> str:
+        places, found = results(runs, records)
+        return page_text(load_all(words, not words, scale, found), scale, places, found, folder, "records")
+
+    if serve:
+        from mar_bench.pipeline.serve import PageServer
+
+        with PageServer(port, results(runs, records)[0], make) as server, contextlib.suppress(KeyboardInterrupt):
+            print(f"serving {server.address} until Ctrl-C", flush=True)
+            if opened:
+                webbrowser.open(server.address)
+            server.serve_forever()
+        return
+    places, found = results(runs, records)
+    path = write_page(load_all(words, not words, scale, found), scale, places, found, folder)
+    print(f"wrote {path}")
+    if opened:
+        webbrowser.open(path.resolve().as_uri())

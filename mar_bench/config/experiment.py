@@ -30,6 +30,7 @@ class Experiment:
 
     id: str
     title: str
+    question: str
     source: str
     scale: str
     file: Path
@@ -91,6 +92,7 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
     return Experiment(
         id=file.id,
         title=file.title or file.id,
+        question=file.question,
         source=file.source,
         scale=scale,
         file=path,

@@ -107,6 +107,7 @@ class ExperimentFile:
     axes: Annotated[dict[str, dict[BundleName, Bundle | None]], NOT_EMPTY]  # None: this scale leaves the bundle out
     layout: Layout
     title: Line = ""
+    question: Line = ""  # that it answers, in one sentence
     source: Line = ""
     base: str | None = None
     run: dict[str, Any] = field(default_factory=dict)

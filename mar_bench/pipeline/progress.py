@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
@@ -11,8 +16,10 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 from mar_bench.pipeline.graph import Job, give_up
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.console import printable
+from mar_bench.utils.files import atomic_write, with_folder
 
 LOG_SECONDS = 15  # between two log lines about the state of the work
+RECENT = 60  # seconds for which a state counts
 PRIOR = 20.0  # seconds of measured work before measurements outweigh the planned costs
 
 
@@ -22,6 +29,21 @@ def duration(seconds: float) -> str:
     if minutes < 10:
         return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _state_file(runs: Path) -> Path:
+    """Where this process tells what it does."""
+    return runs / "state" / f"{socket.gethostname()}-{os.getpid()}.json"
+
+
+def states(runs: Path) -> list[list[str]]:
+    """What the runs do that have told so within the last minute: the jobs done and the time left, then each job."""
+    found = []
+    for path in sorted((runs / "state").glob("*.json")):
+        with suppress(OSError, ValueError):
+            if time.time() - path.stat().st_mtime < RECENT:
+                found.append(json.loads(path.read_text()))
+    return found
 
 
 @dataclass
@@ -38,7 +60,7 @@ class Report:
 
     def __init__(self, jobs: list[Job], places: Places, num_workers: int, quiet: bool = False):
         self.jobs, self.places, self.num_workers = jobs, places, num_workers
-        self.outcome = Outcome()
+        self.quiet, self.outcome = quiet, Outcome()
         self.pending = {job.id: job for job in jobs}
         self.running: dict[str, tuple[Job, Task]] = {}  # the bar holds the share that is done, and a note
         self.done_cost = self.done_seconds = 0.0
@@ -91,9 +113,18 @@ class Report:
         """Show the state; to be called at least twice a second."""
         state = f"{self.outcome.done}/{len(self.jobs)}, about {duration(self.seconds_left())} left"
         self.bars.update(self.whole, completed=self.outcome.done, note=state)
-        if self.running and not self.on_terminal and time.monotonic() >= self.next_line:
+        if self.running and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LOG_SECONDS
-            self.say("; ".join([state, *(f"{job.title} {task.fields['note']}" for job, task in self.running.values())]))
+            lines = [state, *(f"{job.title} {task.fields['note']}" for job, task in self.running.values())]
+            if not self.on_terminal:
+                self.say("; ".join(lines))
+            if not self.quiet:
+                with suppress(OSError):  # it is only for a page that watches
+                    atomic_write(with_folder(_state_file(self.places.runs)), json.dumps(lines))
+
+    def close(self) -> None:
+        """Forget the state; to be called when the work has ended."""
+        _state_file(self.places.runs).unlink(missing_ok=True)
 
     def seconds_left(self) -> float:
         """Estimate from the planned costs, scaled by the ratio of measured to planned time so far."""

@@ -104,6 +104,7 @@ def run_jobs(jobs: list[Job], places: Places, num_workers: int, report: Report) 
                 time.sleep(0.05)
             for process in workers.values():
                 end(process, 0)
+            report.close()
     return report.outcome
 
 
@@ -182,6 +183,8 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
             report.outcome.stopped = interrupts.count > 0  # another rank stopped and left this one waiting
             if not report.outcome.stopped:
                 report.failed(job, described(error))
+        finally:
+            report.close()
     return report.outcome
 
 

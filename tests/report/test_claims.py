@@ -107,7 +107,7 @@ def test_mistakes_in_the_file_are_reported_with_their_place(tmp_path, text, wher
 def test_evidence_that_does_not_exist_is_an_error(folder, item, words):
     path = written(folder, item)
     with pytest.raises(UserError) as caught:
-        report.markdown(path, {}, "tiny")
+        report.markdown(report.judge(path, {}, "tiny"))
     assert words in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -255,15 +255,15 @@ def test_evidence_is_judged_at_every_scale_and_shown_at_the_largest_that_has_it(
 
     def judged(records, scale: str | None = None) -> tuple[str, str]:
         """The columns of the summary after the evidence, and the scale of the details."""
-        text = compact(report.markdown(path, records, scale))
+        text = compact(report.markdown(report.judge(path, records, scale)))
         heading = text.split("| claim | | evidence |")[1].splitlines()[0]
         return heading.rstrip(" |").strip(), text.partition("Experiment steps, ")[2].partition(" scale")[0]
 
     assert judged(tiny | desk) == ("desk | tiny", "desk") and judged(tiny | few) == ("paper | tiny", "tiny")
-    assert judged(tiny | lone) == ("tiny", "tiny") and "(no records)" in report.markdown(path, lone)
+    assert judged(tiny | lone) == ("tiny", "tiny") and "(no records)" in report.markdown(report.judge(path, lone))
     assert judged(smoke) == ("", "") and judged(smoke, "smoke") == ("smoke", "smoke")
     assert judged(tiny | desk, "tiny") == ("tiny", "tiny") and judged(desk, "tiny") == ("", "")
-    text = report.markdown(path, few)
+    text = report.markdown(report.judge(path, few))
     assert "Experiment steps, paper scale; 2 of its 4 rows are measured" in text
     assert "at most 5 % worse); 2 of its 4 rows are measured" in text
 
@@ -271,12 +271,12 @@ def test_evidence_is_judged_at_every_scale_and_shown_at_the_largest_that_has_it(
 def test_a_scale_that_does_not_exist_is_an_error_and_one_of_the_user_is_judged(folder):
     path = written(folder, ORDERING)
     with pytest.raises(UserError, match="no scale overlay 'tinny', did you mean 'tiny'"):
-        report.markdown(path, {}, "tinny")
+        report.markdown(report.judge(path, {}, "tinny"))
     (folder / "scale").unlink()
     shutil.copytree(SHIPPED / "scale", folder / "scale")
     (folder / "scale/mine.yaml").write_text("extends: tiny\nrun: {train: {lr: 1.0e-3}}\n")
     made = of_steps(load_experiment("steps", "mine"), {"unguided": 1.01, "guided": 1.01})
-    text = compact(report.markdown(path, made, "mine"))
+    text = compact(report.markdown(report.judge(path, made, "mine")))
     assert "| claim | | evidence | mine |" in text and "| 1 | claim 1 | t | holds (" in text
 
 
@@ -285,18 +285,20 @@ def test_rows_that_a_scale_leaves_out_are_named(folder):
     (folder / "speed.yaml").write_text(
         (EXPERIMENTS / "speed.yaml").read_text() + "scales: {tiny: {axes: {system: {ar: null}}}}\n"
     )
-    text = report.markdown(written(folder, BELOW), made)
+    text = report.markdown(report.judge(written(folder, BELOW), made))
     assert "Experiment speed, tiny scale; this scale has no system 'AR, CrossEnt'." in text and "t: holds" in text
     with (folder / "steps.yaml").open("a") as file:
         file.write("scales: {paper: {orderings: []}}\n")
-    assert "undecided (no records)" in report.markdown(written(folder, ORDERING), {}), "smaller scales have it"
-    assert "undecided (not at this scale)" in report.markdown(written(folder, ORDERING), {}, "paper")
+    assert "undecided (no records)" in report.markdown(report.judge(written(folder, ORDERING), {})), (
+        "smaller scales have it"
+    )
+    assert "undecided (not at this scale)" in report.markdown(report.judge(written(folder, ORDERING), {}, "paper"))
 
 
 def test_claims_beyond_the_paper_have_a_table_of_their_own(folder):
     path = written(folder, OPTIMUM)
     path.write_text(path.read_text() + f"beyond:\n  - {{number: 2, text: b, evidence: [{ORDERING}]}}\n")
-    text = compact(report.markdown(path, of_temperature((4.0, 3.2, 3.0, 3.5))))
+    text = compact(report.markdown(report.judge(path, of_temperature((4.0, 3.2, 3.0, 3.5)))))
     paper, beyond = text.split("Not claims of the paper")
     assert "| 1 | claim 1 | t | holds |" in paper and "| 2 | b | t |" in beyond and "## 2. b" in beyond
 

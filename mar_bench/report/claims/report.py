@@ -34,7 +34,9 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
+    """What one piece of evidence says about a claim at one scale; ``text`` is Markdown."""
+
     verdict: str
     text: str = "No row of its experiment has a record here."
     part: str = ""  # how many of the rows are measured, unless all are
@@ -50,7 +52,7 @@ class Claims:
     beyond: tuple[Claim, ...] = ()  # possible explanations where the paper's claims fail
 
 
-NOTHING = _Finding(f"{UNDECIDED} (no records)")
+NOTHING = Finding(f"{UNDECIDED} (no records)")
 
 
 def claims_file() -> Path:
@@ -74,7 +76,26 @@ def read_claims(path: Path) -> Claims:
     return file
 
 
-def markdown(path: Path, records: Records, scale: str | None = None) -> str:
+@dataclass(frozen=True)
+class Judged:
+    """The claims with each piece of their evidence: findings by scale, largest scale first."""
+
+    claims: Claims
+    found: dict[tuple[int, Evidence], dict[str, Finding]]
+    scale: str | None
+
+    @property
+    def columns(self) -> list[str]:
+        """The scales with a finding."""
+        return [at for at in dict.fromkeys((*BY_SIZE, self.scale)) if any(at in of for of in self.found.values())]
+
+    def main(self, claim: Claim, evidence: Evidence) -> Finding:
+        """The finding at the largest scale that has all rows of the evidence, else at the largest that counts."""
+        findings = self.found[claim.number, evidence]
+        return next((one for one in findings.values() if not one.part), next(iter(findings.values()), NOTHING))
+
+
+def judge(path: Path, records: Records, scale: str | None = None) -> Judged:
     """Every claim of a file with its evidence, at ``scale`` or at all scales.
 
     Raises UserError for a malformed file and for an experiment, ordering, axis or label that does not exist."""
@@ -90,28 +111,32 @@ def markdown(path: Path, records: Records, scale: str | None = None) -> str:
         for claim in file.claims + file.beyond
         for evidence in claim.evidence
     }
-    columns = list(dict.fromkeys(at for at in (*BY_SIZE, scale) if any(at in findings for findings in found.values())))
+    return Judged(file, found, scale)
+
+
+def markdown(judged: Judged) -> str:
+    """The claims report: a table of all verdicts, then the details of each piece of evidence."""
+    columns = judged.columns
     summaries: list[list[list[str]]] = []
     details = []
-    for claims in (file.claims, file.beyond):
+    for claims in (judged.claims.claims, judged.claims.beyond):
         summaries.append([])
         for claim in claims:
             details.append(f"## {claim.number}. {inline(claim.text)}")
             name = [str(claim.number), claim.text]
             for evidence in claim.evidence:
-                findings = found[claim.number, evidence]
+                findings, main = judged.found[claim.number, evidence], judged.main(claim, evidence)
                 cells = [findings[at].summary if at in findings else MISSING for at in columns]
                 summaries[-1].append([*name, evidence.title, *cells])
                 name = ["", ""]  # once for all of its evidence
-                main = next((one for one in findings.values() if not one.part), next(iter(findings.values()), NOTHING))
                 details.append(f"### {inline(evidence.title)}: {inline(main.verdict)}\n\n{main.text}")
-    parts = {"scale": scale, "columns": columns, "outside": OUTSIDE, "summaries": summaries, "trends": True}
+    parts = {"scale": judged.scale, "columns": columns, "outside": OUTSIDE, "summaries": summaries, "trends": True}
     return render("claims.md.j2", **parts, details=Block("\n\n".join(details)))
 
 
 def _findings(
     where: str, evidence: Evidence, selected: Callable[[str, str], tuple[Experiment, Selection]], wanted: str | None
-) -> dict[str, _Finding]:
+) -> dict[str, Finding]:
     """What the evidence says at each scale that has records of a whole comparison, or at the scale ``wanted``, largest
     scale first.
 
@@ -120,10 +145,12 @@ def _findings(
     if name not in experiment_files():
         raise UserError(f"{where}: no experiment '{name}', {did_you_mean(name, experiment_files())}")
     there = [at for at in BY_SIZE if at in scales()]
-    known = {at: selected(name, at) for at in ([*there, wanted] if wanted else there)}
+    known = {at: selected(name, at) for at in ([wanted] if wanted else there)}
     unknown = {at: evidence.unknown(experiment) for at, (experiment, _) in known.items()}
     if known and all(unknown.values()):
-        raise UserError(f"{where}: {name} has {unknown[there[0]][0]}; see {known[there[0]][0].file}")
+        every = {at: evidence.unknown(selected(name, at)[0]) for at in there}
+        if all(every.values()):
+            raise UserError(f"{where}: {name} has {every[there[0]][0]}; see {selected(name, there[0])[0].file}")
     found = {}
     for at, (experiment, selection) in known.items():
         comparisons = evidence.comparisons(experiment)
@@ -131,11 +158,11 @@ def _findings(
         measured = {row for row in rows if runs_judged(selection, row, getattr(evidence, "metric", "fd"))}
         done = len(measured)
         # tables share rows: those of another table alone are no evidence here
-        if any(measured.issuperset(compared) for compared in comparisons) and wanted in (None, at):
+        if any(measured.issuperset(compared) for compared in comparisons):
             verdict, text = evidence.judge(experiment, selection)
             part = f"{done} of its {len(rows)} rows are measured" if done < len(rows) else ""
             place = [f"Experiment {name}, {at} scale", *(f"this scale has {lacking}" for lacking in unknown[at]), part]
-            found[at] = _Finding(verdict, f"{inline('; '.join(filter(None, place)))}.\n\n{text}", part)
+            found[at] = Finding(verdict, f"{inline('; '.join(filter(None, place)))}.\n\n{text}", part)
         elif at == wanted and not rows:
-            found[at] = _Finding(f"{UNDECIDED} (not at this scale)")
+            found[at] = Finding(f"{UNDECIDED} (not at this scale)")
     return found

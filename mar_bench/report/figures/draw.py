@@ -21,7 +21,7 @@ from mar_bench.report import format as fmt
 from mar_bench.report.figures.panels import METADATA, STYLE, Plot, render, save
 from mar_bench.report.frames import frame, spreads, values
 from mar_bench.report.paper_agreement import is_comparable
-from mar_bench.report.stats import Spread
+from mar_bench.report.stats import Spread, design
 from mar_bench.utils.errors import UserError
 
 BARS = {"training": "std over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
@@ -33,15 +33,26 @@ Looks = dict[str, dict[str, str]]  # row -> panel, colour, marker and name of it
 def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
     """Write ``stem`` with .png, .pdf and .svg; return their paths. Equal records give equal bytes.
 
-    Without a ``figure`` block, draws distance against seconds per image. If the block has a ``line``, the points of a
-    line are joined, and named if it has a ``point``; otherwise colours stand for values of the table's last row axis
-    and markers for the others. Raises UserError if there is nothing to draw, and for a gallery, which shows images."""
+    Raises UserError as ``plot_of`` does."""
+    with rc_context(STYLE):
+        figure = render(plot_of(experiment, frame(experiment, records)))
+        figure.set_layout_engine("none")  # it has done its work, which each format would repeat
+        paths = [stem.with_name(f"{stem.name}{ending}") for ending in METADATA]
+        return [save(figure, path, bbox_inches="tight", pad_inches=0.05) for path in paths]
+
+
+def plot_of(experiment: Experiment, found: pd.DataFrame) -> Plot:
+    """The experiment's figure as points, from its tidy frame.
+
+    Without a ``figure`` block, distance against seconds per image. If the block has a ``line``, the points of a line
+    are joined, and named if it has a ``point``; otherwise colours stand for values of the table's last row axis and
+    markers for the others. Raises UserError if there is nothing to draw, and for a gallery, which shows images."""
     kind, scale = experiment.figure.get("kind", "speed"), experiment.scale
     if kind == "gallery":
         raise UserError(f"{experiment.id} is a gallery: `mar-bench sample {experiment.id} --scale {scale}` draws it")
     looks, titles = _looks(experiment)
     kinds = {"curve": _curve, "training": _training, "speed": _speed}
-    points, axes = kinds[kind](experiment, frame(experiment, records), looks)
+    points, axes = kinds[kind](experiment, found, looks)
     if not any("over" in point for point in points):
         needed = "rows with a speed and a generation record" if kind == "speed" else "generation records"
         run = f"`mar-bench run {experiment.id} --scale {scale}` makes them"
@@ -51,18 +62,14 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
     shown = [metric for metric in experiment.figure.get("y", ["fd"]) if metric in GENERATION_METRICS]
     main = "fd" if "fd" in shown or not shown else shown[0]
     images = f"{fmt.metric_title(experiment, main, images=None)} of {counts} images"
-    with rc_context(STYLE):
-        figure = render(Plot(
-            points=pd.DataFrame([{**NOTHING, **looks[point["row"]], **point} for point in points]),
-            title=f"{experiment.title}\n{images}, {fmt.scale_title(experiment)}",
-            legend={title: list(dict.fromkeys(look[key] for look in looks.values())) for title, key in titles.items()},
-            joined=_is_joined(experiment),
-            bars=", ".join([f"± {bars}"] * bool(bars) + ["quartiles of the time"] * (kind == "speed")),
-            **axes,
-        ))  # fmt: skip
-        figure.set_layout_engine("none")  # it has done its work, which each format would repeat
-        paths = [stem.with_name(f"{stem.name}{ending}") for ending in METADATA]
-        return [save(figure, path, bbox_inches="tight", pad_inches=0.05) for path in paths]
+    return Plot(
+        points=pd.DataFrame([{**NOTHING, **looks[point["row"]], **point} for point in points]),
+        title=f"{experiment.title}\n{images}, {fmt.scale_title(experiment)}",
+        legend={title: list(dict.fromkeys(look[key] for look in looks.values())) for title, key in titles.items()},
+        joined=_is_joined(experiment),
+        bars=", ".join([f"± {bars}"] * bool(bars) + ["quartiles of the time"] * (kind == "speed")),
+        **axes,
+    )
 
 
 def _has_lines(experiment: Experiment) -> bool:
@@ -161,7 +168,7 @@ def _points(experiment: Experiment, metric: str, mean: Spread, common: dict, pap
     row, found = common["row"], []
     if mean.n:
         y, sd = (fmt.in_units(experiment, metric, value) for value in (mean.mean, mean.sd))
-        found.append({**common, "y": y, "sd": math.nan if sd is None else sd, "over": mean.over})
+        found.append({**common, "y": y, "sd": math.nan if sd is None else sd, "over": mean.over, "runs": design(mean)})
     published = fmt.in_units(experiment, metric, fmt.published_value(experiment, row, metric))
     if is_comparable(experiment, row) and published is not None and paper_x is not None:
         theirs = {"x": paper_x, "y": published, "x_low": math.nan, "x_high": math.nan, "published": True}

@@ -174,9 +174,9 @@ def _floors(ax: Axes, floors: pd.DataFrame, colours: dict[str, str]) -> None:
     ax.set_ylim(bottom=0)
 
 
-def _ratio(values: pd.Series) -> float:
-    """Of the largest to the smallest; 1 for values that a logarithmic axis cannot show."""
-    return values.max() / values.min() if values.min() > 0 else 1.0
+def is_wide(values: pd.Series) -> bool:
+    """Whether a plain axis would press most points together; never if a logarithmic one cannot show them."""
+    return bool(values.min() > 0 and values.max() > MIN_RATIO * values.min())
 
 
 def _decades(axis: Axis, ticks: tuple[int, ...]) -> None:
@@ -187,8 +187,7 @@ def _decades(axis: Axis, ticks: tuple[int, ...]) -> None:
 
 
 def _scale_y(ax: Axes, values: pd.Series) -> None:
-    """A logarithmic axis if a plain one would press most points together."""
-    if values.agg(_ratio) > MIN_RATIO:
+    if is_wide(values):
         ax.set_yscale("log")
         _decades(ax.yaxis, (1, 2, 5))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,24 +29,27 @@ class Table(Measured):
 
     def markdown(self) -> str:
         """Warnings, table, quoted and further numbers, notes, failed runs, the paper's numbers and its claims."""
+        return render("table.md.j2", **self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """What the templates of a table lay out."""
         against_paper = agreement_grid(self)
         verdicts = [line[-1] for line in against_paper.lines] if against_paper else []
-        return render(
-            "table.md.j2",
-            experiment=self.experiment,
-            warnings=notes.warnings(self),
-            main=main_grid(self),
-            quoted=quoted_grid(self.experiment),
-            further=None if self.over_training else further_grid(self),  # a row for every step
-            notes=notes.notes(self),
-            failures=notes.failures(self),
-            against_paper=against_paper,
-            verdicts={word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
-            metrics=METRICS,
-            literature=literature_grid(self.experiment),
-            claims=self._claims(),
-            trends=self.over_training,
-        )
+        return {
+            "experiment": self.experiment,
+            "warnings": notes.warnings(self),
+            "main": main_grid(self),
+            "quoted": quoted_grid(self.experiment),
+            "further": None if self.over_training else further_grid(self),  # a row for every step
+            "notes": notes.notes(self),
+            "failures": notes.failures(self),
+            "against_paper": against_paper,
+            "verdicts": {word: verdicts.count(word) for word in (MATCH, CLOSE, DIFFERS)},
+            "metrics": METRICS,
+            "literature": literature_grid(self.experiment),
+            "claims": list(self._claims()),
+            "trends": self.over_training,
+        }
 
     def _claims(self) -> Iterator[tuple[str, str, str, str]]:
         if self.over_training:
@@ -66,6 +70,7 @@ class Table(Measured):
         (``speed_setting``); ``difference`` and ``verdict`` are against the paper, ``chosen`` is the sweep point."""
         experiment, lines, floors = self.experiment, [], values(self.frame, "rfd")
         measured = self.frame[self.frame["task"].isin(["generation", "likelihood"])]
+        nothing, of_rows = measured[:0], dict(iter(measured.groupby(["row", "task"])))
         errors = measured[measured["status"] == "done"].groupby(["row", "metric"])["se"].mean().to_dict()
         metrics = [*GENERATION_METRICS, *(LIKELIHOOD_METRICS if experiment.shows_likelihood else ())]
         shown = {metric for _, metric in self.spreads}
@@ -75,7 +80,7 @@ class Table(Measured):
                 if METRICS[metric].optional and metric not in shown:
                     continue
                 task = METRICS[metric].task
-                mine = measured[(measured["row"] == row) & (measured["task"] == task)]
+                mine = of_rows.get((row, task), nothing)
                 mine = mine[mine["metric"] == metric] if task == "likelihood" else mine
                 done = mine[mine["status"] == "done"]
                 images = "/".join(f"{n:.0f}" for n in sorted(set(mine["num_images"].dropna())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
@@ -26,7 +27,8 @@ FURTHER = (
 
 class Measured:
     """Attributes: experiment, selection (row -> task -> records), frame, spreads ((row, metric) -> Spread),
-    speed_setting (the one setting whose seconds are shown) and seconds (row -> seconds per image in it)."""
+    speed_setting (the one setting whose seconds are shown), seconds (row -> seconds per image in it) and once (metric
+    -> row -> a number that does not depend on seeds)."""
 
     def __init__(self, experiment: Experiment, records: Records):
         self.experiment, self.selection = experiment, select(experiment, records)
@@ -34,6 +36,7 @@ class Measured:
         self.spreads = spreads(self.frame)
         self.speed_setting = main_setting(self.frame)
         self.seconds = values(self.frame, "seconds_per_image", self.speed_setting)
+        self.once = {metric: values(self.frame, metric) for metric in ONCE_METRICS}
 
     @property
     def over_training(self) -> bool:
@@ -46,7 +49,7 @@ class Measured:
 
     def measured(self) -> set[str]:
         """The metrics that have a number, of generated images or printed once per line."""
-        return {metric for _, metric in self.spreads} | {m for m in ONCE_METRICS if values(self.frame, m)}
+        return {metric for _, metric in self.spreads} | {metric for metric, numbers in self.once.items() if numbers}
 
     def reconstruction_distance(self) -> str:
         """``FD-1k``: the distance of the reconstructed images; their number may differ from that of the samples."""
@@ -83,6 +86,7 @@ class Column:
     title: str
     group: str = ""
     published: bool = False
+    metric: str = ""
 
     def __str__(self) -> str:
         """``FD-1k, without CFG (paper)``."""
@@ -101,7 +105,21 @@ class Grid:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Consecutive columns of one group: its name and their number."""
-        return [(group, len(list(same))) for group, same in itertools.groupby(c.group for c in self.columns)]
+        return [(group, len(columns)) for group, columns in self._grouped()]
+
+    @property
+    def groups_apart(self) -> list[tuple[str, int]]:
+        """The same where the paper's numbers are columns of their own."""
+        return [(group, len(columns) + sum(c.published for c in columns)) for group, columns in self._grouped()]
+
+    def _grouped(self) -> list[tuple[str, list[Column]]]:
+        return [(group, list(same)) for group, same in itertools.groupby(self.columns, lambda column: column.group)]
+
+    def apart(self, line: list[str]) -> Iterator[tuple[Column, str, str]]:
+        """Each column of a line with our number and the paper's, which is empty unless the column shows it."""
+        for column, cell in zip(self.columns, line[len(self.labels) :]):
+            ours, _, paper = cell.rpartition(" (") if column.published else (cell, "", "")
+            yield column, type(cell)(ours), paper.removesuffix(")")
 
     def markdown(self) -> fmt.Block:
         heading = [*self.labels, *map(str, self.columns)]
@@ -118,7 +136,7 @@ def main_grid(found: Measured) -> Grid:
     heading, by_column = [], []
     for metric, of in shown:
         group = "" if metric in layout.get("beside", []) else fmt.column_words(experiment, of[0])
-        heading.append(Column(_title(found, metric), group, fmt.in_paper(experiment, metric)))
+        heading.append(Column(_title(found, metric), group, fmt.in_paper(experiment, metric), metric))
         rows = [[fmt.row_at(experiment, line, column) for column in of] for line in lines]
         cells = [_cell(found, of_line, metric, heading[-1].published) for of_line in rows]
         means = [math.nan if metric in ONCE_METRICS else found.spread(of_line[0], metric).mean for of_line in rows]
@@ -140,7 +158,7 @@ def further_grid(found: Measured) -> Grid | None:
     experiment, layout = found.experiment, found.experiment.layout
     measured = found.measured()
     metrics = [m for m in FURTHER if m in measured - {*layout.get("metrics", ["fd"]), *layout.get("beside", [])}]
-    columns = [Column(_title(found, metric)) for metric in metrics]
+    columns = [Column(_title(found, metric), metric=metric) for metric in metrics]
     lines = [[row, *(_cell(found, [row], metric, False) for metric in metrics)] for row in experiment.rows]
     return Grid(["row"], columns, lines, "Further metrics of every row:") if metrics else None
 
@@ -200,7 +218,7 @@ def _cell(found: Measured, rows: list[str], metric: str, with_paper: bool) -> st
     published = fmt.published_text(experiment, row, metric)
     if metric in ONCE_METRICS:
         is_speed, papers = metric == "seconds_per_image", [fmt.published_value(experiment, r, metric) for r in rows]
-        numbers = found.seconds if is_speed else values(found.frame, metric)
+        numbers = found.seconds if is_speed else found.once[metric]
         ours = [numbers[r] for r in (rows[-1:] if is_speed else rows) if r in numbers]  # seconds: of the last column
         text = fmt.metric_number(experiment, metric, ours[0] if ours else None)
         published = fmt.paper_number(metric, next((value for value in papers if value is not None), None))
