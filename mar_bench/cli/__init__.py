@@ -8,11 +8,16 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Any
+
+import typer
 
 from mar_bench.cli import cluster, experiments, metrics, speed, views, weights  # noqa: F401, each adds its commands
 from mar_bench.cli.options import app
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer uses, which may be its own
 
 
 def main() -> None:
@@ -22,11 +27,16 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # on a terminal without UTF-8 a result is shown with escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        try:
-            app()
-        except SystemExit:
-            sys.stdout.flush()  # here, as an error at the interpreter's end would come too late to be told
-            raise
+        code = app(standalone_mode=False)
+        sys.stdout.flush()  # here, as an error at the interpreter's end would come too late to be told
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Abort:
+        sys.exit(130)
+    except UsageError as error:
+        message, command = error.format_message(), error.ctx.command_path if error.ctx else "mar-bench"
+        is_help = "\n" in message  # no command is given
+        print(message if is_help else f"error: {printable(message)} ({command} --help)", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -71,6 +71,9 @@ def speed(
         raise UserError(f"{system}: expected EXPERIMENT/ROW or a system, {did_you_mean(system, SYSTEMS)}")
     scale = scale or ("paper" if system in SYSTEMS else "tiny")
     batches = _counts("--batch", batch)
+    for option, text in {"--ar-steps": ar_steps, "--diffusion-steps": diffusion_steps}.items():
+        if train and text is not None:
+            raise UserError(f"{option} {text}: a training step has none; leave it out")
     grid = itertools.product(_counts("--ar-steps", ar_steps), _counts("--diffusion-steps", diffusion_steps))
     given = list(overrides or ())
     if not any(word.startswith("compute.threads=") for word in given):
@@ -85,9 +88,22 @@ def speed(
         steps = {"ar": ar, "diffusion": denoising}
         title = " ".join([system, *(f"{name}={count}" for name, count in steps.items() if count)])
         specs[title] = _with_steps(experiment.rows[row], steps, title)
-    if csv_file and Path(csv_file).is_dir():
-        raise UserError(f"--csv {csv_file}: a folder; give a file")
+    if csv_file:
+        _check_writable(Path(csv_file))
     _measure(specs, batches, repeats, train, csv_file)
+
+
+def _check_writable(file: Path) -> None:
+    """Raises UserError before any work is done in vain."""
+    if file.is_dir():
+        raise UserError(f"--csv {file}: a folder; give a file")
+    there = file.exists()
+    try:
+        with_folder(file).open("ab").close()
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"--csv {file}: it cannot be written ({error.strerror}); give another file") from None
 
 
 def _with_steps(spec: RunSpec, steps: dict[str, int | None], title: str) -> RunSpec:

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, one_seed, results
+from mar_bench.config.experiment import Experiment, need_distinct_rows
 from mar_bench.pipeline.request import load_all
+from mar_bench.records.record import RecordFolder
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError, did_you_mean
 
@@ -31,6 +33,14 @@ def _noted(every: bool) -> Iterator[None]:
         print(f"note: {printable(str(error))}", file=sys.stderr)
 
 
+def _shown(words: list[str] | None, every: bool, scale: str, found: RecordFolder) -> list[Experiment]:
+    """The experiments to show; overrides must leave their rows distinct."""
+    experiments = load_all(words, every, scale, found)
+    for experiment in experiments:
+        need_distinct_rows(experiment)
+    return experiments
+
+
 @app.command()
 def table(
     words: ExperimentNames = None,
@@ -47,7 +57,7 @@ def table(
     if output_format not in TABLE_FORMATS:
         raise UserError(f"--format {output_format}: {did_you_mean(output_format, TABLE_FORMATS)}")
     _, found = results(None, records)
-    for experiment in load_all(words, every, scale, found):
+    for experiment in _shown(words, every, scale, found):
         made = build.table(experiment, found)
         with _noted(every):
             for path in build.save_formats(made, Path(reports, scale)) if save else ():
@@ -69,9 +79,9 @@ def plot(
     from mar_bench.report.figures.draw import draw
 
     _, found = results(None, records)
-    for experiment in load_all(words, every, scale, found):
+    for experiment in _shown(words, every, scale, found):
         with _noted(every):
-            for path in draw(experiment, found, Path(reports, scale, experiment.id)):
+            for path in draw(experiment, found, Path(reports, scale, experiment.stem)):
                 print(f"wrote {path}")
 
 
@@ -95,11 +105,11 @@ def sample(
 
     places, found = results(runs, records)
     pair = one_seed("--seeds", seeds), one_seed("--sampling-seeds", sampling_seeds)
-    for experiment in load_all(words, every, scale, found):
+    for experiment in _shown(words, every, scale, found):
         chosen = {row: generation_run(row, with_seeds(spec, *pair)) for row, spec in experiment.rows.items()}
         images = previews(chosen, places)
         with _noted(every):
-            path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.id}-samples.png"))
+            path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.stem}-samples.png"))
             print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
 
 
@@ -117,7 +127,10 @@ def claims(
     from mar_bench.report.claims.report import claims_file, judge, markdown
     from mar_bench.utils.files import atomic_write, with_folder
 
-    text = markdown(judge(claims_file(), results(None, records)[1], scale))
+    places, found = results(None, records)
+    if save and not found:
+        raise UserError(f"no records in {places.records}; `mar-bench run` makes them")
+    text = markdown(judge(claims_file(), found, scale))
     print(text, end="")
     if save:
         path = Path(reports, scale or "", "claims.md")
@@ -146,7 +159,7 @@ def report(
 
     def make() -> str:
         places, found = results(runs, records)
-        return page_text(load_all(words, not words, scale, found), scale, places, found, folder, "records")
+        return page_text(_shown(words, not words, scale, found), scale, places, found, folder, "records")
 
     if serve:
         from mar_bench.pipeline.serve import PageServer
@@ -158,7 +171,7 @@ def report(
             server.serve_forever()
         return
     places, found = results(runs, records)
-    path = write_page(load_all(words, not words, scale, found), scale, places, found, folder)
+    path = write_page(_shown(words, not words, scale, found), scale, places, found, folder)
     print(f"wrote {path}")
     if opened:
         webbrowser.open(path.resolve().as_uri())

@@ -27,11 +27,14 @@ def fetch(
     Downloads it if its address is known, records its SHA-256 and verifies it from then on. Fashion-MNIST comes from
     Debian's package where there is apt-get (nothing is installed), else from its official address."""
     from mar_bench.data import public_sets
-    from mar_bench.models.pretrained.fetch import fetch, listing
+    from mar_bench.models.pretrained.fetch import fetch, listing, public_files
     from mar_bench.utils.console import console_table
 
     folder = Path(weights)
     if name is not None:
+        known = [*public_sets.PUBLIC_SETS, *public_files()]
+        if name not in known:
+            raise UserError(f"no public file or data set '{name}', {did_you_mean(name, known)}")
         print(public_sets.fetch_set(name, folder) if name in public_sets.PUBLIC_SETS else fetch(name, folder))
         return
     rows = listing(folder) + public_sets.listing(folder)

@@ -44,6 +44,8 @@ def _relevant_training(spec: RunSpec) -> tuple[ModelSpec, TrainSpec]:
         train = replace(train, images=None)
     if isinstance(model, DiTModel):
         return model, replace(train, annealing=None)
+    if spec.sampling.order == "permuted" != model.order and model.order_seed:
+        raise UserError(f"model.order_seed {model.order_seed}: only a model in permuted order has one; set it to 0")
     if model.order == "random" and train.annealing in ((0, 0), (1, 1)):  # raster or random order throughout
         model = replace(model, order="raster" if train.annealing == (0, 0) else "random")
         train = replace(train, annealing=None)
@@ -197,6 +199,8 @@ def _training(spec: RunSpec) -> None:
         kept = f"kept are {', '.join(map(str, train.snapshots)) or 'none'} (train.snapshots) and the end, null"
         _need(snapshot in train.snapshots, f"sampling.snapshot {snapshot}: no weights are kept after this step; {kept}")
         _need(weights == "ema", f"sampling.weights {weights}: snapshots are of the ema weights; set it to ema")
+        whole = f"sampling.snapshot {snapshot}: a part of an annealed training is not what a shorter one ends with"
+        _need(train.annealing is None, f"{whole}; set it or train.annealing to null")
 
 
 def _sampling(spec: RunSpec) -> None:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -47,6 +48,13 @@ class Experiment:
     sweeps: dict[str, Sweep] = field(default_factory=dict)  # row -> the points from which one is chosen
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)  # row -> how its point was chosen (choices.py)
     shows_likelihood: bool = False  # so that each training has one measured
+    overrides: tuple[str, ...] = ()  # of the command line
+
+    @property
+    def stem(self) -> str:
+        """The name of its reports: the id and, so that none replaces that of the file, the overrides."""
+        words = re.sub(r"[^\w.=,-]+", "_", "+".join(self.overrides))
+        return "+".join(filter(None, [self.id, shortened(words, 100)]))
 
     def is_open(self, row: str) -> bool:
         """Whether the row's point is still to be chosen, so that the row cannot be run yet."""
@@ -57,8 +65,11 @@ class Experiment:
         return dict(zip(self.labels, row.split("/")))
 
 
-def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Read, layer, expand and check an experiment.
+def load_experiment(
+    name: str, scale: str, overrides: Sequence[str] = (), only: Callable[[str], object] = lambda row: True
+) -> Experiment:
+    """Read, layer, expand and check an experiment. A row for which ``only`` is false is absent if an override does not
+    fit it.
 
     Raises UserError naming the file and the key for any mistake in them."""
     path = find_experiment(name)
@@ -83,6 +94,9 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
             if file.likelihoods:
                 _need_likelihood(specs[0], file.likelihoods[0])
         except (KeyPathError, UserError) as error:
+            if overrides and not only(row):
+                absent[row] = f"no row with {' '.join(overrides)}"
+                continue
             by_kind = overrides and " of kind " in str(error)
             hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
             raise UserError(f"{where}: row '{row}': {error}{hint}") from None
@@ -111,7 +125,21 @@ def load_experiment(name: str, scale: str, overrides: Sequence[str] = ()) -> Exp
         seeds=tree.get("seeds", {}),
         sweeps=sweeps,
         shows_likelihood=bool(file.likelihoods),
+        overrides=tuple(overrides),
     )
+
+
+def need_distinct_rows(experiment: Experiment) -> None:
+    """Raises UserError if overrides have made two rows equal, so that one number would have two labels."""
+    if not experiment.overrides:
+        return
+    plain, seen = load_experiment(str(experiment.file), experiment.scale).rows, dict[RunSpec, str]()
+    for row, spec in experiment.rows.items():
+        other = seen.setdefault(spec, row)
+        if other != row and plain.get(other) != plain.get(row):
+            same = f"rows '{other}' and '{row}' of {experiment.id} would be the same under two labels"
+            way = f"leave it out, or take a row out in a copy of {experiment.file}"
+            raise UserError(f"{' '.join(experiment.overrides)}: {same}; {way}")
 
 
 def _specs(run: dict[str, Any], bundles: list[Bundle], command_line: dict[str, Any]) -> list[RunSpec]:

@@ -26,14 +26,16 @@ from mar_bench.models.schedules import ar_steps
 from mar_bench.pipeline.cost import sampling_flops, training_flops
 from mar_bench.pipeline.outputs import for_sampling
 from mar_bench.pipeline.rehearse import decoding_flops, stand_in
+from mar_bench.pipeline.room import room
 from mar_bench.pipeline.speed import PARTS, forget_peak, now, peak_memory, sampling_laps
-from mar_bench.pipeline.train import AUTOCAST, train_generator
+from mar_bench.pipeline.train import AUTOCAST, installed_memory, train_generator
 from mar_bench.utils.errors import Superseded
 from mar_bench.utils.noise import NoiseSource
 
 MATRIX = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is timed
 COPIED = {"cuda": 2**30, "cpu": 2**28}  # bytes
 TRIES = 5
+UNSURE = 3  # the factor within which estimates of memory lie
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,25 @@ def measure(name: str, spec: RunSpec, size: int, repeats: int, device: torch.dev
     ``error`` in their place if memory ran out."""
     forget_peak(device)
     row: dict[str, Any] = {"model": name, "batch": size, "pixels": spec.data.image_size}
+    if (needed := _needed(spec, size, train)) > UNSURE * installed_memory(device):  # the system would kill the process
+        return row | {"error": f"needs about {needed / 1e9:,.0f} GB of memory"}
     try:
         row |= _training(spec, size, repeats, device) if train else _sampling(spec, size, repeats, device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):  # the latter on the CPU
+            raise
         return row | {"error": "out of memory"}
     row["peak_memory"] = peak_memory(device)
     rates = limits(device, AUTOCAST[(spec.train if train else spec.sampling).precision])
     needs = {"compute": row["flops"] * size / rates.flops, "memory": row["bytes"] / rates.bytes}
     row["limit"] = max(needs, key=lambda name: needs[name])
     return row | {"share_of_limit": needs[row["limit"]] / statistics.median(row["laps"])}
+
+
+def _needed(spec: RunSpec, size: int, train: bool) -> float:
+    """An estimate of the bytes of memory for batches of ``size`` images."""
+    train_spec, speed_spec = replace(spec.train, batch_size=size), replace(spec.speed, batch_size=size)
+    return room("train" if train else "speed", replace(spec, train=train_spec, speed=speed_spec))[0]
 
 
 def _sampling(spec: RunSpec, size: int, repeats: int, device: torch.device) -> dict[str, Any]:

@@ -71,9 +71,11 @@ def images_of(runs: list[Run]) -> list[str]:
     if sets := dict.fromkeys(data for run in runs if (data := run.spec.data).kind == "idx"):
         from mar_bench.data.idx import counts, root_of  # imports numpy
 
-        lines = [counts(data) for data in sets if root_of(data).is_dir()]
+        lines = [counts(data) if root_of(data).is_dir() else f"{root_of(data)}: not here" for data in sets]
     found = {data.root: data for run in runs if (data := run.spec.data).kind == "imagefolder" and data.root}
-    if not (here := [data for root, data in found.items() if Path(root).is_dir()]):
+    here = [data for root, data in found.items() if Path(root).is_dir()]
+    lines += [f"{root}: not here" for root, data in found.items() if data not in here]
+    if not here:
         return lines
     from mar_bench.data.datasets import folder_images  # imports torch
 

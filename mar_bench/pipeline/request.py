@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from itertools import chain
 from pathlib import Path
@@ -56,7 +58,7 @@ def select(
     """The runs that a command asks for. ``device`` is the device whose speed is measured; default: this machine's.
 
     Raises UserError for an unknown name, seed, override or pattern, and for runs that no machine can hold."""
-    found = Selection(load_all(words, every, scale, records), {}, {})
+    found = Selection(load_all(words, every, scale, records, only), {}, {})
     files: dict[str, object] = {}
     for experiment in found.experiments:
         if (file := files.setdefault(experiment.id, experiment.file)) != experiment.file:
@@ -81,21 +83,24 @@ def select(
     return found
 
 
-def load_all(words: list[str] | None, every: bool, scale: str, records: Records) -> list[Experiment]:
+def load_all(
+    words: list[str] | None, every: bool, scale: str, records: Records, only: str | None = None
+) -> list[Experiment]:
     """The experiments named by a command's words, or all with a row at the scale, with overrides applied and sweep
-    points chosen."""
+    points chosen; overrides need to fit only the rows that match ``only``."""
     names, overrides = names_and_overrides(words)
     if every and names:
         raise UserError(f"--all means every experiment; leave out {' '.join(names)}")
     if not (names or every):
         raise UserError("this needs an experiment (mar-bench list shows them), or --all")
-    found = [load(name, scale, overrides, records) for name in (experiment_files() if every else names)]
+    found = [load(name, scale, overrides, records, only) for name in (experiment_files() if every else names)]
     return [experiment for experiment in found if experiment.rows or not every]  # some exist at small scales only
 
 
-def load(name: str, scale: str, overrides: list[str] | None, records: Records) -> Experiment:
+def load(name: str, scale: str, overrides: list[str] | None, records: Records, only: str | None = None) -> Experiment:
     """An experiment, with each row at the sweep point that the records choose. Seeds cannot be overridden."""
-    experiment = load_experiment(name, scale, overrides or ())
+    asked = (lambda row: True) if only is None else partial(fnmatch.fnmatch, pat=only)
+    experiment = load_experiment(name, scale, overrides or (), asked)
     given = parse_overrides(overrides or ())
     for block, option in (("train", "--seeds"), ("sampling", "--sampling-seeds")):
         keys = given.get(block)
@@ -111,7 +116,7 @@ def load_row(name: str, scale: str, overrides: list[str] | None, records: Record
 
     Raises UserError for an unknown row."""
     file, row = split_row(name)
-    experiment = load(file, scale, overrides, records)
+    experiment = load(file, scale, overrides, records, glob.escape(row) if row else None)
     if row and row not in experiment.rows:
         raise UserError(f"{experiment.file}: no row '{row}', {did_you_mean(row, experiment.rows)}")
     return experiment, row or None

@@ -184,18 +184,23 @@ def generator_losses(
 def micro_batch(spec: RunSpec, model: Generator, latents: Latents, count: int, device: torch.device) -> int:
     """The number of a step's ``count`` images in each of its forward passes, which are equal but for the last.
 
-    ``auto`` begins with an estimate and halves it until a step fits."""
+    ``auto`` begins with an estimate and halves it until a step fits; on the CPU it leaves half of the memory to other
+    processes and the data."""
     given = spec.compute.micro_batch
     if given != "auto":
         return given or count
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0]
-    else:  # other processes, and the data, have their share
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    size = min(count, fitting_batch(spec, FILLED * memory))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else installed_memory(device) // 2
+    size = min(count, fitting_batch(spec, FILLED * free))
     while size > 1 and not _fits(spec, model, latents, size, device):
         size //= 2
     return math.ceil(count / math.ceil(count / size))
+
+
+def installed_memory(device: torch.device) -> int:
+    """Bytes of the device, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _fits(spec: RunSpec, model: Generator, latents: Latents, size: int, device: torch.device) -> bool:

@@ -19,8 +19,8 @@ _TYPES: dict[str, dict[str, Any]] = {
     "spec": dict.fromkeys(("metrics", "train", "sampling", "compute"), dict),
     "spec.metrics": {"extractor": dict},
     "spec.metrics.extractor": {"kind": str, "name": str},
-    "spec.train": {"seed": int},
-    "spec.sampling": {"seed": int},
+    "spec.train": {"seed": int, "batch_size": int, "steps": int},
+    "spec.sampling": {"seed": int, "snapshot": int},
     "spec.compute": {"threads": int},
     "protocol": {
         **dict.fromkeys(("samples", "reference", "heldout", "extractor", "settings", "class_balance"), dict),
@@ -33,6 +33,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "protocol.heldout": _IMAGES,
     "protocol.extractor": _IMAGES,
     "protocol.scored": {"heldout": int, "train": int, "latents": str},
+    "training": {"steps": int},
     "provenance": {"git": dict, **dict.fromkeys(("device", "host", "command", "finished"), str)},
     "provenance.git": {"commit": str},
 }
@@ -73,9 +74,14 @@ def check(content: Any) -> None:
     for key, value in content.get("parameters", {}).items():
         trained = key == "total" and content["task"] == "generation"
         _number(f"parameters.{key}", value, METRICS["parameters"].low if trained else 0, LARGEST)
-    for key in ("loss_train", "loss_heldout"):
-        if (loss := content.get("training", {}).get(key)) is not None:
-            _number(f"training.{key}", loss, -LARGEST, LARGEST)
+    training = content.get("training", {})
+    for key, low in {"loss_train": -LARGEST, "loss_heldout": -LARGEST, "seconds": 0, "epochs": 0}.items():
+        if (number := training.get(key)) is not None:
+            _number(f"training.{key}", number, low, LARGEST)
+    trained, sampled = (content["spec"].get(block) or {} for block in ("train", "sampling"))
+    steps, wanted = training.get("steps"), sampled.get("snapshot") or trained.get("steps")
+    if trained.get("published") is None and None not in (steps, wanted) and steps != wanted:
+        raise ValueError(f"training.steps {steps} must be {wanted}, as its spec says")
 
 
 def _number(path: str, value: Any, low: float, high: float) -> None:

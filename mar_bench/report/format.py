@@ -181,10 +181,13 @@ def extractors(experiment: Experiment) -> list[str]:
 
 
 def scale_title(experiment: Experiment) -> str:
-    """The scale and, unless it is the paper's, that its numbers do not compare with the paper's."""
-    if experiment.scale == "paper" and not extractors(experiment):
-        return "paper scale"
-    return f"{experiment.scale} scale, not comparable with the paper's FID"
+    """The scale, any overrides and, unless it is the paper's, that its numbers do not compare with the paper's."""
+    words = [f"{experiment.scale} scale"]
+    if experiment.overrides:
+        words.append(f"with {' '.join(experiment.overrides)}")
+    if experiment.scale != "paper" or extractors(experiment):
+        words.append("not comparable with the paper's FID")
+    return ", ".join(words)
 
 
 def axis_labels(experiment: Experiment, bundles: dict[str, str]) -> dict[str, str]:

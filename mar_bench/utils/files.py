@@ -68,7 +68,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The folder must exist. Raises DiskError if the disk takes no more, whatever a library makes of that."""
     with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            error.filename = str(path)  # not a name that nobody has given
+            raise
         temporary = Path(name)
         try:
             yield temporary

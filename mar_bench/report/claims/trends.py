@@ -42,6 +42,8 @@ class Trend:
     def words(self) -> str:
         """The verdict at the last step, with the step from which it holds, or else with the trend of the gap."""
         last = f"{self.steps[-1]:,} steps"
+        if len(self.steps) == 1:
+            return f"{self.points[-1].difference.words} at {last}"
         if self.verdict == HOLDS:
             return f"{HOLDS} from {self.since:,} steps on"
         if self.verdict == FAILS:

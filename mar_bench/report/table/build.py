@@ -114,7 +114,7 @@ def save_formats(made: Table, folder: Path) -> list[Path]:
     if not any(tasks["generation"] for tasks in made.selection.values()):
         raise UserError(f"no records of {experiment.id} at scale {experiment.scale}; `mar-bench run` makes them")
     texts = {"md": made.markdown(), "csv": made.csv(), "tex": made.tex()}
-    paths = {folder / f"{experiment.id}.{ending}": text for ending, text in texts.items()}
+    paths = {folder / f"{experiment.stem}.{ending}": text for ending, text in texts.items()}
     for path, text in paths.items():
         atomic_write(with_folder(path), text)
     return list(paths)

@@ -83,7 +83,7 @@ def _seeds(found: Measured, metric: str) -> str:
 
 def _protocol(found: Measured) -> str:
     """The images, references and parameters behind each metric that was measured."""
-    done = _records(found, "generation")
+    done = _records(found, "generation") or _records(found, "reconstruction")
     real = f"{_each(done, 'reference.kind')} images ({_each(done, 'reference.name')})"
     generated, features = _each(done, "num_generated"), f"{_each(done, 'reference.num_features')} {real}"
     subsets, size = (_each(done, f"settings.kid_{key}") for key in ("subsets", "subset_size"))
