@@ -44,7 +44,8 @@ def generation(
     values = {"fd": fd, "fd:heldout": fd + 0.4, "is": 9 - fd / 10, "kid": fd / 1000, "precision": 0.8, "recall": 0.6}
     record = _of_images(run, {**values, "copied": 0.02, "accuracy": 0.9}, run.spec.sampling.num_images)
     parameters = {"total": 300_000, "backbone": 250_000, "head": 50_000}
-    training = {"loss_train": 2.5, "loss_heldout": 2.7, "steps": 4000, "seconds": 100.0}
+    training = {"loss_train": 2.5, "loss_heldout": 2.7, "seconds": 100.0}
+    training["steps"] = run.spec.sampling.snapshot or run.spec.train.steps
     return replace(record, **{"parameters": parameters, "training": training, **changes})
 
 

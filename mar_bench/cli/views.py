@@ -34,8 +34,8 @@ def _noted(every: bool) -> Iterator[None]:
 
 
 def _shown(words: list[str] | None, every: bool, scale: str, found: RecordFolder) -> list[Experiment]:
-    """The experiments to show; overrides must leave their rows distinct."""
-    experiments = load_all(words, every, scale, found)
+    """The experiments to show, without the rows that overrides do not fit; they must leave the others distinct."""
+    experiments = load_all(words, every, scale, found, only="")
     for experiment in experiments:
         need_distinct_rows(experiment)
     return experiments

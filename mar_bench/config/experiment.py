@@ -69,7 +69,7 @@ def load_experiment(
     name: str, scale: str, overrides: Sequence[str] = (), only: Callable[[str], object] = lambda row: True
 ) -> Experiment:
     """Read, layer, expand and check an experiment. A row for which ``only`` is false is absent if an override does not
-    fit it.
+    fit it, unless it fits no row.
 
     Raises UserError naming the file and the key for any mistake in them."""
     path = find_experiment(name)
@@ -83,7 +83,7 @@ def load_experiment(
     except (KeyPathError, UserError) as error:
         raise UserError(f"{where}: {error}") from None
     axes = {axis: file.bundles(axis) for axis in file.axes}
-    rows, absent, sweeps = {}, {}, {}
+    rows, absent, sweeps, unfit = {}, {}, {}, []
     for names in itertools.product(*axes.values()):
         row, bundles = "/".join(names), [axes[axis][name] for axis, name in zip(axes, names)]
         if text := _absent(bundles, names):
@@ -94,15 +94,18 @@ def load_experiment(
             if file.likelihoods:
                 _need_likelihood(specs[0], file.likelihoods[0])
         except (KeyPathError, UserError) as error:
-            if overrides and not only(row):
-                absent[row] = f"no row with {' '.join(overrides)}"
-                continue
             by_kind = overrides and " of kind " in str(error)
             hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
-            raise UserError(f"{where}: row '{row}': {error}{hint}") from None
+            unfit.append(UserError(f"{where}: row '{row}': {error}{hint}"))
+            if not overrides or only(row):
+                raise unfit[0] from None
+            absent[row] = f"no row with {' '.join(overrides)}"
+            continue
         rows[row] = specs[0]
         if len(specs) > 1:
             sweeps[row] = sweep_of(bundles, specs)
+    if unfit and not rows:
+        raise unfit[0]
     return Experiment(
         id=file.id,
         title=file.title or file.id,

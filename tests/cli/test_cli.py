@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mar_bench.cli import app, experiments, main
+from mar_bench.config.experiment import load_experiment
 from mar_bench.data.datasets import silent
 from mar_bench.pipeline import eval_images, run_local
 from mar_bench.pipeline.progress import Outcome
@@ -125,6 +127,12 @@ def test_show_prints_rows_then_a_row(places):
         (("show", "mine.yml/mar/diff/guided"), ("mine.yml: no such file",)),
         (("table", "table1", "--format", "cvs"), ("did you mean 'csv'",)),
         (("run", "train.steps=3"), ("needs an experiment",)),
+        (("fetch", "fashion-mnst"), ("did you mean 'fashion-mnist'",)),
+        (("claims", "--save", "--records", "typo"), ("no records in typo",)),
+        (("table", "table1", "sampling.num_ar_step=8"), ("did you mean 'num_ar_steps'",)),
+        (("table", "table1", "sampling.guidance_scale=1"), ("'raster_causal/ce/guided'", "same under two labels")),
+        (("plot", "learning_curves", "sampling.snapshot=1000"), ("same under two labels",)),
+        (("report", "--scale", "smoke", "--records", "typo"), ("no records at scale smoke in typo",)),
         (("run", "table1", "--scale", "paper"), ("data.root",)),
     ],
 )
@@ -140,7 +148,34 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     result = shell("plan", "tabel1")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert shell("plan", "table1", "--scael", "tiny").returncode == 2
+    for words in (
+        ("plan", "table1", "--scael", "tiny"),
+        ("run", "--jobs", "0"),
+        ("claims", "foo"),
+        ("speed",),
+        ("runn",),
+    ):
+        result = shell(*words)
+        assert result.returncode == 2 and result.stdout == ""
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and "--help)" in result.stderr
+    result = shell()
+    assert result.returncode == 2 and "Commands:" in result.stderr
+
+
+def test_overrides_need_to_fit_only_the_rows_asked_for(places):
+    text = call("plan", "table1", "--scale", "smoke", "--only", "mar/diff/*", "sampling.num_ar_steps=8", *places)
+    assert "2 evaluations" in text
+    assert "num_ar_steps: 8" in call("show", "table1/mar/diff/guided", "--scale", "smoke", "sampling.num_ar_steps=8")
+
+
+def test_reports_of_overrides_have_names_of_their_own(places, tmp_path):
+    plain, changed = load_experiment("table1", "tiny"), load_experiment("table1", "tiny", ["train.steps=2000"])
+    assert (plain.stem, changed.stem) == ("table1", "table1+train.steps=2000")
+    assert "tiny scale, with train.steps=2000, not comparable" in call(
+        "table", "table1", "train.steps=2000", *places[2:]
+    )
+    odd = replace(changed, overrides=("data.root=/a b/$c", "train.steps=1"))
+    assert odd.stem == "table1+data.root=_a_b_c_train.steps=1"
 
 
 def test_folders_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):

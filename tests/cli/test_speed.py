@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from mar_bench.cli import app
@@ -54,12 +53,14 @@ def test_a_batch_that_does_not_fit_does_not_end_the_others(tmp_path, monkeypatch
 
     def fits(spec, size, *more):
         if size > 2:
-            raise torch.OutOfMemoryError
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return whole(spec, size, *more)
 
     monkeypatch.setattr(benchmark, "_sampling", fits)
     text, lines = measured(tmp_path, ROW, "--batch", "4,2")
     assert [line["error"] for line in lines] == ["out of memory", ""] and "out of memory" in text
+    text, lines = measured(tmp_path, ROW, "--batch", "999999999,2")
+    assert "needs about" in lines[0]["error"] and lines[1]["error"] == ""
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,8 @@ def test_a_batch_that_does_not_fit_does_not_end_the_others(tmp_path, monkeypatch
         (["fig6/dit_d", "--ar-steps", "4"], "'dit' has no sampling.num_ar_steps"),
         (["fig6/ar_ce", "--ar-steps", "4"], "causal attention draws one token per step"),
         ([ROW, "--csv", "."], "--csv .: a folder"),
+        ([ROW, "--csv", "/proc/1/x.csv"], "--csv /proc/1/x.csv: it cannot be written"),
+        ([ROW, "--train", "--diffusion-steps", "4"], "--diffusion-steps 4: a training step has none"),
     ],
 )
 def test_mistakes_are_told_before_any_work(tmp_path, words, told):

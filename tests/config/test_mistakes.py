@@ -140,6 +140,8 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
         (MAR, "train.snapshots=[5,9000]", ("train.snapshots: step 9000", "4000 steps", "shorten the list")),
         (MAR, "train.snapshots=[5,9] sampling.snapshot=90", ("sampling.snapshot 90", "kept are 5, 9", "the end, null")),
         (MAR, "train.snapshots=[5] sampling.snapshot=5 sampling.weights=raw", ("sampling.weights raw", "ema")),
+        (MAR, "train.snapshots=[5] sampling.snapshot=5 train.annealing=[0.5,0.7]", ("sampling.snapshot 5", "to null")),
+        (MAR, "sampling.order=permuted model.order_seed=5", ("model.order_seed 5", "set it to 0")),
         (MAR, "train.label_dropout=0", ("guidance", "label_dropout 0.0", "turns it off")),
         (CAUSAL, "sampling.num_diffusion_steps=1001", ("num_diffusion_steps 1001", "between 1 and 1000")),
         (CAUSAL, "sampling.num_diffusion_steps=null", ("num_diffusion_steps is null", "give a number")),

@@ -15,7 +15,7 @@ from mar_bench.cli import main
 from mar_bench.config.experiment import Experiment
 from mar_bench.records.record import Record, read_record, write_record
 from mar_bench.report import format as fmt
-from mar_bench.report.claims.report import claims_file, markdown
+from mar_bench.report.claims.report import claims_file, judge, markdown
 from mar_bench.report.compare import markdown as compared
 from mar_bench.report.figures.draw import draw
 from mar_bench.report.show_record import record_text
@@ -63,7 +63,7 @@ def test_markdown(evil, records):
     ones, others = [[r for r in records.values() if f"{row}/guided" in r.id or r.task == "generation"][i : i + 1]
                     for i, row in enumerate(("ce", "diff"))]  # fmt: skip
     inert(compared(f"{ROW} {LINES}", ones, f"{ROW} {LINES}", others))
-    inert(markdown(claims_file(), records, "tiny"))
+    inert(markdown(judge(claims_file(), records, "tiny")))
 
 
 def test_csv_starts_no_formula(evil, records):

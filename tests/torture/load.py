@@ -119,6 +119,8 @@ def _template(run: Run, seeds: dict) -> str:
     for block, marks in seeds.items():
         spec[block] |= marks
     record = {**example, "ids": "@ids", "spec": spec, "selection": {}}
+    if record["training"]:
+        record["training"]["steps"] = run.spec.sampling.snapshot or run.spec.train.steps
     if run.task == "speed":
         record["protocol"]["device"] = "Example CPU"
     else:
