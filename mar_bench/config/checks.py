@@ -124,18 +124,33 @@ def _data(spec: RunSpec) -> None:
     _need(data.image_size % native == 0, f"data.image_size {data.image_size} must be a multiple of {native}")
     _need(data.channels == 1, f"data.channels {data.channels} must be 1: {data.kind} is grey")
     if data.heldout is not None:
-        for key in ("is_splits", "kid_subset_size"):
-            _at_most(getattr(spec.metrics, key), data.heldout, f"metrics.{key}", "images of data.heldout")
-    if data.kind == "idx":
+        _heldout(spec, data.heldout)
+    if data.kind == "idx":  # how many images it has is known when its files are read
         return
     images, left = BUILT_IN[data.kind], _images_to_train_on(spec) or 0
     _need(data.num_classes == 10, f"data.num_classes {data.num_classes} must be 10: {data.kind} has ten digits")
     _need(left >= 2, f"data.heldout {data.heldout} leaves nothing to train on: {data.kind} has {images} images")
+    _trained_on(spec, left)
+
+
+def check_counts(spec: RunSpec, train: int, heldout: int) -> None:
+    """Raises UserError for a setting that needs more images than the data set has."""
+    _heldout(spec, min(heldout, spec.data.heldout or heldout))
+    _trained_on(spec, train)
+
+
+def _heldout(spec: RunSpec, images: int) -> None:
+    for key in ("is_splits", "kid_subset_size"):
+        _at_most(getattr(spec.metrics, key), images, f"metrics.{key}", "held-out images (data.heldout)")
+
+
+def _trained_on(spec: RunSpec, images: int) -> None:
+    name = getattr(spec.data, "name", spec.data.kind)
     batches = {"tokenizer": spec.tokenizer, "metrics.extractor": spec.metrics.extractor, "train": spec.train}
     for path, part in batches.items():
         if path != "train" or spec.train.published is None:
-            _at_most(getattr(part, "batch_size", 0), left, f"{path}.batch_size", f"training images of {data.kind}")
-    _at_most(spec.train.images or 0, left, "train.images", f"training images of {data.kind}")
+            _at_most(getattr(part, "batch_size", 0), images, f"{path}.batch_size", f"training images of {name}")
+    _at_most(spec.train.images or 0, images, "train.images", f"training images of {name}")
 
 
 def _tokenizer(spec: RunSpec) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from itertools import chain
 from pathlib import Path
 
+from mar_bench.config.checks import check_counts
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.config.ids import Run, chosen_rows, plan_runs
@@ -153,7 +154,9 @@ def preflight(runs: list[Run]) -> None:
     for data in dict.fromkeys(run.spec.data for run in runs if run.spec.data.kind == "idx"):
         from mar_bench.data.idx import read_idx  # imports numpy
 
-        read_idx(data)
+        train_part, test_part = read_idx(data)
+        for spec in {run.spec for run in runs if run.spec.data == data}:
+            check_counts(spec, len(train_part.labels), len(test_part.labels))
     for run in runs:
         data, tokenizer, train = run.spec.data, run.spec.tokenizer, run.spec.train
         if data.kind == "imagefolder":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from mar_bench.cli import app
-from mar_bench.config.spec import IdxData
+from mar_bench.config.experiment import load_experiment
+from mar_bench.config.ids import generation_run
+from mar_bench.config.parse import as_tree, parse
+from mar_bench.config.spec import IdxData, RunSpec
 from mar_bench.data.datasets import load_data
 from mar_bench.data.idx import MOST_IMAGES, read_idx
+from mar_bench.pipeline.request import preflight
 from tests.measuring import refusal, says
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = STANDARD = [
@@ -119,3 +124,17 @@ def test_commands_refuse_bad_files_before_any_work(command, tmp_path):
     words = [command, "table1", "--scale", "fashion", f"data.root={root}", "--runs", runs, "--records", runs]
     result = CliRunner().invoke(app, [*map(str, words), "data.num_classes=2"])
     assert says(str(result.exception), root / LABELS, "5 labels for the 6 images") and not runs.exists()
+
+
+@pytest.mark.parametrize("setting", ["train.batch_size=7", "train.images=7", "metrics.kid_subset_size=5"])
+def test_settings_that_need_more_images_are_refused_before_any_work(setting, tmp_path):
+    sizes = {"train.batch_size": 4, "tokenizer.batch_size": 4, "metrics.is_splits": 2, "metrics.kid_subset_size": 4}
+    changed = {**sizes, **dict([setting.split("=")])}
+    row = load_experiment("table1", "fashion").rows["mar/diff/unguided"]
+    tree = as_tree(replace(row, data=spec(written(tmp_path))))
+    for key, value in changed.items():
+        block, name = key.split(".")
+        tree[block][name] = int(value)
+    tree["metrics"]["extractor"]["batch_size"] = 4
+    key, value = setting.split("=")
+    assert says(refusal(preflight, [generation_run("r", parse(RunSpec, tree))]), f"{key} {value} is more than the")
