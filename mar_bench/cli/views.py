@@ -1,4 +1,4 @@
-"""The commands that show records and runs: table, plot, sample, claims."""
+"""The commands that show records and runs: table, plot, sample, curves, claims, report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, one_seed, results
+from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, as_path, one_seed, results
 from mar_bench.config.experiment import Experiment, need_distinct_rows
-from mar_bench.pipeline.request import load_all
+from mar_bench.pipeline.request import load_all, load_row, names_and_overrides
 from mar_bench.records.record import RecordFolder
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError, did_you_mean
@@ -66,6 +66,16 @@ def table(
 
 
 @app.command()
+def cite(words: ExperimentNames = None, scale: Scale = "tiny", records: Records = None) -> None:
+    """Print BibTeX of the paper and of this suite, with the records behind a table."""
+    from mar_bench.report.cite import bibtex
+    from mar_bench.report.table.grid import Measured
+
+    _, found = results(None, records)
+    print("\n".join(bibtex(Measured(experiment, found)) for experiment in _shown(words, False, scale, found)), end="")
+
+
+@app.command()
 def plot(
     words: ExperimentNames = None,
     every: All = False,
@@ -111,6 +121,46 @@ def sample(
         with _noted(every):
             path = sample_grid(experiment, images, Path(reports, scale, f"{experiment.stem}-samples.png"))
             print(f"wrote {path}: {len(images)} of {len(chosen)} rows")
+
+
+@app.command()
+def curves(
+    rows: Annotated[list[str], typer.Argument(metavar="EXPERIMENT/ROW|KEY=VALUE", help="Rows, then overrides.")],
+    scale: Scale = "tiny",
+    picture: Annotated[
+        str, typer.Option("--save", metavar="FILE", help="Write a png, pdf or svg instead.", callback=as_path)
+    ] = None,
+    runs: Runs = None,
+    records: Records = None,
+) -> None:
+    """Draw the training losses of rows and the distances at their snapshots, also while they train.
+
+    A row with the losses of its last checkpoint; distances are means over all measured seeds."""
+    from mar_bench.config.ids import generation_run
+    from mar_bench.pipeline.pictures import losses_of
+    from mar_bench.report import curves as draw
+
+    names, overrides = names_and_overrides(rows)
+    places, found = results(runs, records)
+    panels: dict[str, dict[str, draw.Points]] = {"loss": {}, "distance": {}}
+    for name in names:
+        experiment, row = load_row(name, scale, overrides, found)
+        if row is None:
+            raise UserError(f"{name}: give a row of {experiment.id}: {', '.join(experiment.rows)}")
+        spec = experiment.rows[row]
+        drawn = {"loss": losses_of(generation_run(row, spec), places), "distance": draw.snapshots(spec, found)}
+        for title, points in drawn.items():
+            panels[title] |= {name: points} if points else {}
+    panels = {title: of_rows for title, of_rows in panels.items() if of_rows}
+    if not panels:
+        raise UserError(f"{', '.join(names)}: nothing is trained or measured yet; `mar-bench run` does it")
+    if picture is not None:
+        if Path(picture).suffix not in draw.FORMATS:
+            raise UserError(f"--save {picture}: end it with {', '.join(draw.FORMATS)}")
+        print(f"wrote {draw.picture(panels, Path(picture))}")
+        return
+    for title, of_rows in panels.items():
+        print(f"{draw.drawn(title, of_rows)}\n{draw.listed(of_rows)}\n")
 
 
 @app.command()

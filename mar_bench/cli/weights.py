@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import ExperimentName, Only, Overrides, Reports, Runs, Scale, Weights, app, as_path
+from mar_bench.cli.options import ExperimentName, Only, Overrides, Records, Reports, Runs, Scale, Weights, app, as_path
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
@@ -106,4 +106,19 @@ def rehearse(
         atomic_write(target.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
         print(f"wrote {target}.md and .json", file=sys.stderr)
     if any(item["error"] or item["resumed_equal"] is False for item in content["found"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(runs: Runs = None, records: Records = None, weights: Weights = "weights") -> None:
+    """Check this machine: versions, device, folders, Slurm, public files, and metrics against known values.
+
+    Exit code 1 if something that every run needs does not work."""
+    from mar_bench.pipeline.doctor import findings
+    from mar_bench.pipeline.store import default_places
+    from mar_bench.utils.console import console_table
+
+    found = list(findings(default_places(runs, records), Path(weights)))
+    print(console_table(["", "check", "found"], [list(finding) for finding in found]))
+    if any(finding.state == "error" for finding in found):
         raise typer.Exit(1)

@@ -193,6 +193,7 @@ class ComputeSpec:
     cuda_graphs: bool = parse.unhashed(True)  # on a GPU, sample by graphs of all denoising steps of an AR step
     pack_weights: bool = parse.unhashed(False)  # on a CPU, sample with weights laid out for oneDNN: other rounding
     log_every: parse.Count = parse.unhashed(50)  # training steps per line of metrics.jsonl
+    tensorboard: bool = parse.unhashed(False)  # also log to runs/tensorboard/<train_id>
     # seconds of sleep per step, to try out interruptions
     step_pause: Annotated[float, parse.between(0, 3600)] = parse.unhashed(0.0)
 

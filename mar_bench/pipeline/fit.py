@@ -55,13 +55,15 @@ def fit(
     log_every: int = 50,
     pause: float = 0.0,
     about: dict[str, Any] | None = None,
+    logged: Callable[[dict[str, Any]], object] = lambda line: None,
     world: World = ALONE,
 ) -> Fitted:
     """Train with AdamW for ``steps`` steps, keeping the EMA weights after each of the steps in ``snapshots``.
 
     ``losses_at(step)`` yields scalars that depend only on the step and the weights; the step's loss is their sum, and
     each is differentiated before the next is drawn. Writes metrics.jsonl and checkpoints into ``folder`` and resumes
-    from the newest intact one of the same id and inputs (in ``about``). Every rank calls this; rank 0 writes.
+    from the newest intact one of the same id and inputs (in ``about``). ``logged`` gets each line of the log when it is
+    known. Every rank calls this; rank 0 writes.
 
     Raises UserError after more than ``max_skipped`` skipped steps in a row. Any exception from ``progress`` is
     re-raised after saving."""
@@ -106,7 +108,10 @@ def fit(
             if step % log_every == 0 or step == steps - 1:
                 numbers = {"step": step, "loss": world.mean(loss), "lr": lr, "grad_norm": norm}
                 finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-                lines.append(json.dumps({**finite, "skipped": skipped, "seconds": round(clock() - began, 2)}))
+                line = {**finite, "skipped": skipped, "seconds": round(clock() - began, 2)}
+                lines.append(json.dumps(line))
+                if world.first:
+                    logged(line)
 
     def save(step: int) -> None:
         look_at(behind.due())

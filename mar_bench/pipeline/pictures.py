@@ -64,7 +64,7 @@ def gathered(experiment: Experiment, places: Places) -> Pictures:
     """The pictures of an experiment on training and sampling seed 0; without a run folder there are none."""
     runs = {row: generation_run(row, with_seeds(spec, 0, 0)) for row, spec in experiment.rows.items()}
     samples = {row: images for row, images in previews(runs, places).items() if len(images)}
-    curves = {row: curve for row, run in runs.items() if (curve := _curve(places.stage("train", run)))}
+    curves = {row: curve for row, run in runs.items() if (curve := losses_of(run, places))}
     by_training = {run.ids["train_id"]: row for row, run in reversed(runs.items()) if row in curves}
     return Pictures(
         samples,
@@ -118,10 +118,10 @@ def _reconstructions(
     return found
 
 
-def _curve(folder: Path) -> Curve:
-    """The logged losses of a training, thinned out; empty if it has none."""
+def losses_of(run: Run, places: Places) -> Curve:
+    """The losses of a run's training so far, thinned out; empty if it has none."""
     with suppress(OSError, ValueError, KeyError):
-        lines = [json.loads(line) for line in (folder / store.LOG).read_text().splitlines()]
+        lines = [json.loads(line) for line in (places.stage("train", run) / store.LOG).read_text().splitlines()]
         logged = [(line["step"] + 1, float(f"{line['loss']:.5g}")) for line in lines if line["loss"] is not None]
         return _thinned(logged)
     return []

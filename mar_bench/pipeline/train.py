@@ -87,6 +87,7 @@ def train_generator(
         log_every=spec.compute.log_every,
         pause=spec.compute.step_pause,
         about={"id": stage_ids(spec)["train_id"], "spec": as_tree(spec), "inputs": inputs},
+        **({"logged": tensorboard(folder)} if spec.compute.tensorboard else {}),
         world=world,
     )
     if not world.first:
@@ -103,6 +104,27 @@ def train_generator(
     summary |= {"images": len(latents.labels), "parameters": count_parameters(model)}
     summary |= {"skipped_steps": fitted.skipped} if fitted.skipped else {}
     return summary | ({"processes": world.size} if world.size > 1 else {})
+
+
+def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """What writes the lines of a training's log for TensorBoard into ``runs/tensorboard/<train_id>``.
+
+    Raises UserError if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("compute.tensorboard: it is not installed; pip install 'mar-bench[tensorboard]'") from None
+    place, writer = folder.parents[1] / "tensorboard" / folder.name, None
+
+    def write(line: dict[str, Any]) -> None:
+        nonlocal writer
+        writer = writer or SummaryWriter(str(place), purge_step=line["step"])  # a resumed training begins here
+        for name in ("loss", "lr", "grad_norm", "skipped"):
+            if line[name] is not None:
+                writer.add_scalar(name, line[name], line["step"])
+        writer.flush()
+
+    return write
 
 
 def _stand(

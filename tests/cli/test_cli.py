@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -166,6 +167,23 @@ def test_overrides_need_to_fit_only_the_rows_asked_for(places):
     text = call("plan", "table1", "--scale", "smoke", "--only", "mar/diff/*", "sampling.num_ar_steps=8", *places)
     assert "2 evaluations" in text
     assert "num_ar_steps: 8" in call("show", "table1/mar/diff/guided", "--scale", "smoke", "sampling.num_ar_steps=8")
+
+
+def test_cite_names_paper_version_and_records(places):
+    text = call("cite", "table5", "--scale", "tiny")
+    assert text.count("{") == text.count("}") and "li2024autoregressive" in text and "version = {0.1.0}" in text
+    ids = re.findall(r"\b[0-9a-f]{12}\b", text.partition("records ")[2])
+    assert ids and {*ids} <= {path.stem for path in Path("results/records").glob("*.json")}
+    assert "records" not in call("cite", "table5", "--scale", "tiny", *places[2:])
+
+
+def test_doctor_says_what_works_here(places, monkeypatch, tmp_path):
+    text = call("doctor", *places)
+    assert "ok    FID of two Gaussians  14, as known" in text and "KID of two sets" in text
+    monkeypatch.setattr("mar_bench.pipeline.doctor.frechet_distance", lambda *sets: 14.1)
+    result = CliRunner().invoke(app, ["doctor", *places])
+    assert result.exit_code == 1 and "14.1 instead of 14" in result.output
+    assert not list(tmp_path.iterdir()), "it makes no folders"
 
 
 def test_reports_of_overrides_have_names_of_their_own(places, tmp_path):

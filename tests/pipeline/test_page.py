@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from mar_bench.cli import app
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import IdCheck
 from mar_bench.pipeline.pictures import FRAMES, UNKNOWN, _frames, _thinned, write_page
@@ -126,6 +128,18 @@ def test_server_is_this_machines_alone_and_follows_the_records(tmp_path, monkeyp
         with pytest.raises(urllib.error.HTTPError, match="403"):
             get("", Host="example.org")
         server.shutdown()
+
+
+def test_curves_of_a_row_in_the_terminal_and_as_a_picture(table1, tmp_path):
+    places = ["--scale", "smoke", "--runs", str(table1 / "runs"), "--records", str(table1 / "records")]
+    words = ["curves", "table1/mar/diff/guided", "table1/mar/ce/guided", *places]
+    text = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert text.count("oo table1/mar/diff/guided") == 2 and "xx table1/mar/ce/guided" in text, "losses and distances"
+    assert "\x1b" not in text
+    CliRunner().invoke(app, [*words, "--save", str(tmp_path / "c.svg")], catch_exceptions=False)
+    assert (tmp_path / "c.svg").read_text().startswith("<?xml")
+    for more, told in ((["--save", "c.jpg"], "end it with .png"), (["train.steps=9"], "nothing is trained")):
+        assert told in str(CliRunner().invoke(app, [*words, *more]).exception)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,6 +239,29 @@ def test_a_training_in_each_order(attention, tmp_path):
         assert tokens.shape[:2] == (4, model.length)
     assert losses["permuted"][1:] != losses["random"][1:]  # a new head's loss is the same in every order
     assert losses["annealed"][:5] == losses["random"][:5] and losses["annealed"][5:] != losses["random"][5:]
+
+
+def test_tensorboard_shows_the_log_also_of_a_resumed_training(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    spec = spec_of(ROWS[0], "compute.tensorboard=true", "compute.log_every=1", "compute.checkpoint_every=5")
+    folder = tmp_path / "train/abc"
+    folder.mkdir(parents=True)
+
+    def stop_at_seven(step: int, steps: int) -> bool:
+        if step == 7:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train_generator(spec, latents_of(spec), folder, stop_at_seven)
+    train_generator(spec, latents_of(spec), folder, go_on)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard/abc")).Reload().Scalars("loss")
+    logged = [(line["step"], line["loss"]) for line in lines_of(folder)]
+    assert [event.step for event in events] == [step for step, _ in logged]
+    assert [event.value for event in events] == pytest.approx([loss for _, loss in logged], rel=1e-6)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'mar-bench\[tensorboard\]'"):
+        train_generator(spec, latents_of(spec), folder, go_on)
 
 
 def test_split_losses_use_the_same_noise():

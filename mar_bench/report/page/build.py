@@ -132,7 +132,10 @@ def _images(of: Section) -> dict[str, dict[str, str]]:
     return {
         "samples": {words[row]: uri for row, uri in pictures.sheets(found.samples, classes, invert).items()},
         "strips": {words[row]: pictures.strip(frames, invert) for row, frames in found.strips.items()},
-        "reconstructions": {words[k]: pictures.pairs(*both, invert) for k, both in found.reconstructions.items()},
+        "reconstructions": {
+            f"{of.experiment.rows[row].tokenizer.kind.upper()}: {words[row]}": pictures.pairs(*both, invert)
+            for row, both in found.reconstructions.items()
+        },
         "neighbours": {path.stem: pictures.file_uri(path) for path in of.copied},
     }
 

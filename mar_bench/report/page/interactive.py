@@ -83,8 +83,9 @@ def losses(curves: dict[str, Curve], about: dict[str, str]) -> Figure:
         }
         for row, curve in curves.items()
     ]
+    steps = pd.Series([step for curve in curves.values() for step, _ in curve])
     layout = {
-        "xaxis": {"title": _title("training step"), "type": "log"},
+        "xaxis": {"title": _title("training step"), "type": "log", "tickvals": _ticks(steps)},
         "yaxis": {"title": _title("loss")},
         "hovermode": "closest",
     }

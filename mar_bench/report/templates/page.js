@@ -47,11 +47,12 @@
     const axes = Object.fromEntries(Object.entries(layout).map(([k, v]) => [k, /^[xy]axis/.test(k) ? { ...axis, ...v } : v]));
     for (const shape of axes.shapes ?? []) shape.layer = "below";
     const titleLines = Math.max(...Object.entries(layout).map(([k, v]) => k.startsWith("xaxis") ? v.title.text.split("<br>").length : 0));
+    const gap = 76 + 20 * titleLines, cell = 240 + gap; // pixels between lines of panels, and of a panel with its share
     Plotly.react(place, traces, {
-      ...axes, grid: { rows: down, columns: across, pattern: "independent", xgap: 0.16, ygap: 0.3 },
-      height: 330 * down + 90, margin: { t: 30, r: 12, b: 60, l: 60 }, hovermode: "closest",
+      ...axes, grid: { rows: down, columns: across, pattern: "independent", xgap: 0.16, ygap: gap / cell },
+      height: cell * down + 90, margin: { t: 30, r: 12, b: 60, l: 60 }, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12.5 },
-      legend: { orientation: "h", y: -(46 + 20 * titleLines) / (330 * down), yanchor: "top" }, hoverlabel: { align: "left" },
+      legend: { orientation: "h", y: -(46 + 20 * titleLines) / (cell * down), yanchor: "top" }, hoverlabel: { align: "left" },
     }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     if (!place.dataset.drawn) place.on("plotly_click", ({ points }) => points[0].customdata?.length && showRecords([...new Set(points[0].customdata)]));
     place.dataset.drawn = "yes";
