@@ -1,9 +1,18 @@
 """One thread for every test: small tensors gain nothing from more, and sums keep their order."""
 
+import os
+import shutil
+import tempfile
+
 import pytest
 import torch
 
 torch.set_num_threads(1)  # for code at the top of test modules
+os.environ["MAR_BENCH_LOCKS"] = LOCKS = tempfile.mkdtemp(prefix="mar_bench-locks-")  # not to wait for runs elsewhere
+
+
+def pytest_unconfigure():
+    shutil.rmtree(LOCKS, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -28,14 +28,6 @@ BEFORE_TRAINING = ("tokenizer", "latents", "extractor", "reconstruction")
 ONE_ROW = ("--only", "mar/ce/unguided", "train.steps=400")  # long enough to be stopped on its way
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_machine_lock(tmp_path_factory):
-    """So that speed does not wait for a run that goes on elsewhere on this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MAR_BENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
-        yield
-
-
 def command(folder: Path, verb: str, *words: str) -> list[str]:
     places = {"run": ("--runs", "--records"), "plan": ("--runs", "--records"), "sample": ("--runs", "--reports")}
     folders = {"--runs": folder / "runs", "--records": folder / "records", "--reports": folder / "reports"}
