@@ -63,6 +63,7 @@ class Report:
         self.quiet, self.outcome = quiet, Outcome()
         self.pending = {job.id: job for job in jobs}
         self.running: dict[str, tuple[Job, Task]] = {}  # the bar holds the share that is done, and a note
+        self.first: dict[str, tuple[int, float]] = {}  # of a running job: its first step told, and when
         self.done_cost = self.done_seconds = 0.0
         self.begin = time.monotonic()
         self.next_line = self.begin + LOG_SECONDS
@@ -84,7 +85,10 @@ class Report:
         self.running[job.id] = job, self.bars.tasks[-1]
 
     def progress(self, job: Job, step: int, total: int) -> None:
-        self.waiting(job, f"{step}/{total}")
+        first, since = self.first.setdefault(job.id, (step, time.monotonic()))
+        seconds, batch = time.monotonic() - since, job.run.spec.train.batch_size
+        rate = f", {(step - first) * batch / seconds:,.0f} images/s" if job.kind == "train" and step > first else ""
+        self.waiting(job, f"{step}/{total}{rate}")
         self.running[job.id][1].completed = step / max(1, total)
 
     def waiting(self, job: Job, why: str) -> None:
@@ -115,12 +119,21 @@ class Report:
         self.bars.update(self.whole, completed=self.outcome.done, note=state)
         if self.running and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LOG_SECONDS
-            lines = [state, *(f"{job.title} {task.fields['note']}" for job, task in self.running.values())]
+            lines = [state, *(self._line(job, task.fields["note"]) for job, task in self.running.values())]
             if not self.on_terminal:
                 self.say("; ".join(lines))
             if not self.quiet:
                 with suppress(OSError):  # it is only for a page that watches
                     atomic_write(with_folder(_state_file(self.places.runs)), json.dumps(lines))
+
+    def _line(self, job: Job, note: str) -> str:
+        """What a job does, and how many others wait for it."""
+        waiting = {job.id}
+        for other in self.jobs:  # dependencies come first
+            if waiting.intersection(other.needs):
+                waiting.add(other.id)
+        count = len(waiting) - 1
+        return f"{job.title} {note}" + f" ({count} wait for it)" * (count > 0)
 
     def close(self) -> None:
         """Forget the state; to be called when the work has ended."""

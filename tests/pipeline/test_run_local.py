@@ -10,14 +10,14 @@ import pytest
 
 from mar_bench.pipeline import progress, run_local
 from mar_bench.pipeline.graph import Job
-from mar_bench.pipeline.progress import Report, duration
+from mar_bench.pipeline.progress import Report, duration, states
 from mar_bench.pipeline.run_local import _ready, _urgency, cause
 from mar_bench.pipeline.store import Places
 from mar_bench.utils.errors import DiskError
 
 
 def job(name: str, *needs: str, kind: str = "train", cost: float = 1.0) -> Job:
-    spec = SimpleNamespace(train=SimpleNamespace(seed=0), sampling=SimpleNamespace(seed=0))
+    spec = SimpleNamespace(train=SimpleNamespace(seed=0, batch_size=2048), sampling=SimpleNamespace(seed=0))
     return Job(kind, name, SimpleNamespace(row=f"{name}/x", spec=spec), needs, cost)
 
 
@@ -87,15 +87,19 @@ def test_the_log_says_what_runs_how_far_and_how_long(clock, capsys, tmp_path):
     a, b, c = jobs = [job("a", cost=100), job("b"), job("c", "b")]
     report = Report(jobs, Places(tmp_path, tmp_path), num_workers=1)
     report.started(a)
-    report.progress(a, 25, 100)
+    report.progress(a, 20, 100)
     for seconds in (5, 16, 17):
         clock(seconds)
+        report.progress(a, 20 + seconds, 100)
         report.tick()
     report.done(a)
     report.started(b)
     report.failed(b, "ValueError: broken\nTraceback ...")
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\[  0:16\] 0/3, about .* left; train a seed 0 25/100", lines[-3])
+    assert re.fullmatch(r"\[  0:16\] 0/3, about .* left; train a seed 0 36/100, 2,048 images/s", lines[-3])
+    assert states(tmp_path) == [[lines[-3][9:].split("; ")[0], "train a seed 0 36/100, 2,048 images/s"]]
+    report.close()
+    assert not states(tmp_path)
     assert lines[-2] == "[  0:17] done   train a seed 0, 17 s (1/3)"
     assert lines[-1] == "[  0:17] FAILED train b seed 0: ValueError: broken"
     assert not report.pending and report.outcome.done == 1 and report.outcome.failed.keys() == {"b"}
