@@ -7,7 +7,7 @@ LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .setup.lock)
 MAR := $(BIN)/mar-bench
 SHEETS := table1 table2 table6 fig7 heads same_tokenizer appendix_pixel appendix_l2
 
-.PHONY: install demo smoke test test-fast coverage lint reference reports bench-loader bench-metrics bench gpu-check rehearsal torture clean
+.PHONY: install demo smoke test test-fast coverage docs lint reference reports bench-loader bench-metrics bench gpu-check rehearsal torture clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,12 @@ test-fast: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov=mar_bench --cov-report=term:skip-covered
+
+# The documentation as a site, runs/site: half a minute.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	rm -rf runs/docs && mkdir -p runs/docs && cp -r docs reports slurm *.md CITATION.cff runs/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f docs/mkdocs.yml
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
