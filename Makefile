@@ -68,6 +68,7 @@ reports: $(INSTALLED)
 	$(MAR) neighbours table1/raster_causal/diff/guided --scale tiny
 	$(MAR) claims --save >/dev/null
 	$(MAR) claims --scale tiny --save >/dev/null
+	$(BIN)/python -m tests.docs.regenerate
 
 # Every experiment at smoke scale: three minutes on two cores.
 smoke: $(INSTALLED)
