@@ -1,7 +1,8 @@
 """mar_bench: discrete against continuous autoregressive image generation, one core, one spec per table.
 
 The public interface is loaded on first use: ``load_experiment``, ``plan_runs``, ``execute``, ``read_records``,
-``frame`` and ``table``. ``mar_bench.frame("table1", scale="tiny")`` is a table's results as a tidy DataFrame.
+``frame``, ``table``, ``run``, ``compare`` and ``eval_images``. ``mar_bench.frame("table1", scale="tiny")`` is a table's
+results as a tidy DataFrame; docs/notebook.ipynb shows the others.
 
 Conventions, stated once because the field's codebases contradict each other:
 
@@ -28,6 +29,9 @@ _PUBLIC = {
     "read_records": "mar_bench.records.record",
     "frame": "mar_bench.report.frames",
     "table": "mar_bench.report.table.build",
+    "run": "mar_bench.cli.python",
+    "compare": "mar_bench.cli.python",
+    "eval_images": "mar_bench.cli.python",
 }
 
 

@@ -18,6 +18,7 @@ from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
 from mar_bench.pipeline.request import load_row
 from mar_bench.pipeline.store import default_places, fault_in
 from mar_bench.records.provenance import cores
+from mar_bench.records.record import Record
 from mar_bench.utils.errors import UserError
 
 InceptionWeights = Annotated[
@@ -176,21 +177,25 @@ def compare(
 
     Differences are paired on common seeds, with intervals; if the two were measured differently, prints the reasons."""
     from mar_bench.report.compare import markdown
+
+    sides = [(name, records_of(name, overrides, scale, records)) for name in (one, other)]
+    print(markdown(*sides[0], *sides[1]), end="")
+
+
+def records_of(name: str, overrides: list[str] | None, scale: str, records: str | None) -> list[Record]:
+    """The records of a row, or the one with an id. Raises UserError if there is none."""
     from mar_bench.report.frames import select
 
-    def records_of(name: str) -> list:
-        if options.is_record(name):
-            return [options.find_record(name, records)]
-        places, found = options.results(None, records)
-        experiment, row = load_row(name, scale, overrides, found)
-        if row is None:
-            raise UserError(f"{name}: neither a record nor a row, as in table1/mar/diff/guided")
-        tasks = select(experiment, found)[row]
-        if not tasks["generation"]:
-            raise UserError(f"no records of {name} at scale {scale} in {places.records}; mar-bench run makes them")
-        return [*tasks["generation"], *tasks["reconstruction"], *tasks["likelihood"]]
-
-    print(markdown(one, records_of(one), other, records_of(other)), end="")
+    if options.is_record(name):
+        return [options.find_record(name, records)]
+    places, found = options.results(None, records)
+    experiment, row = load_row(name, scale, overrides, found)
+    if row is None:
+        raise UserError(f"{name}: neither a record nor a row, as in table1/mar/diff/guided")
+    tasks = select(experiment, found)[row]
+    if not tasks["generation"]:
+        raise UserError(f"no records of {name} at scale {scale} in {places.records}; mar-bench run makes them")
+    return [*tasks["generation"], *tasks["reconstruction"], *tasks["likelihood"]]
 
 
 @app.command()

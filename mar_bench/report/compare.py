@@ -5,7 +5,11 @@ No claim is judged, so verdicts read "lower" and "higher"; which of the two is b
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
+
+import pandas as pd
 
 from mar_bench.records.comparable import differences
 from mar_bench.records.metrics import GENERATION_METRICS, LIKELIHOOD_METRICS, REAL_METRICS, metric_name
@@ -31,19 +35,39 @@ def markdown(name_one: str, ones: list[Record], name_other: str, others: list[Re
     Speed records are left out: they compare within one device only. Raises UserError if a side has two records with
     equal seeds, which cannot be paired."""
     sections: list[tuple[str, str, list[str]]] = []
-    for task, title in TITLES.items():
-        one, other = _runs(name_one, ones, task), _runs(name_other, others, task)
-        if one and {r.id for r in one.values()} == {r.id for r in other.values()}:
-            sections.append((title, "", []))
-            continue
-        metrics = (*GENERATION_METRICS, *REAL_METRICS, *LIKELIHOOD_METRICS)
-        found = [line for metric in metrics if (line := _line(one, other, metric))]
-        if found:
-            heading = ["metric", name_one, name_other, "difference", "in percent", "interval", "seeds", "verdict"]
-            table = markdown_table(heading, [cells for cells, _ in found])
-            sections.append((title, table, found[0][1]))
+    heading = ["metric", name_one, name_other, "difference", "in percent", "interval", "seeds", "verdict"]
+    for task, pairs in _pairs(name_one, ones, name_other, others):
+        designs = [design(pairs[0].one), design(pairs[0].other)] if pairs else []
+        sections.append((TITLES[task], markdown_table(heading, list(map(_cells, pairs))) if pairs else "", designs))
     failed = {name: sum(r.status == "failed" for r in side) for name, side in ((name_one, ones), (name_other, others))}
     return render("compare.md.j2", names=(name_one, name_other), sections=sections, failed=failed)
+
+
+def frame(name_one: str, ones: list[Record], name_other: str, others: list[Record]) -> pd.DataFrame:
+    """The same as numbers, a line for each metric; ``low`` and ``high`` bound the difference."""
+    lines = [
+        [task, pair.name, pair.one.mean, pair.one.sd, pair.other.mean, pair.other.sd, found.value, found.percent[0]]
+        + [found.low, found.high, found.seeds, found.words]
+        for task, pairs in _pairs(name_one, ones, name_other, others)
+        for pair in pairs
+        for found in [pair.found]
+    ]
+    columns = ["task", "metric", "one", "one_sd", "other", "other_sd", "difference", "percent", "low", "high", "seeds"]
+    return pd.DataFrame(lines, columns=[*columns, "verdict"])
+
+
+def _pairs(
+    name_one: str, ones: list[Record], name_other: str, others: list[Record]
+) -> Iterator[tuple[str, list[_Pair]]]:
+    """Each task with the metrics that both sides have; none if both have the same records."""
+    for task in TITLES:
+        one, other = _runs(name_one, ones, task), _runs(name_other, others, task)
+        if one and {r.id for r in one.values()} == {r.id for r in other.values()}:
+            yield task, []
+            continue
+        metrics = (*GENERATION_METRICS, *REAL_METRICS, *LIKELIHOOD_METRICS)
+        if found := [pair for metric in metrics if (pair := _pair(one, other, metric))]:
+            yield task, found
 
 
 def _runs(name: str, records: list[Record], task: str) -> Runs:
@@ -59,8 +83,17 @@ def _runs(name: str, records: list[Record], task: str) -> Runs:
     return runs
 
 
-def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] | None:
-    """The cells of a metric, and the meaning of both sides' ±; None unless both sides have the metric."""
+class _Pair(NamedTuple):
+    """Both sides of a metric, and their difference with its verdict in a word."""
+
+    name: str  # in the records
+    one: stats.Spread
+    other: stats.Spread
+    found: stats.Difference
+
+
+def _pair(ones: Runs, others: Runs, metric: str) -> _Pair | None:
+    """None unless both sides have the metric."""
     sides = [runs_with(side.values(), metric) for side in (ones, others)]
     if not all(sides):
         return None
@@ -78,11 +111,15 @@ def _line(ones: Runs, others: Runs, metric: str) -> tuple[list[str], list[str]] 
     keys = dict.fromkeys(metric_name(metric, r.spec["metrics"]["extractor"]) for side in sides for r in side.values())
     lower, higher = ("differs", "differs") if found.over == "images" else ("lower", "higher")
     word = {stats.HOLDS: lower, stats.FAILS: higher}.get(found.verdict, found.verdict)
+    return _Pair(" / ".join(keys), one, other, replace(found, verdict=word))
+
+
+def _cells(pair: _Pair) -> list[str]:
+    found = pair.found
     change, low, high = (number(value, signed=True) for value in (found.value, found.low, found.high))
     interval = MISSING if math.isnan(found.low) else f"{low} to {high}"
-    cells = [" / ".join(keys), *(plus_minus(side.mean, side.sd) for side in (one, other)), change]
-    cells += [percent(found.percent[0]), interval, found.seeds, replace(found, verdict=word).words]
-    return cells, [design(one), design(other)]
+    sides = (plus_minus(side.mean, side.sd) for side in (pair.one, pair.other))
+    return [pair.name, *sides, change, percent(found.percent[0]), interval, found.seeds, found.words]
 
 
 def _unlike(ones: Runs, others: Runs, metric: str) -> list[str]:
