@@ -69,6 +69,7 @@ reports: $(INSTALLED)
 	$(MAR) claims --save >/dev/null
 	$(MAR) claims --scale tiny --save >/dev/null
 	$(BIN)/python -m tests.docs.regenerate
+	$(MAR) report --scale tiny
 
 # Every experiment at smoke scale: three minutes on two cores.
 smoke: $(INSTALLED)

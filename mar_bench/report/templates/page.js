@@ -52,7 +52,8 @@
       ...axes, grid: { rows: down, columns: across, pattern: "independent", xgap: 0.16, ygap: gap / cell },
       height: cell * down + 90, margin: { t: 30, r: 12, b: 60, l: 60 }, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12.5 },
-      legend: { orientation: "h", y: -(46 + 20 * titleLines) / (cell * down), yanchor: "top" }, hoverlabel: { align: "left" },
+      legend: { orientation: "h", y: -(54 + 20 * titleLines) / (cell * down), yanchor: "top" }, hoverlabel: { align: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--accent") },
     }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     if (!place.dataset.drawn) place.on("plotly_click", ({ points }) => points[0].customdata?.length && showRecords([...new Set(points[0].customdata)]));
     place.dataset.drawn = "yes";
