@@ -90,7 +90,7 @@ def test_failed_and_killed_stages_are_in_record_table_and_status_and_other_rows_
     assert lines["killed"]["state"].startswith(("FAILED", "NODE_FAIL")) and "Killed" in lab("logs", job)
     errors = [r["error"] for r in lab.records().values() if r["status"] == "failed" and r["task"] == "generation"]
     assert len(errors) == 2 and any("not finite" in e for e in errors) and any(job in e for e in errors)
-    assert "FAILED" in (lab.folder / "reports/smoke/bad.md").read_text()
+    assert "FAILED" in (lab.folder / "reports/smoke/bad+train.max_skipped_steps=2.md").read_text()
     assert "--retry failed" in lab.submit(*words)
     held = lab.profile(job={"sbatch": {"hold": ""}})
     assert "sent" in lab.submit(*words, "--retry", "failed", "--only", "wild", cluster=held)
