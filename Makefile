@@ -40,7 +40,7 @@ coverage: $(INSTALLED)
 # The documentation as a site, runs/site: half a minute.
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e ".[docs]"
-	rm -rf runs/docs && mkdir -p runs/docs && cp -r docs reports slurm *.md CITATION.cff runs/docs
+	rm -rf runs/docs && mkdir -p runs/docs && cp -r docs reports slurm examples *.md CITATION.cff runs/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f docs/mkdocs.yml
 
 lint: $(INSTALLED)

@@ -23,6 +23,7 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Plugin": "mar_bench.config.plugins",
     "load_experiment": "mar_bench.config.experiment",
     "plan_runs": "mar_bench.config.ids",
     "execute": "mar_bench.pipeline.execute",

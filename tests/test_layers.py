@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mar_bench"
-LAYERS = ["cli", "cluster", "pipeline", "report", "metrics", "data", "models", "config", "records", "utils"]
+LAYERS = ["testing", "cli", "cluster", "pipeline", "report", "metrics", "data", "models", "config", "records", "utils"]
 TREES = {
     ".".join(p for p in path.relative_to(PACKAGE.parent).with_suffix("").parts if p != "__init__"): ast.parse(
         path.read_text(), str(path)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
+from mar_bench.config import plugins
 from mar_bench.utils.errors import UserError, did_you_mean, shown
 from mar_bench.utils.files import expanded
 from mar_bench.utils.yaml_text import Typed
@@ -95,6 +96,14 @@ def unhashed(default: Any) -> Any:
 def view(default: Any) -> Any:
     """A field of a tokenizer that affects how its output becomes tokens, not its weights and reconstructions."""
     return field(default=default, metadata={"view": True})
+
+
+EXTENSIBLE: dict[frozenset[type], str] = {}  # the members of a union -> what plugins call its parts
+
+
+def extensible(union: Any, part: str) -> None:
+    """Let plugins add to a union of blocks."""
+    EXTENSIBLE[frozenset(typing.get_args(union))] = part
 
 
 @functools.cache
@@ -182,6 +191,8 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
 def _kind_of(members: list[Any], value: Any, path: str) -> type:
     """The dataclass among ``members`` that a block's ``kind`` names; an ``assumed`` one is the default."""
     kinds = {m.kind: m for m in members}
+    if (part := EXTENSIBLE.get(frozenset(members))) and isinstance(value, dict) and value.get("kind", "") not in kinds:
+        kinds = {**plugins.specs(part), **kinds}
     if not isinstance(value, dict):
         raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {shown(value)}")
     assumed = next((kind for kind, member in kinds.items() if getattr(member, "assumed", False)), None)

@@ -207,6 +207,7 @@ class PixelTokenizer:
 TokenizerSpec = (
     KLTokenizer | VQTokenizer | LDMKLTokenizer | LDMVQTokenizer | SDKLTokenizer | ConsistencyTokenizer | PixelTokenizer
 )
+parse.extensible(TokenizerSpec, "tokenizers")
 
 
 def latent_space(tokenizer: TokenizerSpec, data: DataSpec) -> TokenSpace:

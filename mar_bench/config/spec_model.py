@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Few, Fraction, Seed, Share, Width, between
+from mar_bench.config.parse import Few, Fraction, Seed, Share, Width, between, extensible
 from mar_bench.config.spec_data import Continuous, Discrete
 
 
@@ -143,6 +143,7 @@ class EnergyHead(DrawsTokens):
 
 
 HeadSpec = CrossEntropyHead | DiffusionHead | GaussianMixtureHead | MSEHead | FlowHead | EnergyHead
+extensible(HeadSpec, "heads")
 
 
 @dataclass(frozen=True)

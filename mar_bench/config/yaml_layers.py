@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mar_bench.config import plugins
 from mar_bench.config.parse import KeyPathError, check_keys, join, overlay
 from mar_bench.utils.errors import UserError, did_you_mean, shortened, shown
 from mar_bench.utils.files import expanded, reading, shipped
@@ -48,7 +49,16 @@ def experiment_files() -> dict[str, Path]:
     """The experiments by name. Raises UserError if there are none."""
     if not (files := yaml_files(experiments_dir())):
         raise UserError(f"no experiments in {experiments_dir()} (see MAR_BENCH_EXPERIMENTS)")
-    return files
+    added = {name: path for path, tree in _of_plugins() if "adds_to" not in tree for name in [path.stem]}
+    if both := sorted(files.keys() & added.keys()):
+        raise UserError(f"{added[both[0]]}: there is an experiment '{both[0]}' already; rename it, or write adds_to")
+    return files | added
+
+
+def _of_plugins() -> list[tuple[Path, dict[str, Any]]]:
+    """The experiment files of plugins with their content."""
+    folders = [plugin.experiments for plugin in plugins.installed().values() if plugin.experiments]
+    return [(path, load_yaml(path)) for folder in folders for path in yaml_files(Path(folder)).values()]
 
 
 def scales() -> list[str]:
@@ -125,7 +135,8 @@ def layered(file: Path, scale: str, parts: dict[str, Any]) -> dict[str, Any]:
         check_keys(f"scales.{scale}", section := sections.get(scale) or {})
         tree: dict[str, Any] = {}
         base = _overlay(file, "base", own["base"]) if own.get("base") else {}
-        for layer in (base, own, _overlay(file, "scale", scale), section):
+        added = [tree for _, tree in _of_plugins() if tree.pop("adds_to", None) == own.get("id", "")]
+        for layer in (base, own, *added, _overlay(file, "scale", scale), section):
             for key in ("run", "parts"):
                 check_keys(key, layer.get(key) or {})
             tree = overlay(tree, {k: v for k, v in layer.items() if v is not None})

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mar_bench.config.spec import ARModel, Continuous, RunSpec, SamplingSpec
+from mar_bench.config.plugins import class_of
+from mar_bench.config.spec import ARModel, Continuous, RunSpec, SamplingSpec, TokenizerSpec
 from mar_bench.models import dit, sampler
 from mar_bench.models.ar import ARGenerator, Generator
 from mar_bench.models.backbones import causal, masked
@@ -41,10 +42,14 @@ HEADS = {
 }
 
 
+def tokenizer_class(spec: TokenizerSpec) -> type[Tokenizer]:
+    return class_of("tokenizers", spec, TOKENIZERS)
+
+
 def build_tokenizer(spec: RunSpec) -> Tokenizer:
     """The tokenizer before training, or with its published weights; grouped if the spec says so."""
     with seeded(getattr(spec.tokenizer, "seed", 0), "tokenizer-init"):
-        tokenizer = TOKENIZERS[spec.tokenizer.kind](spec.tokenizer, spec.data)
+        tokenizer = tokenizer_class(spec.tokenizer)(spec.tokenizer, spec.data)
     return tokenizer if spec.tokenizer.group == 1 else grouped.Grouped(tokenizer, spec.tokenizer.group)
 
 
@@ -56,7 +61,7 @@ def build_generator(spec: RunSpec) -> Generator:
             assert isinstance(spec.space, Continuous)
             return dit.DiT(model, spec.space, spec.data.num_classes, train.label_dropout)
         backbone = BACKBONES[model.backbone.kind](model.backbone, spec.space, spec.data.num_classes)
-        head = HEADS[model.head.kind](model.head, spec.space, model.backbone.dim)
+        head = class_of("heads", model.head, HEADS)(model.head, spec.space, model.backbone.dim)
         share = partial(random_share, train.annealing, total_steps=train.steps)
         return ARGenerator(model.order, backbone, head, spec.space, train.label_dropout, model.order_seed, share)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import fields
 from typing import Any
 
 from mar_bench.config.spec import CausalBackbone, DiTModel, MaskedBackbone, RunSpec, TokenSpace, num_tokens
@@ -142,7 +143,8 @@ def head_flops(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, fl
     """Operations per token with a condition of size ``dim``: those done once, those in each pass of the head's MLP
     when sampling, and those in all passes of a training step."""
     size = getattr(space, "vocab_size", 0) or getattr(space, "dim", 0)
-    if head.kind in ("cross_entropy", "mse", "gmm"):  # a linear layer; of gmm: weights, means and log stds
+    is_mlp = {"depth", "width"} <= {f.name for f in fields(head)}  # a plugin's head without them counts as a layer
+    if not is_mlp:  # a linear layer; of gmm: weights, means and log stds
         outputs = head.num_components * (1 + 2 * size) if head.kind == "gmm" else size
         return 2 * dim * outputs, 0, 0
     inner = head.depth * 5 * head.width + 2 * head.width  # AdaLN blocks, without the condition's embedding
@@ -151,7 +153,7 @@ def head_flops(head: Any, dim: int, space: TokenSpace) -> tuple[float, float, fl
         return 0, each, head.samples_per_token * each
     outputs = 2 * size if head.kind == "diffusion" else size
     each, timestep = 2 * head.width * (size + inner + outputs), 2 * head.width * (TIME_FEATURES + head.width)
-    return 2 * dim * head.width, each, head.draws_per_token * (each + timestep)
+    return 2 * dim * head.width, each, getattr(head, "draws_per_token", 1) * (each + timestep)
 
 
 def _dit_pass(model: DiTModel, space: TokenSpace) -> float:

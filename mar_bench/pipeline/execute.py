@@ -25,7 +25,7 @@ from mar_bench.metrics.acceptance import accept
 from mar_bench.metrics.features import Classifier, kept_classifier
 from mar_bench.metrics.references import load_reference
 from mar_bench.metrics.score import Measure
-from mar_bench.models.build import TOKENIZERS, build_tokenizer, pick_device
+from mar_bench.models.build import build_tokenizer, pick_device, tokenizer_class
 from mar_bench.models.pretrained.fetch import located
 from mar_bench.models.schedules import learning_rate
 from mar_bench.pipeline import store
@@ -214,7 +214,7 @@ def train(run: Run, places: Places, folder: Path, progress: Progress, world: Wor
         if world.first:
             take_published(run.spec, folder)
         return
-    latents = load_latents(places.stage("latents", run), TOKENIZERS[run.spec.tokenizer.kind])
+    latents = load_latents(places.stage("latents", run), tokenizer_class(run.spec.tokenizer))
     summary = train_generator(run.spec, latents, folder, progress, world, places.inputs("train", run))
     if summary is not None:
         atomic_write(folder / store.SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -20,7 +20,7 @@ from mar_bench.data.latents import load_latents
 from mar_bench.metrics.functions import LatentNoise, psnr, statistics
 from mar_bench.metrics.score import FeatureSet, extract_features
 from mar_bench.models.ar import ARGenerator
-from mar_bench.models.build import TOKENIZERS, count_parameters, pick_device
+from mar_bench.models.build import count_parameters, pick_device, tokenizer_class
 from mar_bench.pipeline import store
 from mar_bench.pipeline.likelihood import measure_likelihood
 from mar_bench.pipeline.outputs import (
@@ -89,7 +89,7 @@ def measure_reconstruction(run: Run, places: Places, folder: Path, progress: Pro
 
 def measure_nll(run: Run, places: Places, folder: Path, progress: Progress) -> None:
     begin, device = time.perf_counter(), pick_device(run.spec.compute.device)
-    latents = load_latents(places.stage("latents", run), TOKENIZERS[run.spec.tokenizer.kind])
+    latents = load_latents(places.stage("latents", run), tokenizer_class(run.spec.tokenizer))
     latents = latents.some(run.spec.train.images)
     model, weights = load_generator(run, places, device), generator_file(run, places)
     assert isinstance(model, ARGenerator)

@@ -20,6 +20,7 @@ from mar_bench.utils.errors import UserError
 LIBRARIES = ("torch", "timm", "torch-fidelity", "vector-quantize-pytorch", "numpy", "scipy")
 
 SNAPSHOT = "snapshot.json"  # beside a copy of the package: the checkout it was copied from
+PLUGINS = "mar_bench.plugins"  # the entry points of packages that add to the suite
 COMMAND_VARIABLE = "MAR_BENCH_COMMAND"  # in a Slurm job: the command that submitted it
 
 
@@ -81,6 +82,12 @@ def device_name(device: str = "auto") -> str:
     raise UserError(f"compute.device '{device}': torch finds no GPU here; set compute.device=cpu or auto")
 
 
+def _plugins() -> dict[str, str]:
+    """The packages that add parts or experiments, with their versions."""
+    points = importlib.metadata.entry_points(group=PLUGINS)
+    return {point.dist.name: point.dist.version for point in points if point.dist}
+
+
 def provenance(device: str, threads: int, seconds: float) -> dict:
     """A record's provenance; ``seconds`` is the wall time of the measuring stage."""
     script, job = Path(sys.argv[0] if sys.argv else ""), slurm_job()
@@ -91,6 +98,7 @@ def provenance(device: str, threads: int, seconds: float) -> dict:
         "command": os.environ.get(COMMAND_VARIABLE) or (shlex.join(["mar-bench", *sys.argv[1:]]) if typed else None),
         **({"slurm": {"job": job[0], "restarts": job[1]}} if job else {}),
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
+        **({"plugins": plugins} if (plugins := _plugins()) else {}),
         "platform": f"{platform.system()} {platform.machine()}",
         # a digest distinguishes hosts without publishing their names
         "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],

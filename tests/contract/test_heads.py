@@ -1,143 +1,34 @@
-"""What every head promises, on the token space it is made for."""
+"""What every head promises, on the token space it is made for; then what each alone does."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mar_bench.config.spec import Discrete
+from mar_bench import testing
 from mar_bench.models.build import HEADS
 from mar_bench.models.heads.layers import AdaLNMLP
+from mar_bench.testing import B, HeadContract, L, z
 from mar_bench.utils.noise import NoiseSource
-from tests.tiny import HEAD_SPECS, SMALL, assert_same_tokens, head_of, normal, sampling_of, shrunk, space_of, tokens_in
-
-B, L = 3, 9
-every_head = pytest.mark.parametrize("kind", HEADS)
+from tests.tiny import HEAD_SPECS, SMALL, head_of, normal, sampling_of, shrunk, space_of, tokens_in
 
 
-def heads_that(name: str):
-    """Heads whose spec says so by a class variable."""
-    return pytest.mark.parametrize("kind", [k for k, spec in HEAD_SPECS.items() if getattr(spec, name)])
+class TestEveryHead(HeadContract):
+    @pytest.fixture(params=HEADS)
+    def spec(self, request):
+        return shrunk(HEAD_SPECS[request.param])
 
 
-def z(seed: int = 0) -> torch.Tensor:
-    return normal(B, L, SMALL["dim"], seed=seed)
+def training_loss(head, kind: str, condition: torch.Tensor) -> torch.Tensor:
+    return testing.training_loss(head, condition, tokens_in(space_of(kind), B))
 
 
-def training_loss(head, kind: str, condition: torch.Tensor, target=None) -> torch.Tensor:
-    target = tokens_in(space_of(kind), B) if target is None else target
-    return head.loss(condition, target, head.draw_training(NoiseSource(0, range(B)), 0, L))
-
-
-@torch.inference_mode()
-def draw(head, kind: str, seed: int = 0, scale: float = 1.0, z_uncond=None, **sampling) -> torch.Tensor:
-    spec = sampling_of(kind, guidance_scale=scale, **sampling)
-    noise = head.draw_sampling(NoiseSource(seed, range(B)), 0, L, spec)
-    return head.sample(z(), noise, spec, scale, z_uncond)
+def draw(head, kind: str, *args, **sampling) -> torch.Tensor:
+    return testing.draw(head, shrunk(HEAD_SPECS[kind]), *args, **sampling)
 
 
 def test_every_head_has_a_spec_of_its_kind():
     assert set(HEADS) == set(HEAD_SPECS)
-
-
-@every_head
-def test_the_loss_is_one_finite_number_a_token(kind):
-    loss = training_loss(head_of(kind), kind, z())
-    assert loss.shape == (B, L)
-    assert loss.isfinite().all()
-
-
-@every_head
-def test_the_gradient_of_a_loss_reaches_its_own_z_and_no_other(kind):
-    condition = z().requires_grad_()
-    training_loss(head_of(kind), kind, condition)[1, 4].backward()
-    reached = condition.grad.abs().sum(-1) > 0
-    assert reached[1, 4]
-    assert reached.sum() == 1
-
-
-@every_head
-def test_the_gradient_reaches_every_parameter(kind):
-    head = head_of(kind)
-    training_loss(head, kind, z()).sum().backward()
-    unreached = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
-    assert unreached == []
-
-
-@every_head
-def test_the_loss_depends_on_the_target(kind):
-    space = space_of(kind)
-    one, other = (training_loss(head_of(kind), kind, z(), tokens_in(space, B, seed)) for seed in (0, 1))
-    assert not torch.equal(one, other)
-
-
-@every_head
-def test_samples_lie_in_the_space(kind):
-    tokens, space = draw(head_of(kind), kind), space_of(kind)
-    if isinstance(space, Discrete):
-        assert tokens.shape == (B, L)
-        assert tokens.dtype == torch.int64
-        assert tokens.min() >= 0
-        assert tokens.max() < space.vocab_size
-    else:
-        assert tokens.shape == (B, L, space.dim)
-        assert tokens.dtype == torch.float32
-        assert tokens.isfinite().all()
-
-
-@every_head
-def test_a_seed_repeats_its_samples_and_another_gives_others_if_the_head_draws(kind):
-    head = head_of(kind)
-    assert torch.equal(draw(head, kind, seed=0), draw(head, kind, seed=0))
-    assert torch.equal(draw(head, kind, seed=0), draw(head, kind, seed=1)) != HEAD_SPECS[kind].draws
-
-
-@every_head
-@pytest.mark.parametrize("scale", [1.0, 1 + 1e-12])
-def test_guidance_scale_1_equals_no_guidance(kind, scale):
-    """Also in a step whose scale is 1 where others are guided: then the noise holds what guidance needs."""
-    head = head_of(kind)
-    assert_same_tokens(draw(head, kind, scale=scale, z_uncond=z(1)), draw(head, kind))
-    spec = sampling_of(kind, guidance_scale=3.0)
-    noise = head.draw_sampling(NoiseSource(0, range(B)), 0, L, spec)
-    assert_same_tokens(head.sample(z(), noise, spec, scale, z(1)), draw(head, kind))
-
-
-@every_head
-def test_guidance_scale_0_is_the_unconditional_prediction(kind):
-    """For a head that denoises the mean alone: the variance stays the conditional one (official code)."""
-    head, scale_0 = head_of(kind), draw(head_of(kind), kind, scale=0.0, z_uncond=z(1), temperature=1e-6)
-    spec = sampling_of(kind, temperature=1e-6)
-    noise = head.draw_sampling(NoiseSource(0, range(B)), 0, L, spec)
-    assert_same_tokens(scale_0, head.sample(z(1), noise, spec))
-
-
-@every_head
-def test_guidance_changes_samples(kind):
-    head = head_of(kind)
-    guided = draw(head, kind, scale=4.0, z_uncond=z(1))
-    assert not torch.equal(guided, draw(head, kind))
-    assert not torch.equal(guided, draw(head, kind, scale=2.0, z_uncond=z(1)))
-
-
-@heads_that("draws")
-def test_temperature_changes_samples(kind):
-    head = head_of(kind)
-    assert not torch.equal(draw(head, kind, temperature=1.0), draw(head, kind, temperature=0.3))
-
-
-@heads_that("diffuses")
-def test_clamp_x0_bounds_the_samples(kind):
-    head = head_of(kind)
-    free, bounded = draw(head, kind), draw(head, kind, clamp_x0=0.5)
-    assert free.abs().max() > 0.51
-    assert bounded.abs().max() <= 0.5 + 1e-5
-
-
-@heads_that("denoises")
-def test_the_number_of_diffusion_steps_changes_samples(kind):
-    head = head_of(kind)
-    assert not torch.equal(draw(head, kind, num_diffusion_steps=5), draw(head, kind, num_diffusion_steps=9))
 
 
 # --- cross-entropy ---------------------------------------------------------------------------------------
