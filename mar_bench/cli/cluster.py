@@ -60,7 +60,7 @@ def submit(
 def status(
     names: Annotated[list[str], typer.Argument(metavar="[EXPERIMENT]...", help="Show only these.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing is queued or running.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
     cluster: RunsOf = None,
     runs: options.Runs = None,
 ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -18,7 +18,7 @@ from mar_bench.utils.errors import UserError
 
 
 @app.command("list")
-def list_experiments() -> None:
+def list_experiments(as_json: options.AsJson = False) -> None:
     """List experiments and scales."""
     from mar_bench.config.yaml_layers import experiment_files, load_yaml, scales
     from mar_bench.utils.console import console_table
@@ -29,8 +29,11 @@ def list_experiments() -> None:
             lines.append([name, str((content := load_yaml(file)).get("question") or content.get("title", ""))])
         except UserError as error:
             broken.append(str(error))
-    print(console_table(["experiment", "question"], lines))
-    print(f"scales: {', '.join(scales())}")
+    if as_json:
+        options.print_json({"experiments": dict(lines), "scales": scales()})
+    else:
+        print(console_table(["experiment", "question"], lines))
+        print(f"scales: {', '.join(scales())}")
     if broken:
         raise UserError("; ".join(broken))
 
@@ -45,6 +48,7 @@ def show(
     ],
     overrides: options.Overrides = None,
     scale: options.Scale = "tiny",
+    as_json: options.AsJson = False,
     runs: options.Runs = None,
     records: options.Records = None,
 ) -> None:
@@ -66,19 +70,28 @@ def show(
         return ", ".join(f"{paper_name(metric)} {paper_number(metric, v)}" for metric, v in cell.items())
 
     if options.is_record(name):
-        print(record_text(options.find_record(name, records)))
+        record = options.find_record(name, records)
+        if as_json:
+            options.print_json(asdict(record))
+        else:
+            print(record_text(record))
         return
     places, found = options.results(runs, records)
     experiment, chosen = load_row(name, scale, overrides, found)
     if chosen is None:
-        print(f"{experiment.id}: {experiment.title}, {scale} scale\n{experiment.source}\n")
         lines = []
         for row, spec in experiment.rows.items():
             run = generation_run(row, spec)
             state = "not chosen yet" if experiment.is_open(row) else status(run, places, found)
             lines.append([row, run.ids["train_id"], run.id, state, paper(row)])
         lines += [[row, "", "", why, paper(row)] for row, why in experiment.absent.items()]
-        print(console_table(["row", "train_id", "eval_id", "status", "paper"], lines))
+        heading = ["row", "train_id", "eval_id", "status", "paper"]
+        about = {key: getattr(experiment, key) for key in ("id", "title", "question", "source", "scale")}
+        if as_json:
+            options.print_json({**about, "rows": [dict(zip(heading, line)) for line in lines]})
+        else:
+            print(f"{experiment.id}: {experiment.title}, {scale} scale\n{experiment.source}\n")
+            print(console_table(heading, lines))
         return
     spec = experiment.rows[chosen]
     if experiment.is_open(chosen):
@@ -90,6 +103,10 @@ def show(
         others = reconstruction_run(chosen, spec), speed_run(chosen, spec, device)
         state = status(run, places, found)
         shown = {"ids": {**run.ids, **{f"{r.task}_id": r.id for r in others}}, "spec": as_tree(spec)}
+    if as_json:
+        cell = experiment.paper.get(chosen, {})
+        options.print_json({"row": chosen, "scale": scale, "status": state, "paper": cell, **shown})
+        return
     print(f"# {experiment.id}/{chosen}, {scale} scale: {state}")
     print(f"# paper: {paper(chosen) or 'no such cell'}")
     print(to_yaml(shown))
@@ -104,7 +121,7 @@ def plan(
     sampling_seeds: options.SamplingSeeds = None,
     only: options.Only = None,
     rows: Annotated[bool, typer.Option("--rows", help="List the rows of several experiments too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
     runs: options.Runs = None,
     records: options.Records = None,
 ) -> None:
@@ -117,7 +134,10 @@ def plan(
     places, found = options.results(runs, records)
     selection = select(words, every, scale, found, seeds, sampling_seeds, only)
     content = make_plan(selection, scale, places, found)
-    print(json.dumps(content, indent=1) if as_json else plan_text(content, rows or len(selection.planned) == 1))
+    if as_json:
+        options.print_json(content)
+    else:
+        print(plan_text(content, rows or len(selection.planned) == 1))
 
 
 @app.command()

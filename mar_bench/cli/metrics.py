@@ -171,15 +171,19 @@ def compare(
     other: Annotated[str, typer.Argument(metavar="B", help="The row or record to compare it with.")],
     overrides: options.Overrides = None,
     scale: options.Scale = "tiny",
+    as_json: options.AsJson = False,
     records: options.Records = None,
 ) -> None:
     """Compare two rows or records, metric by metric.
 
     Differences are paired on common seeds, with intervals; if the two were measured differently, prints the reasons."""
-    from mar_bench.report.compare import markdown
+    from mar_bench.report.compare import frame, markdown
 
     sides = [(name, records_of(name, overrides, scale, records)) for name in (one, other)]
-    print(markdown(*sides[0], *sides[1]), end="")
+    if as_json:
+        options.print_json({"one": one, "other": other, "metrics": frame(*sides[0], *sides[1]).to_dict("records")})
+    else:
+        print(markdown(*sides[0], *sides[1]), end="")
 
 
 def records_of(name: str, overrides: list[str] | None, scale: str, records: str | None) -> list[Record]:

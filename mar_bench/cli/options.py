@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -37,7 +39,6 @@ class Typer(typer.Typer):
 app = Typer(
     help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -54,6 +55,7 @@ Only = Annotated[
     str, typer.Option(metavar="PATTERN", help="Shell pattern for row names, such as 'mar/*' or '*/diff/guided'.")
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 NoSpeed = Annotated[bool, typer.Option("--no-speed", help="Do not measure seconds per image.")]
 
 
@@ -95,6 +97,19 @@ def results(runs: str | None, records: str | None):
         listed = printable(", ".join(names))
         print(f"note: records that disagree are left out (see {where}): {listed}", file=sys.stderr)
     return places, record.RecordFolder(places.records, IdCheck())
+
+
+def print_json(content: Any) -> None:
+    """For ``--json``; a number that JSON cannot hold is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(plain(content), indent=1, default=str, allow_nan=False))
 
 
 def is_record(name: str) -> bool:

@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import All, ExperimentNames, Records, Reports, Runs, Scale, app, as_path, one_seed, results
+from mar_bench.cli.options import (
+    All,
+    AsJson,
+    ExperimentNames,
+    Records,
+    Reports,
+    Runs,
+    Scale,
+    app,
+    as_path,
+    one_seed,
+    print_json,
+    results,
+)
 from mar_bench.config.experiment import Experiment, need_distinct_rows
 from mar_bench.pipeline.request import load_all, load_row, names_and_overrides
 from mar_bench.records.record import RecordFolder
@@ -167,6 +180,7 @@ def curves(
 def claims(
     scale: ScaleOrAll = None,
     save: Annotated[bool, typer.Option("--save", help="Also write the report into the reports folder.")] = False,
+    as_json: AsJson = False,
     reports: Reports = "reports",
     records: Records = None,
 ) -> None:
@@ -174,14 +188,18 @@ def claims(
 
     Judges each at --scale or, by default, at every scale. --save writes <reports>/claims.md or, with --scale,
     <reports>/<scale>/claims.md."""
-    from mar_bench.report.claims.report import claims_file, judge, markdown
+    from mar_bench.report.claims.report import as_dict, claims_file, judge, markdown
     from mar_bench.utils.files import atomic_write, with_folder
 
     places, found = results(None, records)
     if save and not found:
         raise UserError(f"no records in {places.records}; `mar-bench run` makes them")
-    text = markdown(judge(claims_file(), found, scale))
-    print(text, end="")
+    judged = judge(claims_file(), found, scale)
+    text = markdown(judged)
+    if as_json:
+        print_json(as_dict(judged))
+    else:
+        print(text, end="")
     if save:
         path = Path(reports, scale or "", "claims.md")
         atomic_write(with_folder(path), text)

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from mar_bench.cli.options import ExperimentName, Only, Overrides, Records, Reports, Runs, Scale, Weights, app, as_path
+from mar_bench.cli.options import (
+    AsJson,
+    ExperimentName,
+    Only,
+    Overrides,
+    Records,
+    Reports,
+    Runs,
+    Scale,
+    Weights,
+    app,
+    as_path,
+    print_json,
+)
 from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
@@ -110,7 +123,7 @@ def rehearse(
 
 
 @app.command()
-def doctor(runs: Runs = None, records: Records = None, weights: Weights = "weights") -> None:
+def doctor(as_json: AsJson = False, runs: Runs = None, records: Records = None, weights: Weights = "weights") -> None:
     """Check this machine: versions, device, folders, Slurm, public files, and metrics against known values.
 
     Exit code 1 if something that every run needs does not work."""
@@ -119,6 +132,9 @@ def doctor(runs: Runs = None, records: Records = None, weights: Weights = "weigh
     from mar_bench.utils.console import console_table
 
     found = list(findings(default_places(runs, records), Path(weights)))
-    print(console_table(["", "check", "found"], [list(finding) for finding in found]))
+    if as_json:
+        print_json({"checks": [finding._asdict() for finding in found]})
+    else:
+        print(console_table(["", "check", "found"], [list(finding) for finding in found]))
     if any(finding.state == "error" for finding in found):
         raise typer.Exit(1)

@@ -134,6 +134,28 @@ def markdown(judged: Judged) -> str:
     return render("claims.md.j2", **parts, details=Block("\n\n".join(details)))
 
 
+def as_dict(judged: Judged) -> dict[str, list[dict[str, object]]]:
+    """The verdicts by scale of each piece of evidence, as plain data."""
+    return {
+        key: [
+            {
+                "number": claim.number,
+                "text": claim.text,
+                "evidence": [
+                    {
+                        "title": evidence.title,
+                        "experiment": evidence.experiment,
+                        "verdicts": {at: one.summary for at, one in judged.found[claim.number, evidence].items()},
+                    }
+                    for evidence in claim.evidence
+                ],
+            }
+            for claim in claims
+        ]
+        for key, claims in {"claims": judged.claims.claims, "beyond": judged.claims.beyond}.items()
+    }
+
+
 def _findings(
     where: str, evidence: Evidence, selected: Callable[[str, str], tuple[Experiment, Selection]], wanted: str | None
 ) -> dict[str, Finding]:
