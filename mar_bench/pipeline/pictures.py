@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +111,10 @@ def _reconstructions(
     """Row -> held-out images and their reconstructions, the first row of each tokenizer."""
     first = {reconstruction_run(row, run.spec).id: row for row, run in reversed(runs.items())}
     decoded = previews({row: reconstruction_run(row, experiment.rows[row]) for row in first.values()}, places)
-    found = {}
+    found, heldout = {}, cache(lambda data: load_data(data).heldout)
     with suppress(UserError):  # the data may be elsewhere
         for row, images in decoded.items():
-            original = load_data(experiment.rows[row].data).heldout.get(range(COLUMNS)).numpy()
-            found[row] = (original, images[:COLUMNS])
+            found[row] = heldout(experiment.rows[row].data).get(range(COLUMNS)).numpy(), images[:COLUMNS]
     return found
 
 

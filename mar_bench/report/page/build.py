@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,24 @@ MOST_CURVES = 40  # in one figure of losses
 
 @dataclass(frozen=True)
 class Section:
-    """One experiment on the page; ``figure`` is empty if there is nothing to draw, for the reason in ``no_figure``."""
+    """One experiment on the page; ``copied`` are sheets of nearest neighbours in the reports folder."""
 
     table: Table
-    parts: dict[str, Any]  # of the table (``Table.parts``)
-    figure: interactive.Figure
-    no_figure: str
     pictures: Pictures
-    copied: list[Path]  # sheets of nearest neighbours in the reports folder
+    copied: list[Path]
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What the template of a table lays out."""
+        return self.table.parts()
+
+    @cached_property
+    def drawn(self) -> tuple[interactive.Figure, str]:
+        """The figure, or an empty one and the reason."""
+        try:
+            return interactive.figure(plot_of(self.experiment, self.table.frame), self.words, self.records), ""
+        except UserError as error:
+            return {}, str(error)
 
     @property
     def experiment(self) -> Experiment:
@@ -73,21 +84,14 @@ class Section:
 
 def section(experiment: Experiment, records: RecordFolder, found: Pictures, reports: Path) -> Section:
     """An experiment's part of the page. ``reports``: the scale's folder, where sheets of neighbours may lie."""
-    table, figure, reason = Table(experiment, records), {}, ""
-    words = {row: fmt.row_words(experiment, row) for row in experiment.rows}
-    of_rows = {row: [r.id for task in tasks.values() for r in task] for row, tasks in table.selection.items()}
-    try:
-        figure = interactive.figure(plot_of(experiment, table.frame), words, of_rows)
-    except UserError as error:
-        reason = str(error)
     sheets = sorted(reports.glob(f"{experiment.id}-neighbours-*.png"))
-    return Section(table, table.parts(), figure, reason, found, sheets)
+    return Section(Table(experiment, records), found, sheets)
 
 
 def page(scale: str, sections: Sequence[Section], judged: Judged, records_at: str) -> str:
     """The page of a scale as HTML; ``records_at`` is the folder of its links to records."""
-    leading = next((s for s in sections if s.experiment.id == LEADING and s.figure), None)
-    leading = leading or next((s for s in sections if s.figure), None)
+    leading = next((s for s in sections if s.experiment.id == LEADING and s.drawn[0]), None)
+    leading = leading or next((s for s in sections if s.drawn[0]), None)
     images = {s.experiment.id: _images(s) for s in sections}
     sprites: dict[str, str] = {}
     for of_section in images.values():
@@ -95,7 +99,7 @@ def page(scale: str, sections: Sequence[Section], judged: Judged, records_at: st
             for name, uri in group.items():
                 group[name] = sprites.setdefault(uri, f"i{len(sprites)}")
     shown = {r.id: r for s in sections for tasks in s.table.selection.values() for of in tasks.values() for r in of}
-    figures = {s.experiment.id: s.figure for s in sections if s.figure}
+    figures = {s.experiment.id: s.drawn[0] for s in sections if s.drawn[0]}
     figures |= {f"{s.experiment.id}-losses": curves for s in sections if (curves := _losses(s))}
     data = {
         "figures": figures,
