@@ -255,12 +255,6 @@ def test_list_survives_a_broken_file(tmp_path, monkeypatch):
         assert "no experiments in" in mistake(*words)
 
 
-def test_the_committed_report_is_that_of_the_committed_records():
-    root = Path(__file__).parents[2]
-    text = call("table", "table1", "--scale", "tiny", "--records", str(root / "results/records"))
-    assert text == (root / "reports/tiny/table1.md").read_text()
-
-
 def main_on(stdout, monkeypatch, *words: str) -> int:
     """The exit code of a command whose output goes to ``stdout``."""
     monkeypatch.setattr(sys, "stdout", stdout)

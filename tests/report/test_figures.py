@@ -32,7 +32,7 @@ SECONDS = {"mar4": 0.1, "mar8": 0.2, "mar16": 0.5, "ce4": 0.06, "ce16": 0.23, "a
 def figure_of(monkeypatch):
     """Draws the figure that would be saved."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "save", lambda figure, path, **layout: kept.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path, about, **layout: kept.append(figure))
 
     def drawn(experiment: Experiment, records) -> Figure:
         figures.draw(experiment, records, Path("unused"))

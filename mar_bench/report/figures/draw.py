@@ -18,7 +18,7 @@ from mar_bench.config.ids import reconstruction_run
 from mar_bench.records.metrics import GENERATION_METRICS, thousands
 from mar_bench.records.record import Records
 from mar_bench.report import format as fmt
-from mar_bench.report.figures.panels import METADATA, STYLE, Plot, render, save
+from mar_bench.report.figures.panels import METADATA, STYLE, Plot, fingerprint, render, save
 from mar_bench.report.frames import frame, spreads, values
 from mar_bench.report.paper_agreement import is_comparable
 from mar_bench.report.stats import Spread, design
@@ -34,11 +34,13 @@ def draw(experiment: Experiment, records: Records, stem: Path) -> list[Path]:
     """Write ``stem`` with .png, .pdf and .svg; return their paths. Equal records give equal bytes.
 
     Raises UserError as ``plot_of`` does."""
+    plot = plot_of(experiment, frame(experiment, records))
+    about = f"{experiment.id}, {experiment.scale} scale, points {fingerprint(plot)}"
     with rc_context(STYLE):
-        figure = render(plot_of(experiment, frame(experiment, records)))
+        figure = render(plot)
         figure.set_layout_engine("none")  # it has done its work, which each format would repeat
         paths = [stem.with_name(f"{stem.name}{ending}") for ending in METADATA]
-        return [save(figure, path, bbox_inches="tight", pad_inches=0.05) for path in paths]
+        return [save(figure, path, about, bbox_inches="tight", pad_inches=0.05) for path in paths]
 
 
 def plot_of(experiment: Experiment, found: pd.DataFrame) -> Plot:

@@ -4,6 +4,7 @@ This module also has the common style of all figures and writes the files."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import textwrap
@@ -81,11 +82,20 @@ class Plot:
     against: str = ""  # ``vs training``: the images of the floors' distances
 
 
-def save(figure: Figure, path: Path, **layout: Any) -> Path:
-    """Write a figure in the format that the path ends with; return the path."""
+def fingerprint(plot: Plot) -> str:
+    """A digest of what a figure shows, by which one of other records is known whatever draws it."""
+    floors = "" if plot.floors is None else plot.floors.to_csv(float_format="%.6g")
+    shown = plot.points.to_csv(float_format="%.6g") + floors + repr((plot.title, plot.panels, plot.legend, plot.bars))
+    return hashlib.sha256(shown.encode()).hexdigest()[:12]
+
+
+def save(figure: Figure, path: Path, about: str | None = None, **layout: Any) -> Path:
+    """Write a figure in the format that the path ends with, ``about`` in its metadata; return the path."""
     _make_printable(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=METADATA[path.suffix], **layout)
+    content, metadata = io.BytesIO(), METADATA[path.suffix]
+    if about:
+        metadata = metadata | {"Subject" if path.suffix == ".pdf" else "Description": about}
+    figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=metadata, **layout)
     atomic_write(with_folder(path), content.getvalue())
     return path
 
