@@ -94,7 +94,7 @@ def test_as_evidence_the_last_step_decides(ratio, expected):
 def figure_of(experiment: Experiment, made: dict[str, Record], folder: Path) -> Figure:
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", lambda figure, path, **layout: drawn.append(figure))
+        patch.setattr(figures, "save", lambda figure, path, about, **layout: drawn.append(figure))
         figures.draw(experiment, made, folder / "unused")
     return drawn[0]
 
