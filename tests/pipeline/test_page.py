@@ -220,6 +220,8 @@ def test_slider_between_two_rows(opened):
 
 
 def test_footnote_opens_the_notes(opened):
+    opened.locator("#table1 .figure").first.scroll_into_view_if_needed()
+    opened.locator("#table1 .figure .main-svg").first.wait_for()  # it may move what is below it
     note = opened.locator("#table1 thead sup a").first
     target = opened.locator(note.get_attribute("href"))
     assert not target.is_visible()

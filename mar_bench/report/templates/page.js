@@ -39,18 +39,23 @@
   });
 
   // figures, drawn when they come into view
-  const draw = place => {
-    const { data: traces, layout, rows, columns } = data.figures[place.dataset.figure];
-    const style = getComputedStyle(root), colour = name => style.getPropertyValue(name).trim();
+  const sizes = place => {
+    const { layout, rows, columns } = data.figures[place.dataset.figure];
     const [across, down] = narrow() ? [1, rows * columns] : [columns, rows];
+    const titleLines = Math.max(...Object.entries(layout).map(([k, v]) => k.startsWith("xaxis") ? v.title.text.split("<br>").length : 0));
+    const gap = 76 + 20 * titleLines, cell = 240 + gap; // pixels between lines of panels, and of a panel with its share
+    return { across, down, titleLines, gap, cell, height: cell * down + 90 };
+  };
+  const draw = place => {
+    const { data: traces, layout } = data.figures[place.dataset.figure];
+    const { across, down, titleLines, gap, cell, height } = sizes(place);
+    const style = getComputedStyle(root), colour = name => style.getPropertyValue(name).trim();
     const axis = { gridcolor: colour("--line"), zeroline: false, automargin: true, linecolor: colour("--line"), exponentformat: "none" };
     const axes = Object.fromEntries(Object.entries(layout).map(([k, v]) => [k, /^[xy]axis/.test(k) ? { ...axis, ...v } : v]));
     for (const shape of axes.shapes ?? []) shape.layer = "below";
-    const titleLines = Math.max(...Object.entries(layout).map(([k, v]) => k.startsWith("xaxis") ? v.title.text.split("<br>").length : 0));
-    const gap = 76 + 20 * titleLines, cell = 240 + gap; // pixels between lines of panels, and of a panel with its share
     Plotly.react(place, traces, {
       ...axes, grid: { rows: down, columns: across, pattern: "independent", xgap: 0.16, ygap: gap / cell },
-      height: cell * down + 90, margin: { t: 30, r: 12, b: 60, l: 60 }, hovermode: "closest",
+      height, margin: { t: 30, r: 12, b: 60, l: 60 }, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12.5 },
       legend: { orientation: "h", y: -(54 + 20 * titleLines) / (cell * down), yanchor: "top" }, hoverlabel: { align: "left" },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--accent") },
@@ -65,6 +70,7 @@
       if (target.dataset.figure) draw(target); else target.src = data.sprites[target.dataset.sprite];
     }
   }, { rootMargin: "400px" });
+  all("[data-figure]").forEach(place => { place.style.minHeight = `${sizes(place).height}px`; }); // nothing moves later
   all("[data-figure], [data-sprite]").forEach(e => whenSeen.observe(e));
   let wasNarrow = narrow();
   addEventListener("resize", () => { if (wasNarrow !== narrow()) { wasNarrow = narrow(); all("[data-drawn]").forEach(draw); } });
