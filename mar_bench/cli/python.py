@@ -1,4 +1,4 @@
-"""Commands as Python functions: what they print is returned, and an exit code other than 0 is an exception."""
+"""Commands as Python functions: they return their results, and an exit code other than 0 is an exception."""
 
 from __future__ import annotations
 

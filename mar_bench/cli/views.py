@@ -148,7 +148,7 @@ def curves(
 ) -> None:
     """Draw the training losses of rows and the distances at their snapshots, also while they train.
 
-    A row with the losses of its last checkpoint; distances are means over all measured seeds."""
+    While a row trains, its losses are known up to its last checkpoint. Distances are means over all measured seeds."""
     from mar_bench.config.ids import generation_run
     from mar_bench.pipeline.pictures import losses_of
     from mar_bench.report import curves as draw

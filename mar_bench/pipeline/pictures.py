@@ -35,8 +35,11 @@ CURVE_POINTS = 60
 
 
 def write_page(experiments: list[Experiment], scale: str, places: Places, records: RecordFolder, folder: Path) -> Path:
-    """Write the page of a scale into ``folder`` and return its path. Raises UserError if no experiment has a record."""
-    path = folder / "index.html"
+    """Write the page of a scale into ``folder`` and return its path; that of overrides has a name of its own.
+
+    Raises UserError if no experiment has a record."""
+    overridden = experiments[0].stem.removeprefix(experiments[0].id)
+    path = folder / f"index{overridden}.html"
     text = page_text(experiments, scale, places, records, folder, os.path.relpath(records.folder, folder))
     atomic_write(with_folder(path), text)
     return path

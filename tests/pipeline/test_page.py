@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,10 @@ def test_a_page_without_runs_has_no_images(table1, tmp_path):
     experiments = [load_experiment("table1", "smoke")]
     records = RecordFolder(table1 / "records", IdCheck())
     path = write_page(experiments, "smoke", Places(tmp_path / "none", table1 / "records"), records, tmp_path)
-    assert 'data-sprite="' not in path.read_text()
+    assert path.name == "index.html" and 'data-sprite="' not in path.read_text()
+    changed = [replace(experiments[0], overrides=("train.steps=80",))]
+    path = write_page(changed, "smoke", Places(tmp_path / "none", table1 / "records"), records, tmp_path)
+    assert path.name == "index+train.steps=80.html" and "with train.steps=80" in path.read_text()
     with pytest.raises(UserError, match="no records at scale smoke in .*none"):
         write_page(experiments, "smoke", Places(tmp_path, tmp_path / "none"), RecordFolder(tmp_path / "none"), tmp_path)
 

@@ -23,6 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from mar_bench.utils.console import printable
 from mar_bench.utils.files import atomic_write, with_folder
@@ -96,8 +97,18 @@ def save(figure: Figure, path: Path, about: str | None = None, **layout: Any) ->
     if about:
         metadata = metadata | {"Subject" if path.suffix == ".pdf" else "Description": about}
     figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=metadata, **layout)
-    atomic_write(with_folder(path), content.getvalue())
+    atomic_write(with_folder(path), _grey(content) if path.suffix == ".png" else content.getvalue())
     return path
+
+
+def _grey(content: io.BytesIO) -> bytes:
+    """A PNG in one channel if it has no colour, which halves a sheet of handwritten digits."""
+    image = Image.open(content).convert("RGB")
+    red, green, blue = image.split()
+    if not red.tobytes() == green.tobytes() == blue.tobytes():
+        return content.getvalue()
+    red.save(smaller := io.BytesIO(), "png", optimize=True)
+    return smaller.getvalue()
 
 
 def _make_printable(figure: Figure) -> None:
