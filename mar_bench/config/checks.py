@@ -120,6 +120,10 @@ def _data(spec: RunSpec) -> None:
     _need(data.shift < data.image_size, f"data.shift {data.shift} must be below data.image_size {data.image_size}")
     if data.kind == "imagefolder":
         return
+    if data.kind not in NATIVE:  # a plugin's
+        _trained_on(spec, data.images[0])
+        _heldout(spec, data.images[1])
+        return
     native = NATIVE[data.kind]
     _need(data.image_size % native == 0, f"data.image_size {data.image_size} must be a multiple of {native}")
     _need(data.channels == 1, f"data.channels {data.channels} must be 1: {data.kind} is grey")

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
+from mar_bench.config import plugins
 from mar_bench.config.parse import (
     NOT_EMPTY,
     Identifier,
@@ -27,8 +28,8 @@ from mar_bench.utils.errors import did_you_mean
 
 KNOBS = tuple(f"sampling.{f.name}" for f in fields(SamplingSpec))
 FIXED = ("sampling.num_images", "sampling.batch_size", "sampling.weights", "sampling.seed")  # no sweep may change these
-Metric = Annotated[str, OneOf("metric", GENERATION_METRICS)]
-Shown = Annotated[str, OneOf("metric", (*GENERATION_METRICS, *LIKELIHOOD_METRICS))]
+Metric = Annotated[str, OneOf("metric", tuple(GENERATION_METRICS), plugins.metric_names)]
+Shown = Annotated[str, OneOf("metric", (*GENERATION_METRICS, *LIKELIHOOD_METRICS), plugins.metric_names)]
 _JUDGED = [
     m for m in (*GENERATION_METRICS, *LIKELIHOOD_METRICS) if METRICS[m].lower_is_better and METRICS[m].scale == 1
 ]

@@ -11,7 +11,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -42,13 +42,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The words allowed in a text field; ``what`` names one of them in messages."""
+    """The words allowed in a text field, with those that ``more`` gives; ``what`` names one of them in messages."""
 
     what: str
     known: tuple[str, ...]
+    more: Callable[[], Iterable[str]] = tuple
 
     def complaint(self, value: Any) -> str | None:
-        return None if value in self.known else f"no {self.what} {shown(value)}, {did_you_mean(value, self.known)}"
+        if value in self.known or value in (known := (*self.known, *self.more())):
+            return None
+        return f"no {self.what} {shown(value)}, {did_you_mean(value, known)}"
 
 
 @dataclass(frozen=True)

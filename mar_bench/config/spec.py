@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, ClassVar, Literal
 
 from mar_bench.config import parse, spec_data, spec_model
+from mar_bench.config.plugins import order_names
 from mar_bench.config.spec_data import *  # noqa: F403
 from mar_bench.config.spec_model import *  # noqa: F403
 
+ORDERS = ("raster", "permuted", "random", "confidence", "checkerboard")
 _DEVICE = re.compile(r"(auto|cpu|cuda(:[0-9]{1,3})?)\Z")
 Device = Annotated[str, parse.Rule("must be auto, cpu, cuda or cuda:N", _DEVICE.match)]
 CHOICE_SEED = 1000  # the sampling seed on which points of sweeps are compared; no table reports it
@@ -55,7 +57,7 @@ class SamplingSpec:
     weights: Literal["ema", "raw"] = "ema"
     snapshot: parse.Count | None = None  # one of train.snapshots: its weights instead of those at the end
     # None: that at the end of training. checkerboard: random, first one colour in all AR steps but one, then the other
-    order: Literal["raster", "permuted", "random", "confidence", "checkerboard"] | None = None
+    order: Annotated[str, parse.OneOf("order", ORDERS, order_names)] | None = None
     choice_temperature: parse.NotNegative | None = None  # of confidence order: scale of the noise on the confidence
     num_ar_steps: parse.Count | None = 64  # None: one token per step
     ar_schedule: Literal["cosine", "linear", "square"] = "cosine"  # share of unknown tokens over the AR steps

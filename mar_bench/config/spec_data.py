@@ -94,6 +94,7 @@ class IdxData:
 
 
 DataSpec = ImageFolderData | MnistData | DigitsData | IdxData
+parse.extensible(DataSpec, "data")
 
 
 @dataclass(frozen=True)

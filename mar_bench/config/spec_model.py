@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from mar_bench.config.parse import Few, Fraction, Seed, Share, Width, between, extensible
+from mar_bench.config.parse import Few, Fraction, OneOf, Seed, Share, Width, between, extensible
+from mar_bench.config.plugins import order_names
 from mar_bench.config.spec_data import Continuous, Discrete
 
 
@@ -152,7 +153,7 @@ class ARModel:
 
     assumed: ClassVar[bool] = True  # the default for a block without a kind
     kind: Literal["ar"] = "ar"
-    order: Literal["raster", "permuted", "random"] = "random"
+    order: Annotated[str, OneOf("order", ("raster", "permuted", "random"), order_names)] = "random"
     order_seed: Seed = 0  # of permuted: chooses the one permutation of all images
     backbone: BackboneSpec = field(default_factory=MaskedBackbone)
     head: HeadSpec = field(default_factory=DiffusionHead)

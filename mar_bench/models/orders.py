@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mar_bench.config.plugins import added, resolve
+from mar_bench.utils.errors import UserError
 from mar_bench.utils.noise import SHARED, NoiseSource, philox
 
 CANDIDATES = 16  # permutations among which ``permutation`` chooses
@@ -17,13 +19,20 @@ CANDIDATES = 16  # permutations among which ``permutation`` chooses
 def draw_order(kind: str, noise: NoiseSource, step: int, length: int, seed: int = 0) -> Tensor:
     """Orders (B, L) int64. ``raster``: row by row; ``permuted``: the ``permutation`` of ``seed`` for every image;
     ``random``: a uniformly random permutation per image; ``checkerboard``: the same, but all positions of a square
-    grid's first colour come first; ``confidence``: row by row, rearranged during generation (``confident_first``)."""
+    grid's first colour come first; ``confidence``: row by row, rearranged during generation (``confident_first``); any
+    other is a plugin's. Raises UserError if a plugin's are not permutations."""
     if kind in ("random", "checkerboard"):
         priority = noise.uniform("order", step, (length,))
         if kind == "checkerboard":
             place, side = torch.arange(length), math.isqrt(length)
             priority = priority + (place // side + place % side) % 2
         return priority.argsort(dim=1, stable=True)
+    if (path := added("orders").get(kind)) is not None:
+        found = resolve(path)(noise, step, length)
+        every = torch.arange(length).expand(len(noise.indices), length)
+        if found.shape != every.shape or not torch.equal(found.sort(dim=1).values, every):
+            raise UserError(f"order '{kind}': {path} must give a permutation of {length} positions for each image")
+        return found
     assert kind in ("raster", "permuted", "confidence")
     fixed = torch.tensor(permutation(length, seed)) if kind == "permuted" else torch.arange(length)
     return fixed.expand(len(noise.indices), length)

@@ -129,6 +129,8 @@ def _images(data: Any) -> tuple[int, int]:
         return BUILT_IN[data.kind] - data.heldout, data.heldout
     if data.kind == "idx":
         return IDX_IMAGES[0], data.heldout or IDX_IMAGES[1]
+    if data.kind != "imagefolder":  # a plugin's
+        return data.images
     return CLASS_IMAGES[0] * data.num_classes, CLASS_IMAGES[1] * data.num_classes
 
 

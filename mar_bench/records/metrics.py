@@ -38,7 +38,9 @@ class PaperTolerance:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric: its names, its format in tables, and the conditions for comparing two values."""
+    """One metric: its names, its format in tables, and the conditions for comparing two values.
+
+    A plugin's needs a name and a label; without conditions it is compared as a distance to the reference is."""
 
     name: str
     label: str  # its name in tables
@@ -178,10 +180,20 @@ _BESIDE = (  # in records, but not in tables
     *(MetricSpec(f"share_{part}", f"share of time, {part}", **_UNIT) for part in ("backbone", "head", "decode")),
 )
 
-GENERATION_METRICS = tuple(metric.name for metric in _GENERATION)  # of a generation record, as tables order them
+GENERATION_METRICS = [metric.name for metric in _GENERATION]  # of a generation record, as tables order them
 REAL_METRICS = tuple(metric.name for metric in _REAL)  # of the held-out images, in a reconstruction record
 LIKELIHOOD_METRICS = tuple(metric.name for metric in _LIKELIHOOD)  # of a likelihood record
 ONCE_METRICS = tuple(metric.name for metric in _ONCE)
 METRICS = {metric.name: metric for metric in (*_GENERATION, *_REAL, *_LIKELIHOOD, *_ONCE, *_BESIDE)}
 # other numbers that experiment files and results/paper may publish: counts in the official code, lower bounds
 PUBLISHED = (*GENERATION_METRICS, *ONCE_METRICS, "head_parameters_code", "parameters_code", "fd_above")
+
+
+def register(metric: MetricSpec) -> None:
+    """Add a plugin's metric of generated images. Raises ValueError if its name is taken or no name."""
+    if metric.name in METRICS or not metric.name.isidentifier():
+        raise ValueError(f"a metric's name must be new, of letters, digits and _: {metric.name!r}")
+    conditions = metric.conditions or (*EXTRACTOR, "reference", "num_features", *IMAGES)
+    METRICS[metric.name] = replace(metric, task="generation", conditions=conditions, optional=True)
+    GENERATION_METRICS.append(metric.name)
+    range_of.cache_clear()

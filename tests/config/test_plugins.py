@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_without_the_package_its_kind_is_unknown():
             "import pathlib\nfrom mar_bench import Plugin\nplugin = Plugin(experiments=pathlib.Path(__file__).parent)",
             "there is an experiment 'table1' already; rename it, or write adds_to",
         ),
+        (
+            "from mar_bench import Plugin\nfrom mar_bench.records.metrics import MetricSpec\n"
+            "plugin = Plugin(metrics={MetricSpec('fd', 'FD'): 'a:b'})",
+            "a metric's name must be new, of letters, digits and _: 'fd'",
+        ),
+        (
+            "from mar_bench import Plugin\nfrom mar_bench.config.spec import PixelTokenizer\n"
+            "plugin = Plugin(data={PixelTokenizer: 'a:b'})",
+            "has no image_size and no channels and no num_classes and no flip and no shift and no images",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_one_line(code, told, tmp_path):
@@ -72,3 +83,53 @@ def test_a_plugin_that_cannot_be_used_is_one_line(code, told, tmp_path):
     (tmp_path / "table1.yaml").write_text("id: table1\n")
     done = call(with_package(tmp_path, "plugin:plugin"), "-m", "mar_bench", "list")
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def block(language: str) -> str:
+    """The last block of docs/plugins.md in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (EXAMPLE.parents[1] / "docs/plugins.md").read_text(), re.S)[-1]
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("documented")
+    (folder / "mine.py").write_text(block("python"))
+    (folder / "experiments").mkdir()
+    (folder / "experiments/columns.yaml").write_text(block("yaml"))
+    return with_package(folder, "mine:plugin")
+
+
+@pytest.mark.smoke
+def test_the_documented_order_data_and_metric_stand_in_a_table(documented, tmp_path):
+    records, row = str(tmp_path / "records"), "causal/columns/guided"
+    words = ["orders", "--scale", "smoke", "data={kind: bars}"]
+    places = ["--runs", str(tmp_path / "runs"), "--records", records]
+    done = call(documented, "-m", "mar_bench", "run", *words, "--only", row, *places)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = call(documented, "-m", "mar_bench", "table", *words, "--records", records)
+    assert table.returncode == 0, table.stdout + table.stderr
+    (line,) = (line for line in table.stdout.splitlines() if "column by column" in line and "±" in line)
+    assert "mean distance" in table.stdout
+    assert line.count("±") == 5, line  # two likelihoods, two distances and the new metric
+
+
+@pytest.mark.parametrize(
+    ("broken", "instead", "call_it", "told"),
+    [
+        (
+            "len(noise.indices), length)",
+            "1, length)",
+            "draw_order('columns', noise, 0, 16)",
+            "must give a permutation of 16",
+        ),
+        ("% spec.num_classes", "% 5", "load_data(mine.BarsData())", "must give labels below data.num_classes 4"),
+        ("dtype=np.uint8", "dtype=np.int64", "load_data(mine.BarsData())", "must give images uint8 (1, 16, 16), not"),
+        ("def load_bars", "def load", "load_data(mine.BarsData())", "'mine:load_bars': module 'mine' has no attribute"),
+    ],
+)
+def test_what_a_plugin_gives_is_checked(broken, instead, call_it, told, tmp_path):
+    (tmp_path / "mine.py").write_text(block("python").replace(broken, instead))
+    names = "from mar_bench.data.datasets import load_data; from mar_bench.models.orders import draw_order"
+    noise = "from mar_bench.utils.noise import NoiseSource; noise = NoiseSource(0, range(3))"
+    done = call(with_package(tmp_path, "mine:plugin"), "-c", f"import mine; {names}; {noise}; {call_it}")
+    assert done.stderr.splitlines()[-1].startswith("mar_bench.utils.errors.UserError: ") and told in done.stderr

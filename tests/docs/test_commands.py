@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/**/*.md"),
-    *ROOT.glob("slurm/**/*.md"),
     *ROOT.glob("experiments/**/*.yaml"),
 ]
 STANDS_FOR = re.compile(r"\b[A-Z]{3,}\b|\.\.\.|<")  # what a reader replaces
@@ -49,7 +48,7 @@ LINES = sorted({(page.relative_to(ROOT).as_posix(), line) for page in PAGES for 
 
 
 def test_commands_are_found():
-    assert len(LINES) > 100 and {page.rpartition("/")[0] for page, _ in LINES} >= {"", "docs", "slurm", "experiments"}
+    assert len(LINES) > 100 and {page.rpartition("/")[0] for page, _ in LINES} >= {"", "docs", "experiments"}
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)

@@ -51,4 +51,4 @@ def test_kid_is_scaled_for_inception_features_only():
 
 def test_keys_are_unique():
     for extractor in (INCEPTION, OURS):
-        assert len(metrics_by_key(extractor)) == len(GENERATION_METRICS + REAL_METRICS + LIKELIHOOD_METRICS) + 1
+        assert len(metrics_by_key(extractor)) == len((*GENERATION_METRICS, *REAL_METRICS, *LIKELIHOOD_METRICS)) + 1

@@ -1,4 +1,4 @@
-"""The private cluster does what slurm/README.md says: states, accounting, fake GPUs, broken nodes, no traces."""
+"""The private cluster does what docs/clusters.md says: states, accounting, fake GPUs, broken nodes, no traces."""
 
 from __future__ import annotations
 
