@@ -57,7 +57,7 @@ def write_ours(folder: Path, count: int, dtype: str) -> None:
     sources = {"train": Source(torch.arange(count) % CLASSES, stored)}
     spec = replace(RunSpec(), latents=LatentsSpec(dtype=dtype, shard_images=1024))
     manifest = manifest_of(spec, sources, Tokenizer(), None)
-    write_shards(sources, manifest, folder, lambda done, total: None)
+    write_shards(sources, manifest, folder, lambda *_: None)
     finish_latents(manifest, folder)
 
 

@@ -177,7 +177,7 @@ def _run_stage(
         if world.any(signals.stop) if together else signals.stop:
             raise Stopped
 
-    def progress(step: int, total: int) -> bool:
+    def progress(step: int, total: int, loss: float | None = None) -> bool:
         look_around(stage.kind == "train" and world.size > 1)  # ranks agree whether to stop, at the same step
         status.step(step, total, images_per_step)
         return signals.asked_to_save()

@@ -93,12 +93,13 @@ def fit(
     began = clock() - spent
 
     behind = Later[tuple[int, float]](device)
+    latest = math.nan  # loss
 
     def look_at(read: Iterable[tuple[tuple[int, float], list[float]]]) -> None:
         """Count skipped steps and log, given a step with its learning rate, and its loss and norm."""
-        nonlocal skipped, in_a_row
+        nonlocal skipped, in_a_row, latest
         for (step, lr), (loss, norm) in read:
-            bad = not math.isfinite(norm)
+            bad, latest = not math.isfinite(norm), loss
             skipped, in_a_row = skipped + bad, (in_a_row + 1) * bad
             if in_a_row > max_skipped:
                 raise UserError(
@@ -138,7 +139,7 @@ def fit(
     purpose = "torch" if world.first else f"torch-{world.rank}"  # each rank has its own dropout
     for step in range(start, steps):
         try:
-            if progress(step, steps) and step > start:
+            if progress(step, steps, latest) and step > start:
                 save(step)
         except Superseded:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -84,11 +85,13 @@ class Report:
         self.bars.add_task(f"  {job.title}", total=1.0, note="starting")
         self.running[job.id] = job, self.bars.tasks[-1]
 
-    def progress(self, job: Job, step: int, total: int) -> None:
+    def progress(self, job: Job, step: int, total: int, loss: float = math.nan) -> None:
         first, since = self.first.setdefault(job.id, (step, time.monotonic()))
         seconds, batch = time.monotonic() - since, job.run.spec.train.batch_size
-        rate = f", {(step - first) * batch / seconds:,.0f} images/s" if job.kind == "train" and step > first else ""
-        self.waiting(job, f"{step}/{total}{rate}")
+        note = f"{step}/{total}"
+        if job.kind == "train" and step > first:
+            note += f", {step * batch:,} images at {(step - first) * batch / seconds:,.0f}/s"
+        self.waiting(job, note + f", loss {loss:.4g}" * math.isfinite(loss))
         self.running[job.id][1].completed = step / max(1, total)
 
     def waiting(self, job: Job, why: str) -> None:

@@ -157,7 +157,7 @@ def try_training(spec: RunSpec, folder: Path) -> dict[str, Any]:
     def trained_from(first_step: int) -> list[str]:
         """Hashes of the trained weights; none unless training began at ``first_step``."""
         steps: list[int] = []
-        train_generator(spec, latents, folder, lambda step, total: steps.append(step))
+        train_generator(spec, latents, folder, lambda step, *_: steps.append(step))
         gc.collect()  # modules with hooks form reference cycles; free them before the next large model is built
         names = ("raw", "ema") if steps[0] == first_step else ()
         return [sha256_of(folder / f"{name}.safetensors") for name in names]

@@ -163,11 +163,11 @@ def run_together(jobs: list[Job], places: Places, world: World, report: Report) 
 
     with Interrupts() as interrupts, report.bars:
 
-        def progress(job: Job, step: int, total: int) -> None:
+        def progress(job: Job, *state: Any) -> None:
             stop = interrupts.count > 0
             if world.any(stop) if job.kind == "train" else stop:
                 raise Stopped
-            report.progress(job, step, total)
+            report.progress(job, *state)
             report.tick()
 
         try:

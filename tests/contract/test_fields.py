@@ -281,7 +281,7 @@ class Workshop:
         folder = self.places.folder(stage, run.ids["eval_id" if stage in TASKS else f"{stage}_id"])
         if folder not in self.done:
             folder.mkdir(parents=True)
-            STAGES[stage](run, self.places, folder, lambda done, total: None)
+            STAGES[stage](run, self.places, folder, lambda *_: None)
             # not checkpoints: they hold the seconds so far
             written = (path for path in sorted(folder.iterdir()) if path.suffix != ".pt")
             self.done[folder] = {path.name: content(path) for path in written}
@@ -372,7 +372,7 @@ def speed_output(spec: RunSpec) -> list[int]:
     batches: list[int] = []
     tokenizer = SimpleNamespace(decode=lambda tokens, noise: batches.append(len(tokens)) or tokens)
     model = build_generator(spec).eval()
-    measure_speed(spec, model, tokenizer, torch.device("cpu"), lambda done, total: None)
+    measure_speed(spec, model, tokenizer, torch.device("cpu"), lambda *_: None)
     return batches
 
 

@@ -89,7 +89,7 @@ class World:
         target = self.folder / name
         target.mkdir()
         run, places = generation_run("row", spec), Places(self.folder / "runs", self.folder)
-        STAGES["latents"](run, places, target, lambda done, total: None)
+        STAGES["latents"](run, places, target, lambda *_: None)
         return load_latents(target, TOKENIZERS["ldm_kl"])
 
 

@@ -170,7 +170,7 @@ def measures() -> dict[str, float]:
         ]
         images = to_uint8(normal(40, 1, 16, 16, seed=3))
         scores, _ = evaluate_generation(spec, [images[:25], images[25:]], space, Measure(spec.metrics, *real))
-        STAGES["tokenizer"](run, Places(folder, folder), folder, lambda step, total: None)
+        STAGES["tokenizer"](run, Places(folder, folder), folder, lambda *_: None)
         trained = load_file(folder / "tokenizer.safetensors")
     return {**scores.metrics, **{f"{n}.{i}": v for n in ("shift", "scale") for i, v in enumerate(trained[n].tolist())}}
 

@@ -321,7 +321,7 @@ def test_from_images_to_records(row, tmp_path):
             folder = places.folder(job.kind, job.id)
             if not folder.is_dir():
                 folder.mkdir(parents=True)
-                STAGES[job.kind](run, places, folder, lambda done, total: None)
+                STAGES[job.kind](run, places, folder, lambda *_: None)
                 mark_done(folder, 1.0)
             assert job.cost > 0 and job.title.startswith(job.kind)
     records = [json.loads(path.read_text()) for path in places.records.iterdir()]

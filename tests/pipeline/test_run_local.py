@@ -90,14 +90,15 @@ def test_the_log_says_what_runs_how_far_and_how_long(clock, capsys, tmp_path):
     report.progress(a, 20, 100)
     for seconds in (5, 16, 17):
         clock(seconds)
-        report.progress(a, 20 + seconds, 100)
+        report.progress(a, 20 + seconds, 100, 0.123456)
         report.tick()
     report.done(a)
     report.started(b)
     report.failed(b, "ValueError: broken\nTraceback ...")
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\[  0:16\] 0/3, about .* left; train a seed 0 36/100, 2,048 images/s", lines[-3])
-    assert states(tmp_path) == [[lines[-3][9:].split("; ")[0], "train a seed 0 36/100, 2,048 images/s"]]
+    told = "train a seed 0 36/100, 73,728 images at 2,048/s, loss 0.1235"
+    assert re.fullmatch(rf"\[  0:16\] 0/3, about .* left; {told}", lines[-3])
+    assert states(tmp_path) == [[lines[-3][9:].split("; ")[0], told]]
     report.close()
     assert not states(tmp_path)
     assert lines[-2] == "[  0:17] done   train a seed 0, 17 s (1/3)"

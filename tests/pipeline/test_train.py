@@ -40,14 +40,14 @@ class Stop(BaseException):
 
 
 def stop_at(stop: int):
-    def progress(step: int, total: int) -> None:
+    def progress(step: int, total: int, loss: float | None = None) -> None:
         if step == stop:
             raise Stop
 
     return progress
 
 
-def go_on(step: int, total: int) -> None:
+def go_on(*state: float) -> None:
     pass
 
 
@@ -247,7 +247,7 @@ def test_tensorboard_shows_the_log_also_of_a_resumed_training(tmp_path, monkeypa
     folder = tmp_path / "train/abc"
     folder.mkdir(parents=True)
 
-    def stop_at_seven(step: int, steps: int) -> bool:
+    def stop_at_seven(step: int, *_: float) -> bool:
         if step == 7:
             raise KeyboardInterrupt
         return False
@@ -398,7 +398,7 @@ def test_finished_training_survives_a_failure_to_write_its_weights(tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(train, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
         trained(spec, full)
-    trained(spec, full, lambda step, total: steps.append(step))
+    trained(spec, full, lambda step, *_: steps.append(step))
     assert steps == []
     assert_same_bits(whole, full)
     mark_done(full, 1.0)
@@ -419,5 +419,5 @@ def test_a_training_starts_again_if_its_latents_were_made_again(tmp_path):
     spec, steps = spec_of(ROWS[1]), []
     stopped(spec, tmp_path, 4, inputs={"latents": "one"})
     with pytest.warns(UserWarning, match="other latents"):
-        trained(spec, tmp_path, lambda step, total: steps.append(step), inputs={"latents": "two"})
+        trained(spec, tmp_path, lambda step, *_: steps.append(step), inputs={"latents": "two"})
     assert steps[0] == 0

@@ -50,7 +50,7 @@ def draw_shards(folder: Path) -> None:
     places = places_in(folder)
     jobs = [j for j in jobs_for(select([str(EXPERIMENT)], False, SCALE, {}).runs, places) if j.kind == "sample"]
     for job, j in itertools.product(jobs, reversed(range(SHARDS))):
-        execute(job, places, lambda done, total: None, shard=(j, SHARDS))
+        execute(job, places, lambda *_: None, shard=(j, SHARDS))
 
 
 def bits(lab: Workshop) -> Iterator[Figure]:

@@ -131,7 +131,7 @@ def interrupt(folder: Path, stage: str) -> None:
     """Do this stage of every run half-way."""
     places = places_in(folder)
 
-    def progress(step: int, total: int) -> None:
+    def progress(step: int, total: int, loss: float | None = None) -> None:
         if 2 * step >= total:
             raise Stopped
 

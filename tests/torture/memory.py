@@ -26,7 +26,7 @@ def resident() -> float:
 def peak(job: Job, places: Places) -> float:
     """MB that a stage adds to those of this process at most."""
     before = resident()
-    execute(job, places, lambda done, total: None)
+    execute(job, places, lambda *_: None)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
 
 
