@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mar_bench.config.experiment import Experiment
+from mar_bench.config.experiment import Experiment, load_experiment
 from mar_bench.report.figures import draw as figures
 from mar_bench.report.figures import sheets
 from mar_bench.report.figures.sheets import neighbour_page
@@ -151,6 +152,21 @@ def test_reconstruction_floors_are_dashed_lines(table1, figure_of):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["table1", "heads", "fig5", "data_budget"])
+def test_points_can_be_told_apart_without_colour(name, figure_of):
+    experiment = load_experiment(name, "tiny")
+    made = everything(experiment, lambda row, *_: 9.0 + list(experiment.rows).index(row))
+    made = {i: replace(r, training={**r.training, "steps": 100}) for i, r in made.items()}
+    for ax in figure_of(experiment, made).axes:
+        looks = set()
+        for bar in ax.containers:
+            line = bar[0]
+            red, green, blue = to_rgb(line.get_color())
+            shape = line.get_marker(), line.get_linestyle(), line.get_markerfacecolor() == "white"
+            looks.add((*shape, round((0.299 * red + 0.587 * green + 0.114 * blue) / 0.15)))
+        assert len(looks) == len(ax.containers) > 1
+
+
 def test_each_device_has_panels_of_its_own(table1, figure_of):
     figure = figure_of(table1, {**everything(table1), **by_id(speed(table1, ROW, GPU, 0.013))})
     cpu, _, empty, single = figure.axes

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.records.paper import PublishedRow
@@ -11,6 +16,7 @@ from mar_bench.report.render import escape_tex
 from mar_bench.report.table.build import table
 from tests.made_up import base, by_id, everything, generation, generations, made_up
 
+REPORTS = Path(__file__).parents[2] / "reports"
 ROW = "mar/diff/guided"
 ADM = PublishedRow("table4", "adm", "ADM & 100% #1", {"": {"parameters": 554e6}, "unguided": {"fd": 10.94}}, "Table 4")
 
@@ -80,3 +86,15 @@ def test_quoted_rows_stand_apart(table1, tmp_path):
     tex = checked(table(speed, everything(speed, lambda *_: 5.0)).tex())
     headings = "parameters (paper) & head parameters & reconstruction FD-1k, vs training & seconds per image (paper)"
     assert headings in tex and "300k (407M) & 50k & 2.60 &" in tex
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
+def test_the_committed_tables_compile(tmp_path):
+    tables = sorted(REPORTS.glob("*/*.tex"))
+    assert len(tables) > 20
+    inputs = "".join(f"\\input{{{path}}}\n\\clearpage\n" for path in tables)
+    header = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+    (tmp_path / "all.tex").write_text(f"{header}{inputs}\\end{{document}}\n")
+    options = ["-interaction=nonstopmode", "-halt-on-error", "-draftmode"]
+    done = subprocess.run(["pdflatex", *options, "all.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]

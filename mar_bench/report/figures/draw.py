@@ -26,7 +26,7 @@ from mar_bench.utils.errors import UserError
 
 BARS = {"training": "std over seeds", "sampling": "sd over seeds", "images": "standard error of one run"}
 SECONDS = ["seconds_per_image", "seconds_per_image_q25", "seconds_per_image_q75"]
-NOTHING = {"setting": "", "x_low": math.nan, "x_high": math.nan, "sd": math.nan, "published": False}
+NOTHING = {"setting": "", "x_low": math.nan, "x_high": math.nan, "sd": math.nan, "line": "", "published": False}
 Looks = dict[str, dict[str, str]]  # row -> panel, colour, marker and name of its point
 
 
@@ -47,8 +47,9 @@ def plot_of(experiment: Experiment, found: pd.DataFrame) -> Plot:
     """The experiment's figure as points, from its tidy frame.
 
     Without a ``figure`` block, distance against seconds per image. If the block has a ``line``, the points of a line
-    are joined, and named if it has a ``point``; otherwise colours stand for values of the table's last row axis and
-    markers for the others. Raises UserError if there is nothing to draw, and for a gallery, which shows images."""
+    are joined, and named if it has a ``point``; otherwise colours and markers stand for the row axes, in a way that
+    holds without colours: of points, markers for the axis with more values; of lines, both for the last axis, and
+    dashes for the others. Raises UserError if there is nothing to draw, and for a gallery, which shows images."""
     kind, scale = experiment.figure.get("kind", "speed"), experiment.scale
     if kind == "gallery":
         raise UserError(f"{experiment.id} is a gallery: `mar-bench sample {experiment.id} --scale {scale}` draws it")
@@ -98,7 +99,14 @@ def _looks(experiment: Experiment) -> tuple[Looks, dict[str, str]]:
             looks[row] |= {"colour": colour, "marker": fmt.row_words(experiment, row, others) if others else colour}
     if _has_lines(experiment):
         return looks, {experiment.figure.get("line", ""): "colour"}
-    return looks, {last: "colour", **({", ".join(others): "marker"} if others else {})}
+    titles = {last: "colour", **({", ".join(others): "marker"} if others else {})}
+    if others and _is_joined(experiment):
+        looks = {row: {**look, "marker": look["colour"], "line": look["marker"]} for row, look in looks.items()}
+        return looks, dict(zip(titles, ("colour", "line")))
+    if others and len({look["colour"] for look in looks.values()}) > len({look["marker"] for look in looks.values()}):
+        looks = {row: {**look, "marker": look["colour"], "colour": look["marker"]} for row, look in looks.items()}
+        titles = dict(zip(reversed(titles), ("colour", "marker")))
+    return looks, titles
 
 
 def _curve(experiment: Experiment, found: pd.DataFrame, looks: Looks) -> tuple[list[dict], dict[str, Any]]:

@@ -29,6 +29,7 @@ from mar_bench.utils.console import printable
 from mar_bench.utils.files import atomic_write, with_folder
 
 MARKERS = "os^DvPX<>*"
+LINES = ("-", "--")
 MARKER_SIZE = 5.5
 HOLLOW_SIZE = 8  # of the paper's points, which may coincide with ours
 NEUTRAL = "0.35"
@@ -38,7 +39,9 @@ STYLE = {
     **sns.plotting_context("paper", rc={"lines.markersize": MARKER_SIZE}),
     "text.parse_math": False,  # a dollar in a label is a dollar
     "legend.frameon": False,
-    "legend.columnspacing": 1.5,
+    "legend.columnspacing": 1.0,
+    "legend.handlelength": 1.6,
+    "legend.fontsize": 8,
     "axes.grid": True,
     "grid.color": "0.92",
     "axes.edgecolor": "0.5",
@@ -53,8 +56,8 @@ METADATA: dict[str, dict[str, str | None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-PANEL_INCHES = 3.2, 2.7
-CHARACTERS = 44  # that fit the width of a panel
+PANEL_INCHES = 2.5, 2.2  # two panels keep their texts readable in a column of 3.3 inches
+CHARACTERS = 36  # that fit the width of a panel
 MOST_TICKS = 6  # if a knob has more values, not each of them gets a tick
 MIN_RATIO = 6  # between the ends of a logarithmic axis, so that at least two of its ticks at 1, 2 and 5 are visible
 MOST_RATIO = 60  # up to this ratio there is room for all these ticks
@@ -66,13 +69,15 @@ PLACES = ((9, 4), (-9, 4), (9, -9), (-9, -9), (0, 8), (0, -12), (12, 9), (-12, 9
 
 @dataclass(frozen=True)
 class Plot:
-    """``points`` has the columns panel, setting, x, x_low, x_high (quartiles), y, sd, colour and marker (texts of the
-    legend), name (written beside the point) and published (the paper's, drawn hollow)."""
+    """``points`` has the columns panel, setting, x, x_low, x_high (quartiles), y, sd, colour, marker and line (texts of
+    the legend), name (written beside the point) and published (the paper's, drawn hollow)."""
 
     points: pd.DataFrame
     title: str
     panels: dict[str, str]  # panel -> label of its y axis, with the unit
-    legend: dict[str, list[str]]  # title -> texts: of the colours, and of the markers unless these are the same
+    legend: dict[
+        str, list[str]
+    ]  # title -> texts: of the colours, and of the markers or lines unless these are the same
     x_label: str
     joined: bool  # whether points of one colour are joined in the order of x
     bars: str  # meaning of the error bars
@@ -81,6 +86,15 @@ class Plot:
     over_training: bool = False  # settings name the y axes of a line of panels, panels the x axes of a column
     floors: pd.DataFrame | None = None  # panel, value, colour, name
     against: str = ""  # ``vs training``: the images of the floors' distances
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How texts of the legend are drawn; a line has a style, and a fill of its markers."""
+
+    colours: dict[str, str]
+    markers: dict[str, str]
+    lines: dict[str, tuple[str, str]]
 
 
 def fingerprint(plot: Plot) -> str:
@@ -120,7 +134,10 @@ def _make_printable(figure: Figure) -> None:
 def render(plot: Plot) -> Figure:
     points, (first, *_, last) = plot.points, [*plot.legend.values()] * 2
     colours = dict(zip(first, sns.color_palette("colorblind", len(first)).as_hex()))
-    markers = dict(zip(last, itertools.cycle(MARKERS)))
+    by_line = points["line"].any()  # then markers stand for what colours do
+    code = Encoding(colours, dict(zip(first if by_line else last, itertools.cycle(MARKERS))), {"": (LINES[0], "full")})
+    if by_line:
+        code.lines.update(zip(last, itertools.cycle(zip(LINES, ("full", "none")))))
     settings, panels = sorted(points["setting"].unique()), list(plot.panels)
     size = PANEL_INCHES[0] * len(panels), PANEL_INCHES[1] * len(settings)
     figure = Figure(figsize=size, layout="constrained")
@@ -140,7 +157,7 @@ def render(plot: Plot) -> Figure:
                 ax.set_axis_off()
                 ax.text(0.5, 0.5, "no points", ha="center", color=NEUTRAL, transform=ax.transAxes)
                 continue
-            _points(ax, here, plot.joined, colours, markers)
+            _points(ax, here, plot.joined, code)
             if plot.over_training:
                 ax.set_xscale("log")
                 _decades(ax.xaxis, (1, 3))
@@ -155,7 +172,7 @@ def render(plot: Plot) -> Figure:
                 _scale_y(ax, here["y"])
         if not plot.over_training:
             _scale_x(axes[0], plot)
-    _legend(figure, plot, colours, markers)
+    _legend(figure, plot, code)
     title = "\n".join(textwrap.fill(line, CHARACTERS * len(panels)) for line in plot.title.splitlines())
     figure.suptitle(title, fontsize=9, x=0.01, y=1.01, ha="left", va="bottom")
     _make_printable(figure)
@@ -165,15 +182,15 @@ def render(plot: Plot) -> Figure:
     return figure
 
 
-def _points(ax: Axes, points: pd.DataFrame, joined: bool, colours: dict[str, str], markers: dict[str, str]) -> None:
-    styles = _styles(joined, colours, markers)
-    for (colour, marker), group in points.sort_values("x", kind="stable").groupby(["colour", "marker"], sort=False):
-        look: dict[str, Any] = {"color": colours[str(colour)], "marker": markers[str(marker)]}
+def _points(ax: Axes, points: pd.DataFrame, joined: bool, code: Encoding) -> None:
+    keys = ["colour", "marker", "line"]
+    for (colour, marker, line), group in points.sort_values("x", kind="stable").groupby(keys, sort=False):
+        look: dict[str, Any] = {"color": code.colours[str(colour)], "marker": code.markers[str(marker)]}
         ours, theirs = group[~group["published"]], group[group["published"]]
         quartiles = np.array([ours["x"] - ours["x_low"], ours["x_high"] - ours["x"]]).clip(min=0)
         ax.errorbar(
-            ours["x"], ours["y"], ours["sd"], quartiles, linestyle=styles[str(marker)], linewidth=1.3,
-            elinewidth=1, capsize=2, markersize=MARKER_SIZE, markeredgecolor="none", zorder=3, **look,
+            ours["x"], ours["y"], ours["sd"], quartiles, linewidth=1.3, elinewidth=1, capsize=2, zorder=3,
+            **look, **_stroke(joined, look["color"], *code.lines[str(line)]),
         )  # fmt: skip
         ax.plot(theirs["x"], theirs["y"], linestyle="none", fillstyle="none", markersize=HOLLOW_SIZE, zorder=4, **look)
         for name, x, y in zip(ours["name"], ours["x"], ours["y"]):
@@ -200,9 +217,16 @@ def is_wide(values: pd.Series) -> bool:
     return bool(values.min() > 0 and values.max() > MIN_RATIO * values.min())
 
 
+def _short(number: float) -> str:
+    """``0.002``, ``5000``, ``300k``."""
+    if number >= 10_000:
+        return f"{number / 1000:g}k"
+    return np.format_float_positional(number, precision=6, trim="-")
+
+
 def _decades(axis: Axis, ticks: tuple[int, ...]) -> None:
     """Ticks of a logarithmic axis at these multiples of every decade, as plain numbers."""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: np.format_float_positional(x, precision=6, trim="-")))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_locator(LogLocator(subs=ticks))
 
@@ -230,10 +254,10 @@ def _scale_x(ax: Axes, plot: Plot) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _styles(joined: bool, colours: dict[str, str], markers: dict[str, str]) -> dict[str, str]:
-    """The line of each marker; the second of two losses is dashed."""
-    several = joined and [*colours] != [*markers]
-    return dict(zip(markers, itertools.cycle(("-", "--") if several else ["-" if joined else "none"])))
+def _stroke(joined: bool, colour: str, line: str, fill: str) -> dict[str, Any]:
+    """The line and the marker of a curve, or of points that are not joined. Hollow markers hide the line."""
+    edge = {"markeredgecolor": colour, "markerfacecolor": "white"} if fill == "none" else {"markeredgecolor": "none"}
+    return {"linestyle": line if joined else "none", "markersize": MARKER_SIZE, **edge}
 
 
 def _handle(label: str, **look: Any) -> Line2D:
@@ -241,9 +265,8 @@ def _handle(label: str, **look: Any) -> Line2D:
     return Line2D([], [], **{"linestyle": "none", "color": NEUTRAL, "markersize": MARKER_SIZE, "label": label, **look})
 
 
-def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[str, str]) -> None:
+def _legend(figure: Figure, plot: Plot, code: Encoding) -> None:
     """Draw one legend below the panels: colours and markers in columns under bold headings, or one below the other."""
-    styles = _styles(plot.joined, colours, markers)
     notes = []
     if plot.floors is not None and len(plot.floors):
         notes.append(_handle(f"reconstruction alone, {plot.against}", **FLOOR))
@@ -254,17 +277,21 @@ def _legend(figure: Figure, plot: Plot, colours: dict[str, str], markers: dict[s
         notes.append(_handle(f"bars: {plot.bars}", marker="|" if plot.x_values else "+", markersize=8))
     title, *second = plot.legend
     wide = len(plot.panels) > 1
-    filled = {"markeredgecolor": "none", "linestyle": "-" if plot.joined else "none"}
-    first = [_handle(t, color=colours[t], marker=markers.get(t, "o"), **filled) for t in colours if t]
+    filled = _stroke(plot.joined, NEUTRAL, *code.lines[""])
+    first = [_handle(t, color=c, marker=code.markers.get(t, "o"), **filled) for t, c in code.colours.items() if t]
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01)}
     if not second:
-        figure.legend(handles=[*first, *notes], ncols=3 if wide else 1, title=title or None, **place)
+        figure.legend(handles=[*first, *notes], ncols=2 if wide else 1, title=title or None, **place)
         return
+    lines = {t: {"marker": "o", **_stroke(plot.joined, NEUTRAL, *line)} for t, line in code.lines.items() if t}
+    shown = lines or {t: {"marker": marker, **filled} for t, marker in code.markers.items()}
     columns = [
         [_handle(title), *first],
-        [_handle(second[0]), *(_handle(t, marker=markers[t], **filled | {"linestyle": styles[t]}) for t in markers)],
+        [_handle(second[0]), *(_handle(t, **(shown[t])) for t in plot.legend[second[0]])],
     ]
     min(columns, key=len).extend(notes)
+    texts = [max(len(str(handle.get_label())) for handle in column) for column in columns]
+    wide = wide and sum(texts) < 1.1 * CHARACTERS * len(plot.panels)
     longest = max(map(len, columns)) if wide else 0
     handles = [h for column in columns for h in column + [_handle("")] * (longest - len(column))]
     legend = figure.legend(handles=handles, ncols=2 if wide else 1, **place)

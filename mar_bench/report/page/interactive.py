@@ -25,8 +25,9 @@ def figure(plot: Plot, about: dict[str, str], records: dict[str, list[str]]) -> 
     """``about``: row -> its words; ``records``: row -> ids of its records, which a click opens."""
     points, (first, *_, last) = plot.points, [*plot.legend.values()] * 2
     colours = _colours(first)
-    symbols, several = dict(zip(last, itertools.cycle(SYMBOLS))), first != last
-    dashes = dict(zip(last, itertools.cycle(LINES if several else LINES[:1])))
+    by_line = points["line"].any()  # then symbols stand for what colours do
+    symbols = dict(zip(first if by_line else last, itertools.cycle(SYMBOLS)))
+    dashes = {"": LINES[0], **(dict(zip(last, itertools.cycle(LINES))) if by_line else {})}
     settings, panels = sorted(points["setting"].unique()), list(plot.panels)
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {}
@@ -34,12 +35,13 @@ def figure(plot: Plot, about: dict[str, str], records: dict[str, list[str]]) -> 
     for i, (setting, panel) in enumerate(itertools.product(settings, panels), 1):
         here = points[(points["setting"] == setting) & (points["panel"] == panel)]
         axes = {"xaxis": f"x{_number(i)}", "yaxis": f"y{_number(i)}"}
-        looks = ["colour", "marker", "published"]
-        for (colour, marker, published), group in here.sort_values("x", kind="stable").groupby(looks, sort=False):
-            words = [str(text) for text in dict.fromkeys((colour, marker)) if text]
+        looks = ["colour", "marker", "line", "published"]
+        for (colour, marker, line, published), group in here.sort_values("x", kind="stable").groupby(looks, sort=False):
+            words = [str(text) for text in dict.fromkeys((colour, marker, line)) if text]
             name = ", ".join(words + ["paper"] * published) or "all rows"
             mode = "lines+markers" if plot.joined and not published else "markers"
-            marks = {"symbol": f"{symbols[marker]}{'-open' * published}", "size": 11 if published else 8}
+            hollow = published or dashes[line] != LINES[0]
+            marks = {"symbol": f"{symbols[marker]}{'-open' * hollow}", "size": 11 if published else 8}
             traces.append(
                 axes
                 | {
@@ -51,7 +53,7 @@ def figure(plot: Plot, about: dict[str, str], records: dict[str, list[str]]) -> 
                     "x": _floats(group["x"]),
                     "y": _floats(group["y"]),
                     "marker": {"color": colours[colour], **marks},
-                    "line": {"color": colours[colour], "width": 1.6, "dash": dashes[marker]},
+                    "line": {"color": colours[colour], "width": 1.6, "dash": dashes[line]},
                     "customdata": [records.get(row, []) for row in group["row"]],
                     "hovertext": [_hover(point, about) for point in group.to_dict("records")],
                     "hoverinfo": "text",
