@@ -132,7 +132,7 @@ def training(baseline: MAR, spec: RunSpec, batch: int, repeats: int) -> dict[str
     seconds: dict[str, list[float]] = {"baseline": [], "ours": []}
     begins: list[float] = []
 
-    def between(now: int, last: int) -> None:
+    def between(now: int, *_: float) -> None:
         """Called at the beginning of each of our steps: notes its time, and runs the baseline's step in between."""
         ended = time.perf_counter()
         if now > 1:

@@ -12,7 +12,6 @@ import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
-from mar_bench.pipeline.request import load_row, names_and_overrides, preflight, select
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 
@@ -58,6 +57,7 @@ def show(
     and everything needed to reproduce them."""
     from mar_bench.config.ids import generation_run, reconstruction_run, speed_run
     from mar_bench.config.parse import as_tree
+    from mar_bench.pipeline.request import load_row
     from mar_bench.pipeline.store import status
     from mar_bench.records.provenance import device_name
     from mar_bench.report.format import paper_name, paper_number
@@ -130,6 +130,7 @@ def plan(
     Lists evaluations, trainings and the work that they share; what is done, missing or failed. For several
     experiments, or --all, a summary, with the work that they share with each other."""
     from mar_bench.pipeline.plan import make_plan, plan_text
+    from mar_bench.pipeline.request import select
 
     places, found = options.results(runs, records)
     selection = select(words, every, scale, found, seeds, sampling_seeds, only)
@@ -162,6 +163,7 @@ def run(
     """Train, sample and measure what is not done yet.
 
     If interrupted, the same command resumes. Cells chosen by a sweep run once its points are measured."""
+    from mar_bench.pipeline.request import names_and_overrides, select
     from mar_bench.pipeline.store import publish
 
     world, tried = _world(), set()
@@ -210,6 +212,7 @@ def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
     on the way and made again in another pass."""
     from mar_bench.pipeline.graph import jobs_for
     from mar_bench.pipeline.plan import images_of
+    from mar_bench.pipeline.request import preflight
     from mar_bench.pipeline.store import publish
 
     outcome, tried = None, set[str]()

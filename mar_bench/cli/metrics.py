@@ -8,18 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
-from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
-from mar_bench.pipeline.request import load_row
-from mar_bench.pipeline.store import default_places, fault_in
-from mar_bench.records.provenance import cores
-from mar_bench.records.record import Record
 from mar_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mar_bench.records.record import Record
 
 InceptionWeights = Annotated[
     str | None,
@@ -75,6 +73,10 @@ def evaluate(
     """Score any images: FID, IS, KID, precision, recall, copies.
 
     Override settings as in metrics.is_splits=5; the others are lowered for small sets."""
+    from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
+    from mar_bench.pipeline.request import load_row
+    from mar_bench.records.provenance import cores
+
     places, found = options.results(runs, records)
     from mar_bench.pipeline import eval_images
     from mar_bench.report.show_record import how_measured, scores_text, warnings
@@ -147,6 +149,7 @@ def build(
     """Build a reference: statistics of all images, features of some."""
     from mar_bench.data.npz import REFERENCE, kind_of
     from mar_bench.pipeline import eval_images
+    from mar_bench.records.provenance import cores
     from mar_bench.utils.files import sha256_of, with_folder
 
     path = Path(target)
@@ -188,6 +191,7 @@ def compare(
 
 def records_of(name: str, overrides: list[str] | None, scale: str, records: str | None) -> list[Record]:
     """The records of a row, or the one with an id. Raises UserError if there is none."""
+    from mar_bench.pipeline.request import load_row
     from mar_bench.report.frames import select
 
     if options.is_record(name):
@@ -213,6 +217,9 @@ def verify(
     records: options.Records = None,
 ) -> None:
     """Score a record again from its kept features; exit code 1 if a number has changed."""
+    from mar_bench.pipeline.store import default_places
+    from mar_bench.records.provenance import cores
+
     record = options.find_record(name, records)
     from mar_bench.pipeline.verify import DIFFERENT
     from mar_bench.pipeline.verify import verify as compared
@@ -244,6 +251,8 @@ def neighbours(
 
     Writes <reports>/<scale>/<experiment>-neighbours-<row>.png and prints the share of images that count as copies."""
     from mar_bench.pipeline import eval_images
+    from mar_bench.pipeline.request import load_row
+    from mar_bench.records.provenance import cores
     from mar_bench.report.figures.sheets import neighbour_page
 
     _use_threads(cores())
@@ -274,6 +283,7 @@ def collect(
 
     Of two results of one id that agree, the earlier is kept. Results that disagree are moved to <records>/conflicts,
     where no table shows them, and listed; the exit code is then 1."""
+    from mar_bench.pipeline.store import default_places, fault_in
     from mar_bench.records.collect import collect
 
     plan = collect([Path(folder) for folder in folders], default_places(None, records).records, dry_run, fault_in)

@@ -12,10 +12,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mar_bench.config.ids import IdCheck
-from mar_bench.pipeline.request import parse_seeds
-from mar_bench.pipeline.store import default_places
-from mar_bench.records import record
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import expanded
@@ -91,6 +87,10 @@ Overrides = Annotated[
 
 def results(runs: str | None, records: str | None):
     """Run and record folders, and the records, read when they are needed: a broken one then raises UserError."""
+    from mar_bench.config.ids import IdCheck
+    from mar_bench.pipeline.store import default_places
+    from mar_bench.records import record
+
     places = default_places(runs, records)
     if names := record.conflicting_ids(places.records):
         where = places.records / record.CONFLICTS
@@ -119,6 +119,9 @@ def is_record(name: str) -> bool:
 
 def find_record(name: str, records: str | None):
     """A record by id or file. Raises UserError if there is none."""
+    from mar_bench.pipeline.store import default_places
+    from mar_bench.records import record
+
     folder, name = default_places(None, records).records, expanded(name, "record")
     if files := record.conflicting_files(folder, name):
         raise UserError(f"record {name} is set aside, as its files disagree: give one of {', '.join(map(str, files))}")
@@ -130,6 +133,8 @@ def find_record(name: str, records: str | None):
 
 def one_seed(option: str, text: str) -> int:
     """A single seed. Raises UserError for several."""
+    from mar_bench.pipeline.request import parse_seeds
+
     found = parse_seeds(option, text)
     if len(found) != 1:
         raise UserError(f"{option} {text}: give a single seed")

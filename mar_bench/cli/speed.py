@@ -7,17 +7,17 @@ import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mar_bench.cli import options
 from mar_bench.cli.options import app
-from mar_bench.config.checks import finish
-from mar_bench.config.spec import RunSpec, drawing_part
-from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 from mar_bench.utils.files import atomic_write, with_folder
+
+if TYPE_CHECKING:
+    from mar_bench.config.spec import RunSpec
 
 # the paper's systems, and DiT, as rows at paper scale
 SYSTEMS = {
@@ -65,6 +65,7 @@ def speed(
     Seconds an image and their parts, memory, and the share that is reached of what the device can compute or copy,
     whichever is the limit. Nothing else should run meanwhile."""
     from mar_bench.pipeline.request import load_row
+    from mar_bench.records.provenance import cores
 
     name = SYSTEMS.get(system, system)
     if "/" not in name:
@@ -108,6 +109,9 @@ def _check_writable(file: Path) -> None:
 
 def _with_steps(spec: RunSpec, steps: dict[str, int | None], title: str) -> RunSpec:
     """The row with other numbers of steps, where given. Raises UserError for a row that has none or cannot do these."""
+    from mar_bench.config.checks import finish
+    from mar_bench.config.spec import drawing_part
+
     given: dict[str, Any] = {f"num_{name}_steps": count for name, count in steps.items() if count}
     try:
         found = finish(replace(spec, sampling=replace(spec.sampling, **given)))

@@ -7,7 +7,7 @@ import sys
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,11 +25,12 @@ from mar_bench.cli.options import (
     print_json,
     results,
 )
-from mar_bench.config.experiment import Experiment, need_distinct_rows
-from mar_bench.pipeline.request import load_all, load_row, names_and_overrides
-from mar_bench.records.record import RecordFolder
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from mar_bench.config.experiment import Experiment
+    from mar_bench.records.record import RecordFolder
 
 TABLE_FORMATS = ("md", "csv", "tex")
 ScaleOrAll = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="An overlay in experiments/scale.")]
@@ -48,6 +49,9 @@ def _noted(every: bool) -> Iterator[None]:
 
 def _shown(words: list[str] | None, every: bool, scale: str, found: RecordFolder) -> list[Experiment]:
     """The experiments to show, without the rows that overrides do not fit; they must leave the others distinct."""
+    from mar_bench.config.experiment import need_distinct_rows
+    from mar_bench.pipeline.request import load_all
+
     experiments = load_all(words, every, scale, found, only="")
     for experiment in experiments:
         need_distinct_rows(experiment)
@@ -151,6 +155,7 @@ def curves(
     While a row trains, its losses are known up to its last checkpoint. Distances are means over all measured seeds."""
     from mar_bench.config.ids import generation_run
     from mar_bench.pipeline.pictures import losses_of
+    from mar_bench.pipeline.request import load_row, names_and_overrides
     from mar_bench.report import curves as draw
 
     names, overrides = names_and_overrides(rows)

@@ -24,7 +24,6 @@ from mar_bench.cli.options import (
     as_path,
     print_json,
 )
-from mar_bench.records.provenance import cores
 from mar_bench.utils.errors import UserError, did_you_mean
 
 
@@ -94,6 +93,7 @@ def rehearse(
     from mar_bench.config.ids import chosen_rows
     from mar_bench.pipeline.cost import GPUS
     from mar_bench.pipeline.store import default_places
+    from mar_bench.records.provenance import cores
 
     gpu = gpu.upper().replace(" ", "")
     if gpu not in GPUS:

@@ -22,13 +22,20 @@ from mar_bench.records.record import HINT, Record
 from mar_bench.utils.errors import UserError, shown
 
 
+PLAIN = {str, int, float, bool, type(None)}  # most values
+
+
 def canonical(value: Any) -> Any:
     """Plain containers that determine ``value``: defaults and unhashed fields are omitted, ``kind`` is kept."""
-    if type(value) in (str, int, float, bool, type(None)):  # most of them
-        return value
     if is_dataclass(value) and not isinstance(value, type):
-        items = {name: (canonical(getattr(value, name)), default) for name, default in _hashed(type(value)).items()}
-        return {name: item for name, (item, default) in items.items() if item != default}
+        found = {}
+        for name, default in _hashed(type(value)).items():
+            item = getattr(value, name)
+            if type(item) not in PLAIN:
+                item = canonical(item)
+            if item != default:
+                found[name] = item
+        return found
     if isinstance(value, (tuple, list)):
         return [canonical(v) for v in value]
     return value

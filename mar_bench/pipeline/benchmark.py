@@ -161,7 +161,7 @@ def _training(spec: RunSpec, size: int, repeats: int, device: torch.device) -> d
     train = replace(spec.train, batch_size=size, steps=10**6, snapshots=(), published=None, images=None)
     begins: list[float] = []
 
-    def at_each_step(step: int, steps: int) -> None:
+    def at_each_step(step: int, *_: float) -> None:
         begins.append(now(device))
         if step > repeats:  # the first step warms up
             raise Superseded

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from mar_bench.config.spec import CausalBackbone, DiTModel, MaskedBackbone, RunSpec, TokenSpace, num_tokens
+from mar_bench.config.spec import (
+    CausalBackbone,
+    DiTModel,
+    MaskedBackbone,
+    ModelSpec,
+    RunSpec,
+    SamplingSpec,
+    TokenSpace,
+    num_tokens,
+)
 from mar_bench.models.schedules import ar_steps, mask_ratio
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the masking ratio, over which a training step is averaged
@@ -71,17 +80,21 @@ def training_flops(spec: RunSpec) -> float:
 
 def sampling_flops(spec: RunSpec) -> float:
     """All AR steps of one image (for DiT: all denoising steps), guidance included, decoding excluded."""
-    model, sampling, length = spec.model, spec.sampling, num_tokens(spec.space)
-    guided = sampling.guidance_scale != 1
+    return _sampling_flops(spec.model, replace(spec.sampling, seed=0), spec.space)
+
+
+@functools.lru_cache(maxsize=None)  # most jobs of a plan differ by their seeds alone
+def _sampling_flops(model: ModelSpec, sampling: SamplingSpec, space: TokenSpace) -> float:
+    length, guided = num_tokens(space), sampling.guidance_scale != 1
     if model.kind == "dit":
-        return (1 + guided) * (sampling.num_diffusion_steps or 1) * _dit_pass(model, spec.space)
+        return (1 + guided) * (sampling.num_diffusion_steps or 1) * _dit_pass(model, space)
     steps = ar_steps(sampling, sampling.order or model.order, length)
     if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
-        backbone = (1 + guided) * _causal_passes(model.backbone, spec.space, [step.known for step in steps])
+        backbone = (1 + guided) * _causal_passes(model.backbone, space, [step.known for step in steps])
     else:
         halves = [*steps, *(step for step in steps if step.guidance != 1)]
-        backbone = _masked_passes(model.backbone, spec.space, tuple((step.known, step.asked) for step in halves))
-    once, each, _ = head_flops(model.head, model.backbone.dim, spec.space)
+        backbone = sum(_masked_pass(model.backbone, space, step.known, step.asked) for step in halves)
+    once, each, _ = head_flops(model.head, model.backbone.dim, space)
     drawn = ((1 + (step.guidance != 1)) * step.asked * (once + (step.denoising or 1) * each) for step in steps)
     return backbone + sum(drawn)
 
@@ -95,7 +108,7 @@ def likelihood_flops(spec: RunSpec) -> float:
     if backbone.kind == "causal":
         passes = _causal_passes(backbone, spec.space, [length - 1])
     else:
-        passes = _masked_passes(backbone, spec.space, tuple((k, 1) for k in range(length))) * terms / length
+        passes = _mean_masked_pass(backbone, spec.space) * terms
     once, each, draws = head_flops(model.head, backbone.dim, spec.space)
     steps = 0
     if model.head.kind == "diffusion":
@@ -123,9 +136,10 @@ def _masked_pass(part: MaskedBackbone, space: TokenSpace, known: int, asked: int
 
 
 @functools.lru_cache
-def _masked_passes(part: MaskedBackbone, space: TokenSpace, passes: tuple[tuple[int, int], ...]) -> float:
-    """The masked backbone in several passes, (known, asked) each; kept, as most jobs of a plan ask for the same."""
-    return sum(_masked_pass(part, space, known, asked) for known, asked in passes)
+def _mean_masked_pass(part: MaskedBackbone, space: TokenSpace) -> float:
+    """The masked backbone asked for one token, averaged over the number of known ones."""
+    length = num_tokens(space)
+    return sum(_masked_pass(part, space, known, 1) for known in range(length)) / length
 
 
 def _causal_passes(part: CausalBackbone, space: TokenSpace, known: list[int]) -> float:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mar_bench.cli import app, experiments, main
 from mar_bench.config.experiment import load_experiment
 from mar_bench.data.datasets import silent
-from mar_bench.pipeline import eval_images, run_local
+from mar_bench.pipeline import eval_images, request, run_local
 from mar_bench.pipeline.progress import Outcome
 from mar_bench.records.record import Record, read_record, read_records
 from mar_bench.utils.errors import UserError
@@ -318,7 +318,7 @@ def test_plan_and_run_count_the_images_of_a_folder_once(places, monkeypatch, tmp
     text = call("plan", *words)
     assert all(text.count(line) == 1 for line in lines)
     assert json.loads(call("plan", *words, "--json"))["images"] == lines
-    monkeypatch.setattr(experiments, "preflight", lambda runs: None)
+    monkeypatch.setattr(request, "preflight", lambda runs: None)
     monkeypatch.setattr(run_local, "run_jobs", lambda *given: Outcome(done=1))
     text = CliRunner().invoke(app, ["run", *words]).output
     assert all(text.count(line) == 1 for line in lines)
