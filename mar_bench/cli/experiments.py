@@ -157,6 +157,8 @@ def run(
         bool, typer.Option("--reuse-records", help="Skip runs that have a record but no output here.")
     ] = False,
     no_speed: options.NoSpeed = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the whole error of a failed job.")] = False,
     runs: options.Runs = None,
     records: options.Records = None,
 ) -> None:
@@ -176,7 +178,7 @@ def run(
         if reuse_records:
             planned = [r for r in planned if r.id not in found or found[r.id].status != "done"]
         tried |= {r.id for r in planned}
-        outcomes.append(_run_planned(planned, places, jobs, world, not any(outcomes)))
+        outcomes.append(_run_planned(planned, places, jobs, world, not any(outcomes), quiet, verbose))
         publish([*planned, *(r for of_one in selection.planned.values() for r in of_one if r.choice)], places)
         if not selection.waiting:
             break
@@ -192,6 +194,8 @@ def run(
             file=sys.stderr,
         )
         raise typer.Exit(1)
+    if quiet:
+        return
     if not any(outcomes):
         print(f"nothing to do: all {len(wanted)} runs are done; records are in {places.records}")
         return
@@ -205,7 +209,7 @@ def run(
     )
 
 
-def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
+def _run_planned(planned: list, places, jobs: int | None, world, first: bool, quiet: bool, verbose: bool):
     """Execute the jobs that runs still need; returns the Outcome, None if there is nothing to do. Exits if stopped.
 
     ``first``: no work has been done yet, so the folders are created. Stages that turn out to be damaged are set aside
@@ -231,17 +235,18 @@ def _run_planned(planned: list, places, jobs: int | None, world, first: bool):
         if {job.id for job in todo} <= tried:
             return outcome
         tried |= {job.id for job in todo}
-        outcome = _run_jobs(todo, places, jobs, world, images)
+        outcome = _run_jobs(todo, places, jobs, world, images, quiet, verbose)
         images = []
 
 
-def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str]):
+def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str], quiet: bool, verbose: bool):
     """Print ``images``, execute jobs and print the result; returns the Outcome. Exits if stopped."""
     from mar_bench.pipeline import run_local
     from mar_bench.pipeline.progress import Report, duration
 
     workers = world.size if world else min(jobs or _default_jobs(todo), len(todo))
-    report = Report(todo, places, 1 if world else workers, quiet=world is not None and not world.first)
+    tells = world is None or world.first
+    report = Report(todo, places, 1 if world else workers, quiet or not tells, tells)
     report.say(
         f"{len(todo)} jobs on {workers} process{'es' * (workers > 1)}{' together' if world else ''}, about "
         f"{duration(report.seconds_left())}; runs in {places.runs}, records in {places.records}"
@@ -262,8 +267,9 @@ def _run_jobs(todo: list, places, jobs: int | None, world, images: list[str]):
               file=sys.stderr)  # fmt: skip
         for job in todo:
             if job.id in outcome.failed:
-                print(printable(f"  {job.title}: {outcome.failed[job.id].splitlines()[0]}"), file=sys.stderr)
-    elif world is None or world.first:
+                error = outcome.failed[job.id] if verbose else outcome.failed[job.id].splitlines()[0]
+                print(printable(f"  {job.title}: {error}", keep="\n"), file=sys.stderr)
+    elif tells and not quiet:
         print(f"{outcome.done} jobs done in {taken}")
     return outcome
 

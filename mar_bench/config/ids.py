@@ -21,7 +21,6 @@ from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.records.record import HINT, Record
 from mar_bench.utils.errors import UserError, shown
 
-
 PLAIN = {str, int, float, bool, type(None)}  # most values
 
 

@@ -83,7 +83,7 @@ def sampling_flops(spec: RunSpec) -> float:
     return _sampling_flops(spec.model, replace(spec.sampling, seed=0), spec.space)
 
 
-@functools.lru_cache(maxsize=None)  # most jobs of a plan differ by their seeds alone
+@functools.cache  # most jobs of a plan differ by their seeds alone
 def _sampling_flops(model: ModelSpec, sampling: SamplingSpec, space: TokenSpace) -> float:
     length, guided = num_tokens(space), sampling.guidance_scale != 1
     if model.kind == "dit":

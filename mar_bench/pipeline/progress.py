@@ -57,11 +57,13 @@ class Outcome:
 
 
 class Report:
-    """Tracks and shows the jobs of a run; ``bars`` is a context manager around the work. ``quiet``: shows nothing."""
+    """Tracks and shows the jobs of a run; ``bars`` is a context manager around the work.
 
-    def __init__(self, jobs: list[Job], places: Places, num_workers: int, quiet: bool = False):
+    ``quiet``: shows nothing; ``told``: writes what it does for a page that watches."""
+
+    def __init__(self, jobs: list[Job], places: Places, num_workers: int, quiet: bool = False, told: bool = True):
         self.jobs, self.places, self.num_workers = jobs, places, num_workers
-        self.quiet, self.outcome = quiet, Outcome()
+        self.told, self.outcome = told, Outcome()
         self.pending = {job.id: job for job in jobs}
         self.running: dict[str, tuple[Job, Task]] = {}  # the bar holds the share that is done, and a note
         self.first: dict[str, tuple[int, float]] = {}  # of a running job: its first step told, and when
@@ -125,8 +127,8 @@ class Report:
             lines = [state, *(self._line(job, task.fields["note"]) for job, task in self.running.values())]
             if not self.on_terminal:
                 self.say("; ".join(lines))
-            if not self.quiet:
-                with suppress(OSError):  # it is only for a page that watches
+            if self.told:
+                with suppress(OSError):
                     atomic_write(with_folder(_state_file(self.places.runs)), json.dumps(lines))
 
     def _line(self, job: Job, note: str) -> str:

@@ -324,6 +324,14 @@ def test_plan_and_run_count_the_images_of_a_folder_once(places, monkeypatch, tmp
     assert all(text.count(line) == 1 for line in lines)
 
 
+@pytest.mark.parametrize(("word", "told"), [("--verbose", True), ("--quiet", False)])
+def test_a_verbose_run_tells_the_whole_error(word, told, places, monkeypatch):
+    monkeypatch.setattr(run_local, "run_jobs", lambda todo, *_: Outcome(failed={todo[0].id: "KeyError: x\nTraceback"}))
+    result = CliRunner().invoke(app, ["run", "table1", "--scale", "smoke", word, *places])
+    assert result.exit_code == 1 and "KeyError: x" in result.stderr
+    assert ("Traceback" in result.stderr) == told and bool(result.stdout) == told
+
+
 @pytest.mark.parametrize("keys", (("arr_0", "mu", "sigma"), ("mu", "sigma")))
 def test_adms_file_and_a_reference_built_of_it_have_its_statistics_under_any_name(keys, monkeypatch, tmp_path):
     arrays = {"arr_0": noise(9, channels=3).permute(0, 2, 3, 1).numpy(), "mu": np.full(4, 3.0), "sigma": np.eye(4) * 4}

@@ -67,7 +67,7 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("    guided:\n", "    16:\n", ("axes.guidance.16", "quote")),
         ('set: {sampling: "${parts.guided}"}', 'sett: {sampling: "${parts.guided}"}', ("sett", "did you mean 'set'")),
         ("train: {lr_schedule:", "train: {lr_shedule:", ("lr_shedule", "did you mean 'lr_schedule'")),
-        ("set: ${parts.variant.mar}", "set: {model: {order: rastre}}", ("model.order", "raster, permuted, random")),
+        ("set: ${parts.variant.mar}", "set: {model: {order: rastre}}", ("model.order", "did you mean 'raster'")),
         # interpolation
         ("${parts.variant.mar}", "${parts.variant.mer}", ("axes.variant.mar.set", "parts.variant.mer")),
         # layout

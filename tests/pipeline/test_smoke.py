@@ -229,7 +229,7 @@ def test_a_killed_worker_is_a_failure_with_a_record(finished, tmp_path):
     assert [r.task for r in failed] == ["generation"] and "SIGKILL" in failed[0].error
     assert "FAILED" in call(tmp_path, "table", "train.steps=400")
     assert json.loads(call(tmp_path, "plan", "--json", *ONE_ROW))["failed"] == 1
-    call(tmp_path, "run", *ONE_ROW)
+    assert call(tmp_path, "run", "--quiet", *ONE_ROW) == ""
     assert {r.status for r in measured(tmp_path).values()} == {"done"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from mar_bench.config.spec import CHOICE_SEED
 from mar_bench.config.yaml_layers import experiment_files
 from mar_bench.records.record import Record, read_records
 from mar_bench.report.frames import select
+from tests.docs.test_commands import LINES
 
 pytestmark = pytest.mark.smoke
 
@@ -43,6 +46,16 @@ def records(folder) -> dict[str, Record]:
 
 def test_nothing_is_left_to_do(folder):
     assert "nothing to do" in call(folder, "run")
+
+
+def test_the_documented_commands_at_smoke_scale_run(folder):
+    places = {f"MAR_BENCH_{name.upper()}": str(folder / name) for name in ("runs", "records", "reports")}
+    lines = {line for _, line in LINES if "--scale smoke" in line and "columns" not in line}  # a plugin's order
+    for line in sorted(lines):
+        words = [sys.executable, "-m", "mar_bench", *shlex.split(line)[1:]]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=580, env={**os.environ, **places})
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    assert len(lines) > 2
 
 
 @pytest.mark.parametrize("name", experiment_files())
