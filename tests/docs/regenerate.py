@@ -80,6 +80,25 @@ def experiment_page(name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def experiments_page() -> str:
+    """Every experiment with its question and what is committed of it."""
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    for name in experiment_files():
+        (experiment,) = load_all([name], False, "tiny", RecordFolder(RECORDS, IdCheck()))
+        committed = [
+            f"[{scale} {what}](../../{path})"
+            for scale in SHOWN
+            for what, ending in (("table", ".md"), ("figure", ".png"), ("samples", "-samples.png"))
+            if (ROOT / (path := f"reports/{scale}/{name}{ending}")).is_file()
+        ]
+        lines[experiment.source.startswith("Li et al.")].append(
+            f"| [{name}]({name}.md) | {experiment.question} | {', '.join(committed)} |"
+        )
+    heading = "|  | question | results |\n|---|---|---|"
+    parts = [f"{NOTE}# Experiments\n", heading, *lines[True], "\n## Not in the paper\n", heading, *lines[False]]
+    return "\n".join(parts) + "\n"
+
+
 def _header(file: Path) -> Iterator[str]:
     """The paragraphs of the comment at the beginning of an experiment's file, without its commands."""
     lines = []
@@ -132,6 +151,7 @@ def _findings(experiment: Experiment, found: RecordFolder) -> Iterator[str]:
 def main() -> None:
     (ROOT / "docs/experiments").mkdir(exist_ok=True)
     (ROOT / "docs/commands.md").write_text(commands_page())
+    (ROOT / "docs/experiments/README.md").write_text(experiments_page())
     for name in experiment_files():
         (ROOT / f"docs/experiments/{name}.md").write_text(experiment_page(name))
 
