@@ -15,11 +15,16 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
-    """The content of a wheel built from this checkout, as an installer would put it into an environment."""
+    """The content of a wheel built from this checkout's sdist, as an installer would put it into an environment."""
     folder = tmp_path_factory.mktemp("wheel")
-    words = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+
+    def build(*words: str, cwd: Path) -> None:
+        done = subprocess.run([sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+
+    build("hatchling", "build", "-t", "sdist", "-d", str(folder), cwd=ROOT)
+    (sdist,) = folder.glob("*.tar.gz")
+    build("pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", ".", sdist.name, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
     return folder / "site"
