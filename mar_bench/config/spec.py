@@ -6,6 +6,7 @@ field's type and ``kind`` chooses among them; class variables describe a kind to
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field, fields
 from typing import Annotated, ClassVar, Literal
@@ -221,7 +222,7 @@ class RunSpec:
     likelihood: LikelihoodSpec = field(default_factory=LikelihoodSpec)
     compute: ComputeSpec = field(default_factory=ComputeSpec)
 
-    @property
+    @functools.cached_property
     def space(self) -> spec_data.TokenSpace:
         return spec_data.token_space(self.tokenizer, self.data)
 

@@ -92,8 +92,8 @@ def _sampling_flops(model: ModelSpec, sampling: SamplingSpec, space: TokenSpace)
     if model.backbone.kind == "causal":  # with the kv-cache each step has one new input
         backbone = (1 + guided) * _causal_passes(model.backbone, space, [step.known for step in steps])
     else:
-        halves = [*steps, *(step for step in steps if step.guidance != 1)]
-        backbone = sum(_masked_pass(model.backbone, space, step.known, step.asked) for step in halves)
+        passes = (_masked_pass(model.backbone, space, step.known, step.asked) for step in steps)
+        backbone = sum((1 + (step.guidance != 1)) * flops for step, flops in zip(steps, passes))
     once, each, _ = head_flops(model.head, model.backbone.dim, space)
     drawn = ((1 + (step.guidance != 1)) * step.asked * (once + (step.denoising or 1) * each) for step in steps)
     return backbone + sum(drawn)
