@@ -56,7 +56,7 @@ def test_page_holds_everything_and_needs_no_network(written, table1):
     records = {path.stem for path in (table1 / "records").glob("*.json")}
     assert {*found["records"]} <= records and len(found["records"]) >= 16, "tables share records"
     assert {"table1", "table1-losses"} <= found["figures"].keys()
-    assert found["copies"]["table1"]["LaTeX"].startswith("% \\usepackage{booktabs}")
+    assert found["copies"]["table1"]["LaTeX"].startswith("% \\usepackage{booktabs,graphicx}")
     of_records = (written.parent / found["recordsAt"]).resolve()
     assert of_records == (table1 / "records").resolve()
     assert len(found["sprites"]) > 16, "samples, strips and reconstructions"
