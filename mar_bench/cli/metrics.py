@@ -54,7 +54,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="inception, efficientnet_lite0 or an installed plugin. Default: the row's own, else inception.",
+            help="inception, efficientnet_lite0 or an installed plugin. Default: that of the row or of the reference, "
+            "else inception.",
         ),
     ] = None,
     inception_weights: InceptionWeights = None,
@@ -75,19 +76,19 @@ def evaluate(
     Override settings as in metrics.is_splits=5; the others are lowered for small sets."""
     from mar_bench.config.yaml_layers import experiment_files, is_yaml, split_row
     from mar_bench.pipeline.request import load_row
-    from mar_bench.records.provenance import cores
 
     places, found = options.results(runs, records)
+    import torch
+
     from mar_bench.pipeline import eval_images
     from mar_bench.report.show_record import how_measured, scores_text, warnings
 
-    _use_threads(cores())
     file = split_row(samples)[0]
     if not Path(samples).exists() and (is_yaml(file) or file in experiment_files()):
         chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)
         experiment, row = load_row(samples, scale, overrides, found)
         source = eval_images.open_row(experiment, row, places, chosen)
-        _use_threads(source.run.spec.compute.threads)  # as when its record was made, for equal bits
+        torch.set_num_threads(source.run.spec.compute.threads)  # as when its record was made, for equal bits
     else:
         source = eval_images.open_source(samples, indexed=not unindexed)
         eval_images.settings_of(overrides or [])  # raises before any work
@@ -105,7 +106,8 @@ def evaluate(
     if source.run and extractor is None:
         space = eval_images.own_extractor(source.run, places)
     else:
-        space = eval_images.open_extractor(extractor or "inception", inception_weights, Path(weights))
+        name = extractor or eval_images.extractor_of(reference) or "inception"
+        space = eval_images.open_extractor(name, inception_weights, Path(weights))
     record = eval_images.evaluate(source, reference, space, overrides or [], places, _announce, save)
     try:
         if as_json:
@@ -149,7 +151,6 @@ def build(
     """Build a reference: statistics of all images, features of some."""
     from mar_bench.data.npz import REFERENCE, kind_of
     from mar_bench.pipeline import eval_images
-    from mar_bench.records.provenance import cores
     from mar_bench.utils.files import sha256_of, with_folder
 
     path = Path(target)
@@ -159,7 +160,6 @@ def build(
         raise UserError(f"{target}: exists and is not a reference of mar-bench reference build; name another file")
     if size is None and kind_of(images) == REFERENCE:
         raise UserError(f"{images}: already a reference; give it to mar-bench eval --reference")
-    _use_threads(cores())
     space = eval_images.open_extractor(extractor, inception_weights, Path(weights))
     reference = eval_images.open_reference(images, space, most, _announce("reference"), size)
     reference.save(with_folder(path))
@@ -218,14 +218,12 @@ def verify(
 ) -> None:
     """Score a record again from its kept features; exit code 1 if a number has changed."""
     from mar_bench.pipeline.store import default_places
-    from mar_bench.records.provenance import cores
 
     record = options.find_record(name, records)
     from mar_bench.pipeline.verify import DIFFERENT
     from mar_bench.pipeline.verify import verify as compared
     from mar_bench.utils.console import console_table
 
-    _use_threads(cores())
     lines, notes = compared(record, default_places(runs, records), again)
     print(console_table(["what", "recorded", "now", "verdict"], lines))
     for note in notes:
@@ -252,10 +250,8 @@ def neighbours(
     Writes <reports>/<scale>/<experiment>-neighbours-<row>.png and prints the share of images that count as copies."""
     from mar_bench.pipeline import eval_images
     from mar_bench.pipeline.request import load_row
-    from mar_bench.records.provenance import cores
     from mar_bench.report.figures.sheets import neighbour_page
 
-    _use_threads(cores())
     chosen = options.one_seed("--seeds", seeds), options.one_seed("--sampling-seeds", sampling_seeds)
     places, records = options.results(runs, None)
     experiment, row = load_row(name, scale, overrides, records)
@@ -296,12 +292,6 @@ def collect(
     if conflicts := plan.conflicts():
         print("\n".join(conflicts), file=sys.stderr)
         raise typer.Exit(1)
-
-
-def _use_threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)
 
 
 def _announce(what: str) -> Callable[[int, int], None]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+import mar_bench
 from mar_bench.utils.console import printable
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import expanded
@@ -33,12 +34,27 @@ class Typer(typer.Typer):
 
 
 app = Typer(
-    help="Benchmark and reproduction suite for discrete against continuous autoregressive image generation.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(mar_bench.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _application(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Benchmark and reproduction suite for discrete against continuous autoregressive image generation."""
+
 
 Scale = Annotated[str, typer.Option(metavar="SCALE", help="An overlay in experiments/scale (see list).")]
 All = Annotated[bool, typer.Option("--all", help="All experiments.")]

@@ -94,18 +94,18 @@ def load_experiment(
             if file.likelihoods:
                 _need_likelihood(specs[0], file.likelihoods[0])
         except (KeyPathError, UserError) as error:
-            by_kind = overrides and " of kind " in str(error)
-            hint = "; where rows differ, override the part that has it (parts.*)" if by_kind else ""
-            unfit.append(UserError(f"{where}: row '{row}': {error}{hint}"))
-            if not overrides or only(row):
-                raise unfit[0] from None
+            wrong = UserError(f"{where}: row '{row}': {error}")
+            if not overrides:
+                raise wrong from None
+            unfit.append((bool(only(row)), wrong))
             absent[row] = f"no row with {' '.join(overrides)}"
             continue
         rows[row] = specs[0]
         if len(specs) > 1:
             sweeps[row] = sweep_of(bundles, specs)
-    if unfit and not rows:
-        raise unfit[0]
+    asked = [wrong for chosen, wrong in unfit if chosen]
+    if asked or (unfit and not rows):
+        raise _clearest(asked or [wrong for _, wrong in unfit])
     return Experiment(
         id=file.id,
         title=file.title or file.id,
@@ -130,6 +130,15 @@ def load_experiment(
         shows_likelihood=bool(file.likelihoods),
         overrides=tuple(overrides),
     )
+
+
+def _clearest(errors: list[UserError]) -> UserError:
+    """Of what keeps an override from rows: a slip in a row that has the key, rather than a row of another kind."""
+    fits = [error for error in errors if "unknown key" not in str(error) or "did you mean" in str(error)]
+    if fits:
+        return fits[0]
+    by_kind = " of kind " in str(errors[0])
+    return UserError(f"{errors[0]}{'; where rows differ, override the part that has it (parts.*)' * by_kind}")
 
 
 def need_distinct_rows(experiment: Experiment) -> None:

@@ -19,7 +19,7 @@ from mar_bench.config.parse import KeyPathError, parse
 from mar_bench.config.spec import CHOICE_SEED, ARModel, RunSpec, SamplingSpec, measures_scale
 from mar_bench.config.stages import STAGES, TASKS
 from mar_bench.records.record import HINT, Record
-from mar_bench.utils.errors import UserError, shown
+from mar_bench.utils.errors import UserError, did_you_mean, shown
 
 PLAIN = {str, int, float, bool, type(None)}  # most values
 
@@ -246,7 +246,7 @@ def chosen_rows(experiment: Experiment, only: str | None, may_be_empty: bool = F
     if not experiment.rows and not may_be_empty:
         raise UserError(f"{experiment.file}: it has no row at scale {experiment.scale}; choose another scale")
     if not rows and not may_be_empty:
-        raise UserError(f"--only '{only}' matches no row of {experiment.id}; rows: {', '.join(experiment.rows)}")
+        raise UserError(f"--only '{only}' matches no row of {experiment.id}, {did_you_mean(only, experiment.rows)}")
     return rows
 
 

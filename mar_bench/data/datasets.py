@@ -25,7 +25,7 @@ CONVERSION = "round(127.5 (x + 1)), clipped to 0..255"  # what to_uint8 does, fo
 BATCH = 250  # images encoded or measured together
 
 
-def silent(done: int, total: int) -> None:
+def silent(*state: float) -> None:
     """A Progress that reports nothing."""
 
 

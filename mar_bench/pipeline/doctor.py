@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from mar_bench import __version__
+from mar_bench.config.plugins import installed
+from mar_bench.metrics import features
 from mar_bench.metrics.functions import frechet_distance, kernel_distance
 from mar_bench.models.pretrained.fetch import listing
 from mar_bench.pipeline.store import Places
@@ -52,6 +54,9 @@ def findings(places: Places, weights: Path) -> Iterator[Finding]:
     here = [row[0] for row in files if row[-1] == "yes"]
     told = f"{len(here)} of {len(files)} public files in {weights}"
     yield Finding("ok" if here else "note", "weights", f"{told}; the scales gpu and paper need them: mar-bench fetch")
+    scorers = ["inception", "efficientnet_lite0", *features.plugins()]
+    told = f"{', '.join(installed()) or 'none'}; extractors of eval: {', '.join(scorers)}"
+    yield Finding("ok", "plugins", told)
     yield from _metrics()
 
 

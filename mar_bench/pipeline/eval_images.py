@@ -21,6 +21,7 @@ from mar_bench.config.yaml_layers import parse_overrides
 from mar_bench.data.datasets import CONVERSION, Progress, load_data, silent
 from mar_bench.data.image_sets import ImageSet, cropped_folder, open_folder, open_images
 from mar_bench.data.npz import FOLDER, kind_of
+from mar_bench.data.npz import REFERENCE as BUILT
 from mar_bench.metrics import features
 from mar_bench.metrics.features import FeatureSpace
 from mar_bench.metrics.functions import nearest, spacing
@@ -101,6 +102,13 @@ def open_extractor(name: str, inception_weights: str | None, weights: Path) -> F
         known = did_you_mean(name, ["inception", "efficientnet_lite0", *found])
         raise UserError(f"no extractor '{name}', {known}; without --extractor a row is scored with its own")
     return FeatureSpace(PluginExtractor(name=name), None, None, device)
+
+
+def extractor_of(reference: str | None) -> str | None:
+    """The extractor with which ``reference build`` made a file; None for any other reference."""
+    if reference is None or not Path(reference).is_file() or kind_of(reference) != BUILT:
+        return None
+    return read_reference(Path(reference)).extractor["name"]
 
 
 def own_extractor(run: Run, places: Places) -> FeatureSpace:

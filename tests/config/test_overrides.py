@@ -6,6 +6,7 @@ import pytest
 
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.yaml_layers import find_experiment, split_row
+from mar_bench.utils.errors import UserError
 from tests.experiment_files import BASE, MINE, TABLE1, load, mistake, written
 
 PAPER = "mar/diff/guided"
@@ -47,6 +48,21 @@ def test_numbers_that_readers_disagree_on_are_refused(override):
     message = mistake(TABLE1, override, scale="smoke")
     assert override.partition("=")[0].rpartition(".")[2].replace("few", "num_ar") in message
     assert "YAML readers disagree on" in message and "plain decimals" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "row", "hint"),
+    [
+        ("model.head.depht=3", "mar/diff/guided", "did you mean 'depth'?"),
+        ("model.head.depth=-3", "mar/diff/guided", "must lie between"),
+        ("model.head.depth=3", "mar/ce/guided", "override the part that has it"),
+        ("model.head.depht=3", None, "did you mean 'depth'?"),
+    ],
+)
+def test_the_row_that_was_asked_for_tells_what_is_wrong(override, row, hint):
+    with pytest.raises(UserError) as error:
+        load_experiment("table1", "smoke", [override], lambda name: name == row if row else True)
+    assert hint in str(error.value) and f"row '{row or 'raster_causal/diff/unguided'}'" in str(error.value)
 
 
 def test_numbers_lists_and_blocks_are_read_as_yaml(tmp_path):

@@ -128,6 +128,11 @@ def test_eval_prints_scores_and_protocol_of_a_folder(photos):
     assert "labels unknown" in text and "numbers in file names" in text and "note: 60 images" in text
 
 
+def test_a_built_reference_names_the_extractor(tmp_path, photos):
+    call("reference", "build", photos[1], tmp_path / "real.npz", "--extractor", "colours")
+    assert scores(photos[0], tmp_path / "real.npz", extractor=None)["metrics"] == scores(*photos)["metrics"]
+
+
 def test_scores_do_not_depend_on_files_or_shards(tmp_path, photos, tiles):
     expected = scores(*photos)
     backwards = write(tmp_path / "backwards", tiles[0], "img-{}.png", order=range(59, -1, -1))

@@ -97,6 +97,12 @@ class Encoding:
     lines: dict[str, tuple[str, str]]
 
 
+def wrapped(setting: str) -> list[str]:
+    """The lines of a setting below an axis, which break at its commas."""
+    lines = textwrap.wrap(setting.replace(" ", "\xa0").replace(",\xa0", ", "), CHARACTERS)
+    return [line.replace("\xa0", " ") for line in lines]
+
+
 def fingerprint(plot: Plot) -> str:
     """A digest of what a figure shows, by which one of other records is known whatever draws it."""
     floors = "" if plot.floors is None else plot.floors.to_csv(float_format="%.6g")
@@ -165,7 +171,7 @@ def render(plot: Plot) -> Figure:
                 continue
             if plot.floors is not None:
                 _floors(ax, plot.floors[plot.floors["panel"] == panel], colours)
-            ax.set_xlabel("\n".join([plot.x_label, *textwrap.wrap(setting, CHARACTERS)]))
+            ax.set_xlabel("\n".join([plot.x_label, *wrapped(setting)]))
             ax.margins(y=0.1)
             ax.set_ylabel(plot.panels[panel])
             if plot.joined and not plot.x_values:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 import itertools
 import math
-import textwrap
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
 
 from mar_bench.report import format as fmt
-from mar_bench.report.figures.panels import CHARACTERS, Plot, is_wide
+from mar_bench.report.figures.panels import Plot, is_wide, wrapped
 from mar_bench.report.page.pictures import Curve
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star")
@@ -68,6 +67,10 @@ def figure(plot: Plot, about: dict[str, str], records: dict[str, list[str]]) -> 
             layout.setdefault("annotations", []).append(title | place)
     if plot.floors is not None:
         layout["shapes"] = _floors(plot, settings, panels, colours)
+        if layout["shapes"]:
+            line = {"color": "#777", "width": 1, "dash": "dash"}
+            name = f"reconstruction alone, {plot.against}"
+            traces.append({"type": "scatter", "mode": "lines", "x": [None], "y": [None], "name": name, "line": line})
     return {"data": traces, "layout": layout, "rows": len(settings), "columns": len(panels)}
 
 
@@ -100,7 +103,7 @@ def _colours(texts: list[str]) -> dict[str, str]:
 
 def _axes(plot: Plot, points: pd.DataFrame, i: int, setting: str, panel: str, columns: int) -> dict[str, Any]:
     """Both axes of panel number ``i``; they match those of its column and line where these are shared."""
-    y_title, x_title = plot.panels[panel], "\n".join([plot.x_label, *textwrap.wrap(setting, CHARACTERS)])
+    y_title, x_title = plot.panels[panel], "\n".join([plot.x_label, *wrapped(setting)])
     shown = points[points["setting"] == setting]
     if plot.over_training:
         y_title, x_title = setting, plot.panels[panel]

@@ -57,7 +57,7 @@ class Table(Measured):
         return orderings.claims(orderings.compare(self.experiment, self.selection))
 
     def tex(self) -> str:
-        """The main table and quoted numbers in LaTeX, no wider than the text, for the packages booktabs and graphicx."""
+        """The main table and quoted numbers in LaTeX, no wider than the text; needs booktabs and graphicx."""
         experiment, texts = self.experiment, notes.notes(self)
         short = [texts[subject] for subject in notes.SHORT if subject in texts]
         grids = {"main": main_grid(self), "quoted": quoted_grid(experiment)}
