@@ -25,7 +25,8 @@ demo: $(INSTALLED)
 	$(MAR) sample $(DEMO) --runs runs/demo --reports runs/demo/reports
 	@echo "with three seeds: without guidance, reports/tiny/learning_curves.md at 2000 steps; after the whole training, reports/tiny/table1.md"
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# three workers, as one of them often waits for Slurm
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED) lint
 	$(PYTEST)
