@@ -29,8 +29,9 @@ NO_IMAGES = {
 }  # fmt: skip
 HINT = "save it as 8-bit PNG, copy it again, or remove it"
 MOST_ELONGATED = 1000  # long side over short side; the crop of a longer strip would not fit into memory
-# (done, total), called regularly; raises to stop the work, returns True to request a checkpoint
-Progress = Callable[..., bool | None]  # called with how much of how much is done and, in training, the loss
+# called regularly with (done, total) and, in training, the loss; raises to stop the work, returns True to request a
+# checkpoint
+Progress = Callable[..., bool | None]
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are read; twice as large is an error
 

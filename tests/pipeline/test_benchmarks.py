@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 import pytest
@@ -64,8 +63,15 @@ def test_the_limits_of_the_paper_scale():
 def test_growth_is_measured_beside_that_of_the_flops(monkeypatch):
     monkeypatch.setattr(performance, "REPEATS", 1)
     monkeypatch.setattr(performance, "GROWTHS", (performance.Growth("batch", (1, 2, 4)),))
+    real = performance.measure
+
+    def timed(name, spec, batch, *rest):
+        """The real measurement, with a time of its own: that of this machine varies."""
+        assert min((found := real(name, spec, batch, *rest))["laps"]) > 0
+        return {**found, "laps": [0.01 * batch**1.5]}
+
+    monkeypatch.setattr(performance, "measure", timed)
     performance.growth(lines := [])
-    (line,) = lines
-    assert line[:2] == ["batch", "1 / 2 / 4"] and line[4] == "1.00" and math.isfinite(float(line[3]))
+    assert lines == [["batch", "1 / 2 / 4", "0.01 / 0.0283 / 0.08", "1.50", "1.00"]]
     with pytest.raises(UserError):
         performance.small(**{"AR steps": 257})

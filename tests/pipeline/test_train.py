@@ -391,6 +391,14 @@ def test_two_checkpoints_are_kept_and_damaged_ones_renamed(tmp_path):
     assert all((parts / f".damaged-{path.name}").is_file() for path in (newest, older))
 
 
+def test_progress_tells_the_losses_of_earlier_steps(tmp_path):
+    seen: list[tuple[int, int, float]] = []
+    trained(spec_of(ROWS[0], "compute.log_every=1"), tmp_path, lambda *state: seen.append(state))
+    logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [loss for _, _, loss in seen if math.isfinite(loss)]
+    assert len(told) > len(logged) // 2 and told == logged[: len(told)] and math.isnan(seen[0][2])
+
+
 def test_finished_training_survives_a_failure_to_write_its_weights(tmp_path, monkeypatch):
     """Nor are its steps repeated: a full disk, a kill or a loss that is not finite may follow the last step."""
     spec, whole, full, steps = spec_of(ROWS[1]), tmp_path / "whole", tmp_path / "full", []

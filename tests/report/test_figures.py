@@ -151,7 +151,6 @@ def test_reconstruction_floors_are_dashed_lines(table1, figure_of):
     assert dashed({**generations(table1), **by_id(*(speed(table1, row) for row in table1.rows))}) == []
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["table1", "heads", "fig5", "data_budget"])
 def test_points_can_be_told_apart_without_colour(name, figure_of):
     experiment = load_experiment(name, "tiny")
@@ -167,6 +166,7 @@ def test_points_can_be_told_apart_without_colour(name, figure_of):
         assert len(looks) == len(ax.containers) > 1
 
 
+@pytest.mark.filterwarnings("error")
 def test_each_device_has_panels_of_its_own(table1, figure_of):
     figure = figure_of(table1, {**everything(table1), **by_id(speed(table1, ROW, GPU, 0.013))})
     cpu, _, empty, single = figure.axes

@@ -75,9 +75,8 @@ class Plot:
     points: pd.DataFrame
     title: str
     panels: dict[str, str]  # panel -> label of its y axis, with the unit
-    legend: dict[
-        str, list[str]
-    ]  # title -> texts: of the colours, and of the markers or lines unless these are the same
+    # title -> texts: of the colours, and of the markers or lines unless these are the same
+    legend: dict[str, list[str]]
     x_label: str
     joined: bool  # whether points of one colour are joined in the order of x
     bars: str  # meaning of the error bars
