@@ -223,7 +223,19 @@ def check_keys(path: str, tree: Any, known: Collection[str] | None = None, where
         if not isinstance(key, str):
             raise KeyPathError(join(path, str(key)), "a key must be a text; put it in quotes")
         if known is not None and key not in known:
-            raise KeyPathError(join(path, key), f"unknown key '{key}'{where}, {did_you_mean(key, known)}")
+            hint = _one_level_down(key, known) or did_you_mean(key, known)
+            raise KeyPathError(join(path, key), f"unknown key '{key}'{where}, {hint}")
+
+
+def _one_level_down(key: str, known: Collection[str]) -> str:
+    """A hint for a key without the name of its block: ``train.lr`` for ``lr``. Empty if no block has it."""
+    blocks = known.items() if isinstance(known, dict) else ()
+    names = [f"'{name}.{key}'" for name, block in blocks for t in _alternatives(block) if _has_field(t, key)]
+    return f"did you mean {' or '.join(dict.fromkeys(names))}?" if names else ""
+
+
+def _has_field(block: Any, key: str) -> bool:
+    return is_dataclass(block) and key in field_types(block)  # type: ignore[arg-type]
 
 
 def join(path: str, key: str) -> str:

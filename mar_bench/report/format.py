@@ -25,17 +25,17 @@ _FORMULA = re.compile(r"[=@\uFF1D\uFF0B\uFF20\uFF0D]|[+-](?!\d+(\.\d+)?$)")  # i
 
 
 def number(value: float | None, like: float | None = None, signed: bool = False) -> str:
-    """Two decimals, one from 100 on, two digits below 0.1; ``like`` sets the decimals so that mean and std match.
+    """Two decimals, one from 100 on, none from 1,000 on, two digits below 0.1; a size below 1e-8 is 0.
 
-    A size below 1e-8 is a rounding error of 0."""
+    ``like`` sets the decimals, so that mean and std match."""
     if value is None or math.isnan(value):
         return MISSING
     size = abs(value if like is None else like)
     if size < 1e-8:
         value = size = 0.0
     small = 0 < size < 0.1
-    decimals = 1 - math.floor(math.log10(size)) if small else 1 if size >= 100 else 2
-    return f"{value:{'+' * signed}.{decimals}f}"
+    decimals = 1 - math.floor(math.log10(size)) if small else 0 if size >= 1000 else 1 if size >= 100 else 2
+    return f"{value:{'+' * signed},.{decimals}f}"
 
 
 def plus_minus(value: float | None, sd: float | None) -> str:

@@ -61,6 +61,7 @@ AXIS = TABLE1.read_text()[slice(*map(TABLE1.read_text().index, ("  guidance:\n",
         ("  guidance:\n", "  setting:\n", ("axes.setting", "column of data frames", "another name")),
         ('title: "Diffusion loss against cross-entropy"', "title: [a]", ("title", "expected a text")),
         ("base: imagenet256", "run: {trian: {steps: 1}}\nbase: imagenet256", ("trian", "did you mean 'train'")),
+        ("base: imagenet256", "run: {lr: 1}\nbase: imagenet256", ("'lr'", "mean 'tokenizer.lr' or 'train.lr'?")),
         ("base: imagenet256", "scales: {tyni: {}}\nbase: imagenet256", ("scales", "tyni", "did you mean 'tiny'")),
         # axes
         (AXIS, "  guidance: {}\n", ("axes.guidance", "at least one bundle")),
