@@ -139,7 +139,7 @@ def _findings(experiment: Experiment, found: RecordFolder) -> Iterator[str]:
     yield f"[The whole table with its notes](../../reports/{scale}/{name}.md)."
     said = judged(scale)
     lines = [
-        [str(claim.number), claim.text, evidence.title, said.main(claim, evidence).summary]
+        [str(claim.number), claim.words, evidence.title, said.main(claim, evidence).summary]
         for claim in said.claims.claims + said.claims.beyond
         for evidence in claim.evidence
         if evidence.experiment == name and said.found[claim.number, evidence]

@@ -138,6 +138,14 @@ def test_an_ordering_holds_on_all_pairs_or_fails_on_any(folder, unguided, guided
     assert verdict == expected and "| unguided" in text and "| guided" in text
 
 
+def test_verdicts_from_one_training_say_so(folder):
+    steps, one = load_experiment("steps", "tiny"), {"seeds": (0,), "sampling_seeds": (0, 1)}
+    costs = of_steps(steps, {"unguided": 1.01, "guided": 1.02}, **one)
+    assert judged(folder, ORDERING, costs)[0] == f"{HOLDS} (at most 5 % worse; one training seed)"
+    curve = of_temperature((4.0, 3.2, 3.0, 3.5), **one)
+    assert judged(folder, OPTIMUM, curve)[0] == f"{HOLDS} (one training seed)"
+
+
 def test_pairs_that_cannot_be_compared_are_counted(folder):
     steps, ratios = load_experiment("steps", "tiny"), {"unguided": 1.01, "guided": 1.01}
     half = of_steps(steps, ratios, rows=["s25/unguided", "s25/guided"])
@@ -297,10 +305,11 @@ def test_rows_that_a_scale_leaves_out_are_named(folder):
 
 def test_claims_beyond_the_paper_have_a_table_of_their_own(folder):
     path = written(folder, OPTIMUM)
-    path.write_text(path.read_text() + f"beyond:\n  - {{number: 2, text: b, evidence: [{ORDERING}]}}\n")
+    limited = path.read_text().replace("text: claim 1,", "text: claim 1, limits: no colour,")
+    path.write_text(limited + f"beyond:\n  - {{number: 2, text: b, evidence: [{ORDERING}]}}\n")
     text = compact(report.markdown(report.judge(path, of_temperature((4.0, 3.2, 3.0, 3.5)))))
     paper, beyond = text.split("Not claims of the paper")
-    assert "| 1 | claim 1 | t | holds |" in paper and "| 2 | b | t |" in beyond and "## 2. b" in beyond
+    assert "| 1 | claim 1 (no colour) | t | holds |" in paper and "| 2 | b | t |" in beyond and "## 2. b" in beyond
 
 
 def test_the_command_prints_and_saves(folder, tmp_path):

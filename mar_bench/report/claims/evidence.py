@@ -22,6 +22,7 @@ from mar_bench.report.claims.orderings import (
     pairs,
     pairs_table,
     runs_judged,
+    seeds_in_common,
     terms,
 )
 from mar_bench.report.frames import Runs, Selection, frame_of, main_setting, metric_value, values
@@ -220,13 +221,13 @@ def _runs(selection: Selection) -> dict[str, Runs]:
 
 def _judged(lines: Iterable[_Line]) -> tuple[str, str]:
     """The verdict of all lines, and their table."""
-    cells, verdicts = [], {}
+    cells, verdicts, differences = [], {}, []
     for where, verdict, why, pair, found in lines:
         word = {HOLDS: "better", FAILS: "worse"}.get(found.verdict, found.verdict) if found else ""
         numbers = difference_cells(replace(found, verdict=word)) if found else [fmt.MISSING] * (2 + len(DIFFERENCE))
         cells.append([where, f"{verdict}: {why}", pair, *numbers])
         verdicts[where] = verdict  # an optimum has two lines with one verdict
+        differences += [found] if found else []
     heading = ["where", "verdict", "pair", "first", "second", *DIFFERENCE[:-1], "the first is"]
-    return all_of([*verdicts.values()]), fmt.markdown_table(
-        heading, cells
-    ) if cells else "This scale has no such points."
+    text = fmt.markdown_table(heading, cells) if cells else "This scale has no such points."
+    return all_of([*verdicts.values()], seeds_in_common(differences)), text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mar_bench.config.experiment import Experiment
@@ -98,9 +98,16 @@ def claims(comparisons: list[Comparison]) -> Iterator[tuple[str, str, str, str]]
 
 
 def terms(comparisons: list[Comparison]) -> str:
-    """``by held-out NLL; at most 25 % worse``: the metric unless it is the main distance, and the cost it allows."""
+    """``by held-out NLL; at most 25 % worse; one training seed``: the metric unless it is the main distance, the cost
+    that the claim allows, and whether no interval is over trainings."""
     words = dict.fromkeys(f"by {c.judged_by}" for c in comparisons if c.judged_by)
-    return "; ".join([*words, *filter(None, [_allowed(comparisons)])])
+    return "; ".join(filter(None, [*words, _allowed(comparisons), seeds_in_common(c.difference for c in comparisons)]))
+
+
+def seeds_in_common(found: Iterable[stats.Difference]) -> str:
+    """``one training seed`` if no interval is over more."""
+    most = max((one.trainings for one in found if one.over), default=0)
+    return "one training seed" if most == 1 else ""
 
 
 def _allowed(comparisons: list[Comparison]) -> str:

@@ -31,6 +31,11 @@ class Claim:
     number: int
     text: str
     evidence: tuple[Evidence, ...]
+    limits: str = ""  # why some scales cannot answer it
+
+    @property
+    def words(self) -> str:
+        return f"{self.text} ({self.limits})" if self.limits else self.text
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def markdown(judged: Judged) -> str:
         summaries.append([])
         for claim in claims:
             details.append(f"## {claim.number}. {inline(claim.text)}")
-            name = [str(claim.number), claim.text]
+            name = [str(claim.number), claim.words]
             for evidence in claim.evidence:
                 findings, main = judged.found[claim.number, evidence], judged.main(claim, evidence)
                 cells = [findings[at].summary if at in findings else MISSING for at in columns]
