@@ -49,11 +49,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
-# Everything committed in results/ and reports/: all tables at tiny scale, four at desk and two at fashion scale, each on
+# Everything committed in results/ and reports/: all tables at tiny scale, four at desk and three at fashion scale, each on
 # its own seeds. About a day of one core; stop and repeat it at will.
 OWN := --seeds own --sampling-seeds own
 DESK := table1 learning_curves same_tokenizer accelerations --scale desk
-FASHION := table1 learning_curves --scale fashion
+FASHION := table1 learning_curves tokenizer_choice --scale fashion
 
 reference: $(INSTALLED)
 	$(MAR) run --all --scale tiny --records results/records
