@@ -6,16 +6,14 @@ leaves open follow its published code. Tokens are single latents here; the netwo
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from mar_bench.config.spec import Continuous, DiTModel, SamplingSpec, num_tokens
 from mar_bench.models.ar import Generator
-from mar_bench.models.backbones.layers import Attention
+from mar_bench.models.backbones.layers import Attention, mlp
 from mar_bench.models.diffusion import DETERMINISTIC, sample, tables_on, training_loss
 from mar_bench.models.heads.base import guided
 from mar_bench.models.heads.layers import FREQUENCIES, angles, initialise, modulated, timestep_embedding
@@ -40,7 +38,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+        self.mlp = mlp(dim, int(dim * mlp_ratio), nn.GELU(approximate="tanh"))
         self.modulation = nn.Linear(dim, 6 * dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from mar_bench.config.spec import CausalBackbone, Discrete, MaskedBackbone, TokenSpace
@@ -65,6 +66,13 @@ class Attention(nn.Module):
         return tuple(h.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for h in heads)
 
 
+def mlp(dim: int, hidden: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
+    """The MLP of a transformer block."""
+    first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+    parts = {"fc1": first, "act": activation, "drop1": nn.Dropout(dropout), "fc2": second, "drop2": nn.Dropout(dropout)}
+    return nn.Sequential(OrderedDict(parts))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block, as in ViT."""
 
@@ -73,7 +81,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=ACTIVATIONS[activation], drop=dropout)
+        self.mlp = mlp(dim, int(dim * mlp_ratio), ACTIVATIONS[activation](), dropout)
 
     def forward(
         self, x: Tensor, causal: bool = False, cache: KVCache | None = None, asked: slice | None = None
