@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from mar_bench.config.spec import ClassifierExtractor, DataSpec, ExtractorSpec, PluginExtractor
 from mar_bench.data.parts import hash_tensors
@@ -145,8 +144,10 @@ def _as_tuple(outputs: Any) -> tuple:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def inception(weights: Path) -> FeatureExtractorInceptionV3:
+def inception(weights: Path) -> nn.Module:
     """torch-fidelity's 2015 Inception network. Raises UserError if the file is not the published one."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     content = weights.read_bytes()  # read once, so that what is loaded is what was checked
     if (found := hashlib.sha256(content).hexdigest()) != INCEPTION_SHA256:
         raise UserError(

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
 from mar_bench.utils.noise import SHARED, philox
 
@@ -108,6 +106,8 @@ def inception_style_score(logits: torch.Tensor, splits: int) -> tuple[float, flo
     """exp of the mean KL divergence of p(class | image) from p(class): mean and std over splits (Salimans et al. 2016).
 
     ``logits`` (N, classes) are ``shuffled`` already."""
+    from torch_fidelity.metric_isc import isc_features_to_metric  # takes a second, and not every process measures
+
     logits = logits.double()
     logits = (logits - logits.amax(1, keepdim=True)).clamp(min=-700)  # avoids 0 * inf
     mean, sd = isc_features_to_metric(logits, splits=splits, shuffle=False).values()
@@ -118,6 +118,8 @@ def kernel_distance(
     generated: torch.Tensor, reference: torch.Tensor, subsets: int, subset_size: int
 ) -> tuple[float, float]:
     """KID, the unbiased squared MMD with a cubic kernel (Binkowski et al. 2018): mean and std over random subsets."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     settings = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": SEED, "verbose": False}
     mean, sd = kid_features_to_metric(generated, reference, **settings).values()
     return mean, sd

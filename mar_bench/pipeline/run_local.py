@@ -129,7 +129,8 @@ def _urgency(jobs: list[Job]) -> dict[str, float]:
 
 def _spawn(places: Places, workers: dict[Any, Any]) -> Any:
     """Add a process to ``workers``; returns the pipe to it."""
-    multiprocessing.set_forkserver_preload(["mar_bench.pipeline.execute"])  # seconds of imports, once for all workers
+    # seconds of imports, once for all workers
+    multiprocessing.set_forkserver_preload(["mar_bench.pipeline.execute", "torch_fidelity", "vector_quantize_pytorch"])
     context = multiprocessing.get_context("forkserver")
     mine, theirs = context.Pipe()
     workers[mine] = context.Process(target=_work, args=(theirs, places))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
 
 from mar_bench.config.spec import DataSpec, KLTokenizer, VQTokenizer, latent_space
 from mar_bench.models.finite import clipped
@@ -114,6 +113,8 @@ class VQAutoencoder(Autoencoder):
     The codebook is a moving average, initialised by k-means; dead codes are replaced by vectors of the batch."""
 
     def __init__(self, spec: VQTokenizer, data: DataSpec):
+        from vector_quantize_pytorch import VectorQuantize
+
         super().__init__(spec, data, spec.code_dim, spec.code_dim)
         self.codes = spec.output == "codes"
         codebook = {"codebook_size": spec.vocab_size, "kmeans_init": True, "threshold_ema_dead_code": 1}
