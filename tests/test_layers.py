@@ -70,9 +70,17 @@ def test_reports_plans_and_records_do_without_torch(folder):
     assert {m for m, names in heavy.items() if names} <= {"mar_bench.records.provenance"}
 
 
-def test_planning_imports_no_heavy_library():
-    code = "import sys, mar_bench.cli, mar_bench.config.ids, mar_bench.pipeline.graph, mar_bench.pipeline.plan"
-    show = "print(sorted({'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("cli, config.ids, pipeline.graph, pipeline.plan", {"torch", "numpy", "pandas", "matplotlib"}),
+        ("pipeline.execute", {"timm", "torchvision", "torch_fidelity", "vector_quantize_pytorch", "torch._dynamo"}),
+    ],
+)
+def test_planning_and_stages_start_without_heavy_libraries(modules, heavy):
+    """They take seconds, and few stages need the second set."""
+    code = f"import sys, {', '.join(f'mar_bench.{name}' for name in modules.split(', '))}"
+    show = f"print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", f"{code}; {show}"], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
