@@ -53,18 +53,21 @@ lint: $(INSTALLED)
 # its own seeds. About a day of one core; stop and repeat it at will.
 OWN := --seeds own --sampling-seeds own
 DESK := table1 learning_curves same_tokenizer accelerations --scale desk
-FASHION := table1 learning_curves tokenizer_choice --scale fashion
+FASHION := table1 learning_curves --scale fashion
+CHOICE := tokenizer_choice --scale fashion
 
 reference: $(INSTALLED)
 	$(MAR) run --all --scale tiny --records results/records
 	$(MAR) run $(DESK) $(OWN) --records results/records
 	test -d weights/fashion-mnist || $(MAR) fetch fashion-mnist
 	$(MAR) run $(FASHION) $(OWN) --records results/records
+	$(MAR) run $(CHOICE) --seeds own --no-speed --records results/records
 	$(MAKE) reports
 
 reports: $(INSTALLED)
 	for tables in "--all --scale tiny" "$(DESK)" "$(FASHION)"; do \
 		$(MAR) table $$tables --save >/dev/null && $(MAR) plot $$tables || exit; done
+	$(MAR) table $(CHOICE) --save >/dev/null
 	$(MAR) sample $(SHEETS) --scale tiny
 	$(MAR) neighbours table1/raster_causal/diff/guided --scale tiny
 	$(MAR) claims --save >/dev/null
