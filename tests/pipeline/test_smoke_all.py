@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from mar_bench.cli import app
 from mar_bench.config.choices import with_choices
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.spec import CHOICE_SEED
@@ -19,23 +19,23 @@ from mar_bench.report.frames import select
 from tests.docs.test_commands import LINES
 
 pytestmark = pytest.mark.smoke
+EVERY = ("--all", "--scale", "smoke")
 
 
-def call(folder: Path, verb: str, *words: str, all_of_them: bool = True) -> str:
-    where = {"run": ("runs", "records"), "plan": ("runs", "records")}.get(verb, ("records", "reports"))
-    options = [w for name in where for w in (f"--{name}", str(folder / name))]
-    every = ["--all"] * all_of_them
-    command = [sys.executable, "-m", "mar_bench", verb, *every, "--scale", "smoke", *options, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def call(folder: Path, *words: str) -> str:
+    places = {f"MAR_BENCH_{name.upper()}": str(folder / name) for name in ("runs", "records", "reports")}
+    done = CliRunner().invoke(app, words, env=places, catch_exceptions=False)
+    assert done.exit_code == 0, f"{words}: {done.output}"
+    return done.output
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A run of all experiments."""
+def folder(table1, tmp_path_factory) -> Path:
+    """A run of all experiments, which goes on from that of Table 1."""
     folder = tmp_path_factory.mktemp("all")
-    call(folder, "run")
+    for name in ("runs", "records"):
+        shutil.copytree(table1 / name, folder / name)
+    call(folder, "run", *EVERY)
     return folder
 
 
@@ -45,16 +45,13 @@ def records(folder) -> dict[str, Record]:
 
 
 def test_nothing_is_left_to_do(folder):
-    assert "nothing to do" in call(folder, "run")
+    assert "nothing to do" in call(folder, "run", *EVERY)
 
 
 def test_the_documented_commands_at_smoke_scale_run(folder):
-    places = {f"MAR_BENCH_{name.upper()}": str(folder / name) for name in ("runs", "records", "reports")}
     lines = {line for _, line in LINES if "--scale smoke" in line and "columns" not in line}  # a plugin's order
     for line in sorted(lines):
-        words = [sys.executable, "-m", "mar_bench", *shlex.split(line)[1:]]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=580, env={**os.environ, **places})
-        assert done.returncode == 0, line + done.stdout + done.stderr
+        call(folder, *shlex.split(line)[1:])
     assert len(lines) > 2
 
 
@@ -76,13 +73,13 @@ def test_every_row_is_measured_and_has_its_table(name, folder, records):
 
 
 def test_tables_figures_and_claims(folder):
-    call(folder, "table", "--save")
-    call(folder, "plot")
+    call(folder, "table", *EVERY, "--save")
+    call(folder, "plot", *EVERY)
     reports = folder / "reports/smoke"
     for name in experiment_files():
         assert {f"{name}.{ending}" for ending in ("md", "csv", "tex")} <= {p.name for p in reports.iterdir()}
         text = (reports / f"{name}.md").read_text()
         assert "smoke scale, not comparable" in text and "FAILED" not in text
     assert len(list(reports.glob("*.pdf"))) == len(experiment_files()) - 1  # a gallery is drawn by sample
-    claims = call(folder, "claims", all_of_them=False)
+    claims = call(folder, "claims", "--scale", "smoke")
     assert "no records" not in claims and claims.count(", smoke scale.") >= 10
