@@ -26,7 +26,8 @@ demo: $(INSTALLED)
 	@echo "with three seeds: without guidance, reports/tiny/learning_curves.md at 2000 steps; after the whole training, reports/tiny/table1.md"
 
 # three workers, as one of them often waits for Slurm
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# bytecode is written even where the shell forbids it: else each of some hundred processes compiles the package again
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED) lint
 	$(PYTEST)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mar_bench.pipeline.distributed import World
 
 TELL_SECONDS = 0.25  # between two reports of a worker; each report also detects a closed pipe
+# seconds of imports, once for all workers
+PRELOADED = ["mar_bench.pipeline.execute", "torch_fidelity", "vector_quantize_pytorch"]
 STOPPING = signal.SIGINT, signal.SIGTERM  # requests to stop
 STOP_SECONDS = 120  # time a worker has to save before it is killed
 # A worker keeps the memory it has freed (glibc): to give it back and ask again in each step costs a sixth of the time
@@ -129,8 +131,7 @@ def _urgency(jobs: list[Job]) -> dict[str, float]:
 
 def _spawn(places: Places, workers: dict[Any, Any]) -> Any:
     """Add a process to ``workers``; returns the pipe to it."""
-    # seconds of imports, once for all workers
-    multiprocessing.set_forkserver_preload(["mar_bench.pipeline.execute", "torch_fidelity", "vector_quantize_pytorch"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     context = multiprocessing.get_context("forkserver")
     mine, theirs = context.Pipe()
     workers[mine] = context.Process(target=_work, args=(theirs, places))

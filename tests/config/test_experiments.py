@@ -44,6 +44,11 @@ def _tokenizer_on_paper(spec: RunSpec) -> torch.nn.Module:
     return build_tokenizer(spec)
 
 
+@functools.cache
+def loaded(name: str, scale: str) -> Experiment:
+    return load_experiment(name, scale)
+
+
 def size(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -57,7 +62,7 @@ def rows_of(experiment: Experiment) -> list[RunSpec]:
 
 @every_experiment
 def test_it_plans(name, scale, tmp_path):
-    experiment, places = load_experiment(name, scale), Places(tmp_path / "runs", tmp_path / "records")
+    experiment, places = loaded(name, scale), Places(tmp_path / "runs", tmp_path / "records")
     if not experiment.rows:  # of small scales only
         with pytest.raises(UserError, match=f"no row at scale {scale}"):
             plan_runs(experiment)
@@ -76,7 +81,7 @@ def test_it_plans(name, scale, tmp_path):
 
 @every_experiment
 def test_it_builds(name, scale):
-    for spec in rows_of(load_experiment(name, scale)):
+    for spec in rows_of(loaded(name, scale)):
         generator, tokenizer = on_paper(spec)
         assert {p.device.type for p in generator.parameters()} == {"meta"}
         assert generator.space == tokenizer.space == spec.space and generator.length == num_tokens(spec.space)

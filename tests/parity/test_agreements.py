@@ -65,9 +65,12 @@ def test_the_baseline_of_the_benchmarks(one):
 CHANGES = [{"noise_factor": 1.01}, {"temperature": 0.95 * 1.01}, {"guidance_scale": 3 * 1.01}]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
-def test_samples_of_unit_size_and_an_error_of_one_percent_in_them(one, change):
+def test_samples_of_unit_size(one):
     assert tame(one).holds
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_an_error_of_one_percent_in_samples_of_unit_size(one, change):
     assert tame(one, **change).found > 0.01
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mar_bench.cli import app
 from mar_bench.config.experiment import load_experiment
 from mar_bench.pipeline import fit, rehearse
 from mar_bench.pipeline.rehearse import check_room, count
@@ -22,6 +23,7 @@ from mar_bench.report.rehearsal import markdown, title_of
 from mar_bench.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "mar_bench", "rehearse", "table1"]
 COMMITTED = ROOT / "reports" / "paper" / "table1-rehearsal"
 PAPER = load_experiment("table1", "paper").rows
 SHALLOW = [
@@ -31,16 +33,11 @@ SHALLOW = [
 ]  # fmt: skip
 
 
-def command(*words: str) -> dict:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return {"args": [sys.executable, "-m", "mar_bench", "rehearse", "table1", *words], "env": environ}
-
-
 @pytest.mark.smoke
 def test_a_shallow_table_1_rehearses(tmp_path):
     words = [*SHALLOW, "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path), "--save", "--only", "mar/diff/*"]
-    result = subprocess.run(**command(*words), capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = CliRunner().invoke(app, ["rehearse", "table1", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
     (found,) = json.loads((tmp_path / "paper/table1-rehearsal.json").read_text())["found"]
     assert found["rows"] == ["mar/diff/unguided", "mar/diff/guided"]
     assert found["resumed_equal"] is True and found["error"] is None
@@ -54,7 +51,7 @@ def test_a_shallow_table_1_rehearses(tmp_path):
 
 @pytest.mark.smoke
 def test_a_stop_leaves_nothing_behind(tmp_path):
-    process = subprocess.Popen(**command(*SHALLOW, "--only", "mar/ce/*", "--runs", str(tmp_path)))
+    process = subprocess.Popen([*COMMAND, *SHALLOW, "--only", "mar/ce/*", "--runs", str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("rehearsal-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -126,6 +123,6 @@ def test_failures_in_the_child_process_are_part_of_the_result(tmp_path):
 
 
 def test_an_unknown_gpu_is_one_line():
-    result = subprocess.run(**command("--gpu", "H10"), capture_output=True, text=True)
+    result = subprocess.run([*COMMAND, "--gpu", "H10"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and "--gpu H10: did you mean 'H100'" in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr

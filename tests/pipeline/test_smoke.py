@@ -1,8 +1,9 @@
-"""Table 1 at smoke scale from YAML to table, with real processes: run, stop, kill, repeat, side by side."""
+"""Table 1 at smoke scale from YAML to table, with real processes: run, stop, kill, repeat."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ from typer.testing import CliRunner
 from mar_bench.cli import app
 from mar_bench.config.experiment import load_experiment
 from mar_bench.config.ids import generation_run
+from mar_bench.pipeline.run_local import PRELOADED
 from mar_bench.pipeline.store import MARKER, is_sound
 from mar_bench.records.record import Record, read_records
+from tests.torture import workshop
 
 pytestmark = pytest.mark.smoke
 BEFORE_TRAINING = ("tokenizer", "latents", "extractor", "reconstruction")
@@ -36,10 +41,10 @@ def command(folder: Path, verb: str, *words: str) -> list[str]:
     return [verb, "table1", "--scale", "smoke", *options, *words]
 
 
-def start(folder: Path, *words: str, **options) -> subprocess.Popen:
-    """A run as a process of its own."""
-    words = [sys.executable, "-m", "mar_bench", *command(folder, "run", *words)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+def start(folder: Path, *words: str) -> Any:
+    """A run as a process group of its own, forked from a server that has imported torch."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    return workshop.start(folder, command(folder, "run", *words), context=multiprocessing.get_context("forkserver"))
 
 
 def call(folder: Path, verb: str, *words: str, code: int = 0) -> str:
@@ -63,15 +68,11 @@ def numbers(folder: Path) -> dict[str, dict[str, float]]:
     return {i: {**r.metrics, "loss": r.training.get("loss_heldout", 0.0)} for i, r in measured(folder).items()}
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, "it never got there"
+def wait_for_training(folder: Path, alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not any((folder / "runs/train").glob("*")):
+        assert alive() and time.monotonic() < deadline, "it never got there"
         time.sleep(0.02)
-
-
-def training_started(folder: Path):
-    return lambda: any((folder / "runs/train").glob("*"))
 
 
 def assert_nothing_half_written(folder: Path) -> None:
@@ -169,32 +170,46 @@ def uninterrupted(finished, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("number", "workers_too"),
-    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGKILL, False)],
-)
-def test_stopped_the_same_command_goes_on_with_the_same_bits(number, workers_too, finished, uninterrupted, tmp_path):
+def assert_goes_on(folder: Path, uninterrupted: Path) -> None:
+    """Stopped in its training, the same command gives the same bits."""
+    assert_nothing_half_written(folder)
+    assert not [r for r in measured(folder).values() if r.task == "generation"]
+    assert list((folder / "runs/train").glob("*/checkpoint-*.pt")), "it was stopped in its training"
+    call(folder, "run", *ONE_ROW)
+    assert numbers(folder) == numbers(uninterrupted)
+
+
+def test_after_ctrl_c_the_same_command_goes_on_with_the_same_bits(finished, uninterrupted, tmp_path):
+    """A Python of its own, whose workers and their server get the signal too, as from a terminal."""
     prepare(finished, tmp_path, *BEFORE_TRAINING)
-    process = start(tmp_path, *ONE_ROW, start_new_session=True)
-    wait_for(training_started(tmp_path), process)
-    if workers_too:
-        os.killpg(process.pid, number)  # as a terminal does, or a service manager
-    else:
-        process.send_signal(number)
+    words = [sys.executable, "-m", "mar_bench", *command(tmp_path, "run", *ONE_ROW)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(words, start_new_session=True, **pipes)
+    wait_for_training(tmp_path, lambda: process.poll() is None)
+    os.killpg(process.pid, signal.SIGINT)
     text, _ = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
+    assert process.returncode == 130 and "resumes from here" in text and "Traceback" not in text
+    assert_goes_on(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "kill"), [("SIGTERM", os.kill), ("SIGTERM", os.killpg), ("SIGKILL", os.kill)])
+def test_stopped_the_same_command_goes_on_with_the_same_bits(number, kill, finished, uninterrupted, tmp_path):
+    """``kill``: the command alone, or its workers too, as a service manager does."""
+    prepare(finished, tmp_path, *BEFORE_TRAINING)
+    process = start(tmp_path, *ONE_ROW)
+    wait_for_training(tmp_path, process.is_alive)
+    kill(process.pid, signal.Signals[number])
+    process.join(60)
+    text = (tmp_path / "output.txt").read_text()
+    if number == "SIGKILL":
         # its workers notice, save and end by themselves
         wait_for_end = time.monotonic() + 20
         while any_worker_of(tmp_path) and time.monotonic() < wait_for_end:
             time.sleep(0.1)
         assert not any_worker_of(tmp_path)
     else:
-        assert process.returncode == 130 and "resumes from here" in text and "Traceback" not in text
-    assert_nothing_half_written(tmp_path)
-    assert not [r for r in measured(tmp_path).values() if r.task == "generation"]
-    assert list((tmp_path / "runs/train").glob("*/checkpoint-*.pt")), "it was stopped in its training"
-    call(tmp_path, "run", *ONE_ROW)
-    assert numbers(tmp_path) == numbers(uninterrupted)
+        assert process.exitcode == 130 and "resumes from here" in text and "Traceback" not in text
+    assert_goes_on(tmp_path, uninterrupted)
 
 
 def any_worker_of(folder: Path) -> bool:
@@ -208,18 +223,14 @@ def any_worker_of(folder: Path) -> bool:
     return False
 
 
-def children(process: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
 def test_a_killed_worker_is_a_failure_with_a_record(finished, tmp_path):
     prepare(finished, tmp_path, *BEFORE_TRAINING)
     process = start(tmp_path, "--jobs", "1", *ONE_ROW)
-    wait_for(training_started(tmp_path), process)
-    (worker,) = [grandchild for child in children(process.pid) for grandchild in children(child)]
-    os.kill(worker, signal.SIGKILL)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "the worker process died (SIGKILL" in text
+    wait_for_training(tmp_path, process.is_alive)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    process.join(120)
+    assert process.exitcode == 1 and "the worker process died (SIGKILL" in (tmp_path / "output.txt").read_text()
     failed = [r for r in measured(tmp_path).values() if r.status == "failed"]
     assert [r.task for r in failed] == ["generation"] and "SIGKILL" in failed[0].error
     assert "FAILED" in call(tmp_path, "table", "train.steps=400")
@@ -237,14 +248,3 @@ def test_a_failed_training_fails_its_rows_and_no_others(finished, tmp_path):
     failed = [r for r in records if r.task == "generation"]
     assert failed and {r.status for r in failed} == {"failed"}
     assert all("lower the learning rate" in r.error for r in failed)
-
-
-def test_two_commands_at_once_share_the_work(finished, tmp_path):
-    prepare(finished, tmp_path, "tokenizer")
-    both = [start(tmp_path, "--jobs", "1", "--only", "raster_causal/ce/*") for _ in range(2)]
-    outputs = [p.communicate(timeout=240)[0] for p in both]
-    assert [p.returncode for p in both] == [0, 0], outputs
-    assert all(r.status == "done" for r in measured(tmp_path).values())
-    assert_nothing_half_written(tmp_path)
-    log = next((tmp_path / "runs/train").glob("*/metrics.jsonl")).read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log] == [0, 50, 79]

@@ -9,11 +9,9 @@ from pathlib import Path
 from tests.slurm.conftest import Cluster
 from tests.slurm.lab import TABLE1, Lab, measured
 
-ROWS = [*TABLE1, "--only", "r*/diff/guided", "train.steps=100"]  # three trainings
+ROWS = [*TABLE1, "--only", "random_*/diff/guided", "train.steps=100"]  # two trainings
 SLOW = ["compute.step_pause=0.4", "compute.checkpoint_every=10"]
-RASTER, CAUSAL, BOTH = (
-    f"{variant}/diff/guided" for variant in ("raster_causal", "random_causal", "random_bidirectional")
-)
+CAUSAL, BOTH = "random_causal/diff/guided", "random_bidirectional/diff/guided"
 
 
 def test_disturbed_jobs_give_the_records_of_a_quiet_run(slurm: Cluster, tmp_path: Path):
@@ -29,11 +27,11 @@ def test_disturbed_jobs_give_the_records_of_a_quiet_run(slurm: Cluster, tmp_path
     history = lab.history()
     assert set(Counter(e["stage"] for e in history if e["event"] == "done").values()) == {1}, "done twice"
     resumed = Counter(e["stage"] for e in history if e["event"] == "start" and e.get("first_step"))
-    assert len(resumed) == 3 and sum(resumed.values()) >= 5, "not from their own checkpoints"
+    assert len(resumed) == 2 and sum(resumed.values()) >= 5, "not from their own checkpoints"
 
 
 def disturb(slurm: Cluster, lab: Lab) -> None:
-    """Submit three trainings, break in on each, and wait until all have ended."""
+    """Submit two trainings, break in on both, and wait until they have ended."""
     # two GPUs: each training has a node for itself, and what happens to the node happens to that one
     profile = lab.profile(stages={"train": {"gpus_per_node": 2, "tasks_per_node": 1}})
 
@@ -48,11 +46,12 @@ def disturb(slurm: Cluster, lab: Lab) -> None:
         return lab.until(there, 240)
 
     lab.submit(*ROWS, *SLOW, cluster=profile)
-    causal, both, raster = training(CAUSAL, 3), training(BOTH, 3), training(RASTER, 3)
+    causal, both = training(CAUSAL, 3), training(BOTH, 3)
 
-    # one gets the signal of a time limit, another is preempted, an operator requeues the third
-    slurm.run("scancel", "--signal=USR2", raster["job"])
+    # one is preempted, the other gets the signal of a time limit; then an operator requeues it
     slurm.run("sbatch", "-p", "prio", "-w", causal["node"], "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    slurm.run("scancel", "--signal=USR2", both["job"])
+    both = training(BOTH, both["step"] + 1)
     slurm.run("scontrol", "requeue", both["job"])
 
     # a slurmd dies while its task lives on: once Slurm has given up the node, two copies run

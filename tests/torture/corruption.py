@@ -159,7 +159,7 @@ def corruptions(lab: Workshop) -> Iterator[Figure]:
         where = f"case {number}: {what} {told} of {stage}{', half done' * (source != done)}"
         return verdict if verdict in ("equal", "refused") else f"{where}: {verdict}"
 
-    found = lab.each(case, lab.cases(CASES, 16))
+    found = lab.each(case, lab.cases(CASES, 10))
     yield Figure(
         "corruptions",
         "files of finished and half-finished stages with a bit flipped, also under an empty `stage.json`, truncated, "

@@ -135,7 +135,7 @@ def kills(lab: Workshop) -> Iterator[Figure]:
                     return told and f"case {case}: {command.name}, killed after {moment:.3f} s: {told}"
         return f"case {case}: {command.name} always ended before the signal"
 
-    cases = lab.cases(MOMENTS, 8)
+    cases = lab.cases(MOMENTS, 4)
     yield Figure(
         "kills at random moments",
         "SIGKILL to a command and its workers at a random moment of each stage of `run`, of `eval --save`, `convert`, "
@@ -156,7 +156,7 @@ def kills(lab: Workshop) -> Iterator[Figure]:
             told = again(folder, command, truths[command.name]) if code == -signal.SIGKILL else f"never reached: {text}"
             return told and f"case {case}: {command.name}, killed at write point {last}: {told}"
 
-    cases = lab.cases(len(points), 8)
+    cases = lab.cases(len(points), 5)
     yield Figure(
         "kills at write points",
         "SIGKILL before and after every call of `run`, `eval --save`, `convert`, `collect` and `table --save` that "

@@ -113,11 +113,13 @@ class Workers:
         target(*args)
 
 
-def start(folder: Path, words: Iterable[object], hook: Callable[[], object] = lambda: None, real: bool = False) -> Any:
+def start(
+    folder: Path, words: Iterable[object], hook: Callable[[], object] = bool, real: bool = False, context: Any = FORK
+) -> Any:
     """``mar-bench`` with these words as a child that leads a process group; ``hook`` is called in it beforehand.
 
     ``real``: by a Python of its own instead of a fork."""
-    process = FORK.Process(target=_command, args=(folder, list(map(str, words)), hook, real))
+    process = context.Process(target=_command, args=(folder, list(map(str, words)), hook, real))
     process.start()
     with suppress(OSError):
         os.setpgid(process.pid, process.pid)  # here too, before anyone can kill the group
