@@ -23,7 +23,6 @@ from mar_bench.pipeline.cost import gpu_hours
 from mar_bench.pipeline.request import load_all, preflight, select
 from mar_bench.pipeline.store import Places, is_sound, publish, record_failure
 from mar_bench.records.record import RecordFolder, read_record
-from mar_bench.report.table.build import save_formats, table
 from mar_bench.utils.console import console_table
 from mar_bench.utils.errors import UserError
 from mar_bench.utils.files import expanded, writing
@@ -119,6 +118,8 @@ def conclude(submission: Submission) -> None:
             submit(request, submission.plan()[0], follows=True)
         except UserError as error:
             print(f"{error}; to send the cells that can be chosen now, repeat: {request.command}", file=sys.stderr)
+    from mar_bench.report.table.build import save_formats, table  # pandas: in every job, if imported above
+
     records = RecordFolder(submission.places.records, IdCheck())
     for experiment in load_all(list(request.words), request.every, request.scale, records):
         try:

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from mar_bench.data import image_sets as module
-from mar_bench.data.datasets import BATCH, silent
+from mar_bench.data.datasets import BATCH, packaged, silent
 from mar_bench.data.image_sets import (
     Digest,
     ImageSet,
@@ -31,9 +30,10 @@ from mar_bench.data.image_sets import (
 )
 from mar_bench.data.images import read_image
 from mar_bench.data.npz import FOLDER, IMAGES, OTHER, REFERENCE, STATISTICS, kind_of
+from mar_bench.pipeline.rehearse import PHOTOGRAPHS
 from tests.measuring import png, refusal, says
 
-PHOTOS = load_sample_images().images  # two of 427x640
+PHOTOS = [np.asarray(Image.open(packaged("sklearn", f"datasets/images/{name}"))) for name in PHOTOGRAPHS]  # of 427x640
 
 
 def tiles(count: int, height: int = 20, width: int = 24) -> np.ndarray:

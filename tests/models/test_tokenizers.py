@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ from tests.parity.agreements import tokens_of
 from tests.pipeline.test_train import go_on
 from tests.tiny import normal, shrunk
 
-diffusers = pytest.importorskip("diffusers", reason="the paper's tokenizers are an extra")
+if find_spec("diffusers") is None:  # not imported here: it takes a second
+    pytest.skip("the paper's tokenizers are an extra", allow_module_level=True)
 IMAGES = ImageFolderData(image_size=32, num_classes=2)
 
 
@@ -53,7 +55,11 @@ def spec_with_file(tmp_path, monkeypatch):
     few |= {"encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4}
 
     def small(spec) -> torch.nn.Module:
-        return diffusers.ConsistencyDecoderVAE(**few) if spec.kind == "consistency" else net_of(spec)
+        if spec.kind != "consistency":
+            return net_of(spec)
+        from diffusers import ConsistencyDecoderVAE
+
+        return ConsistencyDecoderVAE(**few)
 
     monkeypatch.setattr(published, "WIDTHS", {"sd_kl": (32,) * 4, "ldm_kl": (32,) * 5, "ldm_vq": (32,) * 5})
     monkeypatch.setattr(published, "net_of", small)
