@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -56,14 +57,17 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self._by_head(self.qkv(x).chunk(3, dim=-1))  # in training faster than a permuted (3, B, H, n, E / H)
 
     def _heads_of(self, x: Tensor, asked: slice) -> tuple[Tensor, ...]:
         """Queries of the asked inputs alone."""
         parts = self.qkv.weight.tensor_split(3), self.qkv.bias.tensor_split(3)
         inputs = x[:, asked], x, x
-        heads = [F.linear(x, weight, bias) for x, weight, bias in zip(inputs, *parts)]
-        return tuple(h.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for h in heads)
+        return self._by_head(F.linear(x, weight, bias) for x, weight, bias in zip(inputs, *parts))
+
+    def _by_head(self, parts: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """(B, n, E) -> (B, H, n, E / H) each."""
+        return tuple(part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts)
 
 
 def mlp(dim: int, hidden: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
