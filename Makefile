@@ -32,7 +32,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 
 test: $(INSTALLED) lint
 	$(PYTEST)
 
-# Without whole runs and Slurm: under two minutes.
+# Without whole runs and Slurm: under three minutes.
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not smoke and not slurm"
 
