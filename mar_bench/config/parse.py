@@ -194,7 +194,8 @@ def _parse_scalar(expected: type, value: Any, path: str) -> Any:
 def _kind_of(members: list[Any], value: Any, path: str) -> type:
     """The dataclass among ``members`` that a block's ``kind`` names; an ``assumed`` one is the default."""
     kinds = {m.kind: m for m in members}
-    if (part := EXTENSIBLE.get(frozenset(members))) and isinstance(value, dict) and value.get("kind", "") not in kinds:
+    given = value.get("kind", "") if isinstance(value, dict) else ""
+    if (part := EXTENSIBLE.get(frozenset(members))) and isinstance(given, str) and given not in kinds:
         kinds = {**plugins.specs(part), **kinds}
     if not isinstance(value, dict):
         raise KeyPathError(path, f"expected a block with a kind ({', '.join(kinds)}), found {shown(value)}")

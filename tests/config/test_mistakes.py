@@ -133,6 +133,7 @@ MAR, CAUSAL, WORD = "mar/diff/guided", "raster_causal/diff/unguided", "mar/ce/un
     ("row", "overrides", "hints"),
     [
         # heads, attention and steps
+        (MAR, 'model.head={"kind":[]}', ("model.head.kind: unknown kind",)),
         (MAR, "model.head.kind=cross_entropy", ("head 'cross_entropy' needs discrete tokens", "'kl'")),
         (WORD, "parts.head.cross_entropy.kind=diffusion", ("head 'diffusion' needs continuous tokens", "'vq'")),
         (MAR, "parts.few_steps=0", ("num_ar_steps: 0", "between 1 and")),

@@ -135,7 +135,8 @@ def _template(run: Run, seeds: dict) -> str:
 
 def make_submissions(places: Places, count: int = 20, rows: int = 1000) -> None:
     """Write ``count`` submissions of ``rows`` records each, sent to a Slurm that does not answer."""
-    experiments = (load_experiment(name, scale) for scale in reversed(SCALES) for name in experiment_files())
+    every = (load_experiment(name, scale) for scale in reversed(SCALES) for name in experiment_files())
+    experiments = (experiment for experiment in every if experiment.rows)  # some are of small scales only
     for number, experiment in enumerate(itertools.islice(experiments, count)):
         runs: list[Run] = []
         for seed in itertools.count():

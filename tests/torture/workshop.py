@@ -163,7 +163,8 @@ def command(folder: Path, *words: object) -> tuple[int, str]:
 
 def run_words(folder: Path, *words: object) -> tuple[object, ...]:
     places = "--runs", folder / "runs", "--records", folder / "records"
-    return ("run", EXPERIMENT, "--scale", SCALE, *places, "--jobs", 1, *words)
+    jobs = () if "--jobs" in words else ("--jobs", 1)
+    return ("run", EXPERIMENT, "--scale", SCALE, *places, *jobs, *words)
 
 
 def run(folder: Path, *words: object) -> tuple[int, str]:
@@ -227,7 +228,7 @@ def state(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or any(part in ("locks", "machine") or part.startswith(".") for part in name.parts):
+        if not path.is_file() or any(part in ("locks", "machine") or part.startswith(".") for part in name.parts):
             continue
         if path.suffix == ".json" and (path.name == "record.json" or name.parts[0] == "records"):
             found[str(name)] = stripped(json.loads(path.read_text()))
